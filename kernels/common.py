@@ -1,0 +1,76 @@
+"""Device functions that several kernels share: slots, time arithmetic, coefficients."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def ring_slot(pointer, offset, K):
+    """Slot ``(pointer - offset) mod K`` for ``0 <= offset <= K``."""
+    slot = pointer - offset
+    return tl.where(slot < 0, slot + K, slot)
+
+
+@triton.jit
+def coefficient(ptr, offs_n, mask, PER_SYNAPSE: tl.constexpr):
+    """A constant of the model: one value for the group, or one for each synapse."""
+    if PER_SYNAPSE:
+        return tl.load(ptr + offs_n, mask=mask, other=0.0)
+    else:
+        return tl.load(ptr)
+
+
+@triton.jit
+def divide(x, y):
+    """IEEE division in either precision; ``/`` is approximate for float32 in Triton."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def round_half_even(x):
+    """Nearest integer, ties to even, for ``|x| < 2**22``: adding 1.5 * 2**p drops the fraction."""
+    if x.dtype == tl.float64:
+        magic = tl.full(x.shape, 6755399441055744.0, tl.float64)
+    else:
+        magic = tl.full(x.shape, 12582912.0, tl.float32)
+    return (x + magic) - magic
+
+
+@triton.jit
+def power_of_two_below(x):
+    """Largest power of two that is at most ``x``: the exponent bits alone (0 for subnormals)."""
+    if x.dtype == tl.float64:
+        bits = x.to(tl.int64, bitcast=True) & 0x7FF0000000000000
+        return bits.to(tl.float64, bitcast=True)
+    else:
+        bits = x.to(tl.int32, bitcast=True) & 0x7F800000
+        return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def locate(time, K, STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr,
+           EPSILON: tl.constexpr):
+    """Where a time before the present lies among the observations.
+
+    Returns ``(older, frac, inside, bounded)``: the older neighbour in steps, ``frac`` in [0, 1)
+    steps from it to the time, whether the time is within tolerance of the bounds, and whether
+    it is strictly between them (bounds included). All in the dtype of ``time``.
+
+    Multiplications and additions must not be fused here (``enable_fp_fusion=False``), so that
+    every backend reads the same slot.
+    """
+    step = tl.full(time.shape, STEP, time.dtype)
+    limit = tl.full(time.shape, LIMIT, time.dtype)
+    zero = tl.zeros(time.shape, time.dtype)
+    bounded = tl.minimum(tl.maximum(time, zero), limit)
+    unit = power_of_two_below(tl.maximum(bounded, step))
+    tolerance = tl.maximum(unit * (4.0 * EPSILON), tl.full(time.shape, TOLERANCE, time.dtype))
+    steps = divide(bounded, step)
+    nearest = round_half_even(steps)
+    hit = tl.abs(nearest * step - bounded) <= tolerance
+    steps = tl.minimum(tl.where(hit, nearest, steps), (K - 1).to(time.dtype))
+    older = tl.ceil(steps)
+    return older, older - steps, tl.abs(time - bounded) <= tolerance, time == bounded

@@ -1,0 +1,211 @@
+"""Delayed reads of a record: a gather with interpolation, and its adjoints."""
+
+import triton
+import triton.language as tl
+
+from .common import coefficient, locate, ring_slot
+
+
+@triton.jit
+def _tap(record_ptr, pointer, steps, K, size, offs, mask):
+    """The observation ``steps`` before the newest."""
+    slot = ring_slot(pointer, steps + 1, K)
+    return tl.load(record_ptr + slot.to(tl.int64) * size + offs, mask=mask, other=0)
+
+
+@triton.jit
+def _component(
+    record_ptr, rate_ptr, pointer, older, frac, K, size, offs, offs_n, mask,
+    STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, ACC: tl.constexpr,
+    WANT_SLOPE: tl.constexpr,
+):  # fmt: skip
+    """Value of one component at a time, and its derivative to that time."""
+    hit = frac == 0.0
+    steps = older
+    if MODE == "next":
+        steps = tl.where(hit, older, older - 1)
+    if MODE == "nearest":
+        steps = tl.where(frac > 0.5, older - 1, older)
+    value = _tap(record_ptr, pointer, steps, K, size, offs, mask).to(ACC)
+    slope = tl.zeros(value.shape, ACC)
+    if MODE == "expdecay":
+        rate = coefficient(rate_ptr, offs_n, mask, RATE_PER_SYNAPSE)
+        value *= tl.exp(-(frac.to(ACC) * rate))
+        if WANT_SLOPE:
+            slope = value * (rate / STEP)
+    if MODE == "linear":
+        newer = tl.where(hit, older, older - 1)
+        newer_value = _tap(record_ptr, pointer, newer, K, size, offs, mask).to(ACC)
+        if WANT_SLOPE:
+            # At an observation: the older segment, or the newer one where no older one is kept.
+            far = tl.where(hit & (older < K - 1), older + 1, older)
+            near = tl.where(hit & (older == K - 1) & (K > 1), older - 1, newer)
+            far_value = _tap(record_ptr, pointer, far, K, size, offs, mask).to(ACC)
+            near_value = _tap(record_ptr, pointer, near, K, size, offs, mask).to(ACC)
+            slope = (far_value - near_value) / STEP
+        value += (newer_value - value) * frac.to(ACC)
+    return value, slope
+
+
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
+def select_fwd_kernel(
+    sel_ptr, pos_ptr, neg_ptr, pos_rate_ptr, neg_rate_ptr,
+    value_ptr, slope_ptr, pos_rate_slope_ptr, neg_rate_slope_ptr,
+    pos_pointer, neg_pointer,
+    K, B, N, D, stride_sel_b,
+    STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr,
+    OVERBOUND: tl.constexpr, MODE: tl.constexpr, DOUBLE: tl.constexpr,
+    POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
+    TIME: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``value[b, n, d]``: the record (or ``pos - neg``) of synapse n, ``sel[b, n, d]`` ago.
+
+    ``sel [1 or B, N, D]`` in the unit of ``STEP``, records ``[K, B, N]``, outputs ``[B, N, D]``.
+    ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
+    ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
+    Bytes per element in float32: sel 4, value 4, slope 4 if wanted, and 4 per tap, which fall
+    on K rows: neighbours with like delays share their sectors.
+    """
+    tiles = tl.cdiv(N * D, BLOCK)
+    pid = tl.program_id(0)
+    pid_b = (pid // tiles).to(tl.int64)
+    offs = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < N * D
+    offs_n = offs // D
+    size = B.to(tl.int64) * N
+    cell = pid_b * N + offs_n
+
+    time = tl.load(sel_ptr + pid_b * stride_sel_b + offs, mask=mask, other=0.0).to(TIME)
+    valid = time == time
+    older, frac, inside, within = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
+    older = tl.where(valid, older, 0.0).to(tl.int32)
+
+    value, slope = _component(
+        pos_ptr, pos_rate_ptr, pos_pointer, older, frac, K, size, cell, offs_n, mask,
+        STEP, MODE, POS_RATE_PER_SYNAPSE, ACC, slope_ptr is not None,
+    )  # fmt: skip
+    keep = valid
+    if OVERBOUND is not None:
+        keep = valid & inside
+    row = pid_b * (N * D) + offs
+    if pos_rate_slope_ptr is not None:
+        tl.store(pos_rate_slope_ptr + row, tl.where(keep, -frac.to(ACC) * value, 0.0), mask=mask)
+    if DOUBLE:
+        neg_value, neg_slope = _component(
+            neg_ptr, neg_rate_ptr, neg_pointer, older, frac, K, size, cell, offs_n, mask,
+            STEP, MODE, NEG_RATE_PER_SYNAPSE, ACC, slope_ptr is not None,
+        )  # fmt: skip
+        value -= neg_value
+        slope -= neg_slope
+        if neg_rate_slope_ptr is not None:
+            tl.store(neg_rate_slope_ptr + row, tl.where(keep, frac.to(ACC) * neg_value, 0.0), mask=mask)
+    if slope_ptr is not None:
+        tl.store(slope_ptr + row, tl.where(within, slope, 0.0), mask=mask)
+    if OVERBOUND is not None:
+        value = tl.where(inside, value, OVERBOUND)
+    if value_ptr.dtype.element_ty == tl.int1:
+        tl.store(value_ptr + row, (value != 0) & valid, mask=mask)
+    else:
+        value = tl.where(valid, value, float("nan"))
+        tl.store(value_ptr + row, value.to(value_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _scatter(
+    drecord_ptr, rate_ptr, pointer, dvalue, older, frac, K, size, offs, offs_n, mask,
+    MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Adds ``dvalue`` to the taps that made one component's value."""
+    hit = frac == 0.0
+    steps = older
+    weight = tl.full(frac.shape, 1.0, ACC)
+    if MODE == "next":
+        steps = tl.where(hit, older, older - 1)
+    if MODE == "nearest":
+        steps = tl.where(frac > 0.5, older - 1, older)
+    if MODE == "expdecay":
+        rate = coefficient(rate_ptr, offs_n, mask, RATE_PER_SYNAPSE)
+        weight = tl.exp(-(frac.to(ACC) * rate))
+    if MODE == "linear":
+        weight = 1.0 - frac.to(ACC)
+    _add_at(drecord_ptr, pointer, steps, weight * dvalue, K, size, offs, mask)
+    if MODE == "linear":
+        newer = tl.where(hit, older, older - 1)
+        _add_at(drecord_ptr, pointer, newer, frac.to(ACC) * dvalue, K, size, offs, mask)
+
+
+@triton.jit
+def _add_at(drecord_ptr, pointer, steps, value, K, size, offs, mask):
+    ptrs = drecord_ptr + ring_slot(pointer, steps + 1, K).to(tl.int64) * size + offs
+    total = tl.load(ptrs, mask=mask).to(value.dtype) + value
+    tl.store(ptrs, total.to(drecord_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
+def select_bwd_kernel(
+    sel_ptr, dvalue_ptr, dpos_ptr, dneg_ptr, pos_rate_ptr, neg_rate_ptr,
+    pos_pointer, neg_pointer,
+    K, B, N, D, stride_sel_b,
+    STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr,
+    OVERBOUND: tl.constexpr, MODE: tl.constexpr, DOUBLE: tl.constexpr,
+    POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
+    TIME: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adjoint of the read to the record: ``drecord[slot] += weight * dvalue``, in place.
+
+    Shapes as in the forward kernel. A program owns its synapses and walks their selectors in
+    order, so no atomics are needed and runs repeat bit for bit. Bytes per element in float32:
+    sel 4, dvalue 4, and 8 per tap.
+    """
+    tiles = tl.cdiv(N, BLOCK)
+    pid = tl.program_id(0)
+    pid_b = (pid // tiles).to(tl.int64)
+    offs_n = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs_n < N
+    size = B.to(tl.int64) * N
+    cell = pid_b * N + offs_n
+
+    # One stage: a later iteration's loads must not move above an earlier one's stores.
+    for d in tl.range(0, D, num_stages=1):
+        offs = offs_n.to(tl.int64) * D + d
+        time = tl.load(sel_ptr + pid_b * stride_sel_b + offs, mask=mask, other=0.0).to(TIME)
+        dvalue = tl.load(dvalue_ptr + pid_b * N * D + offs, mask=mask, other=0.0).to(ACC)
+        valid = time == time
+        older, frac, inside, _ = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
+        older = tl.where(valid, older, 0.0).to(tl.int32)
+        frac = tl.where(valid, frac, 0.0)
+        if OVERBOUND is not None:
+            dvalue = tl.where(inside, dvalue, 0.0)
+        dvalue = tl.where(valid, dvalue, 0.0)
+        _scatter(
+            dpos_ptr, pos_rate_ptr, pos_pointer, dvalue, older, frac, K, size, cell, offs_n, mask,
+            MODE, POS_RATE_PER_SYNAPSE, ACC,
+        )  # fmt: skip
+        if DOUBLE:
+            _scatter(
+                dneg_ptr, neg_rate_ptr, neg_pointer, -dvalue, older, frac, K, size, cell, offs_n,
+                mask, MODE, NEG_RATE_PER_SYNAPSE, ACC,
+            )  # fmt: skip
+
+
+@triton.jit
+def batch_dot_kernel(
+    a_ptr, b_ptr, partial_ptr, B, M, ROWS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
+):
+    """``partial[p, m]``: sum of ``a[i, m] * b[i, m]`` over the p-th group of ``ROWS`` rows.
+
+    ``a, b [B, M]``, ``partial [cdiv(B, ROWS), M]``. Two reads per element, one write per group.
+    """
+    tiles = tl.cdiv(M, BLOCK)
+    pid = tl.program_id(0)
+    pid_p = pid // tiles
+    offs_m = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], ACC)
+    for i in range(ROWS):
+        row = pid_p * ROWS + i
+        mask = (offs_m < M) & (row < B)
+        offs = row.to(tl.int64) * M + offs_m
+        a = tl.load(a_ptr + offs, mask=mask, other=0.0).to(ACC)
+        total += a * tl.load(b_ptr + offs, mask=mask, other=0.0).to(ACC)
+    offs = pid_p.to(tl.int64) * M + offs_m
+    tl.store(partial_ptr + offs, total.to(partial_ptr.dtype.element_ty), mask=offs_m < M)

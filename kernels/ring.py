@@ -1,0 +1,33 @@
+"""Kernels of the record: one slot written, one slot's gradient taken out."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["slot"])
+def ring_push_kernel(value_ptr, record_ptr, slot, size, BLOCK: tl.constexpr):
+    """``record[slot] = value``, converted to the record's dtype.
+
+    ``value [size]``, ``record [K, size]``. Moves one read and one write per element.
+    """
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    row_ptr = record_ptr + tl.cast(slot, tl.int64) * size
+    value = tl.load(value_ptr + offs, mask=mask)
+    if record_ptr.dtype.element_ty == tl.int1:
+        value = value != 0
+    tl.store(row_ptr + offs, value.to(record_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["slot"])
+def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
+    """Adjoint of a push: ``dvalue = drecord[slot]; drecord[slot] = 0``.
+
+    ``drecord [K, size]``, ``dvalue [size]``. Moves one read and two writes per element.
+    """
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    row_ptr = drecord_ptr + tl.cast(slot, tl.int64) * size
+    taken = tl.load(row_ptr + offs, mask=mask)
+    tl.store(dvalue_ptr + offs, taken.to(dvalue_ptr.dtype.element_ty), mask=mask)
+    tl.store(row_ptr + offs, tl.zeros([BLOCK], drecord_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,110 @@
+"""The fused step of an exponential synapse: decay, inject, record, in one launch.
+
+One kernel serves both synapses: the double one is two components that share their input
+(``DOUBLE``), ``y = pos - neg``.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import coefficient, ring_slot
+
+_POINTERS = ["pos_pointer", "neg_pointer", "spike_pointer"]
+
+
+@triton.jit
+def _advance(record_ptr, pointer, injected, decay, K, size, offs, mask):
+    """``record[pointer] = record[pointer - 1] * decay + injected``; returns what was stored."""
+    newest = ring_slot(pointer, 1, K).to(tl.int64) * size
+    value = tl.load(record_ptr + newest + offs, mask=mask).to(injected.dtype) * decay + injected
+    stored = value.to(record_ptr.dtype.element_ty)
+    tl.store(record_ptr + tl.cast(pointer, tl.int64) * size + offs, stored, mask=mask)
+    return stored.to(injected.dtype)
+
+
+@triton.jit(do_not_specialize=_POINTERS)
+def synapse_step_fwd_kernel(
+    x_ptr, y_ptr, spike_ptr, pos_ptr, neg_ptr,
+    gain_ptr, decay_ptr, rise_ptr,
+    pos_pointer, neg_pointer, spike_pointer,
+    K, size, N,
+    DOUBLE: tl.constexpr,
+    GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``P' = decay * P + gain * x``, ``M' = rise * M + gain * x``, ``y = P' - M'`` (or ``P'``).
+
+    ``x, y [size]`` with ``size = B * N``; records ``pos, neg, spike [K, size]``; coefficients
+    ``[1]`` or ``[N]``. Bytes per element, float32 state and bool input: x 1, spike 1, y 4, and
+    8 for each component.
+    """
+    ACC: tl.constexpr = gain_ptr.dtype.element_ty
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offs = start + tl.arange(0, BLOCK)
+    mask = offs < size
+    offs_n = ((start % N).to(tl.int32) + tl.arange(0, BLOCK)) % N
+
+    x = tl.load(x_ptr + offs, mask=mask, other=0)
+    spike_row = tl.cast(spike_pointer, tl.int64) * size
+    tl.store(spike_ptr + spike_row + offs, x != 0, mask=mask)
+    injected = x.to(ACC) * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
+    decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
+    y = _advance(pos_ptr, pos_pointer, injected, decay, K, size, offs, mask)
+    if DOUBLE:
+        rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
+        y -= _advance(neg_ptr, neg_pointer, injected, rise, K, size, offs, mask)
+    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _retreat(drecord_ptr, pointer, dy, decay, K, size, offs, mask):
+    """Adjoint of ``_advance``: the written slot's gradient moves to the slot before it."""
+    written_ptr = drecord_ptr + tl.cast(pointer, tl.int64) * size + offs
+    newest_ptr = drecord_ptr + ring_slot(pointer, 1, K).to(tl.int64) * size + offs
+    element: tl.constexpr = drecord_ptr.dtype.element_ty
+    z = dy + tl.load(written_ptr, mask=mask).to(dy.dtype)
+    # The order matters where both are one slot (K = 1): emptied first, then added to.
+    tl.store(written_ptr, tl.zeros(dy.shape, element), mask=mask)
+    carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z
+    tl.store(newest_ptr, carried.to(element), mask=mask)
+    return z
+
+
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
+def synapse_step_bwd_kernel(
+    dy_ptr, dx_ptr, dpos_ptr, dneg_ptr, pos_z_ptr, neg_z_ptr,
+    gain_ptr, decay_ptr, rise_ptr,
+    pos_pointer, neg_pointer,
+    K, size, N,
+    DOUBLE: tl.constexpr,
+    GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``z = dy + dP'`` taken from the written slot, ``dP += decay * z``, ``dx = gain * sum(z)``.
+
+    ``dy``, ``dx``, ``pos_z`` and ``neg_z`` ``[size]`` may each be absent (None); ``dpos, dneg
+    [K, size]`` are updated in place. Bytes per element in float32: dy 4, dx 4, and 16 for each
+    component (two reads, two writes), whatever K is.
+    """
+    ACC: tl.constexpr = gain_ptr.dtype.element_ty
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offs = start + tl.arange(0, BLOCK)
+    mask = offs < size
+    offs_n = ((start % N).to(tl.int32) + tl.arange(0, BLOCK)) % N
+
+    dy = tl.zeros([BLOCK], ACC)
+    if dy_ptr is not None:
+        dy = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
+    decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
+    z = _retreat(dpos_ptr, pos_pointer, dy, decay, K, size, offs, mask)
+    if pos_z_ptr is not None:
+        tl.store(pos_z_ptr + offs, z, mask=mask)
+    if DOUBLE:
+        rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
+        neg_z = _retreat(dneg_ptr, neg_pointer, -dy, rise, K, size, offs, mask)
+        if neg_z_ptr is not None:
+            tl.store(neg_z_ptr + offs, neg_z, mask=mask)
+        z += neg_z
+    if dx_ptr is not None:
+        dx = z * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
+        tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,24 @@
+"""Exponential current synapses for PyTorch, on Triton kernels."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import functional
+from .backend import BackendError, get_backend, set_backend, use_backend
+from .modules.record import RecordTensor
+from .modules.synapse import DoubleExponentialCurrent, SingleExponentialCurrent
+
+try:
+    __version__ = version("tritonsyn")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BackendError",
+    "DoubleExponentialCurrent",
+    "RecordTensor",
+    "SingleExponentialCurrent",
+    "functional",
+    "get_backend",
+    "set_backend",
+    "use_backend",
+]

@@ -1,0 +1,133 @@
+"""Which implementation runs: Triton kernels or plain PyTorch, chosen openly.
+
+The choice is made, first match wins, by the ``backend=`` argument of a call, the ``backend`` of a
+module, :func:`set_backend` or :func:`use_backend`, the environment variable ``TRITONSYN_BACKEND``
+(read once, at import). ``auto`` takes Triton for CUDA tensors, and the reference for CPU tensors
+unless Triton's interpreter is on (``TRITON_INTERPRET=1``). Nothing falls back in silence: what
+cannot run is an error that says why.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("auto", "triton", "reference")
+VARIABLE = "TRITONSYN_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """The backend asked for is unknown or cannot run here."""
+
+
+def check_backend(name: str, origin: str = "backend") -> str:
+    """Returns ``name`` in lower case; :class:`BackendError` where no backend is called so."""
+    if not isinstance(name, str) or name.lower() not in BACKENDS:
+        raise BackendError(f"{origin} is {name!r}, but must be one of {', '.join(BACKENDS)}")
+    return name.lower()
+
+
+_default = check_backend(os.environ.get(VARIABLE) or "auto", f"environment variable {VARIABLE}")
+
+
+def get_backend() -> str:
+    """The backend of calls and modules that name none."""
+    return _default
+
+
+def set_backend(name: str) -> None:
+    """Sets the backend of calls and modules that name none: ``auto``, ``triton``, ``reference``."""
+    global _default
+    _default = check_backend(name)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Like :func:`set_backend`, until the block ends."""
+    previous = get_backend()
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+@cache
+def interpreting() -> bool:
+    """Whether Triton's interpreter is on. Triton reads it when kernels are defined, so once."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+@cache
+def _triton_obstacle(device_type: str) -> str | None:
+    """Why Triton kernels cannot run on tensors of this device; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device_type == "cuda" and interpreting():
+        return None
+    if device_type == "cpu" and not interpreting():
+        return (
+            "the tensors are on the CPU and Triton's interpreter is off "
+            "(set TRITON_INTERPRET=1 before the start to run the kernels there, slowly)"
+        )
+    if device_type not in ("cpu", "cuda"):
+        return f"tritonsyn has no Triton kernels for device type {device_type!r}"
+    return None
+
+
+@cache
+def _resolve(device_type: str, requested: str) -> tuple[str, str]:
+    """The backend that runs on a device type, and the reason in words."""
+    obstacle = _triton_obstacle(device_type)
+    if requested == "triton":
+        if obstacle:
+            raise BackendError(f"backend 'triton' cannot run: {obstacle}")
+        return "triton", "asked for"
+    if requested == "reference":
+        return "reference", "asked for"
+    if obstacle is None:
+        reason = "Triton's interpreter is on" if device_type == "cpu" else "the device is a GPU"
+        return "triton", reason
+    if device_type == "cuda":
+        raise BackendError(
+            f"backend 'auto' means Triton on a CUDA device, but {obstacle}; "
+            "backend='reference' runs on plain PyTorch"
+        )
+    return "reference", obstacle
+
+
+def resolve(device: torch.device, requested: str | None = None) -> str:
+    """``"triton"`` or ``"reference"``: what runs for tensors on ``device``.
+
+    ``requested`` is the backend a call or module names; None leaves it to the default.
+    Raises :class:`BackendError` where that backend cannot run, with the reason.
+    """
+    return _resolve(device.type, check_backend(requested) if requested else _default)[0]
+
+
+def explain(device: torch.device) -> tuple[str, str]:
+    """The backend of calls that name none, and why; ``"unavailable"`` where none can run."""
+    try:
+        return _resolve(device.type, _default)
+    except BackendError as error:
+        return "unavailable", str(error)
+
+
+@cache
+def _load(stem: str, name: str) -> ModuleType:
+    room = "launch" if name == "triton" else "reference"
+    return importlib.import_module(f"tritonsyn.{room}.{stem}")
+
+
+def implementation(stem: str, device: torch.device, requested: str | None = None) -> ModuleType:
+    """The module that implements ``stem`` there: of ``tritonsyn.launch`` or ``.reference``.
+
+    Both offer the same functions with the same arguments. Imported on first use, so that
+    ``import tritonsyn`` loads no Triton.
+    """
+    return _load(stem, resolve(device, requested))

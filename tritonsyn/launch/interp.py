@@ -1,0 +1,124 @@
+"""Delayed reads of a record: a gather with interpolation, and its adjoints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..kernels.interp import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
+from ..rules import ReadRule
+from .common import accumulator, on_device, tile, tiles
+
+# Rows of one batch that a program of the batch reduction adds up.
+_ROWS = 16
+
+
+def _constants(
+    sel: torch.Tensor,
+    record: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    rule: ReadRule,
+) -> dict[str, Any]:
+    """The compile-time arguments that the read and its adjoint share."""
+    pos_rate, neg_rate = rates[0], rates[-1]
+    return {
+        "STEP": rule.step,
+        "LIMIT": rule.limit,
+        "TOLERANCE": rule.tolerance,
+        "EPSILON": torch.finfo(sel.dtype).eps,
+        "OVERBOUND": None if rule.overbound is None else float(rule.overbound),
+        "MODE": rule.mode,
+        "DOUBLE": len(rates) == 2,
+        "POS_RATE_PER_SYNAPSE": pos_rate is not None and pos_rate.ndim > 0,
+        "NEG_RATE_PER_SYNAPSE": neg_rate is not None and neg_rate.ndim > 0,
+        "TIME": accumulator(sel.dtype),
+        "ACC": accumulator(record.dtype),
+        # A fused multiply-add would round the distance to an observation differently.
+        "enable_fp_fusion": False,
+    }
+
+
+def _times(sel: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The times with packed rows, and the stride of their batch: 0 where it is broadcast."""
+    if sel.shape[0] > 1 and sel.stride(0) == 0:
+        sel = sel[:1]
+    sel = sel.contiguous()
+    return sel, sel.stride(0) if sel.shape[0] > 1 else 0
+
+
+def select(
+    records: Sequence[torch.Tensor],
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    pointers: Sequence[int],
+    rule: ReadRule,
+    want_slope: bool = False,
+    want_rate_slopes: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
+    """Value of the record (or first minus second) at the times ``sel [1 or B, N, D]``.
+
+    ``rates`` (steps over time constant, 0-d or ``[N]``) are used by ``expdecay``. Returns the
+    value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each
+    component's rate.
+    """
+    slots, batch, synapses = records[0].shape
+    selectors = sel.shape[2]
+    shape = (batch, synapses, selectors)
+    constants = _constants(sel, records[0], rates, rule)
+    acc = torch.float64 if records[0].dtype == torch.float64 else torch.float32
+    value = torch.empty(shape, dtype=records[0].dtype, device=sel.device)
+    slope = torch.empty_like(value, dtype=acc) if want_slope else None
+    rate_slopes = [torch.empty_like(value, dtype=acc) for _ in records] if want_rate_slopes else []
+    if value.numel() == 0:
+        return value, slope, rate_slopes
+    times, stride = _times(sel)
+    row = synapses * selectors
+    block = tile(row)
+    with on_device(value):
+        select_fwd_kernel[(batch * tiles(row, block),)](
+            times, records[0], records[-1], rates[0], rates[-1],
+            value, slope, rate_slopes[0] if rate_slopes else None, rate_slopes[-1] if rate_slopes else None,
+            pointers[0], pointers[-1],
+            slots, batch, synapses, selectors, stride,
+            **constants, BLOCK=block,
+        )  # fmt: skip
+    return value, slope, rate_slopes
+
+
+def select_backward(
+    dvalue: torch.Tensor,
+    drecords: Sequence[torch.Tensor],
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    pointers: Sequence[int],
+    rule: ReadRule,
+) -> None:
+    """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
+    slots, batch, synapses = drecords[0].shape
+    if dvalue.numel() == 0:
+        return
+    times, stride = _times(sel)
+    block = tile(synapses)
+    with on_device(dvalue):
+        select_bwd_kernel[(batch * tiles(synapses, block),)](
+            times, dvalue.contiguous(), drecords[0], drecords[-1], rates[0], rates[-1],
+            pointers[0], pointers[-1],
+            slots, batch, synapses, sel.shape[2], stride,
+            **_constants(sel, drecords[0], rates, rule), BLOCK=block,
+        )  # fmt: skip
+
+
+def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``sum over the batch of a * b``: ``[B, M], [B, M] -> [M]``, in the dtype of ``a``."""
+    batch, columns = a.shape
+    groups = tiles(batch, _ROWS)
+    partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)
+    if a.numel() == 0:
+        return a.new_zeros(columns)
+    block = tile(columns)
+    with on_device(a):
+        batch_dot_kernel[(groups * tiles(columns, block),)](
+            a.contiguous(), b.contiguous(), partial, batch, columns,
+            ROWS=_ROWS, ACC=accumulator(a.dtype), BLOCK=block,
+        )  # fmt: skip
+    return partial.sum(0)

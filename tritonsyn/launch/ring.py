@@ -1,0 +1,29 @@
+"""The record: one slot written, one slot's gradient taken out."""
+
+import torch
+
+from ..kernels.ring import ring_push_kernel, ring_take_kernel
+from .common import on_device, tile, tiles
+
+
+def push(record: torch.Tensor, value: torch.Tensor, slot: int) -> None:
+    """``record[slot] = value``, converted to the record's dtype (a bool record holds ``!= 0``)."""
+    size = value.numel()
+    if size == 0:
+        return
+    block = tile(size)
+    with on_device(record):
+        ring_push_kernel[(tiles(size, block),)](
+            value.contiguous(), record, slot, size, BLOCK=block
+        )
+
+
+def take(drecord: torch.Tensor, slot: int) -> torch.Tensor:
+    """Adjoint of :func:`push`: returns the slot's gradient and leaves zeros."""
+    taken = torch.empty_like(drecord[0])
+    size = taken.numel()
+    if size:
+        block = tile(size)
+        with on_device(drecord):
+            ring_take_kernel[(tiles(size, block),)](drecord, taken, slot, size, BLOCK=block)
+    return taken

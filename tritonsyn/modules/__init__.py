@@ -1,0 +1,1 @@
+"""Modules: parameters, state and units (ms, pC, nA)."""

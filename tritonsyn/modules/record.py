@@ -1,0 +1,443 @@
+"""A tensor with a record of its past: a ring buffer as a torch module."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import ops
+from ..functional import INTERPOLATIONS, interp_nearest
+from ..ops.checks import check_input, check_record, check_selector
+from ..rules import ReadRule
+from . import arguments
+
+Interpolation = Callable[..., torch.Tensor]
+
+# A duration this close to a whole number of steps is that number (relative to one step).
+_WHOLE = 1e-6
+
+
+def record_size(step_time: float, duration: float, inclusive: bool) -> int:
+    """Slots of a record: ``ceil(duration / step_time)``, one more where the duration is included."""
+    steps = duration / step_time
+    whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
+    return max(whole + inclusive, 1)
+
+
+class RecordTensor(nn.Module):
+    r"""Observations of the last ``duration``, one per ``step_time``, in a ring buffer.
+
+    The storage is ``[K, *shape]`` with ``K = ceil(duration / step_time)`` slots, plus one if
+    ``inclusive``. ``pointer`` names the slot written next; offset ``o >= 1`` reads slot
+    ``(pointer - o) mod K``, so offset 1 is the newest observation.
+
+    Writing is in place. With ``inplace=False`` it is differentiable all the same: pushes, writes
+    and reads chain as autograd Functions on the storage and cost one slot each, whatever K is.
+
+    Args:
+        step_time: time between observations, in ms (or any unit that ``duration`` shares).
+        duration: time that the record spans.
+        value: the first observation ``[B, ...]``, copied into every slot; float64, float32,
+            bfloat16, float16 or bool.
+        inclusive: whether an observation exactly ``duration`` ago is kept.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range; the message
+            names it, its value and the rule.
+    """
+
+    storage: torch.Tensor
+
+    def __init__(
+        self,
+        step_time: float,
+        duration: float,
+        value: torch.Tensor,
+        *,
+        inclusive: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._dt = arguments.positive("step_time", step_time)
+        self._duration = arguments.nonnegative("duration", duration)
+        self._inclusive = bool(inclusive)
+        self._pointer = 0
+        self.backend = backend
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
+        slots = record_size(self._dt, self._duration, self._inclusive)
+        storage = value.detach().expand(slots, *value.shape).clone(
+            memory_format=torch.contiguous_format
+        )
+        self.register_buffer("storage", check_record("value", storage))
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def dt(self) -> float:
+        """Time between observations. Setting it rebuilds the record and keeps the newest ones."""
+        return self._dt
+
+    @dt.setter
+    def dt(self, value: float) -> None:
+        self._retime(arguments.positive("dt", value), self._duration, self._inclusive)
+
+    @property
+    def duration(self) -> float:
+        """Time spanned. Setting it rebuilds the record and keeps the newest observations."""
+        return self._duration
+
+    @duration.setter
+    def duration(self, value: float) -> None:
+        self._retime(self._dt, arguments.nonnegative("duration", value), self._inclusive)
+
+    @property
+    def inclusive(self) -> bool:
+        """Whether an observation exactly ``duration`` ago is kept. Setting it rebuilds too."""
+        return self._inclusive
+
+    @inclusive.setter
+    def inclusive(self, value: bool) -> None:
+        self._retime(self._dt, self._duration, bool(value))
+
+    @property
+    def recordsz(self) -> int:
+        """Number of slots, K."""
+        return self.storage.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        return tuple(self.storage.shape[1:])
+
+    @property
+    def pointer(self) -> int:
+        """Slot that is written next."""
+        return self._pointer
+
+    @property
+    def latest(self) -> torch.Tensor:
+        """Newest observation: reading peeks, setting pushes, deleting steps the pointer back."""
+        return self.peek()
+
+    @latest.setter
+    def latest(self, value: torch.Tensor) -> None:
+        self.push(value)
+
+    @latest.deleter
+    def latest(self) -> None:
+        self.decr(1)
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The live storage ``[K, *shape]``, in slot order; later writes show in it.
+
+        Setting copies a tensor of the same shape into a new storage; the pointer stays.
+        """
+        return self.storage
+
+    @value.setter
+    def value(self, value: torch.Tensor) -> None:
+        check_input("value", value, self.storage.shape, self.storage.device)
+        self.storage = check_record("value", value.contiguous().clone())
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.recordsz} slots of {self.shape}, {self.storage.dtype}, "
+            f"step_time={self._dt}, duration={self._duration}, pointer={self._pointer}"
+        )
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def peek(self) -> torch.Tensor:
+        """Newest observation, a copy."""
+        return self.read(1)
+
+    def pop(self) -> torch.Tensor:
+        """Newest observation; the pointer steps back, so that the next push replaces it."""
+        value = self.peek()
+        self.decr(1)
+        return value
+
+    def read(self, offset: int = 1) -> torch.Tensor:
+        """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
+        self.storage, value = ops.read(self.storage, self._slot(offset))
+        return value
+
+    def readrange(
+        self, length: int, offset: int | torch.Tensor = 1, forward: bool = False
+    ) -> torch.Tensor:
+        """``length`` observations in order of time, stacked last: ``[*shape, length]``.
+
+        They end ``offset`` steps before the pointer, or begin there if ``forward``. A tensor
+        ``offset`` (integer, of an observation's shape) gives each element its own range.
+
+        Raises:
+            ValueError: ``length`` is not between 1 and K, or the offset's shape is wrong.
+        """
+        slots = self._range_slots(length, offset, forward)
+        if slots.ndim == 1:
+            return self.storage.index_select(0, slots).movedim(0, -1)
+        return self.storage.gather(0, slots).movedim(0, -1)
+
+    def select(
+        self,
+        time: torch.Tensor | float,
+        interp: Interpolation | str | None = None,
+        *,
+        tolerance: float = 1e-6,
+        offset: int = 1,
+        interp_kwargs: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        r"""Values at times before the observation ``offset`` steps before the pointer.
+
+        Args:
+            time: one time, or a floating tensor ``[1 or B, ...]`` or ``[1 or B, ..., D]``; in the
+                unit of ``dt``. Tensor times outside of ``[0, dt * (K - 1)]`` read the limit;
+                reading the values on the host to refuse them would stall a GPU.
+            interp: how to read between observations: ``"nearest"`` (default), ``"previous"``,
+                ``"next"``, ``"linear"``, ``"expdecay"``, ``"expratedecay"``, the function of
+                that name in :mod:`tritonsyn.functional`, or any function of the same signature
+                ``f(older, newer, sample_at, step_time, **interp_kwargs)``.
+            tolerance: distance in time from an observation that counts as none.
+            offset: where time 0 lies.
+            interp_kwargs: ``time_constant`` for ``expdecay``, ``rate_constant`` for
+                ``expratedecay``, anything for a function of yours.
+
+        Returns:
+            ``[*shape]`` or ``[*shape, D]``. Differentiable to the observations and the times.
+
+        Raises:
+            ValueError: a single time outside of the record, or a tensor of the wrong shape.
+        """
+        limit = self._dt * (self.recordsz - 1)
+        tolerance = arguments.nonnegative("tolerance", tolerance)
+        sel = self._as_selector(time, limit, tolerance)
+        pointer = self._slot(offset - 1)
+        mode, kwargs = self._named(interp or interp_nearest), interp_kwargs or {}
+        if callable(mode):
+            return self._select_with(mode, sel, pointer, limit, tolerance, kwargs)
+        rate = self._rate(mode, kwargs)
+        mode = "expdecay" if mode == "expratedecay" else mode
+        rule = ReadRule(mode, self._dt, limit, tolerance)
+        value, (self.storage,) = ops.select(
+            (self.storage,), sel, (rate,), (pointer,), rule, backend=self.backend
+        )
+        return value
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def push(self, obs: torch.Tensor, inplace: bool = False) -> None:
+        """Writes an observation at the pointer and advances it. See :meth:`write`."""
+        self.write(obs, 0, inplace)
+        self.incr(1)
+
+    def write(self, obs: torch.Tensor, offset: int = 0, inplace: bool = False) -> None:
+        """Replaces the observation ``offset`` steps before the pointer; 0 is the oldest.
+
+        Args:
+            obs: ``[*shape]``, converted to the record's dtype.
+            offset: steps before the pointer.
+            inplace: record no autograd graph, and drop the one there is.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+            self.storage = ops.push(self.storage, obs, self._slot(offset), backend=self.backend)
+
+    def writerange(
+        self,
+        obs: torch.Tensor,
+        offset: int | torch.Tensor = 0,
+        forward: bool = False,
+        inplace: bool = False,
+    ) -> None:
+        """Replaces several observations, stacked last in order of time: ``[*shape, length]``.
+
+        They end ``offset`` steps before the pointer, or begin there if ``forward``. A tensor
+        ``offset`` (integer, of an observation's shape) gives each element its own range.
+
+        Raises:
+            ValueError: the shape is wrong, or there are more observations than slots.
+        """
+        if not isinstance(obs, torch.Tensor) or obs.ndim != len(self.shape) + 1:
+            raise ValueError(f"obs must be a tensor {(*self.shape, 'length')}, but is {obs!r:.80}")
+        check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
+        slots = self._range_slots(obs.shape[-1], offset, forward)
+        rows = obs.movedim(-1, 0).to(self.storage.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+            storage = self.storage if torch.is_grad_enabled() else self.storage.detach()
+            if slots.ndim == 1:
+                self.storage = storage.index_copy(0, slots, rows)
+            else:
+                self.storage = storage.scatter(0, slots, rows)
+
+    def incr(self, pos: int = 1) -> int:
+        """Moves the pointer forward; returns where it is."""
+        self._pointer = (self._pointer + pos) % self.recordsz
+        return self._pointer
+
+    def decr(self, pos: int = 1) -> int:
+        """Moves the pointer back; returns where it is."""
+        return self.incr(-pos)
+
+    def align(self, index: int = 0) -> None:
+        """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
+        if not 0 <= index < self.recordsz:
+            raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
+        self.storage = self.storage.roll(index - self._pointer, 0)
+        self._pointer = index
+
+    def reset(self, fill: float | bool | None = 0) -> None:
+        """Fills every slot, drops the autograd graph and puts the pointer at 0.
+
+        With ``fill=None`` the observations stay and are aligned to slot 0.
+        """
+        if fill is None:
+            self.align(0)
+            return
+        self.storage = self.storage.detach().fill_(fill)
+        self._pointer = 0
+
+    def detach_state(self) -> None:
+        """Drops the autograd graph; the observations and the pointer stay."""
+        self.storage = self.storage.detach()
+
+    # -- how ----------------------------------------------------------------------------------
+
+    def _slot(self, offset: int) -> int:
+        return (self._pointer - offset) % self.recordsz
+
+    def _range_slots(
+        self, length: int, offset: int | torch.Tensor, forward: bool
+    ) -> torch.Tensor:
+        """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
+        if not 1 <= length <= self.recordsz:
+            raise ValueError(f"length must be in 1 to {self.recordsz}, but is {length}")
+        steps = torch.arange(length, device=self.storage.device)
+        if isinstance(offset, torch.Tensor):
+            if offset.is_floating_point():
+                raise TypeError(f"offset must be integer, but is {offset.dtype}")
+            check_input("offset", offset, self.shape, self.storage.device)
+            steps = steps.view(-1, *(1 for _ in self.shape))
+        first = offset if forward else offset + (length - 1)
+        return (self._pointer - first + steps) % self.recordsz
+
+    def _as_selector(
+        self, time: torch.Tensor | float, limit: float, tolerance: float
+    ) -> torch.Tensor:
+        if isinstance(time, torch.Tensor):
+            return check_selector("time", time, self.shape, self.storage.device)
+        number = arguments.finite("time", time)
+        if not -tolerance <= number <= limit + tolerance:
+            raise ValueError(
+                f"time must be within the record, {-tolerance} to {limit + tolerance}, "
+                f"but is {number}"
+            )
+        ones = (1,) * len(self.shape)
+        sel = torch.full(ones, number, dtype=torch.float64, device=self.storage.device)
+        return sel.expand(1, *self.shape[1:])
+
+    @staticmethod
+    def _named(interp: Interpolation | str) -> Interpolation | str:
+        """The mode's name where it is one of the known ones, else the function."""
+        if callable(interp):
+            names = [name for name, function in INTERPOLATIONS.items() if function is interp]
+            return names[0] if names else interp
+        return arguments.one_of("interp", interp, tuple(INTERPOLATIONS))
+
+    def _rate(self, mode: str, kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Steps over time constant, for the modes that decay."""
+        wanted = {"expdecay": "time_constant", "expratedecay": "rate_constant"}.get(mode)
+        if wanted is None:
+            return None
+        if wanted not in kwargs:
+            raise TypeError(f"interp_kwargs must hold {wanted!r} for the mode {mode!r}")
+        value = kwargs[wanted]
+        rate = self._dt / value if mode == "expdecay" else self._dt * value
+        dtype = torch.float64 if self.storage.dtype == torch.float64 else torch.float32
+        rate = torch.as_tensor(rate, dtype=dtype, device=self.storage.device)
+        return rate if rate.ndim == 0 else rate.expand(self.shape[1:])
+
+    def _select_with(
+        self,
+        interp: Interpolation,
+        sel: torch.Tensor,
+        pointer: int,
+        limit: float,
+        tolerance: float,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        """A read with a function of the user's, from both neighbours and the time between."""
+        neighbours = []
+        for mode in ("previous", "next"):
+            rule = ReadRule(mode, self._dt, limit, tolerance)
+            value, (self.storage,) = ops.select(
+                (self.storage,), sel.detach(), (None,), (pointer,), rule, backend=self.backend
+            )
+            neighbours.append(value)
+        sample_at = ops.time_since_older(sel, rule, self.recordsz)
+        value = interp(*neighbours, sample_at, self._dt, **kwargs)
+        return torch.where(sample_at > 0, value, neighbours[0])
+
+    def _retime(self, step_time: float, duration: float, inclusive: bool) -> None:
+        """Rebuilds the storage for other times, newest observations kept, older ones zero."""
+        slots = record_size(step_time, duration, inclusive)
+        if slots != self.recordsz:
+            kept = min(slots, self.recordsz)
+            newest = self.storage.detach().roll(-self._pointer, 0)[-kept:]
+            storage = newest.new_zeros(slots, *self.shape)
+            storage[-kept:] = newest
+            self.storage, self._pointer = storage, 0
+        self._dt, self._duration, self._inclusive = step_time, duration, inclusive
+
+    # -- state --------------------------------------------------------------------------------
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        # Copies: the storage is written in place, and a state kept in memory must not follow.
+        destination[prefix + "storage"] = (
+            self.storage if keep_vars else self.storage.detach().clone()
+        )
+        destination[prefix + "pointer"] = torch.tensor(self._pointer)
+
+    def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Refuses a saved state that does not fit, before anything of it is taken over."""
+        for key in ("storage", "pointer"):
+            if prefix + key not in state_dict:
+                return
+        saved, pointer = state_dict[prefix + "storage"], int(state_dict[prefix + "pointer"])
+        if saved.shape != self.storage.shape:
+            raise RuntimeError(
+                f"{prefix}storage of the saved state has shape {tuple(saved.shape)} (slots, batch, "
+                f"group), but this record has {tuple(self.storage.shape)}: "
+                "delay, step time, batch size or shape differ"
+            )
+        if (saved.dtype == torch.bool) != (self.storage.dtype == torch.bool):
+            raise RuntimeError(
+                f"{prefix}storage of the saved state is {saved.dtype}, "
+                f"but this record is {self.storage.dtype}"
+            )
+        if not 0 <= pointer < self.recordsz:
+            raise RuntimeError(
+                f"{prefix}pointer of the saved state is {pointer}, "
+                f"but this record has slots 0 to {self.recordsz - 1}"
+            )
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:  # type: ignore[no-untyped-def]
+        self.check_state(state_dict, prefix)
+        found = [key for key in ("storage", "pointer") if prefix + key in state_dict]
+        missing_keys.extend(prefix + key for key in ("storage", "pointer") if key not in found)
+        if len(found) == 2:
+            self.storage = self.storage.detach().clone().copy_(state_dict[prefix + "storage"])
+            self._pointer = int(state_dict[prefix + "pointer"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A storage with a graph can neither be copied nor pickled; its values can.
+        state = self.__dict__.copy()
+        state["_buffers"] = {name: buffer.detach() for name, buffer in self._buffers.items()}
+        return state

@@ -1,0 +1,662 @@
+"""The single- and double-exponential current synapses."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from .. import ops
+from ..backend import check_backend
+from ..ops.checks import check_input, check_selector
+from ..rules import ReadRule, compute_dtype
+from . import arguments
+from .arguments import Constant
+from .record import RecordTensor, record_size
+
+SynapseConstructor = Callable[..., "ExponentialCurrent"]
+_SPIKE_MODES = ("previous", "nearest")
+
+
+class Coefficients(NamedTuple):
+    """What a step and a read need of the constants, in the arithmetic's dtype, 0-d or ``[*shape]``."""
+
+    gain: torch.Tensor
+    """Current that a unit spike adds to each component, nA."""
+    decays: tuple[torch.Tensor, ...]
+    """Factor of each component in one step."""
+    rates: tuple[torch.Tensor, ...]
+    """Step over time constant of each component: ``-log(decay)``."""
+
+
+def _positive(value: torch.Tensor) -> torch.Tensor:
+    return value > 0
+
+
+class ExponentialCurrent(nn.Module):
+    """What both synapses are: a group of records that decay, and reads of their past.
+
+    Not for use by itself: a subclass names its constants and its component records and gives the
+    amplitude of a spike.
+    """
+
+    _constants: ClassVar[tuple[str, ...]]
+    """Names of the physical constants, the charge first, in the constructor's order."""
+    _components: ClassVar[tuple[tuple[str, str], ...]]
+    """Record of each component and the constant that is its time constant."""
+
+    def __init__(
+        self,
+        shape: Sequence[int] | int,
+        step_time: float,
+        constants: dict[str, Constant],
+        *,
+        delay: float,
+        spike_interp_mode: str,
+        interp_tol: float,
+        current_overbound: float | None,
+        spike_overbound: bool | None,
+        batch_size: int,
+        inplace: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        backend: str | None,
+    ) -> None:
+        super().__init__()
+        self._shape = arguments.group_shape(shape)
+        self._dt = arguments.positive("step_time", step_time)
+        self._delay = arguments.nonnegative("delay", delay)
+        self._spike_mode = arguments.one_of("spike_interp_mode", spike_interp_mode, _SPIKE_MODES)
+        self._interp_tol = arguments.nonnegative("interp_tol", interp_tol)
+        self._current_overbound = (
+            None
+            if current_overbound is None
+            else arguments.finite("current_overbound", current_overbound)
+        )
+        self._spike_overbound = None if spike_overbound is None else bool(spike_overbound)
+        self._batchsz = arguments.positive_integer("batch_size", batch_size)
+        self._inplace = bool(inplace)
+        self._backend = None if backend is None else check_backend(backend)
+        self._cached: tuple[Any, Coefficients] | None = None
+        for name, value in constants.items():
+            setattr(self, name, value)
+        dtype = arguments.record_dtype(dtype)
+        for name, _ in self._components:
+            self._add_record(name, torch.zeros(self.batchedshape, dtype=dtype, device=device))
+        self._add_record("spike_", torch.zeros(self.batchedshape, dtype=torch.bool, device=device))
+
+    def _add_record(self, name: str, value: torch.Tensor) -> None:
+        record = RecordTensor(
+            self._dt, self._delay, value, inclusive=True, backend=self._backend
+        )
+        self.add_module(name, record)
+
+    # -- constants ----------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._constants:
+            value = self._checked_constant(name, value)
+            if name in self._parameters or name in self._buffers or name in self.__dict__:
+                delattr(self, name)
+            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value.detach().clone())
+                return
+        super().__setattr__(name, value)
+
+    def _checked_constant(self, name: str, value: Any) -> Constant:
+        """The constant if it obeys its own rule and those between constants."""
+        if name == self._constants[0]:
+            return arguments.constant(name, value, self._shape, torch.Tensor.bool, "nonzero")
+        return arguments.constant(name, value, self._shape, _positive, "greater than 0")
+
+    def check_constants(self) -> None:
+        """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
+
+        The values are read on the host, which waits for a GPU: call it now and then, such as once
+        after each epoch, not in every step.
+        """
+        for name in self._constants:
+            self._checked_constant(name, getattr(self, name))
+
+    @staticmethod
+    def _gain(constants: dict[str, Any]) -> Any:
+        """Current that a unit spike adds to each component, nA."""
+        raise NotImplementedError
+
+    def coefficients(self) -> Coefficients:
+        """Gain, decays and rates of the present constants; differentiable to learned ones."""
+        storage = self._component_records()[0].storage
+        dtype, device = compute_dtype(storage.dtype), storage.device
+        constants = {name: getattr(self, name) for name in self._constants}
+        if not all(isinstance(value, float) for value in constants.values()):
+            return self._coefficients_of(
+                {name: self._as_coefficient(v, dtype, device) for name, v in constants.items()},
+                torch.exp,
+            )
+        key = (*constants.values(), self._dt, dtype, device)
+        if self._cached is None or self._cached[0] != key:
+            gain, decays, rates = self._coefficients_of(constants, math.exp)
+            fixed = [torch.tensor(v, dtype=dtype, device=device) for v in (gain, *decays, *rates)]
+            count = len(decays)
+            self._cached = (
+                key,
+                Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :])),
+            )
+        return self._cached[1]
+
+    def _as_coefficient(
+        self, value: Constant, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """A constant as a tensor, 0-d or of the group's shape."""
+        value = torch.as_tensor(value, dtype=dtype, device=device)
+        return value.reshape(()) if value.numel() == 1 else value.expand(self._shape)
+
+    def _coefficients_of(
+        self, constants: dict[str, Any], exp: Callable[[Any], Any]
+    ) -> Coefficients:
+        rates = tuple(self._dt / constants[name] for _, name in self._components)
+        return Coefficients(self._gain(constants), tuple(exp(-rate) for rate in rates), rates)
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the group, without the batch."""
+        return self._shape
+
+    @property
+    def count(self) -> int:
+        """Number of synapses in the group."""
+        return math.prod(self._shape)
+
+    @property
+    def batchedshape(self) -> tuple[int, ...]:
+        """Shape of the group with the batch first."""
+        return (self._batchsz, *self._shape)
+
+    @property
+    def batchsz(self) -> int:
+        """Batch size. Setting it rebuilds the records and clears."""
+        return self._batchsz
+
+    @batchsz.setter
+    def batchsz(self, value: int) -> None:
+        self._rebuild(self._dt, self._delay, arguments.positive_integer("batchsz", value))
+
+    @property
+    def dt(self) -> float:
+        """Length of a step, ms. Setting it rebuilds the records and clears."""
+        return self._dt
+
+    @dt.setter
+    def dt(self, value: float) -> None:
+        self._rebuild(arguments.positive("dt", value), self._delay, self._batchsz)
+
+    @property
+    def delay(self) -> float:
+        """Longest supported delay, ms. Setting it rebuilds the records and clears."""
+        return self._delay
+
+    @delay.setter
+    def delay(self, value: float) -> None:
+        self._rebuild(self._dt, arguments.nonnegative("delay", value), self._batchsz)
+
+    @property
+    def inplace(self) -> bool:
+        """Streaming: steps record no autograd graph."""
+        return self._inplace
+
+    @inplace.setter
+    def inplace(self, value: bool) -> None:
+        self._inplace = bool(value)
+
+    @property
+    def backend(self) -> str | None:
+        """``"auto"``, ``"triton"``, ``"reference"``; None for the package's default."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str | None) -> None:
+        self._backend = None if value is None else check_backend(value)
+        for record in self._records():
+            record.backend = self._backend
+
+    def extra_repr(self) -> str:
+        constants = []
+        for name in self._constants:
+            value = getattr(self, name)
+            text = f"tensor{tuple(value.shape)}" if isinstance(value, torch.Tensor) else str(value)
+            constants.append(f"{name}={text}")
+        return (
+            f"{self._shape}, step_time={self._dt}, {', '.join(constants)}, delay={self._delay}, "
+            f"batch_size={self._batchsz}, inplace={self._inplace}"
+        )
+
+    def _rebuild(self, step_time: float, delay: float, batch_size: int) -> None:
+        slots = record_size(step_time, delay, inclusive=True)
+        for name, record in self._named_records():
+            size = (batch_size, *self._shape)
+            blank = torch.zeros(size, dtype=record.storage.dtype, device=record.storage.device)
+            rebuilt = RecordTensor(
+                step_time, delay, blank, inclusive=True, backend=self._backend
+            )
+            assert rebuilt.recordsz == slots
+            self._modules[name] = rebuilt
+        self._dt, self._delay, self._batchsz = step_time, delay, batch_size
+
+    # -- records ------------------------------------------------------------------------------
+
+    spike_: RecordTensor
+
+    def _component_records(self) -> tuple[RecordTensor, ...]:
+        return tuple(self._modules[name] for name, _ in self._components)  # type: ignore[misc]
+
+    def _named_records(self) -> list[tuple[str, RecordTensor]]:
+        names = [*(name for name, _ in self._components), "spike_"]
+        return [(name, self._modules[name]) for name in names]  # type: ignore[misc]
+
+    def _records(self) -> list[RecordTensor]:
+        return [record for _, record in self._named_records()]
+
+    def clear(self, **kwargs: Any) -> None:
+        """Resting state: zero currents, no spikes, pointer 0, no autograd graph."""
+        for record in self._records():
+            record.reset(0)
+
+    def detach_state(self) -> None:
+        """Truncates backpropagation here: the state keeps its values and drops its graph."""
+        for record in self._records():
+            record.detach_state()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, record in self._named_records():
+            record.check_state(state_dict, f"{prefix}{name}.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # -- running ------------------------------------------------------------------------------
+
+    def forward(self, *inputs: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        r"""Advances by one step.
+
+        Args:
+            *inputs: the first is the input ``[B, *shape]``: bool, integer or floating. A value
+                multiplies the charge of a spike; the recorded spike is ``x != 0``.
+            **kwargs: ``backend`` overrides the module's for this call; others are ignored.
+
+        Returns:
+            The present current ``[B, *shape]`` in nA, in the records' dtype; never aliases state.
+
+        Raises:
+            TypeError, ValueError: no input, or one of the wrong dtype, shape or device. The state
+                is as before.
+        """
+        if not inputs:
+            raise TypeError("forward needs one input of shape (B, *shape), but none was given")
+        components = self._component_records()
+        x = check_input("input", inputs[0], self.batchedshape, self.spike_.storage.device)
+        coefficients = self.coefficients()
+        ring = ops.Ring(
+            tuple(record.storage for record in components),
+            tuple(record.pointer for record in components),
+            self.spike_.storage,
+            self.spike_.pointer,
+        )
+        current, storages = ops.step(
+            x,
+            ring,
+            coefficients.gain,
+            coefficients.decays,
+            graph=not self._inplace,
+            backend=kwargs.get("backend", self._backend),
+        )
+        for record, storage in zip(components, storages, strict=True):
+            record.storage = storage
+            record.incr(1)
+        self.spike_.incr(1)
+        return current
+
+    @property
+    def spike(self) -> torch.Tensor:
+        """Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."""
+        return self.spike_.peek()
+
+    @spike.setter
+    def spike(self, value: torch.Tensor) -> None:
+        self.spike_.write(value, 1, self._inplace)
+
+    def spike_at(self, selector: torch.Tensor) -> torch.Tensor:
+        """Spikes at times before the present.
+
+        Args:
+            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating.
+
+        Returns:
+            Bool, shaped like the selector with its batch broadcast: the spike before the time
+            (``previous``) or the closer one (``nearest``), ``spike_overbound`` outside of
+            ``[0, delay]``, False for a NaN time.
+        """
+        rule = ReadRule(
+            self._spike_mode, self._dt, self._delay, self._interp_tol, self._spike_overbound
+        )
+        return self._read((self.spike_,), (None,), selector, rule)
+
+    def _currents_at(
+        self, selector: torch.Tensor, *components: int
+    ) -> torch.Tensor:
+        """The read of one component, or of the first minus the second."""
+        rates = self.coefficients().rates
+        records = self._component_records()
+        rule = ReadRule(
+            "expdecay", self._dt, self._delay, self._interp_tol, self._current_overbound
+        )
+        return self._read(
+            tuple(records[i] for i in components), tuple(rates[i] for i in components), selector,
+            rule,
+        )  # fmt: skip
+
+    def _read(
+        self,
+        records: tuple[RecordTensor, ...],
+        rates: tuple[torch.Tensor | None, ...],
+        selector: torch.Tensor,
+        rule: ReadRule,
+    ) -> torch.Tensor:
+        storages = tuple(record.storage for record in records)
+        sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
+        value, storages = ops.select(
+            storages, sel, rates, tuple(record.pointer for record in records), rule,
+            backend=self._backend,
+        )  # fmt: skip
+        for record, storage in zip(records, storages, strict=True):
+            record.storage = storage
+        return value
+
+
+class SingleExponentialCurrent(ExponentialCurrent):
+    r"""Synapses whose current rises at once and decays exponentially.
+
+    .. math:: I[t] = I[t-1] \exp(-\Delta t / \tau) + \frac{Q}{\tau} x[t]
+
+    A unit spike delivers the charge :math:`Q`: in its own step the current is :math:`Q / \tau`.
+
+    Args:
+        shape: shape of the group, an integer or a sequence of them.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        spike_charge: charge of a spike :math:`Q`, pC, not 0.
+        time_constant: :math:`\tau`, ms, > 0. Charge and time constant take a number, a tensor
+            broadcastable to ``shape`` (one value per synapse) or an ``nn.Parameter`` of either
+            size, which is then learned; steps and reads use the present value.
+        delay: longest delay that reads support, ms, >= 0. The records keep
+            ``K = ceil(delay / step_time) + 1`` observations.
+        spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
+        interp_tol: a time this close to an observation, ms, reads it; at least four units in the
+            last place of the time.
+        current_overbound: current, nA, for times outside of ``[0, delay]``; None for the limit's.
+        spike_overbound: the same for spikes.
+        batch_size: size of the batch B.
+        inplace: streaming: steps record no autograd graph. False: differentiable whenever grad
+            mode is on and anything involved requires grad.
+        device, dtype: of the records of currents; float64, float32, bfloat16 or float16.
+            Arithmetic is float64 for float64, float32 for the rest.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or breaks its rule; the message
+            names it, its value and the rule.
+
+    Example:
+        >>> synapse = SingleExponentialCurrent(2, 1.0, spike_charge=10.0, time_constant=5.0, delay=3.0)
+        >>> synapse(torch.tensor([[1.0, 0.0]]))
+        tensor([[2., 0.]])
+        >>> _ = synapse(torch.zeros(1, 2))
+        >>> synapse.current_at(torch.tensor([[1.0, 0.5]]))
+        tensor([[2., 0.]])
+
+    The model: Gerstner, Kistler, Naud and Paninski, Neuronal Dynamics (2014), section 3.1,
+    doi:10.1017/CBO9781107447615.
+    """  # noqa: E501
+
+    _constants = ("spike_charge", "time_constant")
+    _components = (("current_", "time_constant"),)
+    current_: RecordTensor
+    spike_charge: Constant
+    time_constant: Constant
+
+    def __init__(
+        self,
+        shape: Sequence[int] | int,
+        step_time: float,
+        *,
+        spike_charge: Constant,
+        time_constant: Constant,
+        delay: float = 0.0,
+        spike_interp_mode: str = "previous",
+        interp_tol: float = 0.0,
+        current_overbound: float | None = 0.0,
+        spike_overbound: bool | None = False,
+        batch_size: int = 1,
+        inplace: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            shape, step_time, {"spike_charge": spike_charge, "time_constant": time_constant},
+            delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
+            current_overbound=current_overbound, spike_overbound=spike_overbound,
+            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype, backend=backend,
+        )  # fmt: skip
+
+    @classmethod
+    def partialconstructor(
+        cls,
+        spike_charge: Constant,
+        time_constant: Constant,
+        spike_interp_mode: str = "previous",
+        interp_tol: float = 0.0,
+        current_overbound: float | None = 0.0,
+        spike_overbound: bool | None = False,
+        inplace: bool = False,
+    ) -> SynapseConstructor:
+        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
+
+        The function also takes ``device``, ``dtype`` and ``backend``. A parameter given here is
+        shared by all that it makes.
+        """
+
+        def constructor(
+            shape: Sequence[int] | int,
+            step_time: float,
+            delay: float,
+            batch_size: int,
+            **factory: Any,
+        ) -> ExponentialCurrent:
+            return cls(
+                shape, step_time, spike_charge=spike_charge, time_constant=time_constant,
+                delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
+                current_overbound=current_overbound, spike_overbound=spike_overbound,
+                batch_size=batch_size, inplace=inplace, **factory,
+            )  # fmt: skip
+
+        return constructor
+
+    @staticmethod
+    def _gain(constants: dict[str, Any]) -> Any:
+        return constants["spike_charge"] / constants["time_constant"]
+
+    @property
+    def current(self) -> torch.Tensor:
+        """Present current ``[B, *shape]``, nA. Setting replaces the newest observation."""
+        return self.current_.peek()
+
+    @current.setter
+    def current(self, value: torch.Tensor) -> None:
+        self.current_.write(value, 1, self._inplace)
+
+    def current_at(self, selector: torch.Tensor) -> torch.Tensor:
+        r"""Currents at times before the present, between steps decayed from the earlier one.
+
+        Args:
+            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating.
+
+        Returns:
+            Currents in nA, shaped like the selector with its batch broadcast; outside of
+            ``[0, delay]`` the overbound value, NaN for a NaN time. Differentiable to the recorded
+            currents and to the selector: the derivative to a delay is :math:`I / \tau`.
+        """
+        return self._currents_at(selector, 0)
+
+
+class DoubleExponentialCurrent(ExponentialCurrent):
+    r"""Synapses whose current rises and decays exponentially.
+
+    .. math::
+        P[t] &= P[t-1] \exp(-\Delta t / \tau_d) + g\,x[t] \\
+        M[t] &= M[t-1] \exp(-\Delta t / \tau_r) + g\,x[t] \\
+        I[t] &= P[t] - M[t], \qquad g = \frac{Q}{\tau_d - \tau_r}
+
+    A unit spike delivers the charge :math:`Q`; the current peaks
+    :math:`\frac{\tau_d \tau_r}{\tau_d - \tau_r} \ln\frac{\tau_d}{\tau_r}` after it.
+
+    Args:
+        shape: shape of the group, an integer or a sequence of them.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        spike_charge: charge of a spike :math:`Q`, pC, not 0.
+        tc_decay: time constant of the decay :math:`\tau_d`, ms, > ``tc_rise``.
+        tc_rise: time constant of the rise :math:`\tau_r`, ms, > 0.
+
+    The other arguments, the errors and the kinds of value a constant takes are those of
+    :class:`SingleExponentialCurrent`.
+
+    The model: Roth and van Rossum, Modeling Synapses, in De Schutter (ed.), Computational Modeling
+    Methods for Neuroscientists (2009), doi:10.7551/mitpress/9780262013277.003.0007.
+    """
+
+    _constants = ("spike_charge", "tc_decay", "tc_rise")
+    _components = (("pos_current_", "tc_decay"), ("neg_current_", "tc_rise"))
+    pos_current_: RecordTensor
+    neg_current_: RecordTensor
+    spike_charge: Constant
+    tc_decay: Constant
+    tc_rise: Constant
+
+    def __init__(
+        self,
+        shape: Sequence[int] | int,
+        step_time: float,
+        *,
+        spike_charge: Constant,
+        tc_decay: Constant,
+        tc_rise: Constant,
+        delay: float = 0.0,
+        spike_interp_mode: str = "previous",
+        interp_tol: float = 0.0,
+        current_overbound: float | None = 0.0,
+        spike_overbound: bool | None = False,
+        batch_size: int = 1,
+        inplace: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            shape, step_time,
+            {"spike_charge": spike_charge, "tc_decay": tc_decay, "tc_rise": tc_rise},
+            delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
+            current_overbound=current_overbound, spike_overbound=spike_overbound,
+            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype, backend=backend,
+        )  # fmt: skip
+
+    @classmethod
+    def partialconstructor(
+        cls,
+        spike_charge: Constant,
+        tc_decay: Constant,
+        tc_rise: Constant,
+        spike_interp_mode: str = "previous",
+        interp_tol: float = 0.0,
+        current_overbound: float | None = 0.0,
+        spike_overbound: bool | None = False,
+        inplace: bool = False,
+    ) -> SynapseConstructor:
+        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
+
+        The function also takes ``device``, ``dtype`` and ``backend``. A parameter given here is
+        shared by all that it makes.
+        """
+
+        def constructor(
+            shape: Sequence[int] | int,
+            step_time: float,
+            delay: float,
+            batch_size: int,
+            **factory: Any,
+        ) -> ExponentialCurrent:
+            return cls(
+                shape, step_time, spike_charge=spike_charge, tc_decay=tc_decay, tc_rise=tc_rise,
+                delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
+                current_overbound=current_overbound, spike_overbound=spike_overbound,
+                batch_size=batch_size, inplace=inplace, **factory,
+            )  # fmt: skip
+
+        return constructor
+
+    def _checked_constant(self, name: str, value: Any) -> Constant:
+        constant = super()._checked_constant(name, value)
+        others = {"tc_decay": "tc_rise", "tc_rise": "tc_decay"}
+        if name in others and hasattr(self, others[name]):
+            given = {name: constant, others[name]: getattr(self, others[name])}
+            with torch.no_grad():
+                if not torch.as_tensor(given["tc_decay"] > given["tc_rise"]).all():
+                    raise ValueError(
+                        f"tc_decay must be greater than tc_rise, but tc_decay is "
+                        f"{given['tc_decay']} and tc_rise is {given['tc_rise']}"
+                    )
+        return constant
+
+    @staticmethod
+    def _gain(constants: dict[str, Any]) -> Any:
+        return constants["spike_charge"] / (constants["tc_decay"] - constants["tc_rise"])
+
+    @property
+    def current(self) -> torch.Tensor:
+        """Present current ``[B, *shape]``, nA: positive minus negative. Setting does nothing."""
+        return self.pos_current - self.neg_current
+
+    @current.setter
+    def current(self, value: torch.Tensor) -> None:
+        pass
+
+    @property
+    def pos_current(self) -> torch.Tensor:
+        """Present positive component, nA. Setting replaces the newest observation."""
+        return self.pos_current_.peek()
+
+    @pos_current.setter
+    def pos_current(self, value: torch.Tensor) -> None:
+        self.pos_current_.write(value, 1, self._inplace)
+
+    @property
+    def neg_current(self) -> torch.Tensor:
+        """Present negative component, nA. Setting replaces the newest observation."""
+        return self.neg_current_.peek()
+
+    @neg_current.setter
+    def neg_current(self, value: torch.Tensor) -> None:
+        self.neg_current_.write(value, 1, self._inplace)
+
+    def current_at(self, selector: torch.Tensor) -> torch.Tensor:
+        """Currents at times before the present: each component decayed with its own constant.
+
+        Shapes, bounds and gradients as :meth:`SingleExponentialCurrent.current_at`.
+        """
+        return self._currents_at(selector, 0, 1)
+
+    def pos_current_at(self, selector: torch.Tensor) -> torch.Tensor:
+        """The positive component at times before the present."""
+        return self._currents_at(selector, 0)
+
+    def neg_current_at(self, selector: torch.Tensor) -> torch.Tensor:
+        """The negative component at times before the present."""
+        return self._currents_at(selector, 1)

@@ -1,0 +1,69 @@
+"""Argument checks that the operations share; each error says what was given and what is allowed."""
+
+from collections.abc import Sequence
+
+import torch
+
+RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_input(name: str, x: object, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """``x`` is a real tensor of this shape on this device."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
+    if x.is_complex():
+        raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, but must have {tuple(shape)}")
+    check_device(name, x, device)
+    return x
+
+
+def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
+    """``x`` is on this device."""
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, but the record is on {device}")
+
+
+def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """``sel`` holds floating times, of shape ``[1 or B, *shape]`` or with one axis more."""
+    if not isinstance(sel, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
+    if not sel.is_floating_point():
+        raise TypeError(f"{name} must be floating, but is {sel.dtype}")
+    batch, *inner = shape
+    given = tuple(sel.shape)
+    depth = len(shape)
+    if (
+        len(given) not in (depth, depth + 1)
+        or given[0] not in (1, batch)
+        or list(given[1:depth]) != inner
+    ):
+        allowed = ", ".join(str(size) for size in inner)
+        first = "1" if batch == 1 else f"1 or {batch}"
+        raise ValueError(
+            f"{name} has shape {given}, but must have ({first}, {allowed}) or "
+            f"({first}, {allowed}, D) with D times for each element"
+        )
+    check_device(name, sel, device)
+    return sel
+
+
+def check_record(name: str, record: object) -> torch.Tensor:
+    """``record`` is a packed tensor ``[K, B, ...]`` of a dtype that records are kept in."""
+    if not isinstance(record, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, but a {type(record).__name__} was given")
+    if record.dtype not in (*RECORD_DTYPES, torch.bool):
+        allowed = ", ".join(str(dtype) for dtype in RECORD_DTYPES)
+        raise TypeError(f"{name} is {record.dtype}, but records are kept in {allowed} or torch.bool")
+    if record.ndim < 2 or record.shape[0] < 1:
+        raise ValueError(f"{name} has shape {tuple(record.shape)}, but must have (K, B, ...), K >= 1")
+    if not record.is_contiguous():
+        raise ValueError(f"{name} has strides {record.stride()}, but must be contiguous")
+    return record
+
+
+def check_slot(name: str, slot: int, slots: int) -> None:
+    """``slot`` is a slot of the record."""
+    if not 0 <= slot < slots:
+        raise IndexError(f"{name} is {slot}, but the record has slots 0 to {slots - 1}")

@@ -1,0 +1,67 @@
+"""What the differentiable operations share: flat views, ownership of gradients, reductions."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+_OWNED = "_tritonsyn_owned"
+
+
+class Layout(NamedTuple):
+    """Shape, dtype and device of a record, kept for its gradient."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, record: torch.Tensor) -> "Layout":
+        return cls(record.shape, record.dtype, record.device)
+
+
+def own_gradient(gradient: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    """A gradient of the whole record that the caller may write to.
+
+    What an operation of the chain made is taken over; zeros are made where there is none yet; what
+    came from elsewhere (a user's own operation on the record) is copied.
+    """
+    if gradient is None:
+        gradient = torch.zeros(layout.shape, dtype=layout.dtype, device=layout.device)
+    elif not getattr(gradient, _OWNED, False):
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+    setattr(gradient, _OWNED, True)
+    return gradient
+
+
+def chained(*tensors: torch.Tensor | None) -> bool:
+    """Whether an operation on these tensors is to be recorded by autograd."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def unchained(record: torch.Tensor) -> torch.Tensor:
+    """The record without its graph, the same storage."""
+    return record.detach() if record.requires_grad else record
+
+
+def flat_record(record: torch.Tensor) -> torch.Tensor:
+    """``[K, B, *shape]`` as ``[K, B, N]``."""
+    return record.view(record.shape[0], record.shape[1], -1)
+
+
+def flat_coefficients(
+    coefficients: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor | None]:
+    """Coefficients of the group (0-d) as they are, those of each synapse as ``[N]``."""
+    return [c.reshape(-1) if c is not None and c.ndim else c for c in coefficients]
+
+
+def reduce_coefficient(
+    a: torch.Tensor, b: torch.Tensor, like: torch.Tensor, interp: ModuleType
+) -> torch.Tensor:
+    """``sum(a * b)`` over batch and selectors, and over synapses where ``like`` is one value."""
+    total = interp.batch_dot(a.flatten(1), b.flatten(1))
+    if not like.ndim:
+        return total.sum()
+    return total.view(like.numel(), -1).sum(1).view(like.shape)

@@ -1,0 +1,133 @@
+"""The step of an exponential synapse as a differentiable operation on its records."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from ..backend import implementation
+from .common import (
+    Layout,
+    chained,
+    flat_coefficients,
+    flat_record,
+    own_gradient,
+    reduce_coefficient,
+    unchained,
+)
+
+
+class Ring(NamedTuple):
+    """The records of one synapse and where each writes next."""
+
+    components: tuple[torch.Tensor, ...]
+    """One current, or the positive and the negative one: ``[K, B, *shape]``, floating."""
+    pointers: tuple[int, ...]
+    spikes: torch.Tensor
+    """``[K, B, *shape]``, bool."""
+    spike_pointer: int
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, modules, ring: Ring, x, gain, *rest):
+        count = len(ring.components)
+        decays, records = rest[:count], rest[count:]
+        wants_gain, wants_decays = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4 : 4 + count])
+        flat = [flat_record(record.detach()) for record in records]
+        newest = []
+        if wants_decays:
+            pairs = zip(flat, ring.pointers, strict=True)
+            newest = [record[pointer - 1].clone() for record, pointer in pairs]
+        y = _run(modules[0], ring, flat, x, gain, decays)
+        ctx.mark_dirty(*records)
+        ctx.set_materialize_grads(False)
+        ctx.modules, ctx.pointers, ctx.x_dtype = modules, ring.pointers, x.dtype
+        ctx.layout = Layout.of(records[0])
+        ctx.save_for_backward(gain, *decays, *newest, *([x] if wants_gain else []))
+        return (y, *records)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, *drecords):
+        count = len(drecords)
+        if dy is None and all(d is None for d in drecords):
+            return (None,) * (4 + 2 * count)
+        step, interp = ctx.modules
+        gain, *saved = ctx.saved_tensors
+        decays, newest = saved[:count], saved[count:]
+        wants_x, wants_gain = ctx.needs_input_grad[2:4]
+        wants_decays = any(ctx.needs_input_grad[4 : 4 + count])
+        drecords = [own_gradient(d, ctx.layout) for d in drecords]
+        flat = [flat_record(d) for d in drecords]
+        dx, zs = step.step_backward(
+            None if dy is None else dy.reshape(flat[0].shape[1:]),
+            flat,
+            *flat_coefficients([gain]),
+            flat_coefficients(decays),
+            ctx.pointers,
+            ctx.x_dtype if wants_x else None,
+            wants_gain or wants_decays,
+        )
+        dgain, ddecays = None, [None] * count
+        if wants_gain:
+            x = newest.pop().reshape(flat[0].shape[1:]).to(gain.dtype)
+            z = zs[0] if count == 1 else zs[0] + zs[1]
+            dgain = reduce_coefficient(z, x, gain, interp)
+        if wants_decays:
+            triples = zip(zs, newest, decays, strict=True)
+            ddecays = [reduce_coefficient(z, n.to(z.dtype), d, interp) for z, n, d in triples]
+        if dx is not None:
+            dx = dx.view(ctx.layout.shape[1:])
+        return None, None, dx, dgain, *ddecays, *drecords
+
+
+def _run(
+    module: ModuleType,
+    ring: Ring,
+    flat: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    gain: torch.Tensor,
+    decays: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """The step on flat tensors; the current comes back in the shape of an observation."""
+    y = module.step(
+        x.reshape(flat[0].shape[1:]),
+        flat,
+        flat_record(ring.spikes),
+        *flat_coefficients([gain]),
+        flat_coefficients(decays),
+        ring.pointers,
+        ring.spike_pointer,
+    )
+    return y.view(x.shape)
+
+
+def step(
+    x: torch.Tensor,
+    ring: Ring,
+    gain: torch.Tensor,
+    decays: Sequence[torch.Tensor],
+    *,
+    graph: bool = True,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Advances an exponential synapse by one step: ``(current, component records)``.
+
+    For each component ``C[t] = decay_c * C[t-1] + gain * x[t]``; the current is the first
+    component, or the first minus the second. ``x [B, *shape]`` of any real dtype; ``gain`` and
+    ``decays`` 0-d or ``[*shape]``, in the arithmetic's dtype. Records are updated in place;
+    the spike record takes ``x != 0``. With ``graph`` false, or gradients disabled, the records
+    come back without a graph.
+    """
+    device = ring.spikes.device
+    module = implementation("synapse", device, backend)
+    if graph and chained(x, gain, *decays, *ring.components):
+        modules = (module, implementation("interp", device, backend))
+        y, *records = _Step.apply(modules, ring, x, gain, *decays, *ring.components)
+        return y, tuple(records)
+    records = tuple(unchained(record) for record in ring.components)
+    with torch.no_grad():
+        y = _run(module, ring, [flat_record(record) for record in records], x, gain, decays)
+    return y, records

@@ -1,0 +1,27 @@
+"""What a delayed read does, as one hashable value that every layer hands on."""
+
+from typing import NamedTuple
+
+import torch
+
+MODES = ("previous", "nearest", "next", "linear", "expdecay", "expratedecay")
+
+
+class ReadRule(NamedTuple):
+    """How times before the present become values of a record.
+
+    ``step`` (between observations), ``limit`` (of the times) and ``tolerance`` (to an
+    observation) are in the unit of the times; ``overbound`` replaces values outside of
+    ``[0, limit]``, None keeps the limit's value.
+    """
+
+    mode: str
+    step: float
+    limit: float
+    tolerance: float = 0.0
+    overbound: float | None = None
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Arithmetic is float64 for float64 and float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
