@@ -51,8 +51,9 @@ def power_of_two_below(x):
 
 
 @triton.jit
-def locate(time, K, STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr,
-           EPSILON: tl.constexpr):
+def locate(
+    time, K, STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr
+):
     """Where a time before the present lies among the observations.
 
     Returns ``(older, frac, inside, bounded)``: the older neighbour in steps, ``frac`` in [0, 1)

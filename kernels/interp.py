@@ -98,7 +98,9 @@ def select_fwd_kernel(
         value -= neg_value
         slope -= neg_slope
         if neg_rate_slope_ptr is not None:
-            tl.store(neg_rate_slope_ptr + row, tl.where(keep, frac.to(ACC) * neg_value, 0.0), mask=mask)
+            tl.store(
+                neg_rate_slope_ptr + row, tl.where(keep, frac.to(ACC) * neg_value, 0.0), mask=mask
+            )
     if slope_ptr is not None:
         tl.store(slope_ptr + row, tl.where(within, slope, 0.0), mask=mask)
     if OVERBOUND is not None:

@@ -31,3 +31,21 @@ def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
     taken = tl.load(row_ptr + offs, mask=mask)
     tl.store(dvalue_ptr + offs, taken.to(dvalue_ptr.dtype.element_ty), mask=mask)
     tl.store(row_ptr + offs, tl.zeros([BLOCK], drecord_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def pack_bits_kernel(x_ptr, words_ptr, rows, N, W, BLOCK: tl.constexpr):
+    """Bit ``n % 32`` of ``words[row, n // 32]`` is ``x[row, n] != 0``.
+
+    ``x [rows, N]``, ``words [rows, W]`` int32 with ``W = cdiv(N, 32)``. Moves one input and 1/8 byte
+    per element.
+    """
+    offs_w = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = offs_w < rows.to(tl.int64) * W
+    row = offs_w // W
+    bits = tl.arange(0, 32)
+    offs_n = (offs_w % W)[:, None] * 32 + bits[None, :]
+    mask = live[:, None] & (offs_n < N)
+    x = tl.load(x_ptr + row[:, None] * N + offs_n, mask=mask, other=0)
+    words = tl.sum((x != 0).to(tl.int32) << bits[None, :], axis=1)
+    tl.store(words_ptr + offs_w, words, mask=live)

@@ -10,22 +10,28 @@ from collections.abc import Callable
 
 import torch
 
-from .ops import Ring, push, read, select, step
+from .ops import Ring, pack_spikes, push, read, select, sequence_scan, step, unpack_spikes
+from .packing import PackedSpikes
 from .rules import ReadRule
 
 __all__ = [
+    "PackedSpikes",
     "ReadRule",
     "Ring",
+    "double_exp_scan",
+    "exp_scan",
     "interp_expdecay",
     "interp_expratedecay",
     "interp_linear",
     "interp_nearest",
     "interp_next",
     "interp_previous",
+    "pack_spikes",
     "push",
     "read",
     "select",
     "step",
+    "unpack_spikes",
 ]
 
 
@@ -108,3 +114,63 @@ INTERPOLATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "expratedecay": interp_expratedecay,
 }
 """The known modes by name."""
+
+
+def exp_scan(
+    x: torch.Tensor | PackedSpikes,
+    decay: float | torch.Tensor,
+    gain: float | torch.Tensor = 1.0,
+    initial: torch.Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""The single-exponential recurrence over a whole sequence, in one kernel.
+
+    .. math:: y[t] = d\,y[t-1] + g\,x[t], \qquad y[-1] = y_0
+
+    Args:
+        x: the input ``[T, ...]``, bool, integer or floating, or spikes packed by
+            :func:`pack_spikes`. T may be 0.
+        decay: factor :math:`d` of a step; with ``gain`` a number or a tensor broadcastable to
+            ``x.shape[1:]``.
+        gain: factor :math:`g` of the input.
+        initial: :math:`y_0`, of shape ``x.shape[1:]``; None for rest.
+        dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        ``(y, final)``: the sequence, shaped like ``x``, and its last value, which continues it:
+        ``final`` is float64 for a float64 output and float32 otherwise, as the recurrence itself.
+
+    Differentiable (first order) to ``x``, ``decay``, ``gain`` and ``initial``. For the gradient to
+    ``x`` alone nothing of the size of ``x`` is kept.
+
+    Raises:
+        TypeError, ValueError: wrong kind, shape or device.
+    """
+    y, (final,) = sequence_scan(x, gain, [decay], [initial], dtype=dtype, backend=backend)
+    return y, final
+
+
+def double_exp_scan(
+    x: torch.Tensor | PackedSpikes,
+    decay: float | torch.Tensor,
+    rise: float | torch.Tensor,
+    gain: float | torch.Tensor = 1.0,
+    initial: tuple[torch.Tensor, torch.Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    r"""The double-exponential recurrence over a whole sequence, in one kernel.
+
+    .. math::
+        P[t] = d\,P[t-1] + g\,x[t], \quad M[t] = r\,M[t-1] + g\,x[t], \quad y[t] = P[t] - M[t]
+
+    ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything else
+    as :func:`exp_scan`.
+    """
+    initials = (None, None) if initial is None else initial
+    y, (pos, neg) = sequence_scan(x, gain, [decay, rise], initials, dtype=dtype, backend=backend)
+    return y, (pos, neg)

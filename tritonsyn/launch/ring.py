@@ -13,9 +13,7 @@ def push(record: torch.Tensor, value: torch.Tensor, slot: int) -> None:
         return
     block = tile(size)
     with on_device(record):
-        ring_push_kernel[(tiles(size, block),)](
-            value.contiguous(), record, slot, size, BLOCK=block
-        )
+        ring_push_kernel[(tiles(size, block),)](value.contiguous(), record, slot, size, BLOCK=block)
 
 
 def take(drecord: torch.Tensor, slot: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A tensor with a record of its past: a ring buffer as a torch module."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -69,8 +70,8 @@ class RecordTensor(nn.Module):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
         slots = record_size(self._dt, self._duration, self._inclusive)
-        storage = value.detach().expand(slots, *value.shape).clone(
-            memory_format=torch.contiguous_format
+        storage = (
+            value.detach().expand(slots, *value.shape).clone(memory_format=torch.contiguous_format)
         )
         self.register_buffer("storage", check_record("value", storage))
 
@@ -309,9 +310,7 @@ class RecordTensor(nn.Module):
     def _slot(self, offset: int) -> int:
         return (self._pointer - offset) % self.recordsz
 
-    def _range_slots(
-        self, length: int, offset: int | torch.Tensor, forward: bool
-    ) -> torch.Tensor:
+    def _range_slots(self, length: int, offset: int | torch.Tensor, forward: bool) -> torch.Tensor:
         """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
         if not 1 <= length <= self.recordsz:
             raise ValueError(f"length must be in 1 to {self.recordsz}, but is {length}")
@@ -408,7 +407,15 @@ class RecordTensor(nn.Module):
         for key in ("storage", "pointer"):
             if prefix + key not in state_dict:
                 return
-        saved, pointer = state_dict[prefix + "storage"], int(state_dict[prefix + "pointer"])
+        saved, pointer = state_dict[prefix + "storage"], state_dict[prefix + "pointer"]
+        if not isinstance(saved, torch.Tensor):
+            raise RuntimeError(f"{prefix}storage of the saved state is no tensor: {saved!r:.80}")
+        try:
+            pointer = operator.index(pointer)
+        except TypeError:
+            raise RuntimeError(
+                f"{prefix}pointer of the saved state is no integer: {pointer!r:.80}"
+            ) from None
         if saved.shape != self.storage.shape:
             raise RuntimeError(
                 f"{prefix}storage of the saved state has shape {tuple(saved.shape)} (slots, batch, "

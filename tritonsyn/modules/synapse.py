@@ -87,9 +87,7 @@ class ExponentialCurrent(nn.Module):
         self._add_record("spike_", torch.zeros(self.batchedshape, dtype=torch.bool, device=device))
 
     def _add_record(self, name: str, value: torch.Tensor) -> None:
-        record = RecordTensor(
-            self._dt, self._delay, value, inclusive=True, backend=self._backend
-        )
+        record = RecordTensor(self._dt, self._delay, value, inclusive=True, backend=self._backend)
         self.add_module(name, record)
 
     # -- constants ----------------------------------------------------------------------------
@@ -238,9 +236,7 @@ class ExponentialCurrent(nn.Module):
         for name, record in self._named_records():
             size = (batch_size, *self._shape)
             blank = torch.zeros(size, dtype=record.storage.dtype, device=record.storage.device)
-            rebuilt = RecordTensor(
-                step_time, delay, blank, inclusive=True, backend=self._backend
-            )
+            rebuilt = RecordTensor(step_time, delay, blank, inclusive=True, backend=self._backend)
             assert rebuilt.recordsz == slots
             self._modules[name] = rebuilt
         self._dt, self._delay, self._batchsz = step_time, delay, batch_size
@@ -341,9 +337,7 @@ class ExponentialCurrent(nn.Module):
         )
         return self._read((self.spike_,), (None,), selector, rule)
 
-    def _currents_at(
-        self, selector: torch.Tensor, *components: int
-    ) -> torch.Tensor:
+    def _currents_at(self, selector: torch.Tensor, *components: int) -> torch.Tensor:
         """The read of one component, or of the first minus the second."""
         rates = self.coefficients().rates
         records = self._component_records()

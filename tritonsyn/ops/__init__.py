@@ -4,8 +4,21 @@ State goes in and comes out: an operation updates a record in place and returns 
 the autograd graph if one is recorded.
 """
 
+from .decay import pack_spikes, scan, sequence_scan, unpack_spikes
 from .interp import select, time_since_older
-from .ring import push, read
+from .ring import push, read, write_rows
 from .synapse import Ring, step
 
-__all__ = ["Ring", "push", "read", "select", "step", "time_since_older"]
+__all__ = [
+    "Ring",
+    "pack_spikes",
+    "push",
+    "read",
+    "scan",
+    "select",
+    "sequence_scan",
+    "step",
+    "time_since_older",
+    "unpack_spikes",
+    "write_rows",
+]

@@ -25,7 +25,9 @@ def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} is on {x.device}, but the record is on {device}")
 
 
-def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+def check_selector(
+    name: str, sel: object, shape: Sequence[int], device: torch.device
+) -> torch.Tensor:
     """``sel`` holds floating times, of shape ``[1 or B, *shape]`` or with one axis more."""
     if not isinstance(sel, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
@@ -55,9 +57,13 @@ def check_record(name: str, record: object) -> torch.Tensor:
         raise TypeError(f"{name} must be a tensor, but a {type(record).__name__} was given")
     if record.dtype not in (*RECORD_DTYPES, torch.bool):
         allowed = ", ".join(str(dtype) for dtype in RECORD_DTYPES)
-        raise TypeError(f"{name} is {record.dtype}, but records are kept in {allowed} or torch.bool")
+        raise TypeError(
+            f"{name} is {record.dtype}, but records are kept in {allowed} or torch.bool"
+        )
     if record.ndim < 2 or record.shape[0] < 1:
-        raise ValueError(f"{name} has shape {tuple(record.shape)}, but must have (K, B, ...), K >= 1")
+        raise ValueError(
+            f"{name} has shape {tuple(record.shape)}, but must have (K, B, ...), K >= 1"
+        )
     if not record.is_contiguous():
         raise ValueError(f"{name} has strides {record.stride()}, but must be contiguous")
     return record

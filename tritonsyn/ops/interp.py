@@ -25,7 +25,6 @@ def _flat_sel(sel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return sel.reshape(sel.shape[0], math.prod(shape[2:]), sel.shape[-1])
 
 
-
 class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx, module, rule: ReadRule, pointers, sel, *rest):

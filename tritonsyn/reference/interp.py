@@ -7,7 +7,13 @@ import torch
 
 from ..rules import ReadRule, compute_dtype
 
-_EXPONENT_BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF << 52)}
+# Elements of a group of rows: its handful of intermediates fit in a core's cache.
+_CACHED = 131072
+
+_EXPONENT_BITS = {
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF << 52),
+}
 
 
 class Located(NamedTuple):
@@ -69,18 +75,33 @@ def _nearest_tap(located: Located, mode: str) -> torch.Tensor:
     return older
 
 
-def _addresses(steps: torch.Tensor, pointer: int, slots: int, batch: int) -> torch.Tensor:
-    """Place in a flat record of the observation ``steps`` back, ``[B, N, D]``; any slot for NaN."""
-    size = batch * steps.shape[1]
-    slot = (pointer - 1 - steps.nan_to_num(0.0)).to(torch.int64)
-    slot += (slot >> 63) & slots
-    cells = torch.arange(size, device=steps.device).view(batch, -1, 1)
-    return slot.mul_(size) + cells
+def _addresses(
+    steps: torch.Tensor, pointer: int, shape: torch.Size, first: int = 0
+) -> torch.Tensor:
+    """Place in a flat record of the observation ``steps`` back; any slot for NaN.
+
+    ``steps [b, N, D]`` belong to the rows of the batch from ``first`` on; ``[1, N, D]`` to row
+    ``first`` alone. ``shape`` is the record's.
+    """
+    slots, batch, synapses = shape
+    size = batch * synapses
+    # Half the bytes wherever it suffices.
+    integer = torch.int32 if slots * size < 2**31 else torch.int64
+    device = steps.device
+    rows = (pointer - 1 - torch.arange(slots, device=device)) % slots * size
+    back = steps.nan_to_num(0.0).to(integer)
+    place = rows.to(integer).index_select(0, back.reshape(-1)).view(back.shape)
+    start = first * synapses
+    stop = start + back.shape[0] * synapses
+    return place.add_(torch.arange(start, stop, dtype=integer, device=device).view(-1, synapses, 1))
 
 
-def _tap(record: torch.Tensor, steps: torch.Tensor, pointer: int) -> torch.Tensor:
-    """The observations ``steps`` before the newest, ``[B, N, D]``, for arithmetic."""
-    index = _addresses(steps, pointer, *record.shape[:2])
+def _tap(record: torch.Tensor, steps: torch.Tensor, pointer: int, rows: range) -> torch.Tensor:
+    """The observations ``steps`` before the newest, of these rows of the batch."""
+    index = _addresses(steps, pointer, record.shape, rows.start)
+    if index.shape[0] < len(rows):
+        batch = torch.arange(len(rows), dtype=index.dtype, device=index.device)
+        index = index + (batch * record.shape[2]).view(-1, 1, 1)
     taken = record.view(-1).index_select(0, index.view(-1)).view(index.shape)
     return taken.to(compute_dtype(record.dtype))
 
@@ -104,25 +125,38 @@ def select(
     ``rates`` (steps over time constant, 0-d or ``[N]``) are used by ``expdecay``. Returns the
     value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each component's rate.
     """
-    located = locate(sel, rule, records[0].shape[0])
-    components = [
-        _component(*component, located, rule, want_slope)
-        for component in zip(records, rates, pointers, strict=True)
-    ]
-    value, slope = components[0]
-    if len(components) == 2:
-        value = value - components[1][0]
-        slope = slope - components[1][1] if want_slope else None
-    if slope is not None and located.within is not None:
-        slope = torch.where(located.within, slope, 0.0)
-    rate_slopes = []
-    if want_rate_slopes:
-        signs = (-1.0, 1.0)
-        rate_slopes = [
-            _kept(part * located.frac.to(part.dtype), located, rule).mul_(sign)
-            for (part, _), sign in zip(components, signs, strict=False)
+    slots, batch, synapses = records[0].shape
+    shape = (batch, synapses, sel.shape[2])
+    dtype, device = records[0].dtype, sel.device
+    acc = compute_dtype(dtype)
+    value = torch.empty(shape, dtype=dtype, device=device)
+    slope = torch.empty(shape, dtype=acc, device=device) if want_slope else None
+    rate_slopes = [torch.empty(shape, dtype=acc, device=device) for _ in records]
+    rate_slopes = rate_slopes if want_rate_slopes else []
+    outputs = [value, *([] if slope is None else [slope]), *rate_slopes]
+    located = locate(sel, rule, slots) if sel.shape[0] == 1 else None
+    for rows in _row_groups(batch, synapses * sel.shape[2], device):
+        here = located or locate(sel[rows.start : rows.stop], rule, slots)
+        parts = [
+            _component(record, rate, pointer, here, rule, rows, want_slope)
+            for record, rate, pointer in zip(records, rates, pointers, strict=True)
         ]
-    return _finish(value, records[0].dtype, located, rule), slope, rate_slopes
+        results = [_value(parts, here, rule, dtype)]
+        results += [_slope(parts, here)] if want_slope else []
+        results += _rate_slopes(parts, here, rule) if want_rate_slopes else []
+        for output, result in zip(outputs, results, strict=True):
+            output[rows.start : rows.stop] = result
+    return value, slope, rate_slopes
+
+
+Part = tuple[torch.Tensor, torch.Tensor | None]
+"""One component's value and its derivative to the time."""
+
+
+def _row_groups(batch: int, row: int, device: torch.device) -> list[range]:
+    """Rows of the batch in groups small enough that what is made between stays in the cache."""
+    rows = max(1, _CACHED // max(row, 1)) if device.type == "cpu" else max(batch, 1)
+    return [range(first, min(first + rows, batch)) for first in range(0, batch, rows)]
 
 
 def _component(
@@ -131,12 +165,13 @@ def _component(
     pointer: int,
     located: Located,
     rule: ReadRule,
+    rows: range,
     want_slope: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Value of one component and its derivative to the time."""
+) -> Part:
+    """Value and slope of one component in some rows of the batch."""
     if rule.mode == "linear":
-        return _linear(record, pointer, located, rule, want_slope)
-    value = _tap(record, _nearest_tap(located, rule.mode), pointer)
+        return _linear(record, pointer, located, rule, rows, want_slope)
+    value = _tap(record, _nearest_tap(located, rule.mode), pointer, rows)
     if rule.mode != "expdecay":
         return value, torch.zeros_like(value) if want_slope else None
     assert rate is not None
@@ -145,8 +180,13 @@ def _component(
 
 
 def _linear(
-    record: torch.Tensor, pointer: int, located: Located, rule: ReadRule, want_slope: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    record: torch.Tensor,
+    pointer: int,
+    located: Located,
+    rule: ReadRule,
+    rows: range,
+    want_slope: bool,
+) -> Part:
     """``older + (newer - older) * frac``, and the slope of that segment.
 
     At an observation the slope is that of the older segment, or of the newer one where the
@@ -154,26 +194,41 @@ def _linear(
     """
     older, frac = located.older, located.frac
     newer = torch.where(frac > 0, older - 1, older)
-    old, new = _tap(record, older, pointer), _tap(record, newer, pointer)
+    old, new = _tap(record, older, pointer, rows), _tap(record, newer, pointer, rows)
     value = old + (new - old) * frac.to(old.dtype)
     if not want_slope:
         return value, None
     hit, last = frac == 0, older == record.shape[0] - 1
     far = torch.where(hit & ~last, older + 1, older)
     near = torch.where(hit & last, (older - 1).clamp(min=0), newer)
-    return value, (_tap(record, far, pointer) - _tap(record, near, pointer)) / rule.step
+    rise = _tap(record, far, pointer, rows) - _tap(record, near, pointer, rows)
+    return value, rise / rule.step
 
 
-def _finish(
-    value: torch.Tensor, dtype: torch.dtype, located: Located, rule: ReadRule
+def _value(
+    parts: Sequence[Part], located: Located, rule: ReadRule, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Overbound values and NaN times; converted to the record's dtype."""
+    """The first component, or first minus second; overbound values; NaN for NaN times."""
+    value = parts[0][0] if len(parts) == 1 else parts[0][0] - parts[1][0]
     if rule.overbound is not None and located.inside is not None:
-        value = torch.where(located.inside, value, rule.overbound)
+        value = torch.where(located.inside, value, float(rule.overbound))
     if located.within is not None:
         invalid = located.older.isnan()
         value = value.masked_fill(invalid, 0.0 if dtype == torch.bool else float("nan"))
-    return value.to(dtype)
+    return value
+
+
+def _slope(parts: Sequence[Part], located: Located) -> torch.Tensor:
+    """The derivative to the time: zero where the time was bounded."""
+    first, *rest = (slope for _, slope in parts if slope is not None)
+    slope = first - rest[0] if rest else first
+    return slope if located.within is None else torch.where(located.within, slope, 0.0)
+
+
+def _rate_slopes(parts: Sequence[Part], located: Located, rule: ReadRule) -> list[torch.Tensor]:
+    """The derivatives to the rates: ``-frac * value`` of each component, signed as it enters."""
+    slopes = [_kept(value * located.frac.to(value.dtype), located, rule) for value, _ in parts]
+    return [slope.neg() if i == 0 else slope for i, slope in enumerate(slopes)]
 
 
 def _kept(part: torch.Tensor, located: Located, rule: ReadRule) -> torch.Tensor:
@@ -193,7 +248,7 @@ def select_backward(
     rule: ReadRule,
 ) -> None:
     """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
-    slots, batch = drecords[0].shape[:2]
+    slots, batch, synapses = drecords[0].shape
     located = locate(sel, rule, slots)
     acc = compute_dtype(drecords[0].dtype)
     dvalue = _kept(dvalue.to(acc), located, rule)
@@ -201,7 +256,7 @@ def select_backward(
     sign = 1
     for drecord, rate, pointer in zip(drecords, rates, pointers, strict=True):
         for steps, share in _shares(dvalue, located, frac, rate, rule.mode):
-            index = _addresses(steps, pointer, slots, batch).view(-1)
+            index = _addresses(steps.expand(dvalue.shape), pointer, drecord.shape).view(-1)
             share = share.reshape(-1).to(drecord.dtype)
             drecord.view(-1).index_add_(0, index, share, alpha=sign)
         sign = -1

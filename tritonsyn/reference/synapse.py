@@ -21,23 +21,31 @@ def step(
     or ``[N]``. Returns the current: the first component, or the first minus the second.
     """
     spikes[spike_pointer].copy_(x)
-    injected = _injected(x, gain)
-    newest = []
+    x = as_real(x, gain.dtype)
+    currents = []
     for record, decay, pointer in zip(records, decays, pointers, strict=True):
-        written = record[pointer]
-        if record.dtype == decay.dtype:
-            torch.mul(record[pointer - 1], decay, out=written).add_(injected)
-        else:
-            written.copy_((record[pointer - 1] * decay.unsqueeze(0)).add_(injected))
-        newest.append(written)
-    return newest[0].clone() if len(newest) == 1 else newest[0] - newest[1]
+        # A fresh tensor first and one copy: the slot written has left the cache long ago.
+        current = record[pointer - 1] * decay.reshape(-1)
+        _inject(current, x, gain)
+        record[pointer].copy_(current)
+        currents.append(current.to(record.dtype))
+    return currents[0] if len(currents) == 1 else currents[0].sub_(currents[1])
 
 
-def _injected(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """``gain * x`` in the dtype of the gain."""
-    if x.is_floating_point() and x.dtype != gain.dtype:
-        x = x.to(gain.dtype)
-    return x * gain
+def as_real(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The input in the dtype of the arithmetic."""
+    if x.dtype == torch.bool:
+        # The same bits; PyTorch converts them several times faster than booleans.
+        x = x.view(torch.uint8)
+    return x.to(dtype)
+
+
+def _inject(current: torch.Tensor, x: torch.Tensor, gain: torch.Tensor) -> None:
+    """``current += gain * x``."""
+    if gain.ndim == 0 and gain.device.type == "cpu":
+        current.add_(x, alpha=gain.item())
+    else:
+        current.addcmul_(x, gain)
 
 
 def step_backward(

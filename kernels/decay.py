@@ -1,0 +1,218 @@
+"""Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants.
+
+An exponential current is a linear recurrence with a constant decay, so that its adjoint is the
+same recurrence run backward in time: one kernel serves both. The double synapse is two such
+recurrences over one input, ``y = pos - neg``.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import coefficient
+
+
+@triton.jit
+def _row_input(x_ptr, row, offs, offs_n, mask, size, N, W, PACKED: tl.constexpr, ACC: tl.constexpr):
+    """Input of one step: values, or bits, 32 synapses of one batch row a word."""
+    if PACKED:
+        batch = offs // N
+        words = tl.load(x_ptr + row * (size // N * W) + batch * W + offs_n // 32, mask=mask, other=0)
+        return ((words >> (offs_n % 32)) & 1).to(ACC)
+    else:
+        return tl.load(x_ptr + row * size + offs, mask=mask, other=0).to(ACC)
+
+
+@triton.jit
+def _carry_in(ptr, chunk, offs, mask, size, ACC: tl.constexpr, BLOCK: tl.constexpr):
+    carry = tl.zeros([BLOCK], ACC)
+    if ptr is not None:
+        carry = tl.load(ptr + chunk * size + offs, mask=mask, other=0.0).to(ACC)
+    return carry
+
+
+@triton.jit(do_not_specialize=["T", "L", "keep"])
+def exp_scan_kernel(
+    x_ptr, y_ptr, pos_tail_ptr, neg_tail_ptr,
+    pos_in_ptr, neg_in_ptr, pos_out_ptr, neg_out_ptr,
+    gain_ptr, decay_ptr, rise_ptr,
+    T, L, keep, size, N, W,
+    DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr,
+    GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """``P[t] = decay * P[t-1] + gain * x[t]``, M likewise with rise, ``y = P - M`` (or P).
+
+    ``x, y [T, size]`` with ``size = B * N``, or ``x`` as words ``[T, B, W]``. A program walks the
+    steps of one chunk of ``L``; ``UNROLL`` loads are in flight ahead of the recurrence. ``in`` and
+    ``out [chunks, size]`` carry the components into and out of each chunk; ``tail [keep, size]``
+    takes the components' last values. All may be absent, also ``y``.
+
+    ``REVERSE`` is the adjoint: x is the gradient of y, time runs backward, the gain applies to the
+    output, the gradients of the tails are added to the input, and the negative component is
+    carried with its sign turned. Bytes per element in float32: x 4 (bool 1, bits 1/8), y 4.
+    """
+    ACC: tl.constexpr = decay_ptr.dtype.element_ty
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    offs_n = (offs % N).to(tl.int32)
+    chunk = tl.program_id(1).to(tl.int64)
+    stride = size.to(tl.int64)
+    first = chunk * L
+    length = tl.minimum(T - first, L)
+    # As vectors, because the interpreter cannot mask a vector with a scalar.
+    lengths = tl.zeros_like(offs) + length
+    tail_start = tl.zeros_like(offs) + (T - keep)
+
+    gain = tl.full([BLOCK], 1.0, ACC)
+    if gain_ptr is not None:
+        gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE) + tl.zeros([BLOCK], ACC)
+    decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
+    pos = _carry_in(pos_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    neg = tl.zeros([BLOCK], ACC)
+    if DOUBLE:
+        rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
+        neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+
+    for start in range(0, length, UNROLL):
+        inputs = ()
+        for i in tl.static_range(UNROLL):
+            step = start + i
+            t = first + (length - 1 - step if REVERSE else step)
+            live = mask & (step < lengths)
+            inputs += (_row_input(x_ptr, t, offs, offs_n, live, stride, N, W, PACKED, ACC),)
+        for i in tl.static_range(UNROLL):
+            step = start + i
+            t = first + (length - 1 - step if REVERSE else step)
+            live = mask & (step < lengths)
+            in_tail = live & (t >= tail_start)
+            pos_x = inputs[i]
+            neg_x = inputs[i]
+            tail = (t - tail_start) * stride + offs
+            if REVERSE:
+                if pos_tail_ptr is not None:
+                    pos_x += tl.load(pos_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+                if DOUBLE and neg_tail_ptr is not None:
+                    neg_x -= tl.load(neg_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+            else:
+                pos_x *= gain
+                neg_x *= gain
+            pos = tl.where(live, decay * pos + pos_x, pos)
+            y = pos
+            if DOUBLE:
+                neg = tl.where(live, rise * neg + neg_x, neg)
+                y = pos - neg
+            if REVERSE:
+                y *= gain
+            else:
+                if pos_tail_ptr is not None:
+                    tl.store(pos_tail_ptr + tail, pos, mask=in_tail)
+                if DOUBLE and neg_tail_ptr is not None:
+                    tl.store(neg_tail_ptr + tail, neg, mask=in_tail)
+            if y_ptr is not None:
+                tl.store(y_ptr + t * stride + offs, y.to(y_ptr.dtype.element_ty), mask=live)
+
+    if pos_out_ptr is not None:
+        tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=mask)
+    if DOUBLE and neg_out_ptr is not None:
+        tl.store(neg_out_ptr + chunk * stride + offs, neg, mask=mask)
+
+
+@triton.jit
+def _sensitivity(state, sens, response, x, gain, decay, live):
+    """One step of a component, its derivative to the decay, and its response to a unit gain."""
+    sens = tl.where(live, decay * sens + state, sens)
+    state = tl.where(live, decay * state + gain * x, state)
+    response = tl.where(live, decay * response + x, response)
+    return state, sens, response
+
+
+@triton.jit(do_not_specialize=["T", "L", "keep"])
+def exp_scan_constants_kernel(
+    x_ptr, dy_ptr, pos_dtail_ptr, neg_dtail_ptr,
+    pos_in_ptr, neg_in_ptr, pos_dcarry_ptr, neg_dcarry_ptr,
+    ddecay_ptr, drise_ptr, dgain_ptr,
+    gain_ptr, decay_ptr, rise_ptr,
+    T, L, keep, size, N, W,
+    DOUBLE: tl.constexpr, PACKED: tl.constexpr,
+    GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Gradients of decay, rise and gain, ``[chunks, size]`` partials to be summed.
+
+    Forward in time with the sensitivities ``S = dP/d decay`` and ``G = dP/d gain``: the gradient is
+    ``sum(dy * S)``, so that the currents need not have been kept. ``in`` carries the components
+    into each chunk and ``dcarry`` the adjoint of what leaves it (signs as the adjoint scan carries
+    them). Bytes per element in float32: x 4 (bool 1, bits 1/8), dy 4.
+    """
+    ACC: tl.constexpr = decay_ptr.dtype.element_ty
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    offs_n = (offs % N).to(tl.int32)
+    chunk = tl.program_id(1).to(tl.int64)
+    stride = size.to(tl.int64)
+    first = chunk * L
+    length = tl.minimum(T - first, L)
+    # As vectors, because the interpreter cannot mask a vector with a scalar.
+    lengths = tl.zeros_like(offs) + length
+    tail_start = tl.zeros_like(offs) + (T - keep)
+
+    gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
+    decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
+    zero = tl.zeros([BLOCK], ACC)
+    pos = _carry_in(pos_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    pos_sens = zero
+    pos_response = zero
+    neg = zero
+    neg_sens = zero
+    neg_response = zero
+    if DOUBLE:
+        rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
+        neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    ddecay = zero
+    drise = zero
+    dgain = zero
+
+    for start in range(0, length, UNROLL):
+        inputs = ()
+        gradients = ()
+        for i in tl.static_range(UNROLL):
+            t = first + start + i
+            live = mask & (start + i < lengths)
+            inputs += (_row_input(x_ptr, t, offs, offs_n, live, stride, N, W, PACKED, ACC),)
+            gradients += (tl.load(dy_ptr + t * stride + offs, mask=live, other=0.0).to(ACC),)
+        for i in tl.static_range(UNROLL):
+            t = first + start + i
+            live = mask & (start + i < lengths)
+            tail = (t - tail_start) * stride + offs
+            in_tail = live & (t >= tail_start)
+            dpos = gradients[i]
+            dneg = -gradients[i]
+            if pos_dtail_ptr is not None:
+                dpos += tl.load(pos_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+            pos, pos_sens, pos_response = _sensitivity(
+                pos, pos_sens, pos_response, inputs[i], gain, decay, live
+            )
+            ddecay += dpos * pos_sens
+            dgain += dpos * pos_response
+            if DOUBLE:
+                if neg_dtail_ptr is not None:
+                    dneg += tl.load(neg_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+                neg, neg_sens, neg_response = _sensitivity(
+                    neg, neg_sens, neg_response, inputs[i], gain, rise, live
+                )
+                drise += dneg * neg_sens
+                dgain += dneg * neg_response
+
+    if pos_dcarry_ptr is not None:
+        dleft = decay * _carry_in(pos_dcarry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+        ddecay += dleft * pos_sens
+        dgain += dleft * pos_response
+    if DOUBLE and neg_dcarry_ptr is not None:
+        dleft = -rise * _carry_in(neg_dcarry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+        drise += dleft * neg_sens
+        dgain += dleft * neg_response
+    out = chunk * stride + offs
+    tl.store(ddecay_ptr + out, ddecay, mask=mask)
+    tl.store(dgain_ptr + out, dgain, mask=mask)
+    if DOUBLE:
+        tl.store(drise_ptr + out, drise, mask=mask)

@@ -1,0 +1,243 @@
+"""Exponential scans of whole sequences as differentiable operations."""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..backend import implementation
+from ..packing import PackedSpikes
+from ..rules import compute_dtype
+from .common import chained
+
+Coefficient = float | torch.Tensor
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        module: ModuleType,
+        keep: int,
+        dtype: torch.dtype,
+        shape: tuple[int, ...] | None,
+        x: torch.Tensor,
+        gain: torch.Tensor,
+        *rest: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, ...]:
+        count = len(rest) // 2
+        decays, initials = rest[:count], rest[count:]
+        y, tails, carries = module.scan(_sequence(x, shape), gain, decays, initials, keep, dtype)
+        ctx.set_materialize_grads(False)
+        ctx.module, ctx.keep, ctx.shape, ctx.count = module, keep, shape, count
+        ctx.y_layout = (y.shape, y.dtype, y.device)
+        # The input's gradient alone needs neither the input nor the currents.
+        ctx.constants = any(ctx.needs_input_grad[5 : 6 + count])
+        kept = [x, *carries] if ctx.constants else [x.new_empty(0), *(None for _ in carries)]
+        ctx.x_dtype = x.dtype
+        ctx.save_for_backward(gain, *decays, *kept)
+        return (y, *tails)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, dy: torch.Tensor | None, *dtails: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        count = ctx.count
+        if dy is None:
+            if all(d is None for d in dtails):
+                return (None,) * (6 + 2 * count)
+            size, dtype, device = ctx.y_layout
+            dy = torch.zeros(size, dtype=dtype, device=device)
+        gain, *saved = ctx.saved_tensors
+        decays, x, carries = saved[:count], saved[count], saved[count + 1 :]
+        dx, dinitials, constants = ctx.module.scan_backward(
+            dy,
+            dtails,
+            ctx.keep,
+            _sequence(x, ctx.shape) if ctx.constants else None,
+            gain,
+            decays,
+            carries,
+            ctx.x_dtype if ctx.needs_input_grad[4] else None,
+        )
+        coefficients: list[torch.Tensor | None] = [None] * (1 + count)
+        if constants:
+            pairs = zip(constants, [gain, *decays], strict=True)
+            coefficients = [total.sum(0) if c.ndim else total.sum() for total, c in pairs]
+        needed = ctx.needs_input_grad[6 + count :]
+        given = [d if need else None for d, need in zip(dinitials, needed, strict=True)]
+        return None, None, None, None, dx, *coefficients, *given
+
+
+def _sequence(x: torch.Tensor, shape: tuple[int, ...] | None) -> torch.Tensor | PackedSpikes:
+    return x if shape is None else PackedSpikes(x, shape)
+
+
+def scan(
+    x: torch.Tensor | PackedSpikes,
+    gain: torch.Tensor,
+    decays: Sequence[torch.Tensor],
+    initials: Sequence[torch.Tensor | None],
+    *,
+    keep: int = 1,
+    dtype: torch.dtype,
+    graph: bool = True,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components over T steps.
+
+    ``x [T, B, N]`` or packed; ``gain`` and ``decays`` 0-d or ``[N]`` and ``initials [B, N]`` (None
+    for rest), all in the arithmetic's dtype of ``dtype``. Returns the current ``[T, B, N]`` in
+    ``dtype``, the first component or the first minus the second, and the last ``keep`` values of
+    each component. Differentiable to everything floating; for the gradient to ``x`` nothing of
+    the size of ``x`` is kept.
+    """
+    module = implementation("decay", x.device, backend)
+    packed = isinstance(x, PackedSpikes)
+    data, shape = (x.words, x.shape) if isinstance(x, PackedSpikes) else (x, None)
+    inputs = [None if packed else data, gain, *decays, *initials]
+    if graph and chained(*inputs):
+        y, *tails = _Scan.apply(module, keep, dtype, shape, data, gain, *decays, *initials)
+        return y, tails
+    with torch.no_grad():
+        y, tails, _ = module.scan(x, gain, decays, initials, keep, dtype)
+    return y, tails
+
+
+def sequence_scan(
+    x: torch.Tensor | PackedSpikes,
+    gain: Coefficient,
+    decays: Sequence[Coefficient],
+    initials: Sequence[torch.Tensor | None],
+    *,
+    dtype: torch.dtype | None,
+    backend: str | None,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A scan of a sequence ``[T, ...]`` of any rank: ``(y, final component values)``.
+
+    Coefficients broadcast to ``x.shape[1:]``; the last axes, which any of them spans, are the
+    synapses, and the others the batch.
+    """
+    shape = tuple(x.shape)
+    _check_sequence(x)
+    dtype = _output_dtype(x, initials, dtype)
+    acc = compute_dtype(dtype)
+    inner = _synapse_axes(shape, [gain, *decays], isinstance(x, PackedSpikes))
+    synapses = shape[len(shape) - inner :]
+    batch, count = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
+    names = ("gain", "decay", "rise")
+    coefficients = [
+        _coefficient(name, c, synapses, acc, x.device)
+        for name, c in zip(names, [gain, *decays], strict=False)
+    ]
+    starts = [_initial(initial, shape, acc, x.device, (batch, count)) for initial in initials]
+    flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], batch, count)
+    keep = min(shape[0], 1)
+    y, tails = scan(
+        flat, coefficients[0], coefficients[1:], starts, keep=keep, dtype=dtype, backend=backend
+    )
+    if keep:
+        finals = [tail[-1].view(shape[1:]) for tail in tails]
+    else:
+        rest = torch.zeros((batch, count), dtype=acc, device=x.device)
+        finals = [(rest if s is None else s).reshape(shape[1:]) for s in starts]
+    return y.view(shape), finals
+
+
+def _check_sequence(x: torch.Tensor | PackedSpikes) -> None:
+    if isinstance(x, PackedSpikes):
+        return
+    if not isinstance(x, torch.Tensor) or x.is_complex():
+        raise TypeError(f"x must be a real tensor or PackedSpikes, but is {x!r:.80}")
+    if x.ndim < 1:
+        raise ValueError("x must have time as its first axis, but has no axis")
+
+
+def _output_dtype(
+    x: torch.Tensor | PackedSpikes,
+    initials: Sequence[torch.Tensor | None],
+    dtype: torch.dtype | None,
+) -> torch.dtype:
+    """The dtype asked for, else that of a floating input or initial state, else the default."""
+    if dtype is not None:
+        return dtype
+    if isinstance(x, torch.Tensor) and x.is_floating_point():
+        return x.dtype
+    given = [initial.dtype for initial in initials if initial is not None]
+    return given[0] if given else torch.get_default_dtype()
+
+
+def _synapse_axes(
+    shape: tuple[int, ...], coefficients: Sequence[Coefficient], packed: bool
+) -> int:
+    """How many of the last axes the coefficients span."""
+    if packed:
+        return len(shape) - 2
+    spans = [0]
+    for value in coefficients:
+        if isinstance(value, torch.Tensor) and value.numel() > 1:
+            sizes = list(value.shape)
+            while sizes[0] == 1:
+                sizes.pop(0)
+            spans.append(len(sizes))
+    return min(max(spans), len(shape) - 1)
+
+
+def _coefficient(
+    name: str,
+    value: Coefficient,
+    synapses: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    """0-d, or ``[N]``."""
+    tensor = torch.as_tensor(value, dtype=dtype, device=device)
+    if tensor.numel() == 1:
+        return tensor.reshape(())
+    sizes = tuple(tensor.shape)
+    try:
+        fits = torch.broadcast_shapes(sizes, synapses)[-len(synapses) :] == synapses
+        fits = fits and math.prod(torch.broadcast_shapes(sizes, synapses)) == math.prod(synapses)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} has shape {sizes}, which does not broadcast to {synapses}")
+    return tensor.broadcast_to(torch.broadcast_shapes(sizes, synapses)).reshape(-1)
+
+
+def _initial(
+    value: torch.Tensor | None,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    flat: tuple[int, int],
+) -> torch.Tensor | None:
+    if value is None:
+        return None
+    if tuple(value.shape) != shape[1:]:
+        raise ValueError(
+            f"the initial state has shape {tuple(value.shape)}, but must have {shape[1:]}"
+        )
+    if value.device != device:
+        raise ValueError(f"the initial state is on {value.device}, but the input is on {device}")
+    return value.to(dtype).reshape(flat)
+
+
+def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
+    """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
+    if not isinstance(x, torch.Tensor) or x.ndim < 3:
+        raise ValueError("x must be a tensor [T, B, *shape] with at least three axes")
+    shape = tuple(x.shape)
+    module = implementation("decay", x.device, backend)
+    words = module.pack(x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:])))
+    return PackedSpikes(words.view(shape[0], shape[1], -1), shape)
+
+
+def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
+    """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``."""
+    reference = implementation("decay", packed.device, "reference")
+    words = packed.words.reshape(packed.shape[0] * packed.shape[1], -1)
+    return reference.unpack(words, packed.synapses).view(packed.shape)
