@@ -47,12 +47,12 @@ def _component(
     return value, slope
 
 
-@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer", "steps"])
 def select_fwd_kernel(
     sel_ptr, pos_ptr, neg_ptr, pos_rate_ptr, neg_rate_ptr,
     value_ptr, slope_ptr, pos_rate_slope_ptr, neg_rate_slope_ptr,
     pos_pointer, neg_pointer,
-    K, B, N, D, stride_sel_b,
+    K, B, N, D, sel_rows, steps,
     STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr,
     OVERBOUND: tl.constexpr, MODE: tl.constexpr, DOUBLE: tl.constexpr,
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
@@ -60,7 +60,9 @@ def select_fwd_kernel(
 ):  # fmt: skip
     """``value[b, n, d]``: the record (or ``pos - neg``) of synapse n, ``sel[b, n, d]`` ago.
 
-    ``sel [1 or B, N, D]`` in the unit of ``STEP``, records ``[K, B, N]``, outputs ``[B, N, D]``.
+    ``sel [sel_rows, N, D]`` (1 row or B) in the unit of ``STEP``, records ``[K, B, N]``, outputs
+    ``[B, N, D]``. With ``steps > 1`` the record is a sequence ``[K - 1 + steps, B, N]`` that is read
+    at every step: row ``t * B + b`` of the outputs ``[steps * B, N, D]`` sees rows t to t + K - 1.
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
     ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
     Bytes per element in float32: sel 4, value 4, slope 4 if wanted, and 4 per tap, which fall
@@ -75,7 +77,8 @@ def select_fwd_kernel(
     size = B.to(tl.int64) * N
     cell = pid_b * N + offs_n
 
-    time = tl.load(sel_ptr + pid_b * stride_sel_b + offs, mask=mask, other=0.0).to(TIME)
+    sel_row = (pid_b % sel_rows) * N * D
+    time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
     valid = time == time
     older, frac, inside, within = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
     older = tl.where(valid, older, 0.0).to(tl.int32)
@@ -143,11 +146,11 @@ def _add_at(drecord_ptr, pointer, steps, value, K, size, offs, mask):
     tl.store(ptrs, total.to(drecord_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer", "steps"])
 def select_bwd_kernel(
     sel_ptr, dvalue_ptr, dpos_ptr, dneg_ptr, pos_rate_ptr, neg_rate_ptr,
     pos_pointer, neg_pointer,
-    K, B, N, D, stride_sel_b,
+    K, B, N, D, sel_rows, steps,
     STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr,
     OVERBOUND: tl.constexpr, MODE: tl.constexpr, DOUBLE: tl.constexpr,
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
@@ -165,13 +168,15 @@ def select_bwd_kernel(
     offs_n = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
     mask = offs_n < N
     size = B.to(tl.int64) * N
-    cell = pid_b * N + offs_n
 
     # One stage: a later iteration's loads must not move above an earlier one's stores.
-    for d in tl.range(0, D, num_stages=1):
-        offs = offs_n.to(tl.int64) * D + d
-        time = tl.load(sel_ptr + pid_b * stride_sel_b + offs, mask=mask, other=0.0).to(TIME)
-        dvalue = tl.load(dvalue_ptr + pid_b * N * D + offs, mask=mask, other=0.0).to(ACC)
+    for i in tl.range(0, steps * D, num_stages=1):
+        row = (i // D) * B + pid_b
+        cell = row * N + offs_n
+        offs = offs_n.to(tl.int64) * D + i % D
+        sel_row = (row % sel_rows) * N * D
+        time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
+        dvalue = tl.load(dvalue_ptr + row * N * D + offs, mask=mask, other=0.0).to(ACC)
         valid = time == time
         older, frac, inside, _ = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
         older = tl.where(valid, older, 0.0).to(tl.int32)

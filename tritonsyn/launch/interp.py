@@ -39,11 +39,10 @@ def _constants(
 
 
 def _times(sel: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The times with packed rows, and the stride of their batch: 0 where it is broadcast."""
-    if sel.shape[0] > 1 and sel.stride(0) == 0:
+    """The times with packed rows, and how many rows there are: 1 where the batch shares them."""
+    if sel.stride(0) == 0:
         sel = sel[:1]
-    sel = sel.contiguous()
-    return sel, sel.stride(0) if sel.shape[0] > 1 else 0
+    return sel.contiguous(), sel.shape[0]
 
 
 def select(
@@ -54,16 +53,19 @@ def select(
     rule: ReadRule,
     want_slope: bool = False,
     want_rate_slopes: bool = False,
+    steps: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
     """Value of the record (or first minus second) at the times ``sel [1 or B, N, D]``.
 
     ``rates`` (steps over time constant, 0-d or ``[N]``) are used by ``expdecay``. Returns the
-    value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each
-    component's rate.
+    value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each component's rate.
+
+    With ``steps > 1`` each record is a sequence ``[K - 1 + steps, B, N]``, oldest first, that is
+    read at every step (pointers are 0); the outputs are ``[steps * B, N, D]``.
     """
-    slots, batch, synapses = records[0].shape
+    rows, batch, synapses = records[0].shape
     selectors = sel.shape[2]
-    shape = (batch, synapses, selectors)
+    shape = (steps * batch, synapses, selectors)
     constants = _constants(sel, records[0], rates, rule)
     acc = torch.float64 if records[0].dtype == torch.float64 else torch.float32
     value = torch.empty(shape, dtype=records[0].dtype, device=sel.device)
@@ -71,15 +73,15 @@ def select(
     rate_slopes = [torch.empty_like(value, dtype=acc) for _ in records] if want_rate_slopes else []
     if value.numel() == 0:
         return value, slope, rate_slopes
-    times, stride = _times(sel)
+    times, sel_rows = _times(sel)
     row = synapses * selectors
     block = tile(row)
     with on_device(value):
-        select_fwd_kernel[(batch * tiles(row, block),)](
+        select_fwd_kernel[(shape[0] * tiles(row, block),)](
             times, records[0], records[-1], rates[0], rates[-1],
             value, slope, rate_slopes[0] if rate_slopes else None, rate_slopes[-1] if rate_slopes else None,
             pointers[0], pointers[-1],
-            slots, batch, synapses, selectors, stride,
+            rows - steps + 1, batch, synapses, selectors, sel_rows, steps,
             **constants, BLOCK=block,
         )  # fmt: skip
     return value, slope, rate_slopes
@@ -92,18 +94,19 @@ def select_backward(
     rates: Sequence[torch.Tensor | None],
     pointers: Sequence[int],
     rule: ReadRule,
+    steps: int = 1,
 ) -> None:
     """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
-    slots, batch, synapses = drecords[0].shape
+    rows, batch, synapses = drecords[0].shape
     if dvalue.numel() == 0:
         return
-    times, stride = _times(sel)
+    times, sel_rows = _times(sel)
     block = tile(synapses)
     with on_device(dvalue):
         select_bwd_kernel[(batch * tiles(synapses, block),)](
             times, dvalue.contiguous(), drecords[0], drecords[-1], rates[0], rates[-1],
             pointers[0], pointers[-1],
-            slots, batch, synapses, sel.shape[2], stride,
+            rows - steps + 1, batch, synapses, sel.shape[2], sel_rows, steps,
             **_constants(sel, drecords[0], rates, rule), BLOCK=block,
         )  # fmt: skip
 

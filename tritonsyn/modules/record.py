@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..backend import check_backend
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.checks import check_input, check_record, check_selector
 from ..rules import ReadRule
@@ -66,7 +67,7 @@ class RecordTensor(nn.Module):
         self._duration = arguments.nonnegative("duration", duration)
         self._inclusive = bool(inclusive)
         self._pointer = 0
-        self.backend = backend
+        self.backend = None if backend is None else check_backend(backend)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
         slots = record_size(self._dt, self._duration, self._inclusive)
@@ -274,6 +275,25 @@ class RecordTensor(nn.Module):
             else:
                 self.storage = storage.scatter(0, slots, rows)
 
+    def extend(self, rows: torch.Tensor, steps: int | None = None, inplace: bool = False) -> None:
+        """Pushes several observations, stacked first in order of time: ``[L, *shape]``.
+
+        Args:
+            rows: at most K observations, converted to the record's dtype.
+            steps: how many were made, of which ``rows`` are the last; the pointer advances by as
+                many. None: ``L``.
+            inplace: record no autograd graph, and drop the one there is.
+        """
+        steps = rows.shape[0] if steps is None else steps
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+            self.storage = ops.write_rows(self.storage, rows, self._slot(rows.shape[0] - steps))
+        self.incr(steps)
+
+    def history(self, length: int) -> torch.Tensor:
+        """The newest observations in order of time, stacked first: ``[length, *shape]``."""
+        slots = torch.arange(self._pointer - length, self._pointer, device=self.storage.device)
+        return self.storage.index_select(0, slots % self.recordsz)
+
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
         self._pointer = (self._pointer + pos) % self.recordsz
@@ -353,10 +373,12 @@ class RecordTensor(nn.Module):
             return None
         if wanted not in kwargs:
             raise TypeError(f"interp_kwargs must hold {wanted!r} for the mode {mode!r}")
-        value = kwargs[wanted]
-        rate = self._dt / value if mode == "expdecay" else self._dt * value
+        value, device = kwargs[wanted], self.storage.device
         dtype = torch.float64 if self.storage.dtype == torch.float64 else torch.float32
-        rate = torch.as_tensor(rate, dtype=dtype, device=self.storage.device)
+        if isinstance(value, torch.Tensor):
+            value = value.to(device, dtype)
+        rate = self._dt / value if mode == "expdecay" else self._dt * value
+        rate = torch.as_tensor(rate, dtype=dtype, device=device)
         return rate if rate.ndim == 0 else rate.expand(self.shape[1:])
 
     def _select_with(

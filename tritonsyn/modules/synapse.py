@@ -9,7 +9,8 @@ from torch import nn
 
 from .. import ops
 from ..backend import check_backend
-from ..ops.checks import check_input, check_selector
+from ..ops.checks import check_device, check_input, check_selector
+from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
 from . import arguments
 from .arguments import Constant
@@ -312,6 +313,117 @@ class ExponentialCurrent(nn.Module):
         self.spike_.incr(1)
         return current
 
+    def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+        """Advances by T steps at once.
+
+        The records, the pointer and the present values are afterwards as after T calls of
+        :meth:`forward`; in bfloat16 and float16 to that dtype's rounding, because a scan carries
+        float32 between its steps.
+
+        Args:
+            x: input ``[T, B, *shape]``, as for :meth:`forward`, or the same as
+                :class:`~tritonsyn.functional.PackedSpikes`. T may be 0.
+
+        Returns:
+            The current after each step, ``[T, B, *shape]`` in nA, in the records' dtype.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device. The state is as before.
+        """
+        self._check_sequence(x)
+        if x.shape[0] == 0:
+            return self._empty_sequence()
+        records = self._component_records()
+        keep = min(x.shape[0], self.spike_.recordsz)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace):
+            gain, decays, _ = self._flat_coefficients()
+            initials = [self._flat_state(record) for record in records]
+            y, tails = ops.scan(
+                self._flat_sequence(x), gain, decays, initials,
+                keep=keep, dtype=records[0].storage.dtype, backend=self._backend,
+            )  # fmt: skip
+            for record, tail in zip(records, tails, strict=True):
+                record.extend(tail.view(keep, *self.batchedshape), x.shape[0])
+        self._extend_spikes(x, keep)
+        return y.view(x.shape)
+
+    def scan_at(
+        self, x: torch.Tensor | PackedSpikes, selector: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A scan, and what :meth:`current_at` would have read after each of its steps.
+
+        Args:
+            x: as for :meth:`scan`.
+            selector: times in ms, the same at each step, as for :meth:`current_at`.
+
+        Returns:
+            ``(currents, delayed)``: ``[T, B, *shape]``, and ``[T, B, *shape]`` or
+            ``[T, B, *shape, D]``, both in nA.
+        """
+        self._check_sequence(x)
+        records = self._component_records()
+        sel = check_selector("selector", selector, self.batchedshape, self.spike_.storage.device)
+        if x.shape[0] == 0:
+            shape = (0, *self.batchedshape, *sel.shape[len(self.batchedshape) :])
+            return self._empty_sequence(), records[0].storage.new_empty(shape)
+        slots = self.spike_.recordsz
+        keep = min(x.shape[0], slots)
+        sequences = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace):
+            gain, decays, _ = self._flat_coefficients()
+            flat = self._flat_sequence(x)
+            for record, decay in zip(records, decays, strict=True):
+                history = record.history(slots - 1)
+                component, _ = ops.scan(
+                    flat, gain, [decay], [self._flat_state(record)],
+                    dtype=record.storage.dtype, backend=self._backend,
+                )  # fmt: skip
+                component = component.view(x.shape)
+                record.extend(component[x.shape[0] - keep :], x.shape[0])
+                sequences.append(torch.cat((history, component)))
+        self._extend_spikes(x, keep)
+        delayed = ops.select_scan(
+            sequences, sel, self.coefficients().rates, self._current_rule(), x.shape[0],
+            backend=self._backend,
+        )  # fmt: skip
+        currents = [sequence[slots - 1 :] for sequence in sequences]
+        return currents[0] if len(currents) == 1 else currents[0] - currents[1], delayed
+
+    def _check_sequence(self, x: torch.Tensor | PackedSpikes) -> None:
+        device = self.spike_.storage.device
+        if not isinstance(x, PackedSpikes):
+            shape = getattr(x, "shape", (0,))
+            check_input("x", x, (*shape[:1], *self.batchedshape), device)
+            return
+        if x.shape[1:] != self.batchedshape:
+            raise ValueError(f"x has shape {x.shape}, but must have (T, *{self.batchedshape})")
+        check_device("x", x.words, device)
+
+    def _empty_sequence(self) -> torch.Tensor:
+        return self._component_records()[0].storage.new_empty((0, *self.batchedshape))
+
+    def _flat_sequence(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
+        return x if isinstance(x, PackedSpikes) else x.reshape(*x.shape[:2], -1)
+
+    def _flat_coefficients(self) -> Coefficients:
+        """The coefficients, those of each synapse as ``[N]``."""
+        gain, decays, rates = self.coefficients()
+        flat = [c.reshape(-1) if c.ndim else c for c in (gain, *decays, *rates)]
+        count = len(decays)
+        return Coefficients(flat[0], tuple(flat[1 : 1 + count]), tuple(flat[1 + count :]))
+
+    def _flat_state(self, record: RecordTensor) -> torch.Tensor:
+        """The newest observation ``[B, N]`` in the arithmetic's dtype."""
+        return record.peek().to(compute_dtype(record.storage.dtype)).flatten(1)
+
+    def _extend_spikes(self, x: torch.Tensor | PackedSpikes, keep: int) -> None:
+        first = x.shape[0] - keep
+        if isinstance(x, PackedSpikes):
+            last = PackedSpikes(x.words[first:], (keep, *x.shape[1:]))
+            self.spike_.extend(ops.unpack_spikes(last), x.shape[0], inplace=True)
+        else:
+            self.spike_.extend(x[first:].detach() != 0, x.shape[0], inplace=True)
+
     @property
     def spike(self) -> torch.Tensor:
         """Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."""
@@ -341,13 +453,15 @@ class ExponentialCurrent(nn.Module):
         """The read of one component, or of the first minus the second."""
         rates = self.coefficients().rates
         records = self._component_records()
-        rule = ReadRule(
-            "expdecay", self._dt, self._delay, self._interp_tol, self._current_overbound
-        )
         return self._read(
             tuple(records[i] for i in components), tuple(rates[i] for i in components), selector,
-            rule,
+            self._current_rule(),
         )  # fmt: skip
+
+    def _current_rule(self) -> ReadRule:
+        return ReadRule(
+            "expdecay", self._dt, self._delay, self._interp_tol, self._current_overbound
+        )
 
     def _read(
         self,

@@ -5,7 +5,7 @@ the autograd graph if one is recorded.
 """
 
 from .decay import pack_spikes, scan, sequence_scan, unpack_spikes
-from .interp import select, time_since_older
+from .interp import select, select_scan, time_since_older
 from .ring import push, read, write_rows
 from .synapse import Ring, step
 
@@ -16,6 +16,7 @@ __all__ = [
     "read",
     "scan",
     "select",
+    "select_scan",
     "sequence_scan",
     "step",
     "time_since_older",

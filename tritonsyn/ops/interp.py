@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -25,62 +27,120 @@ def _flat_sel(sel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return sel.reshape(sel.shape[0], math.prod(shape[2:]), sel.shape[-1])
 
 
+class _Reading(NamedTuple):
+    """What a read is, apart from its tensors."""
+
+    module: ModuleType
+    rule: ReadRule
+    pointers: tuple[int, ...]
+    steps: int = 1
+
+
+def _read_forward(
+    ctx: Any,
+    reading: _Reading,
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    records: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """The value ``[steps * B, N, D]``; keeps its derivatives where they will be asked for."""
+    count = len(records)
+    wants_sel, wants_rates = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2 : 2 + count])
+    module, rule, pointers, steps = reading
+    value, slope, rate_slopes = module.select(
+        [flat_record(record.detach()) for record in records],
+        _flat_sel(sel.detach(), records[0].shape), flat_coefficients(rates), pointers, rule,
+        wants_sel, wants_rates, steps,
+    )  # fmt: skip
+    ctx.set_materialize_grads(False)
+    ctx.reading, ctx.layout = reading, Layout.of(records[0])
+    ctx.save_for_backward(sel, slope, *rates, *rate_slopes)
+    return value
+
+
+def _read_backward(
+    ctx: Any, dvalue: torch.Tensor, drecords: Sequence[torch.Tensor | None], into_records: bool
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of times, rates and records; the records' are added to in place."""
+    module, rule, pointers, steps = ctx.reading
+    count = len(pointers)
+    sel, slope, *saved = ctx.saved_tensors
+    rates, rate_slopes = saved[:count], saved[count:]
+    flat_sel = _flat_sel(sel, ctx.layout.shape)
+    dvalue = dvalue.reshape(-1, *flat_sel.shape[1:])
+    if into_records:
+        drecords = [own_gradient(d, ctx.layout) for d in drecords]
+        module.select_backward(
+            dvalue, [flat_record(d) for d in drecords if d is not None],
+            flat_sel, flat_coefficients(rates), pointers, rule, steps,
+        )  # fmt: skip
+    dsel = None if slope is None else _selector_gradient(module, dvalue, slope, sel)
+    drates: list[torch.Tensor | None] = [None] * count
+    if rate_slopes:
+        drates = [
+            reduce_coefficient(dvalue.to(s.dtype), s, rate, module)
+            for s, rate in zip(rate_slopes, rates, strict=True)
+        ]
+    return dsel, *drates, *drecords
+
+
 class _Select(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, module, rule: ReadRule, pointers, sel, *rest):
-        count = len(pointers)
-        rates, records = rest[:count], rest[count:]
-        needs = ctx.needs_input_grad
-        wants_sel, wants_rates = needs[3], any(needs[4 : 4 + count])
-        flat = _flat_sel(sel.detach(), records[0].shape)
-        value, slope, rate_slopes = module.select(
-            [flat_record(record.detach()) for record in records],
-            flat, flat_coefficients(rates), pointers, rule, wants_sel, wants_rates,
-        )  # fmt: skip
-        ctx.chain = any(needs[4 + count :])
-        if ctx.chain:
-            ctx.mark_dirty(*records)
-        ctx.set_materialize_grads(False)
-        ctx.module, ctx.rule, ctx.pointers = module, rule, pointers
-        ctx.layout = Layout.of(records[0])
-        ctx.save_for_backward(sel, slope, *rates, *rate_slopes)
-        shape = (records[0].shape[1], *sel.shape[1:])
-        return (value.view(shape), *records) if ctx.chain else (value.view(shape),)
+    def forward(
+        ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        count = len(reading.pointers)
+        rates, records = rest[:count], cast(Sequence[torch.Tensor], rest[count:])
+        value = _read_forward(ctx, reading, sel, rates, records)
+        value = value.view(records[0].shape[1], *sel.shape[1:])
+        ctx.chain = any(ctx.needs_input_grad[2 + count :])
+        if not ctx.chain:
+            return (value,)
+        ctx.mark_dirty(*records)
+        return (value, *records)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dvalue, *drecords):
-        count = len(ctx.pointers)
+    def backward(
+        ctx: Any, dvalue: torch.Tensor | None, *drecords: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        count = len(ctx.reading.pointers)
+        drecords = drecords or (None,) * count
         if dvalue is None:
-            drecords = drecords or (None,) * count
-            return (None,) * (4 + count) + tuple(drecords)
-        sel, slope, *saved = ctx.saved_tensors
-        rates, rate_slopes = saved[:count], saved[count:]
-        flat_sel = _flat_sel(sel, ctx.layout.shape)
-        dvalue = dvalue.reshape(-1, *flat_sel.shape[1:])
-        if ctx.chain:
-            drecords = tuple(own_gradient(d, ctx.layout) for d in drecords)
-            ctx.module.select_backward(
-                dvalue, [flat_record(d) for d in drecords],
-                flat_sel, flat_coefficients(rates), ctx.pointers, ctx.rule,
-            )  # fmt: skip
-        dsel = None if slope is None else _selector_gradient(ctx.module, dvalue, slope, sel)
-        drates = [None] * count
-        if rate_slopes:
-            pairs = zip(rate_slopes, rates, strict=True)
-            drates = [
-                reduce_coefficient(dvalue.to(s.dtype), s, rate, ctx.module) for s, rate in pairs
-            ]
-        return None, None, None, dsel, *drates, *(drecords or (None,) * count)
+            return (None,) * (2 + count) + drecords
+        return None, *_read_backward(ctx, dvalue, drecords, ctx.chain)
 
 
-def _selector_gradient(module, dvalue, slope, sel):
-    """``dvalue * slope``, summed over the batch where the selector is shared by it."""
+class _SelectScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: torch.Tensor | None
+    ) -> torch.Tensor:
+        count = len(reading.pointers)
+        rates, sequences = rest[:count], cast(Sequence[torch.Tensor], rest[count:])
+        value = _read_forward(ctx, reading, sel, rates, sequences)
+        return value.view(reading.steps, sequences[0].shape[1], *sel.shape[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dvalue: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        count = len(ctx.reading.pointers)
+        if dvalue is None:
+            return (None,) * (2 + 2 * count)
+        into_sequences = any(ctx.needs_input_grad[2 + count :])
+        return None, *_read_backward(ctx, dvalue, (None,) * count, into_sequences)
+
+
+def _selector_gradient(
+    module: ModuleType, dvalue: torch.Tensor, slope: torch.Tensor, sel: torch.Tensor
+) -> torch.Tensor:
+    """``dvalue * slope``, summed over the rows that share a time."""
     dvalue = dvalue.to(slope.dtype)
     if sel.shape[0] == dvalue.shape[0]:
         dsel = dvalue * slope
     else:
-        dsel = module.batch_dot(dvalue.flatten(1), slope.flatten(1))
+        shape = (dvalue.shape[0] // sel.shape[0], -1)
+        dsel = module.batch_dot(dvalue.view(shape), slope.view(shape))
     return dsel.view(sel.shape).to(sel.dtype)
 
 
@@ -102,7 +162,8 @@ def select(
     """
     module = implementation("interp", sel.device, backend)
     if records[0].is_floating_point() and chained(sel, *rates, *records):
-        value, *chain = _Select.apply(module, rule, tuple(pointers), sel, *rates, *records)
+        reading = _Reading(module, rule, tuple(pointers))
+        value, *chain = _Select.apply(reading, sel, *rates, *records)
         return value, tuple(chain) or tuple(records)
     with torch.no_grad():
         value, _, _ = module.select(
@@ -120,3 +181,33 @@ def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Ten
     frac = locate(sel.detach(), rule, slots).frac
     bounded = sel.clamp(0.0, rule.limit)
     return (frac * rule.step).to(sel.dtype) - (bounded - bounded.detach())
+
+
+def select_scan(
+    sequences: Sequence[torch.Tensor],
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    rule: ReadRule,
+    steps: int,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """The read of :func:`select` at each of the last ``steps`` steps of a sequence.
+
+    ``sequences`` one or two ``[K - 1 + steps, B, *shape]``, oldest first; step t reads the K
+    observations from row t on. ``sel`` ``[1 or B, *shape]`` or with an axis more, the same at every
+    step. Returns ``[steps, B, *shape]`` or with an axis more. Differentiable to sequences, times
+    and rates.
+    """
+    module = implementation("interp", sel.device, backend)
+    sequences = [sequence.contiguous() for sequence in sequences]
+    reading = _Reading(module, rule, (0,) * len(sequences), steps)
+    if chained(sel, *rates, *sequences):
+        return _SelectScan.apply(reading, sel, *rates, *sequences)
+    with torch.no_grad():
+        value, _, _ = module.select(
+            [flat_record(sequence) for sequence in sequences],
+            _flat_sel(sel, sequences[0].shape), flat_coefficients(rates), reading.pointers, rule,
+            steps=steps,
+        )  # fmt: skip
+    return value.view(steps, sequences[0].shape[1], *sel.shape[1:])

@@ -75,33 +75,43 @@ def _nearest_tap(located: Located, mode: str) -> torch.Tensor:
     return older
 
 
+class _Window(NamedTuple):
+    """Some rows of a read's result, and the observations that they see."""
+
+    rows: range
+    """Rows of ``[steps * B]``."""
+    slots: int
+    """Observations that a row sees, K."""
+
+
 def _addresses(
-    steps: torch.Tensor, pointer: int, shape: torch.Size, first: int = 0
+    steps_back: torch.Tensor, pointer: int, size: int, window: _Window
 ) -> torch.Tensor:
-    """Place in a flat record of the observation ``steps`` back; any slot for NaN.
+    """Place in a flat record of the observation ``steps_back``, ``[b, N, D]``; any one for NaN.
 
-    ``steps [b, N, D]`` belong to the rows of the batch from ``first`` on; ``[1, N, D]`` to row
-    ``first`` alone. ``shape`` is the record's.
+    ``size = B * N`` is that of an observation.
     """
-    slots, batch, synapses = shape
-    size = batch * synapses
+    rows, slots = window
+    synapses = steps_back.shape[1]
+    device = steps_back.device
     # Half the bytes wherever it suffices.
-    integer = torch.int32 if slots * size < 2**31 else torch.int64
-    device = steps.device
-    rows = (pointer - 1 - torch.arange(slots, device=device)) % slots * size
-    back = steps.nan_to_num(0.0).to(integer)
-    place = rows.to(integer).index_select(0, back.reshape(-1)).view(back.shape)
-    start = first * synapses
-    stop = start + back.shape[0] * synapses
-    return place.add_(torch.arange(start, stop, dtype=integer, device=device).view(-1, synapses, 1))
+    integer = torch.int32 if (slots + rows.stop) * size < 2**31 else torch.int64
+    slot = (pointer - 1 - torch.arange(slots, device=device)) % slots * size
+    back = steps_back.nan_to_num(0.0).to(integer)
+    place = slot.to(integer).index_select(0, back.reshape(-1)).view(back.shape)
+    if place.shape[0] < len(rows):
+        first = torch.arange(rows.start, rows.stop, dtype=integer, device=device) * synapses
+        synapse = torch.arange(synapses, dtype=integer, device=device).unsqueeze(-1)
+        return (place + synapse) + first.view(-1, 1, 1)
+    cells = torch.arange(
+        rows.start * synapses, rows.stop * synapses, dtype=integer, device=device
+    )
+    return place.add_(cells.view(-1, synapses, 1))
 
 
-def _tap(record: torch.Tensor, steps: torch.Tensor, pointer: int, rows: range) -> torch.Tensor:
-    """The observations ``steps`` before the newest, of these rows of the batch."""
-    index = _addresses(steps, pointer, record.shape, rows.start)
-    if index.shape[0] < len(rows):
-        batch = torch.arange(len(rows), dtype=index.dtype, device=index.device)
-        index = index + (batch * record.shape[2]).view(-1, 1, 1)
+def _tap(record: torch.Tensor, back: torch.Tensor, pointer: int, window: _Window) -> torch.Tensor:
+    """The observations ``back`` steps before the newest, for arithmetic."""
+    index = _addresses(back, pointer, record[0].numel(), window)
     taken = record.view(-1).index_select(0, index.view(-1)).view(index.shape)
     return taken.to(compute_dtype(record.dtype))
 
@@ -119,14 +129,19 @@ def select(
     rule: ReadRule,
     want_slope: bool = False,
     want_rate_slopes: bool = False,
+    steps: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
     """Value of the record (or first minus second) at the times ``sel [1 or B, N, D]``.
 
     ``rates`` (steps over time constant, 0-d or ``[N]``) are used by ``expdecay``. Returns the
     value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each component's rate.
+
+    With ``steps > 1`` each record is a sequence ``[K - 1 + steps, B, N]``, oldest first, that is
+    read at every step (pointers are 0); the outputs are ``[steps * B, N, D]``.
     """
     slots, batch, synapses = records[0].shape
-    shape = (batch, synapses, sel.shape[2])
+    slots += 1 - steps
+    shape = (steps * batch, synapses, sel.shape[2])
     dtype, device = records[0].dtype, sel.device
     acc = compute_dtype(dtype)
     value = torch.empty(shape, dtype=dtype, device=device)
@@ -134,11 +149,14 @@ def select(
     rate_slopes = [torch.empty(shape, dtype=acc, device=device) for _ in records]
     rate_slopes = rate_slopes if want_rate_slopes else []
     outputs = [value, *([] if slope is None else [slope]), *rate_slopes]
-    located = locate(sel, rule, slots) if sel.shape[0] == 1 else None
-    for rows in _row_groups(batch, synapses * sel.shape[2], device):
-        here = located or locate(sel[rows.start : rows.stop], rule, slots)
+    shared = locate(sel, rule, slots) if sel.shape[0] == 1 else None
+    if steps > 1 and shared is None:
+        sel = sel.expand(steps, *sel.shape).flatten(0, 1)
+    for rows in _row_groups(shape[0], synapses * sel.shape[2], device):
+        here = shared or locate(sel[rows.start : rows.stop], rule, slots)
+        window = _Window(rows, slots)
         parts = [
-            _component(record, rate, pointer, here, rule, rows, want_slope)
+            _component(record, rate, pointer, here, rule, window, want_slope)
             for record, rate, pointer in zip(records, rates, pointers, strict=True)
         ]
         results = [_value(parts, here, rule, dtype)]
@@ -165,13 +183,13 @@ def _component(
     pointer: int,
     located: Located,
     rule: ReadRule,
-    rows: range,
+    window: _Window,
     want_slope: bool,
 ) -> Part:
     """Value and slope of one component in some rows of the batch."""
     if rule.mode == "linear":
-        return _linear(record, pointer, located, rule, rows, want_slope)
-    value = _tap(record, _nearest_tap(located, rule.mode), pointer, rows)
+        return _linear(record, pointer, located, rule, window, want_slope)
+    value = _tap(record, _nearest_tap(located, rule.mode), pointer, window)
     if rule.mode != "expdecay":
         return value, torch.zeros_like(value) if want_slope else None
     assert rate is not None
@@ -184,7 +202,7 @@ def _linear(
     pointer: int,
     located: Located,
     rule: ReadRule,
-    rows: range,
+    window: _Window,
     want_slope: bool,
 ) -> Part:
     """``older + (newer - older) * frac``, and the slope of that segment.
@@ -194,14 +212,14 @@ def _linear(
     """
     older, frac = located.older, located.frac
     newer = torch.where(frac > 0, older - 1, older)
-    old, new = _tap(record, older, pointer, rows), _tap(record, newer, pointer, rows)
+    old, new = _tap(record, older, pointer, window), _tap(record, newer, pointer, window)
     value = old + (new - old) * frac.to(old.dtype)
     if not want_slope:
         return value, None
-    hit, last = frac == 0, older == record.shape[0] - 1
+    hit, last = frac == 0, older == window.slots - 1
     far = torch.where(hit & ~last, older + 1, older)
     near = torch.where(hit & last, (older - 1).clamp(min=0), newer)
-    rise = _tap(record, far, pointer, rows) - _tap(record, near, pointer, rows)
+    rise = _tap(record, far, pointer, window) - _tap(record, near, pointer, window)
     return value, rise / rule.step
 
 
@@ -246,17 +264,21 @@ def select_backward(
     rates: Sequence[torch.Tensor | None],
     pointers: Sequence[int],
     rule: ReadRule,
+    steps: int = 1,
 ) -> None:
     """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
-    slots, batch, synapses = drecords[0].shape
+    slots = drecords[0].shape[0] + 1 - steps
+    window = _Window(range(dvalue.shape[0]), slots)
+    if steps > 1 and sel.shape[0] > 1:
+        sel = sel.expand(steps, *sel.shape).flatten(0, 1)
     located = locate(sel, rule, slots)
     acc = compute_dtype(drecords[0].dtype)
     dvalue = _kept(dvalue.to(acc), located, rule)
     frac = located.frac.nan_to_num(0.0)
     sign = 1
     for drecord, rate, pointer in zip(drecords, rates, pointers, strict=True):
-        for steps, share in _shares(dvalue, located, frac, rate, rule.mode):
-            index = _addresses(steps.expand(dvalue.shape), pointer, drecord.shape).view(-1)
+        for back, share in _shares(dvalue, located, frac, rate, rule.mode):
+            index = _addresses(back, pointer, drecord[0].numel(), window).view(-1)
             share = share.reshape(-1).to(drecord.dtype)
             drecord.view(-1).index_add_(0, index, share, alpha=sign)
         sign = -1
