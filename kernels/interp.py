@@ -209,9 +209,10 @@ def batch_dot_kernel(
     offs_m = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], ACC)
     for i in range(ROWS):
-        row = pid_p * ROWS + i
+        # A vector, because the interpreter cannot mask a vector with a scalar.
+        row = tl.zeros_like(offs_m).to(tl.int64) + pid_p * ROWS + i
         mask = (offs_m < M) & (row < B)
-        offs = row.to(tl.int64) * M + offs_m
+        offs = row * M + offs_m
         a = tl.load(a_ptr + offs, mask=mask, other=0.0).to(ACC)
         total += a * tl.load(b_ptr + offs, mask=mask, other=0.0).to(ACC)
     offs = pid_p.to(tl.int64) * M + offs_m

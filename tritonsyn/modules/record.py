@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,16 @@ def record_size(step_time: float, duration: float, inclusive: bool) -> int:
     steps = duration / step_time
     whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
     return max(whole + inclusive, 1)
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """In inference mode too, makes tensors that training may use later; as there, no graph."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
 
 
 class RecordTensor(nn.Module):
@@ -71,9 +82,9 @@ class RecordTensor(nn.Module):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
         slots = record_size(self._dt, self._duration, self._inclusive)
-        storage = (
-            value.detach().expand(slots, *value.shape).clone(memory_format=torch.contiguous_format)
-        )
+        with ordinary_tensors():
+            first = value.detach().expand(slots, *value.shape)
+            storage = first.clone(memory_format=torch.contiguous_format)
         self.register_buffer("storage", check_record("value", storage))
 
     # -- what it is ---------------------------------------------------------------------------
@@ -144,7 +155,8 @@ class RecordTensor(nn.Module):
     @value.setter
     def value(self, value: torch.Tensor) -> None:
         check_input("value", value, self.storage.shape, self.storage.device)
-        self.storage = check_record("value", value.contiguous().clone())
+        with ordinary_tensors():
+            self.storage = check_record("value", value.contiguous().clone())
 
     def extra_repr(self) -> str:
         return (
@@ -268,8 +280,9 @@ class RecordTensor(nn.Module):
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
         slots = self._range_slots(obs.shape[-1], offset, forward)
         rows = obs.movedim(-1, 0).to(self.storage.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
-            storage = self.storage if torch.is_grad_enabled() else self.storage.detach()
+        graph = torch.is_grad_enabled() and not inplace
+        with ordinary_tensors(), torch.set_grad_enabled(graph):
+            storage = self.storage if graph else self.storage.detach()
             if slots.ndim == 1:
                 self.storage = storage.index_copy(0, slots, rows)
             else:
@@ -307,7 +320,8 @@ class RecordTensor(nn.Module):
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
         if not 0 <= index < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
-        self.storage = self.storage.roll(index - self._pointer, 0)
+        with ordinary_tensors():
+            self.storage = self.storage.roll(index - self._pointer, 0)
         self._pointer = index
 
     def reset(self, fill: float | bool | None = 0) -> None:
@@ -407,9 +421,10 @@ class RecordTensor(nn.Module):
         slots = record_size(step_time, duration, inclusive)
         if slots != self.recordsz:
             kept = min(slots, self.recordsz)
-            newest = self.storage.detach().roll(-self._pointer, 0)[-kept:]
-            storage = newest.new_zeros(slots, *self.shape)
-            storage[-kept:] = newest
+            with ordinary_tensors():
+                newest = self.storage.detach().roll(-self._pointer, 0)[-kept:]
+                storage = newest.new_zeros(slots, *self.shape)
+                storage[-kept:] = newest
             self.storage, self._pointer = storage, 0
         self._dt, self._duration, self._inclusive = step_time, duration, inclusive
 
@@ -462,7 +477,12 @@ class RecordTensor(nn.Module):
         found = [key for key in ("storage", "pointer") if prefix + key in state_dict]
         missing_keys.extend(prefix + key for key in ("storage", "pointer") if key not in found)
         if len(found) == 2:
-            self.storage = self.storage.detach().clone().copy_(state_dict[prefix + "storage"])
+            saved = state_dict[prefix + "storage"].detach()
+            with ordinary_tensors():
+                if local_metadata.get("assign_to_params_buffers", False):
+                    self.storage = saved.clone(memory_format=torch.contiguous_format)
+                else:
+                    self.storage = self.storage.detach().clone().copy_(saved)
             self._pointer = int(state_dict[prefix + "pointer"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
 from . import arguments
 from .arguments import Constant
-from .record import RecordTensor, record_size
+from .record import RecordTensor, ordinary_tensors, record_size
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
 _SPIKE_MODES = ("previous", "nearest")
@@ -136,7 +136,9 @@ class ExponentialCurrent(nn.Module):
         key = (*constants.values(), self._dt, dtype, device)
         if self._cached is None or self._cached[0] != key:
             gain, decays, rates = self._coefficients_of(constants, math.exp)
-            fixed = [torch.tensor(v, dtype=dtype, device=device) for v in (gain, *decays, *rates)]
+            values = (gain, *decays, *rates)
+            with ordinary_tensors():
+                fixed = [torch.tensor(v, dtype=dtype, device=device) for v in values]
             count = len(decays)
             self._cached = (
                 key,

@@ -1,5 +1,6 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,9 @@ def _components(
     injected = _real(x, gain.dtype) * gain
     copies = [injected, *(injected.clone() for _ in decays[1:])]
     for component, decay, initial in zip(copies, decays, initials, strict=False):
-        _accumulate(component, decay, initial)
+        if initial is not None and component.numel():
+            component[0].addcmul_(initial, decay)
+        _accumulate(component.unbind(0), decay)
     return copies
 
 
@@ -55,31 +58,23 @@ def _real(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.Tensor:
     return as_real(x, dtype)
 
 
-def _accumulate(rows: torch.Tensor, decay: torch.Tensor, initial: torch.Tensor | None) -> None:
-    """``rows[t] += decay * rows[t - 1]`` in place, in order of the first axis."""
-    if rows.numel() == 0:
-        return
-    first, *later = rows.unbind(0)
-    if initial is not None:
-        first.addcmul_(initial.to(rows.dtype), decay)
+def _accumulate(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
+    """``rows[i] += decay * rows[i - 1]`` in place, in the order given."""
     if decay.ndim == 0 and decay.device.type == "cpu":
         factor = decay.item()
-        for row in later:
-            row.add_(first, alpha=factor)
-            first = row
-        return
-    for row in later:
-        row.addcmul_(first, decay)
-        first = row
+        for before, row in itertools.pairwise(rows):
+            row.add_(before, alpha=factor)
+    else:
+        for before, row in itertools.pairwise(rows):
+            row.addcmul_(before, decay)
 
 
 def _adjoint(dy: torch.Tensor, dtail: torch.Tensor | None, decay: torch.Tensor) -> torch.Tensor:
-    """``z[t] = dy[t] + dtail[t] + decay * z[t+1]``; the result is laid out backward in time."""
-    z = dy.flip(0)
+    """``z[t] = dy[t] + dtail[t] + decay * z[t+1]``, in place."""
     if dtail is not None:
-        z[: dtail.shape[0]] += dtail.flip(0)
-    _accumulate(z, decay, None)
-    return z
+        dy[dy.shape[0] - dtail.shape[0] :] += dtail
+    _accumulate(dy.unbind(0)[::-1], decay)
+    return dy
 
 
 def scan_backward(
@@ -98,20 +93,19 @@ def scan_backward(
     ``x`` given, the gradients of the gain and of each decay are returned too, ``[B, N]`` each, to
     be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted.
     """
-    dy = dy.to(gain.dtype)
-    zs = [_adjoint(dy, dtails[0], decays[0])]
-    if len(decays) == 2:
-        zs.append(_adjoint(-dy, dtails[1], decays[1]))
     if dy.shape[0] == 0:
-        zeros = [dy.new_zeros(dy.shape[1:]) for _ in range(1 + len(decays))]
+        zeros = [gain.new_zeros(dy.shape[1:]) for _ in range(1 + len(decays))]
         dx = None if dx_dtype is None else dy.to(dx_dtype)
-        return dx, zeros[1:], zeros if x is not None else []
-    dinitials = [z[-1] * decay for z, decay in zip(zs, decays, strict=True)]
+        return dx, zeros[1:], [] if x is None else zeros
+    zs = [_adjoint(dy.to(gain.dtype, copy=True), dtails[0], decays[0])]
+    if len(decays) == 2:
+        zs.append(_adjoint(dy.to(gain.dtype).neg(), dtails[1], decays[1]))
+    dinitials = [z[0] * decay for z, decay in zip(zs, decays, strict=True)]
     constants = [] if x is None else _constants(zs, x, gain, decays, carries)
     dx = None
     if dx_dtype is not None:
         total = zs[0] if len(zs) == 1 else zs[0].add_(zs[1])
-        dx = total.mul_(gain).flip(0).to(dx_dtype)
+        dx = total.mul_(gain).to(dx_dtype)
     return dx, dinitials, constants
 
 
@@ -123,15 +117,14 @@ def _constants(
     initials: Pair,
 ) -> list[torch.Tensor]:
     """``sum_t z[t] * x[t]`` for the gain and ``sum_t z[t] * C[t-1]`` for each decay."""
-    backward = _real(x, gain.dtype).flip(0)
-    dgain = sum((z * backward).sum(0) for z in zs)
-    gradients = [dgain]
-    for z, component, initial in zip(
-        zs, _components(x, gain, decays, initials), initials, strict=False
-    ):
-        ddecay = (z[:-1] * component[:-1].flip(0)).sum(0)
-        gradients.append(ddecay if initial is None else ddecay.addcmul_(z[-1], initial))
-    return gradients  # type: ignore[return-value]
+    real = _real(x, gain.dtype)
+    total = zs[0] if len(zs) == 1 else zs[0] + zs[1]
+    gradients = [(total * real).sum(0)]
+    components = _components(x, gain, decays, initials)
+    for z, component, initial in zip(zs, components, initials, strict=False):
+        ddecay = (z[1:] * component[:-1]).sum(0)
+        gradients.append(ddecay if initial is None else ddecay.addcmul_(z[0], initial))
+    return gradients
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:
