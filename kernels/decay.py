@@ -16,7 +16,9 @@ def _row_input(x_ptr, row, offs, offs_n, mask, size, N, W, PACKED: tl.constexpr,
     """Input of one step: values, or bits, 32 synapses of one batch row a word."""
     if PACKED:
         batch = offs // N
-        words = tl.load(x_ptr + row * (size // N * W) + batch * W + offs_n // 32, mask=mask, other=0)
+        words = tl.load(
+            x_ptr + row * (size // N * W) + batch * W + offs_n // 32, mask=mask, other=0
+        )
         return ((words >> (offs_n % 32)) & 1).to(ACC)
     else:
         return tl.load(x_ptr + row * size + offs, mask=mask, other=0).to(ACC)

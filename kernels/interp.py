@@ -61,8 +61,8 @@ def select_fwd_kernel(
     """``value[b, n, d]``: the record (or ``pos - neg``) of synapse n, ``sel[b, n, d]`` ago.
 
     ``sel [sel_rows, N, D]`` (1 row or B) in the unit of ``STEP``, records ``[K, B, N]``, outputs
-    ``[B, N, D]``. With ``steps > 1`` the record is a sequence ``[K - 1 + steps, B, N]`` that is read
-    at every step: row ``t * B + b`` of the outputs ``[steps * B, N, D]`` sees rows t to t + K - 1.
+    ``[B, N, D]``. With ``steps > 1`` the record is a sequence ``[K - 1 + steps, B, N]``, read at
+    every step: row ``t * B + b`` of the outputs ``[steps * B, N, D]`` sees rows t to t + K - 1.
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
     ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
     Bytes per element in float32: sel 4, value 4, slope 4 if wanted, and 4 per tap, which fall

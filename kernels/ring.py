@@ -37,8 +37,8 @@ def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
 def pack_bits_kernel(x_ptr, words_ptr, rows, N, W, BLOCK: tl.constexpr):
     """Bit ``n % 32`` of ``words[row, n // 32]`` is ``x[row, n] != 0``.
 
-    ``x [rows, N]``, ``words [rows, W]`` int32 with ``W = cdiv(N, 32)``. Moves one input and 1/8 byte
-    per element.
+    ``x [rows, N]``, ``words [rows, W]`` int32 with ``W = cdiv(N, 32)``. Moves one input and 1/8
+    byte per element.
     """
     offs_w = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = offs_w < rows.to(tl.int64) * W

@@ -168,8 +168,8 @@ def double_exp_scan(
     .. math::
         P[t] = d\,P[t-1] + g\,x[t], \quad M[t] = r\,M[t-1] + g\,x[t], \quad y[t] = P[t] - M[t]
 
-    ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything else
-    as :func:`exp_scan`.
+    ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything
+    else as :func:`exp_scan`.
     """
     initials = (None, None) if initial is None else initial
     y, (pos, neg) = sequence_scan(x, gain, [decay, rise], initials, dtype=dtype, backend=backend)

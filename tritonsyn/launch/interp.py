@@ -79,7 +79,7 @@ def select(
     with on_device(value):
         select_fwd_kernel[(shape[0] * tiles(row, block),)](
             times, records[0], records[-1], rates[0], rates[-1],
-            value, slope, rate_slopes[0] if rate_slopes else None, rate_slopes[-1] if rate_slopes else None,
+            value, slope, *((rate_slopes[0], rate_slopes[-1]) if rate_slopes else (None, None)),
             pointers[0], pointers[-1],
             rows - steps + 1, batch, synapses, selectors, sel_rows, steps,
             **constants, BLOCK=block,

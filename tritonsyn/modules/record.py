@@ -23,7 +23,7 @@ _WHOLE = 1e-6
 
 
 def record_size(step_time: float, duration: float, inclusive: bool) -> int:
-    """Slots of a record: ``ceil(duration / step_time)``, one more where the duration is included."""
+    """Slots of a record: ``ceil(duration / step_time)``, one more where that is included."""
     steps = duration / step_time
     whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
     return max(whole + inclusive, 1)
@@ -471,8 +471,15 @@ class RecordTensor(nn.Module):
             )
 
     def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:  # type: ignore[no-untyped-def]
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         self.check_state(state_dict, prefix)
         found = [key for key in ("storage", "pointer") if prefix + key in state_dict]
         missing_keys.extend(prefix + key for key in ("storage", "pointer") if key not in found)
@@ -488,5 +495,5 @@ class RecordTensor(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A storage with a graph can neither be copied nor pickled; its values can.
         state = self.__dict__.copy()
-        state["_buffers"] = {name: buffer.detach() for name, buffer in self._buffers.items()}
+        state["_buffers"] = {"storage": self.storage.detach()}
         return state

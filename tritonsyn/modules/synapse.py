@@ -21,7 +21,7 @@ _SPIKE_MODES = ("previous", "nearest")
 
 
 class Coefficients(NamedTuple):
-    """What a step and a read need of the constants, in the arithmetic's dtype, 0-d or ``[*shape]``."""
+    """What steps and reads need of the constants: 0-d or ``[*shape]``, in the arithmetic's dtype."""
 
     gain: torch.Tensor
     """Current that a unit spike adds to each component, nA."""

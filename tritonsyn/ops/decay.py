@@ -170,9 +170,7 @@ def _output_dtype(
     return given[0] if given else torch.get_default_dtype()
 
 
-def _synapse_axes(
-    shape: tuple[int, ...], coefficients: Sequence[Coefficient], packed: bool
-) -> int:
+def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Coefficient], packed: bool) -> int:
     """How many of the last axes the coefficients span."""
     if packed:
         return len(shape) - 2

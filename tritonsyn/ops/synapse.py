@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,7 +31,14 @@ class Ring(NamedTuple):
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, modules, ring: Ring, x, gain, *rest):
+    def forward(
+        ctx: Any,
+        modules: tuple[ModuleType, ModuleType],
+        ring: Ring,
+        x: torch.Tensor,
+        gain: torch.Tensor,
+        *rest: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         count = len(ring.components)
         decays, records = rest[:count], rest[count:]
         wants_gain, wants_decays = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4 : 4 + count])
@@ -50,16 +57,18 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, *drecords):
-        count = len(drecords)
-        if dy is None and all(d is None for d in drecords):
+    def backward(
+        ctx: Any, dy: torch.Tensor | None, *given: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        count = len(given)
+        if dy is None and all(d is None for d in given):
             return (None,) * (4 + 2 * count)
         step, interp = ctx.modules
         gain, *saved = ctx.saved_tensors
         decays, newest = saved[:count], saved[count:]
         wants_x, wants_gain = ctx.needs_input_grad[2:4]
         wants_decays = any(ctx.needs_input_grad[4 : 4 + count])
-        drecords = [own_gradient(d, ctx.layout) for d in drecords]
+        drecords = [own_gradient(d, ctx.layout) for d in given]
         flat = [flat_record(d) for d in drecords]
         dx, zs = step.step_backward(
             None if dy is None else dy.reshape(flat[0].shape[1:]),
@@ -70,7 +79,8 @@ class _Step(torch.autograd.Function):
             ctx.x_dtype if wants_x else None,
             wants_gain or wants_decays,
         )
-        dgain, ddecays = None, [None] * count
+        dgain: torch.Tensor | None = None
+        ddecays: list[torch.Tensor | None] = [None] * count
         if wants_gain:
             x = newest.pop().reshape(flat[0].shape[1:]).to(gain.dtype)
             z = zs[0] if count == 1 else zs[0] + zs[1]

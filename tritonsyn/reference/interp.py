@@ -84,9 +84,7 @@ class _Window(NamedTuple):
     """Observations that a row sees, K."""
 
 
-def _addresses(
-    steps_back: torch.Tensor, pointer: int, size: int, window: _Window
-) -> torch.Tensor:
+def _addresses(steps_back: torch.Tensor, pointer: int, size: int, window: _Window) -> torch.Tensor:
     """Place in a flat record of the observation ``steps_back``, ``[b, N, D]``; any one for NaN.
 
     ``size = B * N`` is that of an observation.
@@ -103,9 +101,7 @@ def _addresses(
         first = torch.arange(rows.start, rows.stop, dtype=integer, device=device) * synapses
         synapse = torch.arange(synapses, dtype=integer, device=device).unsqueeze(-1)
         return (place + synapse) + first.view(-1, 1, 1)
-    cells = torch.arange(
-        rows.start * synapses, rows.stop * synapses, dtype=integer, device=device
-    )
+    cells = torch.arange(rows.start * synapses, rows.stop * synapses, dtype=integer, device=device)
     return place.add_(cells.view(-1, synapses, 1))
 
 
