@@ -1,0 +1,42 @@
+"""Where the tests run: on the GPU if there is one, else with Triton's interpreter on the CPU."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports triton, which reads it when kernels are defined.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import tritonsyn  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The device that tests put their tensors on."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture(params=["reference", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn; Triton on a CPU means its interpreter, which wants tiny shapes."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _defaults() -> object:
+    """Every test starts from the same seed, and names the backend where it wants the kernels."""
+    torch.manual_seed(0)
+    with tritonsyn.use_backend("reference"):
+        yield

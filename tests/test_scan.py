@@ -1,0 +1,275 @@
+"""Sequence scans: against a filter, against stepping, every split, gradients, edges of the tiles."""
+
+import pytest
+import torch
+from scipy.signal import lfilter
+
+from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
+from tritonsyn.tuning.config import ScanConfig, override_scan_config
+
+F64 = torch.float64
+ROW = (2, 3)
+GROUPS = [
+    (SingleExponentialCurrent, {"spike_charge": 2.0, "time_constant": 5.0}),
+    (DoubleExponentialCurrent, {"spike_charge": 2.0, "tc_decay": 7.0, "tc_rise": 2.0}),
+]
+KINDS = pytest.mark.parametrize(("cls", "constants"), GROUPS, ids=["single", "double"])
+
+
+def filtered(x, decay, gain):
+    """The recurrence ``y[t] = decay * y[t-1] + gain * x[t]`` by scipy."""
+    return torch.from_numpy(lfilter([gain], [1.0, -decay], x.cpu().numpy(), axis=0)).to(x.device)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 7])
+def test_single_scan_equals_a_filter(device, backend, steps):
+    x = torch.rand(steps, *ROW, dtype=F64, device=device)
+    y, final = functional.exp_scan(x, 0.8, 0.3, backend=backend)
+    torch.testing.assert_close(y, filtered(x, 0.8, 0.3), rtol=1e-12, atol=1e-12)
+    expected = y[-1] if steps else torch.zeros_like(final)
+    assert torch.equal(final, expected)
+
+
+def test_double_scan_equals_two_filters(device, backend):
+    x = torch.rand(9, *ROW, dtype=F64, device=device)
+    y, (pos, neg) = functional.double_exp_scan(x, 0.9, 0.6, 0.5, backend=backend)
+    expected = [filtered(x, decay, 0.5) for decay in (0.9, 0.6)]
+    torch.testing.assert_close(y, expected[0] - expected[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pos, expected[0][-1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(neg, expected[1][-1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("split", [0, 1, 4, 9])
+def test_a_split_sequence_that_carries_its_state_changes_nothing(device, backend, split):
+    x = torch.rand(9, *ROW, device=device)
+    whole, final = functional.exp_scan(x, 0.8, 0.3, backend=backend)
+    first, carried = functional.exp_scan(x[:split], 0.8, 0.3, backend=backend)
+    second, last = functional.exp_scan(x[split:], 0.8, 0.3, carried, backend=backend)
+    torch.testing.assert_close(torch.cat((first, second)), whole, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(last, final, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, F64])
+def test_every_kind_of_input_counts_the_same(device, backend, dtype):
+    x = torch.randint(0, 2, (5, *ROW), device=device)
+    expected, _ = functional.exp_scan(x.to(F64), 0.8, 0.3, dtype=torch.float32, backend=backend)
+    y, _ = functional.exp_scan(x.to(dtype), 0.8, 0.3, dtype=torch.float32, backend=backend)
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("synapses", [1, 31, 32, 33, 70])
+def test_packed_spikes_are_the_spikes(device, backend, synapses):
+    x = torch.rand(3, 2, synapses, device=device) < 0.5
+    packed = functional.pack_spikes(x, backend=backend)
+    assert packed.words.shape == (3, 2, -(-synapses // 32))
+    assert torch.equal(functional.unpack_spikes(packed), x)
+    y, _ = functional.exp_scan(x, 0.8, 0.3, backend=backend)
+    assert torch.equal(functional.exp_scan(packed, 0.8, 0.3, backend=backend)[0], y)
+
+
+@pytest.mark.parametrize("per_synapse", [False, True])
+def test_gradients_of_the_scans(device, backend, per_synapse):
+    shape = (2,) if per_synapse else ()
+    x, pos, neg = (torch.rand(s, dtype=F64, device=device) for s in [(3, 1, 2), (1, 2), (1, 2)])
+    decay, rise, gain = (torch.rand(shape, dtype=F64, device=device) for _ in range(3))
+    arguments = [v.requires_grad_() for v in (x, decay, rise, gain, pos, neg)]
+
+    def double(x, decay, rise, gain, pos, neg):
+        y, finals = functional.double_exp_scan(x, decay, rise, gain, (pos, neg), backend=backend)
+        return y, *finals
+
+    assert torch.autograd.gradcheck(double, arguments)
+    x, decay, _, gain, pos, _ = arguments
+    assert torch.autograd.gradcheck(
+        lambda *a: functional.exp_scan(*a, backend=backend), (x, decay, gain, pos)
+    )
+
+
+def test_coefficients_of_leading_axes_are_refused_and_of_last_axes_broadcast(device, backend):
+    x = torch.rand(4, 2, 3, 5, dtype=F64, device=device)
+    decay = torch.rand(3, 1, dtype=F64, device=device)
+    y, _ = functional.exp_scan(x, decay, backend=backend)
+    rows = [filtered(x[:, :, i], decay[i].item(), 1.0) for i in range(3)]
+    torch.testing.assert_close(y, torch.stack(rows, 2), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"decay has shape \(7,\)"):
+        functional.exp_scan(x, torch.rand(7, device=device), backend=backend)
+    with pytest.raises(ValueError, match=r"initial state has shape \(3,\)"):
+        functional.exp_scan(x, 0.5, initial=torch.rand(3, device=device), backend=backend)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ScanConfig(32, 4, 1), ScanConfig(32, 3, 2), ScanConfig(32, 2, 5), ScanConfig(64, 8, 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [11, 12])
+def test_kernel_at_the_edges_of_tiles_and_chunks(device, config, steps):
+    def run(backend):
+        torch.manual_seed(1)
+        x = torch.rand(steps, 2, 19, dtype=F64, device=device, requires_grad=True)
+        learned = [torch.rand(19, dtype=F64, device=device, requires_grad=True) for _ in range(3)]
+        initial = [torch.rand(2, 19, dtype=F64, device=device, requires_grad=True) for _ in "pn"]
+        y, finals = functional.double_exp_scan(x, *learned, tuple(initial), backend=backend)
+        ((y * torch.rand_like(y)).sum() + (finals[0] * finals[1]).sum()).backward()
+        return [y, *finals, x.grad, *(v.grad for v in learned), *(v.grad for v in initial)]
+
+    expected = run("reference")
+    with override_scan_config(config):
+        actual = run("triton")
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_the_input_gradient_keeps_nothing_of_the_size_of_the_sequence(device):
+    x = torch.rand(64, *ROW, device=device, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        functional.double_exp_scan(x, 0.9, 0.5, 2.0, backend="reference")
+    assert max(kept) < x[0].numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_error_is_that_of_its_rounding(device, dtype):
+    x = torch.rand(400, 4, 8, device=device).to(dtype)
+    exact = filtered(x.to(F64), 0.95, 0.1)
+    y, _ = functional.exp_scan(x, 0.95, 0.1)
+    plain = torch.zeros_like(x[0])
+    stepped = []
+    for row in x:
+        plain = plain * 0.95 + row * 0.1
+        stepped.append(plain)
+    error = (y.to(F64) - exact).abs().max()
+    assert y.dtype == dtype
+    assert error <= 2 * (torch.stack(stepped).to(F64) - exact).abs().max()
+    assert error <= torch.finfo(dtype).eps / 2 * exact.abs().max()
+
+
+def test_a_million_steps_stay_within_the_error_bound_of_float32(device):
+    steps, decay, gain = 1_000_000, 0.98, 0.3
+    x = torch.ones(steps, 1, 1, device=device)
+    y, _ = functional.exp_scan(x, decay, gain)
+    time = torch.arange(1, steps + 1, dtype=F64, device=device).view(-1, 1, 1)
+    # The recurrence runs with decay and gain as float32 knows them. Each step rounds twice, and an
+    # error decays as the current does: at most 2 * eps / (1 - decay) of the current in all.
+    d, g = (torch.tensor(v).to(F64) for v in (decay, gain))
+    exact = g * (1 - d**time) / (1 - d)
+    bound = 2 * torch.finfo(torch.float32).eps / (1 - decay)
+    assert ((y.to(F64) - exact).abs() / exact).max() <= bound
+
+
+@KINDS
+@pytest.mark.parametrize("delay", [0.0, 3.9, 20.0])
+@pytest.mark.parametrize("pieces", [[7], [2, 5], [1, 0, 6], [3, 1, 3]], ids=str)
+def test_module_scan_leaves_what_stepping_leaves(device, cls, constants, delay, pieces):
+    def module():
+        return cls(3, 1.3, delay=delay, batch_size=2, dtype=F64, device=device, **constants)
+
+    x = torch.rand(7, *ROW, dtype=F64, device=device)
+    x[x < 0.3] = 0
+    stepped, scanned = module(), module()
+    expected = torch.stack([stepped(row) for row in x])
+    parts = torch.split(x, pieces)
+    actual = torch.cat([scanned.scan(part) for part in parts])
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)
+    for name, value in stepped.state_dict().items():
+        torch.testing.assert_close(scanned.state_dict()[name], value, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(scanned.current, stepped.current, rtol=1e-12, atol=1e-13)
+
+
+def learned(cls, device):
+    """A synapse with constants that learn, one per synapse and one for the group."""
+    torch.manual_seed(3)
+    charge = torch.nn.Parameter(torch.tensor(2.0, dtype=F64, device=device))
+    slow = torch.nn.Parameter(torch.rand(3, dtype=F64, device=device) + 6.0)
+    constants = {"spike_charge": charge}
+    if cls is SingleExponentialCurrent:
+        constants["time_constant"] = slow
+    else:
+        constants |= {"tc_decay": slow, "tc_rise": 2.0}
+    return cls(3, 1.3, delay=3.9, batch_size=2, dtype=F64, device=device, **constants)
+
+
+@KINDS
+@pytest.mark.parametrize("pieces", [[7], [1, 4, 0, 2]], ids=str)
+def test_gradients_pass_from_scan_to_scan_and_through_delayed_reads(device, cls, constants, pieces):
+    def run(scan):
+        synapse = learned(cls, device)
+        torch.manual_seed(4)
+        x = torch.rand(7, *ROW, dtype=F64, device=device, requires_grad=True)
+        sel = (torch.rand(1, 3, 2, dtype=F64, device=device) * 3.9).requires_grad_()
+        weights = torch.rand(7, *ROW, dtype=F64, device=device)
+        delayed_weights = torch.rand(7, *ROW, 2, dtype=F64, device=device)
+        currents, delayed = [], []
+        for part in torch.split(x, pieces):
+            if scan:
+                y, read = synapse.scan_at(part, sel)
+                currents.append(y)
+                delayed.append(read)
+            else:
+                for row in part:
+                    currents.append(synapse(row).unsqueeze(0))
+                    delayed.append(synapse.current_at(sel).unsqueeze(0))
+        loss = (torch.cat(currents) * weights).sum() + (torch.cat(delayed) * delayed_weights).sum()
+        (loss + (synapse.current_at(sel) ** 2).sum()).backward()
+        return [*currents, *delayed], [x.grad, sel.grad, *(p.grad for p in synapse.parameters())]
+
+    (stepped, expected), (scanned, actual) = run(scan=False), run(scan=True)
+    torch.testing.assert_close(torch.cat(scanned[: len(pieces)]), torch.cat(stepped[:7]))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@KINDS
+def test_steps_and_scans_mix(device, cls, constants):
+    def run(mixed):
+        synapse = learned(cls, device)
+        torch.manual_seed(5)
+        x = torch.rand(8, *ROW, dtype=F64, device=device, requires_grad=True)
+        if mixed:
+            y = [synapse.scan(x[:3]), synapse(x[3])[None], synapse(x[4])[None], synapse.scan(x[5:])]
+        else:
+            y = [synapse(row)[None] for row in x]
+        (torch.cat(y) ** 2).sum().backward()
+        return [torch.cat(y), x.grad, *(p.grad for p in synapse.parameters())]
+
+    for a, b in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@KINDS
+def test_packed_input_and_streaming(device, cls, constants):
+    x = torch.rand(6, 2, 40, device=device) < 0.3
+    options = {"delay": 2.0, "batch_size": 2, "device": device, **constants}
+    plain, packed = cls(40, 1.0, **options), cls(40, 1.0, inplace=True, **options)
+    assert torch.equal(packed.scan(functional.pack_spikes(x)), plain.scan(x))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(packed.state_dict()[name], value)
+    graded = x.float().requires_grad_()
+    assert not packed.scan(graded).requires_grad
+    assert plain.scan(graded).requires_grad
+
+
+@KINDS
+def test_a_refused_sequence_changes_nothing(device, cls, constants):
+    synapse = cls(3, 1.0, delay=2.0, batch_size=2, device=device, **constants)
+    synapse.scan(torch.rand(4, *ROW, device=device))
+    before = synapse.state_dict()
+    for bad in (torch.rand(4, 3, 2), torch.rand(3), torch.rand(4, *ROW, dtype=torch.cfloat), 3.0):
+        bad = bad.to(device) if isinstance(bad, torch.Tensor) else bad
+        with pytest.raises((ValueError, TypeError)):
+            synapse.scan(bad)
+    for name, value in synapse.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_truncation_and_clearing_cut_the_graph(device):
+    synapse = learned(SingleExponentialCurrent, device)
+    x = torch.rand(3, *ROW, dtype=F64, device=device, requires_grad=True)
+    synapse.scan(x)
+    synapse.detach_state()
+    later = synapse.scan(torch.rand(3, *ROW, dtype=F64, device=device))
+    later.sum().backward()
+    assert x.grad is None
+    synapse.clear()
+    assert not synapse.current_.value.requires_grad
+    assert not synapse.current_.value.any()
