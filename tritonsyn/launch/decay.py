@@ -22,25 +22,22 @@ def scan(
     initials: Pair,
     keep: int,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components, T steps at once.
 
     ``x [T, B, N]`` or packed; ``gain`` and ``decays`` 0-d or ``[N]``; ``initials`` ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second),
-    the last ``keep <= T`` values of each component in the dtype of the decays, and what
-    :func:`scan_backward` wants of the components on the way.
+    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second)
+    and the last ``keep <= T`` values of each component in the dtype of the decays.
     """
     shape = _shape(x)
     carried = decays[0].dtype
     y = torch.empty(shape, dtype=dtype, device=x.device)
     tails = [torch.empty((keep, *shape[1:]), dtype=carried, device=x.device) for _ in decays]
     config = scan_config(shape[0], shape[1] * shape[2])
-    carries = list(initials)
     if y.numel():
-        if config.chunks > 1:
-            carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
+        carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
         _launch(x, y, tails, carries, _NONE, gain, decays, keep, config, reverse=False)
-    return y, tails, carries
+    return y, tails
 
 
 def scan_backward(
@@ -50,7 +47,7 @@ def scan_backward(
     x: torch.Tensor | PackedSpikes | None,
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
-    carries: Pair,
+    initials: Pair,
     dx_dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
@@ -68,15 +65,14 @@ def scan_backward(
     dy = dy.contiguous()
     dtails = [None if d is None else d.contiguous() for d in dtails]
     dx = None if dx_dtype is None else torch.empty_like(dy, dtype=dx_dtype)
-    dcarries: Pair = _NONE
-    if config.chunks > 1:
-        dcarries = _carries(dy, None, decays, _NONE, dtails, keep, config, reverse=True)
+    dcarries = _carries(dy, None, decays, _NONE, dtails, keep, config, reverse=True)
     outs = [torch.empty((config.chunks, *row), dtype=carried, device=dy.device) for _ in decays]
     _launch(dy, dx, dtails, dcarries, outs, gain, decays, keep, config, reverse=True)
     signs = (1.0, -1.0)
     dinitials = [out[0] * (d * s) for out, d, s in zip(outs, decays, signs, strict=False)]
     if x is None:
         return dx, dinitials, []
+    carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
     return dx, dinitials, _constants(dy, dtails, keep, x, gain, decays, carries, dcarries, config)
 
 
@@ -89,12 +85,14 @@ def _carries(
     keep: int,
     config: ScanConfig,
     reverse: bool,
-) -> list[torch.Tensor | None]:
+) -> Pair:
     """What each chunk receives from those before it in its direction, ``[chunks, B, N]``.
 
     Each chunk runs from zero first; a scan over the chunks, whose decay is that of a whole chunk,
-    adds up what they leave.
+    adds up what they leave. A sequence in one chunk receives its initial state.
     """
+    if config.chunks == 1:
+        return [None if initial is None else initial.contiguous() for initial in initials]
     steps, *row = _shape(x)
     shape = (config.chunks, *row)
     left = [torch.empty(shape, dtype=decays[0].dtype, device=x.device) for _ in decays]

@@ -29,13 +29,13 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         count = len(rest) // 2
         decays, initials = rest[:count], rest[count:]
-        y, tails, carries = module.scan(_sequence(x, shape), gain, decays, initials, keep, dtype)
+        y, tails = module.scan(_sequence(x, shape), gain, decays, initials, keep, dtype)
         ctx.set_materialize_grads(False)
         ctx.module, ctx.keep, ctx.shape, ctx.count = module, keep, shape, count
         ctx.y_layout = (y.shape, y.dtype, y.device)
         # The input's gradient alone needs neither the input nor the currents.
         ctx.constants = any(ctx.needs_input_grad[5 : 6 + count])
-        kept = [x, *carries] if ctx.constants else [x.new_empty(0), *(None for _ in carries)]
+        kept = [x, *initials] if ctx.constants else [x.new_empty(0), *(None for _ in initials)]
         ctx.x_dtype = x.dtype
         ctx.save_for_backward(gain, *decays, *kept)
         return (y, *tails)
@@ -52,7 +52,7 @@ class _Scan(torch.autograd.Function):
             size, dtype, device = ctx.y_layout
             dy = torch.zeros(size, dtype=dtype, device=device)
         gain, *saved = ctx.saved_tensors
-        decays, x, carries = saved[:count], saved[count], saved[count + 1 :]
+        decays, x, initials = saved[:count], saved[count], saved[count + 1 :]
         dx, dinitials, constants = ctx.module.scan_backward(
             dy,
             dtails,
@@ -60,7 +60,7 @@ class _Scan(torch.autograd.Function):
             _sequence(x, ctx.shape) if ctx.constants else None,
             gain,
             decays,
-            carries,
+            initials,
             ctx.x_dtype if ctx.needs_input_grad[4] else None,
         )
         coefficients: list[torch.Tensor | None] = [None] * (1 + count)
@@ -103,7 +103,7 @@ def scan(
         y, *tails = _Scan.apply(module, keep, dtype, shape, data, gain, *decays, *initials)
         return y, tails
     with torch.no_grad():
-        y, tails, _ = module.scan(x, gain, decays, initials, keep, dtype)
+        y, tails = module.scan(x, gain, decays, initials, keep, dtype)
     return y, tails
 
 

@@ -67,7 +67,7 @@ def _read_backward(
     sel, slope, *saved = ctx.saved_tensors
     rates, rate_slopes = saved[:count], saved[count:]
     flat_sel = _flat_sel(sel, ctx.layout.shape)
-    dvalue = dvalue.reshape(-1, *flat_sel.shape[1:])
+    dvalue = dvalue.reshape(steps * ctx.layout.shape[1], *flat_sel.shape[1:])
     if into_records:
         drecords = [own_gradient(d, ctx.layout) for d in drecords]
         module.select_backward(

@@ -18,19 +18,18 @@ def scan(
     initials: Pair,
     keep: int,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components, T steps at once.
 
     ``x [T, B, N]`` or packed; ``gain`` and ``decays`` 0-d or ``[N]``; ``initials`` ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second),
-    the last ``keep <= T`` values of each component in the dtype of the decays, and what
-    :func:`scan_backward` wants of the components on the way.
+    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second)
+    and the last ``keep <= T`` values of each component in the dtype of the decays.
     """
     components = _components(x, gain, decays, initials)
     steps = components[0].shape[0]
     tails = [component[steps - keep :].clone() for component in components]
     y = components[0] if len(components) == 1 else components[0].sub_(components[1])
-    return y.to(dtype), tails, list(initials)
+    return y.to(dtype), tails
 
 
 def _components(
@@ -84,7 +83,7 @@ def scan_backward(
     x: torch.Tensor | PackedSpikes | None,
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
-    carries: Pair,
+    initials: Pair,
     dx_dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
@@ -101,7 +100,7 @@ def scan_backward(
     if len(decays) == 2:
         zs.append(_adjoint(dy.to(gain.dtype).neg(), dtails[1], decays[1]))
     dinitials = [z[0] * decay for z, decay in zip(zs, decays, strict=True)]
-    constants = [] if x is None else _constants(zs, x, gain, decays, carries)
+    constants = [] if x is None else _constants(zs, x, gain, decays, initials)
     dx = None
     if dx_dtype is not None:
         total = zs[0] if len(zs) == 1 else zs[0].add_(zs[1])
