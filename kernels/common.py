@@ -5,6 +5,15 @@ import triton.language as tl
 
 
 @triton.jit
+def position(pointer):
+    """A slot given as a number, or as the address where the device keeps it."""
+    if pointer.dtype.is_ptr():
+        return tl.load(pointer)
+    else:
+        return pointer
+
+
+@triton.jit
 def ring_slot(pointer, offset, K):
     """Slot ``(pointer - offset) mod K`` for ``0 <= offset <= K``."""
     slot = pointer - offset

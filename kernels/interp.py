@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import coefficient, locate, ring_slot
+from .common import coefficient, locate, position, ring_slot
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def select_fwd_kernel(
     older = tl.where(valid, older, 0.0).to(tl.int32)
 
     value, slope = _component(
-        pos_ptr, pos_rate_ptr, pos_pointer, older, frac, K, size, cell, offs_n, mask,
+        pos_ptr, pos_rate_ptr, position(pos_pointer), older, frac, K, size, cell, offs_n, mask,
         STEP, MODE, POS_RATE_PER_SYNAPSE, ACC, slope_ptr is not None,
     )  # fmt: skip
     keep = valid
@@ -95,7 +95,7 @@ def select_fwd_kernel(
         tl.store(pos_rate_slope_ptr + row, tl.where(keep, -frac.to(ACC) * value, 0.0), mask=mask)
     if DOUBLE:
         neg_value, neg_slope = _component(
-            neg_ptr, neg_rate_ptr, neg_pointer, older, frac, K, size, cell, offs_n, mask,
+            neg_ptr, neg_rate_ptr, position(neg_pointer), older, frac, K, size, cell, offs_n, mask,
             STEP, MODE, NEG_RATE_PER_SYNAPSE, ACC, slope_ptr is not None,
         )  # fmt: skip
         value -= neg_value
@@ -169,6 +169,8 @@ def select_bwd_kernel(
     mask = offs_n < N
     size = B.to(tl.int64) * N
 
+    pos_slot = position(pos_pointer)
+    neg_slot = position(neg_pointer)
     # One stage: a later iteration's loads must not move above an earlier one's stores.
     for i in tl.range(0, steps * D, num_stages=1):
         row = (i // D) * B + pid_b
@@ -185,12 +187,12 @@ def select_bwd_kernel(
             dvalue = tl.where(inside, dvalue, 0.0)
         dvalue = tl.where(valid, dvalue, 0.0)
         _scatter(
-            dpos_ptr, pos_rate_ptr, pos_pointer, dvalue, older, frac, K, size, cell, offs_n, mask,
+            dpos_ptr, pos_rate_ptr, pos_slot, dvalue, older, frac, K, size, cell, offs_n, mask,
             MODE, POS_RATE_PER_SYNAPSE, ACC,
         )  # fmt: skip
         if DOUBLE:
             _scatter(
-                dneg_ptr, neg_rate_ptr, neg_pointer, -dvalue, older, frac, K, size, cell, offs_n,
+                dneg_ptr, neg_rate_ptr, neg_slot, -dvalue, older, frac, K, size, cell, offs_n,
                 mask, MODE, NEG_RATE_PER_SYNAPSE, ACC,
             )  # fmt: skip
 

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .common import position
+
 
 @triton.jit(do_not_specialize=["slot"])
 def ring_push_kernel(value_ptr, record_ptr, slot, size, BLOCK: tl.constexpr):
@@ -12,11 +14,14 @@ def ring_push_kernel(value_ptr, record_ptr, slot, size, BLOCK: tl.constexpr):
     """
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
-    row_ptr = record_ptr + tl.cast(slot, tl.int64) * size
+    row_ptr = record_ptr + position(slot).to(tl.int64) * size
     value = tl.load(value_ptr + offs, mask=mask)
-    if record_ptr.dtype.element_ty == tl.int1:
+    element: tl.constexpr = record_ptr.dtype.element_ty
+    if element == tl.int1:
         value = value != 0
-    tl.store(row_ptr + offs, value.to(record_ptr.dtype.element_ty), mask=mask)
+    elif element != tl.float64:
+        value = value.to(tl.float32)  # half precision by way of it, as PyTorch rounds
+    tl.store(row_ptr + offs, value.to(element), mask=mask)
 
 
 @triton.jit(do_not_specialize=["slot"])
@@ -27,7 +32,7 @@ def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
     """
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
-    row_ptr = drecord_ptr + tl.cast(slot, tl.int64) * size
+    row_ptr = drecord_ptr + position(slot).to(tl.int64) * size
     taken = tl.load(row_ptr + offs, mask=mask)
     tl.store(dvalue_ptr + offs, taken.to(dvalue_ptr.dtype.element_ty), mask=mask)
     tl.store(row_ptr + offs, tl.zeros([BLOCK], drecord_ptr.dtype.element_ty), mask=mask)

@@ -7,7 +7,7 @@ One kernel serves both synapses: the double one is two components that share the
 import triton
 import triton.language as tl
 
-from .common import coefficient, ring_slot
+from .common import coefficient, position, ring_slot
 
 _POINTERS = ["pos_pointer", "neg_pointer", "spike_pointer"]
 
@@ -18,7 +18,7 @@ def _advance(record_ptr, pointer, injected, decay, K, size, offs, mask):
     newest = ring_slot(pointer, 1, K).to(tl.int64) * size
     value = tl.load(record_ptr + newest + offs, mask=mask).to(injected.dtype) * decay + injected
     stored = value.to(record_ptr.dtype.element_ty)
-    tl.store(record_ptr + tl.cast(pointer, tl.int64) * size + offs, stored, mask=mask)
+    tl.store(record_ptr + pointer.to(tl.int64) * size + offs, stored, mask=mask)
     return stored.to(injected.dtype)
 
 
@@ -45,21 +45,21 @@ def synapse_step_fwd_kernel(
     offs_n = ((start % N).to(tl.int32) + tl.arange(0, BLOCK)) % N
 
     x = tl.load(x_ptr + offs, mask=mask, other=0)
-    spike_row = tl.cast(spike_pointer, tl.int64) * size
+    spike_row = position(spike_pointer).to(tl.int64) * size
     tl.store(spike_ptr + spike_row + offs, x != 0, mask=mask)
     injected = x.to(ACC) * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    y = _advance(pos_ptr, pos_pointer, injected, decay, K, size, offs, mask)
+    y = _advance(pos_ptr, position(pos_pointer), injected, decay, K, size, offs, mask)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        y -= _advance(neg_ptr, neg_pointer, injected, rise, K, size, offs, mask)
+        y -= _advance(neg_ptr, position(neg_pointer), injected, rise, K, size, offs, mask)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _retreat(drecord_ptr, pointer, dy, decay, K, size, offs, mask):
     """Adjoint of ``_advance``: the written slot's gradient moves to the slot before it."""
-    written_ptr = drecord_ptr + tl.cast(pointer, tl.int64) * size + offs
+    written_ptr = drecord_ptr + pointer.to(tl.int64) * size + offs
     newest_ptr = drecord_ptr + ring_slot(pointer, 1, K).to(tl.int64) * size + offs
     element: tl.constexpr = drecord_ptr.dtype.element_ty
     z = dy + tl.load(written_ptr, mask=mask).to(dy.dtype)
@@ -96,12 +96,12 @@ def synapse_step_bwd_kernel(
     if dy_ptr is not None:
         dy = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    z = _retreat(dpos_ptr, pos_pointer, dy, decay, K, size, offs, mask)
+    z = _retreat(dpos_ptr, position(pos_pointer), dy, decay, K, size, offs, mask)
     if pos_z_ptr is not None:
         tl.store(pos_z_ptr + offs, z, mask=mask)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        neg_z = _retreat(dneg_ptr, neg_pointer, -dy, rise, K, size, offs, mask)
+        neg_z = _retreat(dneg_ptr, position(neg_pointer), -dy, rise, K, size, offs, mask)
         if neg_z_ptr is not None:
             tl.store(neg_z_ptr + offs, neg_z, mask=mask)
         z += neg_z

@@ -123,7 +123,9 @@ def test_kernel_at_the_edges_of_tiles_and_chunks(device, config, steps):
 def test_the_input_gradient_keeps_nothing_of_the_size_of_the_sequence(device):
     x = torch.rand(64, *ROW, device=device, requires_grad=True)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
         functional.double_exp_scan(x, 0.9, 0.5, 2.0, backend="reference")
     assert max(kept) < x[0].numel()
 

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import torch
 
+Slot = int | torch.Tensor
+"""A slot of a record: a number, or a 0-d int64 tensor on the record's device."""
+
 MODES = ("previous", "nearest", "next", "linear", "expdecay", "expratedecay")
 
 

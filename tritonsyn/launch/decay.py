@@ -198,7 +198,9 @@ def _chunk_length(steps: int, config: ScanConfig) -> int:
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:
-    """``x [rows, N] != 0`` as int32 words ``[rows, ceil(N / 32)]``, bit ``n % 32`` of word ``n // 32``."""
+    """``x [rows, N] != 0`` as int32 words ``[rows, ceil(N / 32)]``, bit ``n % 32`` of
+    word ``n // 32``.
+    """
     rows, synapses = x.shape
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..kernels.interp import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
-from ..rules import ReadRule
+from ..rules import ReadRule, Slot
 from .common import accumulator, on_device, tile, tiles
 
 # Rows of one batch that a program of the batch reduction adds up.
@@ -49,7 +49,7 @@ def select(
     records: Sequence[torch.Tensor],
     sel: torch.Tensor,
     rates: Sequence[torch.Tensor | None],
-    pointers: Sequence[int],
+    pointers: Sequence[Slot],
     rule: ReadRule,
     want_slope: bool = False,
     want_rate_slopes: bool = False,
@@ -92,7 +92,7 @@ def select_backward(
     drecords: Sequence[torch.Tensor],
     sel: torch.Tensor,
     rates: Sequence[torch.Tensor | None],
-    pointers: Sequence[int],
+    pointers: Sequence[Slot],
     rule: ReadRule,
     steps: int = 1,
 ) -> None:

@@ -3,10 +3,11 @@
 import torch
 
 from ..kernels.ring import ring_push_kernel, ring_take_kernel
+from ..rules import Slot
 from .common import on_device, tile, tiles
 
 
-def push(record: torch.Tensor, value: torch.Tensor, slot: int) -> None:
+def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
     """``record[slot] = value``, converted to the record's dtype (a bool record holds ``!= 0``)."""
     size = value.numel()
     if size == 0:
@@ -16,7 +17,7 @@ def push(record: torch.Tensor, value: torch.Tensor, slot: int) -> None:
         ring_push_kernel[(tiles(size, block),)](value.contiguous(), record, slot, size, BLOCK=block)
 
 
-def take(drecord: torch.Tensor, slot: int) -> torch.Tensor:
+def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
     """Adjoint of :func:`push`: returns the slot's gradient and leaves zeros."""
     taken = torch.empty_like(drecord[0])
     size = taken.numel()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..kernels.synapse import synapse_step_bwd_kernel, synapse_step_fwd_kernel
+from ..rules import Slot
 from .common import on_device, tile, tiles
 
 
@@ -23,8 +24,8 @@ def step(
     spikes: torch.Tensor,
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
-    pointers: Sequence[int],
-    spike_pointer: int,
+    pointers: Sequence[Slot],
+    spike_pointer: Slot,
 ) -> torch.Tensor:
     """One step in place: ``C' = decay_c * C + gain * x`` for one or two components.
 
@@ -55,7 +56,7 @@ def step_backward(
     drecords: Sequence[torch.Tensor],
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
-    pointers: Sequence[int],
+    pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:

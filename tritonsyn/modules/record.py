@@ -13,7 +13,7 @@ from .. import ops
 from ..backend import check_backend
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.checks import check_input, check_record, check_selector
-from ..rules import ReadRule
+from ..rules import ReadRule, Slot
 from . import arguments
 
 Interpolation = Callable[..., torch.Tensor]
@@ -55,6 +55,8 @@ class RecordTensor(nn.Module):
         value: the first observation ``[B, ...]``, copied into every slot; float64, float32,
             bfloat16, float16 or bool.
         inclusive: whether an observation exactly ``duration`` ago is kept.
+        capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph
+            and compiled without a new compilation for each of its values.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Raises:
@@ -63,6 +65,7 @@ class RecordTensor(nn.Module):
     """
 
     storage: torch.Tensor
+    position: torch.Tensor | None
 
     def __init__(
         self,
@@ -71,13 +74,13 @@ class RecordTensor(nn.Module):
         value: torch.Tensor,
         *,
         inclusive: bool = False,
+        capturable: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         self._dt = arguments.positive("step_time", step_time)
         self._duration = arguments.nonnegative("duration", duration)
         self._inclusive = bool(inclusive)
-        self._pointer = 0
         self.backend = None if backend is None else check_backend(backend)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
@@ -85,7 +88,10 @@ class RecordTensor(nn.Module):
         with ordinary_tensors():
             first = value.detach().expand(slots, *value.shape)
             storage = first.clone(memory_format=torch.contiguous_format)
+            position = torch.zeros((), dtype=torch.int64, device=value.device)
         self.register_buffer("storage", check_record("value", storage))
+        self.register_buffer("position", position if capturable else None, persistent=False)
+        self._cursor = 0
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -128,8 +134,31 @@ class RecordTensor(nn.Module):
 
     @property
     def pointer(self) -> int:
-        """Slot that is written next."""
-        return self._pointer
+        """Slot that is written next. Reading it waits for the device if ``capturable``."""
+        return int(self.cursor)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the pointer is kept on the device."""
+        return self.position is not None
+
+    @property
+    def cursor(self) -> Slot:
+        """The pointer where it is kept: a number, or a tensor on the device if ``capturable``."""
+        if self.position is None:
+            return self._cursor
+        return ops.hold(self.position) if torch.compiler.is_compiling() else self.position
+
+    @cursor.setter
+    def cursor(self, value: Slot) -> None:
+        if self.position is None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError("under torch.compile a record must be made with capturable=True")
+            self._cursor = int(value)
+        elif isinstance(value, torch.Tensor):
+            self.position.copy_(value)
+        else:
+            self.position.fill_(value)
 
     @property
     def latest(self) -> torch.Tensor:
@@ -161,7 +190,7 @@ class RecordTensor(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.recordsz} slots of {self.shape}, {self.storage.dtype}, "
-            f"step_time={self._dt}, duration={self._duration}, pointer={self._pointer}"
+            f"step_time={self._dt}, duration={self._duration}, pointer={self.pointer}"
         )
 
     # -- reading ------------------------------------------------------------------------------
@@ -173,7 +202,7 @@ class RecordTensor(nn.Module):
     def pop(self) -> torch.Tensor:
         """Newest observation; the pointer steps back, so that the next push replaces it."""
         value = self.peek()
-        self.decr(1)
+        self.advance(-1)
         return value
 
     def read(self, offset: int = 1) -> torch.Tensor:
@@ -247,7 +276,7 @@ class RecordTensor(nn.Module):
     def push(self, obs: torch.Tensor, inplace: bool = False) -> None:
         """Writes an observation at the pointer and advances it. See :meth:`write`."""
         self.write(obs, 0, inplace)
-        self.incr(1)
+        self.advance(1)
 
     def write(self, obs: torch.Tensor, offset: int = 0, inplace: bool = False) -> None:
         """Replaces the observation ``offset`` steps before the pointer; 0 is the oldest.
@@ -300,29 +329,32 @@ class RecordTensor(nn.Module):
         steps = rows.shape[0] if steps is None else steps
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
             self.storage = ops.write_rows(self.storage, rows, self._slot(rows.shape[0] - steps))
-        self.incr(steps)
+        self.advance(steps)
 
     def history(self, length: int) -> torch.Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
-        slots = torch.arange(self._pointer - length, self._pointer, device=self.storage.device)
-        return self.storage.index_select(0, slots % self.recordsz)
+        return self.storage.index_select(0, ops.row_slots(self._slot(length), length, self.storage))
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
-        self._pointer = (self._pointer + pos) % self.recordsz
-        return self._pointer
+        self.advance(pos)
+        return self.pointer
 
     def decr(self, pos: int = 1) -> int:
         """Moves the pointer back; returns where it is."""
         return self.incr(-pos)
+
+    def advance(self, steps: int = 1) -> None:
+        """Moves the pointer forward without asking the device where it is."""
+        self.cursor = (self.cursor + steps) % self.recordsz
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
         if not 0 <= index < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
         with ordinary_tensors():
-            self.storage = self.storage.roll(index - self._pointer, 0)
-        self._pointer = index
+            self.storage = self.storage.roll(index - self.pointer, 0)
+        self.cursor = index
 
     def reset(self, fill: float | bool | None = 0) -> None:
         """Fills every slot, drops the autograd graph and puts the pointer at 0.
@@ -333,7 +365,7 @@ class RecordTensor(nn.Module):
             self.align(0)
             return
         self.storage = self.storage.detach().fill_(fill)
-        self._pointer = 0
+        self.cursor = 0
 
     def detach_state(self) -> None:
         """Drops the autograd graph; the observations and the pointer stay."""
@@ -341,8 +373,8 @@ class RecordTensor(nn.Module):
 
     # -- how ----------------------------------------------------------------------------------
 
-    def _slot(self, offset: int) -> int:
-        return (self._pointer - offset) % self.recordsz
+    def _slot(self, offset: int) -> Slot:
+        return (self.cursor - offset) % self.recordsz
 
     def _range_slots(self, length: int, offset: int | torch.Tensor, forward: bool) -> torch.Tensor:
         """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
@@ -355,7 +387,7 @@ class RecordTensor(nn.Module):
             check_input("offset", offset, self.shape, self.storage.device)
             steps = steps.view(-1, *(1 for _ in self.shape))
         first = offset if forward else offset + (length - 1)
-        return (self._pointer - first + steps) % self.recordsz
+        return (self.cursor - first + steps) % self.recordsz
 
     def _as_selector(
         self, time: torch.Tensor | float, limit: float, tolerance: float
@@ -399,7 +431,7 @@ class RecordTensor(nn.Module):
         self,
         interp: Interpolation,
         sel: torch.Tensor,
-        pointer: int,
+        pointer: Slot,
         limit: float,
         tolerance: float,
         kwargs: dict[str, Any],
@@ -422,10 +454,10 @@ class RecordTensor(nn.Module):
         if slots != self.recordsz:
             kept = min(slots, self.recordsz)
             with ordinary_tensors():
-                newest = self.storage.detach().roll(-self._pointer, 0)[-kept:]
+                newest = self.storage.detach().roll(-self.pointer, 0)[-kept:]
                 storage = newest.new_zeros(slots, *self.shape)
                 storage[-kept:] = newest
-            self.storage, self._pointer = storage, 0
+            self.storage, self.cursor = storage, 0
         self._dt, self._duration, self._inclusive = step_time, duration, inclusive
 
     # -- state --------------------------------------------------------------------------------
@@ -437,7 +469,7 @@ class RecordTensor(nn.Module):
         destination[prefix + "storage"] = (
             self.storage if keep_vars else self.storage.detach().clone()
         )
-        destination[prefix + "pointer"] = torch.tensor(self._pointer)
+        destination[prefix + "pointer"] = torch.tensor(self.pointer)
 
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Refuses a saved state that does not fit, before anything of it is taken over."""
@@ -490,10 +522,10 @@ class RecordTensor(nn.Module):
                     self.storage = saved.clone(memory_format=torch.contiguous_format)
                 else:
                     self.storage = self.storage.detach().clone().copy_(saved)
-            self._pointer = int(state_dict[prefix + "pointer"])
+            self.cursor = int(state_dict[prefix + "pointer"])
 
     def __getstate__(self) -> dict[str, Any]:
         # A storage with a graph can neither be copied nor pickled; its values can.
         state = self.__dict__.copy()
-        state["_buffers"] = {"storage": self.storage.detach()}
+        state["_buffers"] = {**self._buffers, "storage": self.storage.detach()}
         return state

@@ -14,14 +14,14 @@ from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
 from . import arguments
 from .arguments import Constant
-from .record import RecordTensor, ordinary_tensors, record_size
+from .record import RecordTensor, ordinary_tensors
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
 _SPIKE_MODES = ("previous", "nearest")
 
 
 class Coefficients(NamedTuple):
-    """What steps and reads need of the constants: 0-d or ``[*shape]``, in the arithmetic's dtype."""
+    """What steps and reads need of the constants: 0-d or ``[*shape]``, for arithmetic."""
 
     gain: torch.Tensor
     """Current that a unit spike adds to each component, nA."""
@@ -62,6 +62,7 @@ class ExponentialCurrent(nn.Module):
         inplace: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        capturable: bool,
         backend: str | None,
     ) -> None:
         super().__init__()
@@ -78,6 +79,7 @@ class ExponentialCurrent(nn.Module):
         self._spike_overbound = None if spike_overbound is None else bool(spike_overbound)
         self._batchsz = arguments.positive_integer("batch_size", batch_size)
         self._inplace = bool(inplace)
+        self._capturable = bool(capturable)
         self._backend = None if backend is None else check_backend(backend)
         self._cached: tuple[Any, Coefficients] | None = None
         for name, value in constants.items():
@@ -88,8 +90,14 @@ class ExponentialCurrent(nn.Module):
         self._add_record("spike_", torch.zeros(self.batchedshape, dtype=torch.bool, device=device))
 
     def _add_record(self, name: str, value: torch.Tensor) -> None:
-        record = RecordTensor(self._dt, self._delay, value, inclusive=True, backend=self._backend)
+        record = self._new_record(self._dt, self._delay, value)
         self.add_module(name, record)
+
+    def _new_record(self, step_time: float, delay: float, value: torch.Tensor) -> RecordTensor:
+        return RecordTensor(
+            step_time, delay, value, inclusive=True,
+            capturable=self._capturable, backend=self._backend,
+        )  # fmt: skip
 
     # -- constants ----------------------------------------------------------------------------
 
@@ -213,6 +221,11 @@ class ExponentialCurrent(nn.Module):
         self._inplace = bool(value)
 
     @property
+    def capturable(self) -> bool:
+        """Whether the pointers are kept on the device."""
+        return self._capturable
+
+    @property
     def backend(self) -> str | None:
         """``"auto"``, ``"triton"``, ``"reference"``; None for the package's default."""
         return self._backend
@@ -235,12 +248,10 @@ class ExponentialCurrent(nn.Module):
         )
 
     def _rebuild(self, step_time: float, delay: float, batch_size: int) -> None:
-        slots = record_size(step_time, delay, inclusive=True)
         for name, record in self._named_records():
             size = (batch_size, *self._shape)
             blank = torch.zeros(size, dtype=record.storage.dtype, device=record.storage.device)
-            rebuilt = RecordTensor(step_time, delay, blank, inclusive=True, backend=self._backend)
-            assert rebuilt.recordsz == slots
+            rebuilt = self._new_record(step_time, delay, blank)
             self._modules[name] = rebuilt
         self._dt, self._delay, self._batchsz = step_time, delay, batch_size
 
@@ -297,9 +308,9 @@ class ExponentialCurrent(nn.Module):
         coefficients = self.coefficients()
         ring = ops.Ring(
             tuple(record.storage for record in components),
-            tuple(record.pointer for record in components),
+            tuple(record.cursor for record in components),
             self.spike_.storage,
-            self.spike_.pointer,
+            self.spike_.cursor,
         )
         current, storages = ops.step(
             x,
@@ -311,8 +322,8 @@ class ExponentialCurrent(nn.Module):
         )
         for record, storage in zip(components, storages, strict=True):
             record.storage = storage
-            record.incr(1)
-        self.spike_.incr(1)
+            record.advance()
+        self.spike_.advance()
         return current
 
     def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
@@ -475,7 +486,7 @@ class ExponentialCurrent(nn.Module):
         storages = tuple(record.storage for record in records)
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
         value, storages = ops.select(
-            storages, sel, rates, tuple(record.pointer for record in records), rule,
+            storages, sel, rates, tuple(record.cursor for record in records), rule,
             backend=self._backend,
         )  # fmt: skip
         for record, storage in zip(records, storages, strict=True):
@@ -509,6 +520,8 @@ class SingleExponentialCurrent(ExponentialCurrent):
             mode is on and anything involved requires grad.
         device, dtype: of the records of currents; float64, float32, bfloat16 or float16.
             Arithmetic is float64 for float64, float32 for the rest.
+        capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph;
+            needed under ``torch.compile``.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
 
     Raises:
@@ -549,13 +562,15 @@ class SingleExponentialCurrent(ExponentialCurrent):
         inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        capturable: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__(
             shape, step_time, {"spike_charge": spike_charge, "time_constant": time_constant},
             delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
             current_overbound=current_overbound, spike_overbound=spike_overbound,
-            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype, backend=backend,
+            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype,
+            capturable=capturable, backend=backend,
         )  # fmt: skip
 
     @classmethod
@@ -571,8 +586,8 @@ class SingleExponentialCurrent(ExponentialCurrent):
     ) -> SynapseConstructor:
         """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
 
-        The function also takes ``device``, ``dtype`` and ``backend``. A parameter given here is
-        shared by all that it makes.
+        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
+        given here is shared by all that it makes.
         """
 
         def constructor(
@@ -668,6 +683,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         inplace: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        capturable: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -675,7 +691,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
             {"spike_charge": spike_charge, "tc_decay": tc_decay, "tc_rise": tc_rise},
             delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
             current_overbound=current_overbound, spike_overbound=spike_overbound,
-            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype, backend=backend,
+            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype,
+            capturable=capturable, backend=backend,
         )  # fmt: skip
 
     @classmethod
@@ -692,8 +709,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     ) -> SynapseConstructor:
         """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
 
-        The function also takes ``device``, ``dtype`` and ``backend``. A parameter given here is
-        shared by all that it makes.
+        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
+        given here is shared by all that it makes.
         """
 
         def constructor(

@@ -6,14 +6,17 @@ the autograd graph if one is recorded.
 
 from .decay import pack_spikes, scan, sequence_scan, unpack_spikes
 from .interp import select, select_scan, time_since_older
-from .ring import push, read, write_rows
+from .registered import hold
+from .ring import push, read, row_slots, write_rows
 from .synapse import Ring, step
 
 __all__ = [
     "Ring",
+    "hold",
     "pack_spikes",
     "push",
     "read",
+    "row_slots",
     "scan",
     "select",
     "select_scan",

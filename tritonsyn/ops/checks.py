@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..rules import Slot
+
 RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -69,7 +71,9 @@ def check_record(name: str, record: object) -> torch.Tensor:
     return record
 
 
-def check_slot(name: str, slot: int, slots: int) -> None:
-    """``slot`` is a slot of the record."""
+def check_slot(name: str, slot: Slot, slots: int) -> None:
+    """``slot`` is a slot of the record. One kept on the device is taken on trust."""
+    if isinstance(slot, torch.Tensor):
+        return
     if not 0 <= slot < slots:
         raise IndexError(f"{name} is {slot}, but the record has slots 0 to {slots - 1}")

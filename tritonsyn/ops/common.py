@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..rules import Slot
+
 _OWNED = "_tritonsyn_owned"
 
 
@@ -43,6 +45,11 @@ def chained(*tensors: torch.Tensor | None) -> bool:
 def unchained(record: torch.Tensor) -> torch.Tensor:
     """The record without its graph, the same storage."""
     return record.detach() if record.requires_grad else record
+
+
+def held(slot: Slot) -> Slot:
+    """A slot that stays what it is now: one kept on the device is advanced in place."""
+    return slot.clone() if isinstance(slot, torch.Tensor) else slot
 
 
 def flat_record(record: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from ..backend import implementation
 from ..packing import PackedSpikes
 from ..rules import compute_dtype
+from . import registered
 from .common import chained
 
 Coefficient = float | torch.Tensor
@@ -95,9 +96,15 @@ def scan(
     each component. Differentiable to everything floating; for the gradient to ``x`` nothing of
     the size of ``x`` is kept.
     """
-    module = implementation("decay", x.device, backend)
     packed = isinstance(x, PackedSpikes)
     data, shape = (x.words, x.shape) if isinstance(x, PackedSpikes) else (x, None)
+    if torch.compiler.is_compiling():
+        # An operator takes all initial states or none.
+        starts = [i for i in initials if i is not None]
+        size = None if shape is None else list(shape)
+        y, *tails = registered.scan(data, size, gain, list(decays), starts, keep, dtype, backend)
+        return y, tails
+    module = implementation("decay", x.device, backend)
     inputs = [None if packed else data, gain, *decays, *initials]
     if graph and chained(*inputs):
         y, *tails = _Scan.apply(module, keep, dtype, shape, data, gain, *decays, *initials)

@@ -9,12 +9,14 @@ import torch
 
 from ..backend import implementation
 from ..reference.interp import locate
-from ..rules import ReadRule
+from ..rules import ReadRule, Slot
+from . import registered
 from .common import (
     Layout,
     chained,
     flat_coefficients,
     flat_record,
+    held,
     own_gradient,
     reduce_coefficient,
 )
@@ -32,7 +34,7 @@ class _Reading(NamedTuple):
 
     module: ModuleType
     rule: ReadRule
-    pointers: tuple[int, ...]
+    pointers: tuple[Slot, ...]
     steps: int = 1
 
 
@@ -148,7 +150,7 @@ def select(
     records: Sequence[torch.Tensor],
     sel: torch.Tensor,
     rates: Sequence[torch.Tensor | None],
-    pointers: Sequence[int],
+    pointers: Sequence[Slot],
     rule: ReadRule,
     *,
     backend: str | None = None,
@@ -160,9 +162,12 @@ def select(
     ``expdecay``. Returns the value and the records, which carry the read in their graph.
     Differentiable to the records, to the times and to the rates.
     """
+    if torch.compiler.is_compiling():
+        value = _registered_select(records, sel, rates, pointers, rule, 1, backend)
+        return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
     module = implementation("interp", sel.device, backend)
     if records[0].is_floating_point() and chained(sel, *rates, *records):
-        reading = _Reading(module, rule, tuple(pointers))
+        reading = _Reading(module, rule, tuple(map(held, pointers)))
         value, *chain = _Select.apply(reading, sel, *rates, *records)
         return value, tuple(chain) or tuple(records)
     with torch.no_grad():
@@ -183,6 +188,27 @@ def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Ten
     return (frac * rule.step).to(sel.dtype) - (bounded - bounded.detach())
 
 
+def _registered_select(
+    records: Sequence[torch.Tensor],
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    pointers: Sequence[Slot],
+    rule: ReadRule,
+    steps: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The read as an operator, for ``torch.compile``."""
+    mode, *times, overbound = rule
+    return registered.select(
+        [flat_record(record) for record in records],
+        _flat_sel(sel, records[0].shape),
+        [rate for rate in flat_coefficients(rates) if rate is not None],
+        [torch.as_tensor(pointer, device=sel.device) for pointer in pointers],
+        mode, [float(time) for time in times],
+        None if overbound is None else float(overbound), steps, backend,
+    )[0]  # fmt: skip
+
+
 def select_scan(
     sequences: Sequence[torch.Tensor],
     sel: torch.Tensor,
@@ -199,6 +225,10 @@ def select_scan(
     step. Returns ``[steps, B, *shape]`` or with an axis more. Differentiable to sequences, times
     and rates.
     """
+    if torch.compiler.is_compiling():
+        zeros = [torch.zeros((), dtype=torch.int64, device=sel.device) for _ in sequences]
+        value = _registered_select(sequences, sel, rates, zeros, rule, steps, backend)
+        return value.view(steps, sequences[0].shape[1], *sel.shape[1:])
     module = implementation("interp", sel.device, backend)
     sequences = [sequence.contiguous() for sequence in sequences]
     reading = _Reading(module, rule, (0,) * len(sequences), steps)

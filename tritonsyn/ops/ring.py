@@ -12,19 +12,21 @@ from typing import Any
 import torch
 
 from ..backend import implementation
+from ..rules import Slot
+from . import traced
 from .checks import check_input, check_record, check_slot
-from .common import Layout, chained, own_gradient, unchained
+from .common import Layout, chained, held, own_gradient, unchained
 
 
 class _Push(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, record: torch.Tensor, value: torch.Tensor, slot: int, ring: ModuleType
+        ctx: Any, record: torch.Tensor, value: torch.Tensor, slot: Slot, ring: ModuleType
     ) -> torch.Tensor:
         ring.push(record, value, slot)
         ctx.mark_dirty(record)
         ctx.set_materialize_grads(False)
-        ctx.slot, ctx.ring, ctx.value_dtype = slot, ring, value.dtype
+        ctx.slot, ctx.ring, ctx.value_dtype = held(slot), ring, value.dtype
         return record
 
     @staticmethod
@@ -40,12 +42,12 @@ class _Push(torch.autograd.Function):
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, record: torch.Tensor, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.mark_dirty(record)
         ctx.set_materialize_grads(False)
-        ctx.slot = slot
+        ctx.slot = held(slot)
         ctx.layout = Layout.of(record)
-        return record, record[slot].clone()
+        return record, _row(record, slot)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -54,12 +56,48 @@ class _Read(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         if dvalue is not None:
             drecord = own_gradient(drecord, ctx.layout)
-            drecord[ctx.slot].add_(dvalue)
+            if isinstance(ctx.slot, torch.Tensor):
+                drecord.index_add_(0, ctx.slot.view(1), dvalue.unsqueeze(0))
+            else:
+                drecord[ctx.slot].add_(dvalue)
         return drecord, None
 
 
+class _WriteRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+        slots = row_slots(slot, rows.shape[0], record)
+        record.index_copy_(0, slots, rows.to(record.dtype))
+        ctx.mark_dirty(record)
+        ctx.set_materialize_grads(False)
+        ctx.slots, ctx.rows_dtype = slots, rows.dtype
+        return record
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if drecord is None:
+            return None, None, None
+        drecord = own_gradient(drecord, Layout.of(drecord))
+        taken = drecord.index_select(0, ctx.slots).to(ctx.rows_dtype)
+        drecord.index_fill_(0, ctx.slots, 0.0)
+        return drecord, taken if ctx.needs_input_grad[1] else None, None
+
+
+def _row(record: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """A copy of one slot, without asking the device where it is."""
+    if isinstance(slot, torch.Tensor):
+        return record.index_select(0, slot.view(1)).squeeze(0)
+    return record[slot].clone()
+
+
+def row_slots(slot: Slot, count: int, record: torch.Tensor) -> torch.Tensor:
+    """The ``count`` slots from ``slot`` on, around the end of the record."""
+    return (slot + torch.arange(count, device=record.device)) % record.shape[0]
+
+
 def push(
-    record: torch.Tensor, value: torch.Tensor, slot: int, *, backend: str | None = None
+    record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
 ) -> torch.Tensor:
     """Writes ``value`` into a slot of the record, in place, and returns the record.
 
@@ -70,6 +108,8 @@ def push(
     check_record("record", record)
     check_input("value", value, record.shape[1:], record.device)
     check_slot("slot", slot, record.shape[0])
+    if torch.compiler.is_compiling():
+        return traced.write_rows(record, value.unsqueeze(0), row_slots(slot, 1, record))
     ring = implementation("ring", record.device, backend)
     if record.is_floating_point() and chained(record, value):
         return _Push.apply(record, value, slot, ring)
@@ -78,68 +118,31 @@ def push(
     return record
 
 
-def read(record: torch.Tensor, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
     """A copy of one slot: ``(record, value)``, the record now carrying the read in its graph."""
     check_slot("slot", slot, record.shape[0])
+    if torch.compiler.is_compiling():
+        return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
     if chained(record):
         return _Read.apply(record, slot)
-    return record, record[slot].detach().clone()
+    return record, _row(record.detach(), slot)
 
 
-class _WriteRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, record: torch.Tensor, rows: torch.Tensor, slot: int) -> torch.Tensor:
-        _copy_rows(record, rows, slot)
-        ctx.mark_dirty(record)
-        ctx.set_materialize_grads(False)
-        ctx.slot, ctx.count, ctx.rows_dtype = slot, rows.shape[0], rows.dtype
-        return record
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, drecord: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        if drecord is None:
-            return None, None, None
-        drecord = own_gradient(drecord, Layout.of(drecord))
-        taken = []
-        for rows in _spans(ctx.slot, ctx.count, drecord.shape[0]):
-            taken.append(drecord[rows].to(ctx.rows_dtype, copy=True))
-            drecord[rows].zero_()
-        return drecord, torch.cat(taken) if ctx.needs_input_grad[1] else None, None
-
-
-def _spans(slot: int, count: int, slots: int) -> list[slice]:
-    """The slots that ``count`` writes from ``slot`` on fall into, as one or two slices."""
-    before_end = min(count, slots - slot)
-    spans = [slice(slot, slot + before_end)]
-    if count > before_end:
-        spans.append(slice(0, count - before_end))
-    return spans
-
-
-def _copy_rows(record: torch.Tensor, rows: torch.Tensor, slot: int) -> None:
-    first = 0
-    for span in _spans(slot, rows.shape[0], record.shape[0]):
-        count = span.stop - span.start
-        record[span].copy_(rows[first : first + count])
-        first += count
-
-
-def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: int) -> torch.Tensor:
-    """Writes observations ``[L, B, ...]``, ``1 <= L <= K``, into the slots from ``slot`` on.
+def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """Writes observations ``[L, B, ...]``, ``L <= K``, into the slots from ``slot`` on.
 
     In place, around the end of the record; differentiable as :func:`push`.
     """
     check_slot("slot", slot, record.shape[0])
-    if not 1 <= rows.shape[0] <= record.shape[0] or rows.shape[1:] != record.shape[1:]:
+    if rows.shape[0] > record.shape[0] or rows.shape[1:] != record.shape[1:]:
         raise ValueError(
             f"rows have shape {tuple(rows.shape)}, but must have (L, *{tuple(record.shape[1:])}) "
-            f"with L in 1 to {record.shape[0]}"
+            f"with L in 0 to {record.shape[0]}"
         )
+    if torch.compiler.is_compiling():
+        return traced.write_rows(record, rows, row_slots(slot, rows.shape[0], record))
     if record.is_floating_point() and chained(record, rows):
         return _WriteRows.apply(record, rows, slot)
     record = unchained(record)
-    _copy_rows(record, rows.detach(), slot)
-    return record
+    slots = row_slots(slot, rows.shape[0], record)
+    return record.index_copy_(0, slots, rows.detach().to(record.dtype))

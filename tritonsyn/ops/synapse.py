@@ -7,15 +7,19 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backend import implementation
+from ..rules import Slot
+from . import traced
 from .common import (
     Layout,
     chained,
     flat_coefficients,
     flat_record,
+    held,
     own_gradient,
     reduce_coefficient,
     unchained,
 )
+from .ring import read, row_slots
 
 
 class Ring(NamedTuple):
@@ -23,10 +27,10 @@ class Ring(NamedTuple):
 
     components: tuple[torch.Tensor, ...]
     """One current, or the positive and the negative one: ``[K, B, *shape]``, floating."""
-    pointers: tuple[int, ...]
+    pointers: tuple[Slot, ...]
     spikes: torch.Tensor
     """``[K, B, *shape]``, bool."""
-    spike_pointer: int
+    spike_pointer: Slot
 
 
 class _Step(torch.autograd.Function):
@@ -45,12 +49,13 @@ class _Step(torch.autograd.Function):
         flat = [flat_record(record.detach()) for record in records]
         newest = []
         if wants_decays:
-            pairs = zip(flat, ring.pointers, strict=True)
-            newest = [record[pointer - 1].clone() for record, pointer in pairs]
+            slots = [(pointer - 1) % flat[0].shape[0] for pointer in ring.pointers]
+            newest = [read(record, slot)[1] for record, slot in zip(flat, slots, strict=True)]
         y = _run(modules[0], ring, flat, x, gain, decays)
         ctx.mark_dirty(*records)
         ctx.set_materialize_grads(False)
-        ctx.modules, ctx.pointers, ctx.x_dtype = modules, ring.pointers, x.dtype
+        ctx.modules, ctx.x_dtype = modules, x.dtype
+        ctx.pointers = tuple(map(held, ring.pointers))
         ctx.layout = Layout.of(records[0])
         ctx.save_for_backward(gain, *decays, *newest, *([x] if wants_gain else []))
         return (y, *records)
@@ -131,6 +136,8 @@ def step(
     the spike record takes ``x != 0``. With ``graph`` false, or gradients disabled, the records
     come back without a graph.
     """
+    if torch.compiler.is_compiling():
+        return _traced_step(x, ring, gain, decays, graph)
     device = ring.spikes.device
     module = implementation("synapse", device, backend)
     if graph and chained(x, gain, *decays, *ring.components):
@@ -140,4 +147,24 @@ def step(
     records = tuple(unchained(record) for record in ring.components)
     with torch.no_grad():
         y = _run(module, ring, [flat_record(record) for record in records], x, gain, decays)
+    return y, records
+
+
+def _traced_step(
+    x: torch.Tensor,
+    ring: Ring,
+    gain: torch.Tensor,
+    decays: Sequence[torch.Tensor],
+    graph: bool,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
+        pairs = list(zip(ring.components, ring.pointers, strict=True))
+        newest = [read(record, (p - 1) % record.shape[0])[1] for record, p in pairs]
+        y, stored = traced.step(x, newest, gain, decays)
+        records = tuple(
+            traced.write_rows(record, value.unsqueeze(0), row_slots(p, 1, record))
+            for (record, p), value in zip(pairs, stored, strict=True)
+        )
+        spikes = x.detach().unsqueeze(0)
+        traced.write_rows(ring.spikes, spikes, row_slots(ring.spike_pointer, 1, ring.spikes))
     return y, records

@@ -127,7 +127,9 @@ def _constants(
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:
-    """``x [rows, N] != 0`` as int32 words ``[rows, ceil(N / 32)]``, bit ``n % 32`` of word ``n // 32``."""
+    """``x [rows, N] != 0`` as int32 words ``[rows, ceil(N / 32)]``, bit ``n % 32`` of
+    word ``n // 32``.
+    """
     rows, synapses = x.shape
     width = words_per_row(synapses)
     bits = torch.zeros((rows, width * WORD), dtype=torch.int32, device=x.device)

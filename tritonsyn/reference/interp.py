@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..rules import ReadRule, compute_dtype
+from ..rules import ReadRule, Slot, compute_dtype
 
 # Elements of a group of rows: its handful of intermediates fit in a core's cache.
 _CACHED = 131072
@@ -121,7 +121,7 @@ def select(
     records: Sequence[torch.Tensor],
     sel: torch.Tensor,
     rates: Sequence[torch.Tensor | None],
-    pointers: Sequence[int],
+    pointers: Sequence[Slot],
     rule: ReadRule,
     want_slope: bool = False,
     want_rate_slopes: bool = False,
@@ -153,7 +153,7 @@ def select(
         window = _Window(rows, slots)
         parts = [
             _component(record, rate, pointer, here, rule, window, want_slope)
-            for record, rate, pointer in zip(records, rates, pointers, strict=True)
+            for record, rate, pointer in zip(records, rates, map(int, pointers), strict=True)
         ]
         results = [_value(parts, here, rule, dtype)]
         results += [_slope(parts, here)] if want_slope else []
@@ -258,7 +258,7 @@ def select_backward(
     drecords: Sequence[torch.Tensor],
     sel: torch.Tensor,
     rates: Sequence[torch.Tensor | None],
-    pointers: Sequence[int],
+    pointers: Sequence[Slot],
     rule: ReadRule,
     steps: int = 1,
 ) -> None:
@@ -272,7 +272,7 @@ def select_backward(
     dvalue = _kept(dvalue.to(acc), located, rule)
     frac = located.frac.nan_to_num(0.0)
     sign = 1
-    for drecord, rate, pointer in zip(drecords, rates, pointers, strict=True):
+    for drecord, rate, pointer in zip(drecords, rates, map(int, pointers), strict=True):
         for back, share in _shares(dvalue, located, frac, rate, rule.mode):
             index = _addresses(back, pointer, drecord[0].numel(), window).view(-1)
             share = share.reshape(-1).to(drecord.dtype)

@@ -2,14 +2,17 @@
 
 import torch
 
+from ..rules import Slot
 
-def push(record: torch.Tensor, value: torch.Tensor, slot: int) -> None:
+
+def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
     """``record[slot] = value``, converted to the record's dtype (a bool record holds ``!= 0``)."""
-    record[slot].copy_(value)
+    record[int(slot)].copy_(value)
 
 
-def take(drecord: torch.Tensor, slot: int) -> torch.Tensor:
+def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
     """Adjoint of :func:`push`: returns the slot's gradient and leaves zeros."""
-    taken = drecord[slot].clone()
-    drecord[slot].zero_()
+    row = drecord[int(slot)]
+    taken = row.clone()
+    row.zero_()
     return taken

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..rules import Slot
+
 
 def step(
     x: torch.Tensor,
@@ -11,8 +13,8 @@ def step(
     spikes: torch.Tensor,
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
-    pointers: Sequence[int],
-    spike_pointer: int,
+    pointers: Sequence[Slot],
+    spike_pointer: Slot,
 ) -> torch.Tensor:
     """One step in place: ``C' = decay_c * C + gain * x`` for one or two components.
 
@@ -20,10 +22,10 @@ def step(
     and whose slot ``pointer`` is written; ``spikes [K, B, N]`` bool; ``gain`` and ``decays`` 0-d
     or ``[N]``. Returns the current: the first component, or the first minus the second.
     """
-    spikes[spike_pointer].copy_(x)
+    spikes[int(spike_pointer)].copy_(x)
     x = as_real(x, gain.dtype)
     currents = []
-    for record, decay, pointer in zip(records, decays, pointers, strict=True):
+    for record, decay, pointer in zip(records, decays, map(int, pointers), strict=True):
         # A fresh tensor first and one copy: the slot written has left the cache long ago.
         current = record[pointer - 1] * decay.reshape(-1)
         _inject(current, x, gain)
@@ -53,7 +55,7 @@ def step_backward(
     drecords: Sequence[torch.Tensor],
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
-    pointers: Sequence[int],
+    pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -65,7 +67,7 @@ def step_backward(
     """
     zs = []
     sign = 1.0
-    for drecord, decay, pointer in zip(drecords, decays, pointers, strict=True):
+    for drecord, decay, pointer in zip(drecords, decays, map(int, pointers), strict=True):
         z = drecord[pointer].to(decay.dtype, copy=True)
         if dy is not None:
             z.add_(dy, alpha=sign)

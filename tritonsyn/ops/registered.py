@@ -1,0 +1,220 @@
+"""Scans and reads as operators that ``torch.compile`` takes whole.
+
+They compute what the autograd Functions beside them do, and call the same implementations; they are
+functional, so that a compiled graph may order them freely. Eager code takes the Functions, whose
+call costs a quarter of an operator's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..backend import implementation
+from ..packing import PackedSpikes
+from ..rules import ReadRule, compute_dtype
+
+Tensors = list[torch.Tensor]
+
+
+@torch.library.custom_op("tritonsyn::hold", mutates_args=())
+def hold(pointer: torch.Tensor) -> torch.Tensor:
+    """A copy of a pointer that a compiled graph keeps for its backward pass.
+
+    A plain copy would be made again in backward, from a pointer that has been advanced since.
+    """
+    return pointer.clone()
+
+
+@hold.register_fake
+def _(pointer):  # type: ignore[no-untyped-def]
+    return torch.empty_like(pointer)
+
+
+def _sequence(x: torch.Tensor, shape: list[int] | None) -> torch.Tensor | PackedSpikes:
+    return x if shape is None else PackedSpikes(x, tuple(shape))
+
+
+def _row(x: torch.Tensor, shape: list[int] | None) -> tuple[int, int]:
+    """``(B, N)`` of values or bits."""
+    if shape is None:
+        return x.shape[1], x.shape[2]
+    return shape[1], PackedSpikes(x, tuple(shape)).synapses
+
+
+@torch.library.custom_op("tritonsyn::scan", mutates_args=())
+def scan(
+    x: torch.Tensor,
+    shape: list[int] | None,
+    gain: torch.Tensor,
+    decays: Tensors,
+    initials: Tensors,
+    keep: int,
+    dtype: torch.dtype,
+    backend: str | None,
+) -> Tensors:
+    """``[y, *tails]`` of :func:`tritonsyn.ops.scan`; ``shape`` is that of packed spikes."""
+    module = implementation("decay", x.device, backend)
+    starts: Sequence[torch.Tensor | None] = initials or [None] * len(decays)
+    y, tails = module.scan(_sequence(x, shape), gain, decays, starts, keep, dtype)
+    return [y, *tails]
+
+
+@scan.register_fake
+def _(x, shape, gain, decays, initials, keep, dtype, backend):  # type: ignore[no-untyped-def]
+    row = _row(x, shape)
+    tails = [x.new_empty((keep, *row), dtype=decay.dtype) for decay in decays]
+    return [x.new_empty((x.shape[0], *row), dtype=dtype), *tails]
+
+
+@torch.library.custom_op("tritonsyn::scan_backward", mutates_args=())
+def scan_backward(
+    gradients: Tensors,
+    x: torch.Tensor,
+    shape: list[int] | None,
+    gain: torch.Tensor,
+    decays: Tensors,
+    initials: Tensors,
+    keep: int,
+    dx_dtype: torch.dtype | None,
+    backend: str | None,
+) -> Tensors:
+    """``[*dx, *dinitials, dgain, *ddecays]``; ``dx`` only with a ``dx_dtype``."""
+    module = implementation("decay", x.device, backend)
+    starts: Sequence[torch.Tensor | None] = initials or [None] * len(decays)
+    dy, *dtails = gradients
+    dx, dinitials, constants = module.scan_backward(
+        dy, dtails, keep, _sequence(x, shape), gain, decays, starts, dx_dtype
+    )
+    coefficients = zip(constants, [gain, *decays], strict=True)
+    totals = [total.sum(0) if c.ndim else total.sum() for total, c in coefficients]
+    return [*([] if dx is None else [dx]), *dinitials, *totals]
+
+
+@scan_backward.register_fake
+def _(gradients, x, shape, gain, decays, initials, keep, dx_dtype, backend):  # type: ignore[no-untyped-def]
+    row = gradients[0].shape[1:]
+    dx = [] if dx_dtype is None else [torch.empty_like(gradients[0], dtype=dx_dtype)]
+    return [*dx, *(d.new_empty(row) for d in decays), *map(torch.empty_like, (gain, *decays))]
+
+
+def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    x, ctx.shape, gain, decays, initials, ctx.keep, _, ctx.backend = inputs
+    ctx.count, ctx.started = len(decays), bool(initials)
+    ctx.save_for_backward(x, gain, *decays, *initials)
+
+
+def _scan_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
+    x, gain, *rest = ctx.saved_tensors
+    decays, initials = rest[: ctx.count], rest[ctx.count :]
+    floating = ctx.shape is None and x.is_floating_point()
+    results = scan_backward(
+        gradients, x, ctx.shape, gain, decays, initials, ctx.keep,
+        x.dtype if floating else None, ctx.backend,
+    )  # fmt: skip
+    dx = results.pop(0) if floating else None
+    dinitials = results[: ctx.count] if ctx.started else []
+    dgain, *ddecays = results[ctx.count :]
+    return dx, None, dgain, ddecays, dinitials, None, None, None
+
+
+scan.register_autograd(_scan_gradients, setup_context=_keep_scan)
+
+
+def _rule(mode: str, times: list[float], overbound: float | None) -> ReadRule:
+    step, limit, tolerance = times
+    return ReadRule(mode, step, limit, tolerance, overbound)
+
+
+@torch.library.custom_op("tritonsyn::select", mutates_args=())
+def select(
+    records: Tensors,
+    sel: torch.Tensor,
+    rates: Tensors,
+    pointers: Tensors,
+    mode: str,
+    times: list[float],
+    overbound: float | None,
+    steps: int,
+    backend: str | None,
+) -> Tensors:
+    """``[value, slope, *rate slopes]`` of a read; ``times`` are step, limit and tolerance.
+
+    Records are ``[rows, B, N]``, times ``[1 or B, N, D]``. The slopes are what backward needs.
+    """
+    module = implementation("interp", sel.device, backend)
+    floating = records[0].is_floating_point()
+    given: Sequence[torch.Tensor | None] = rates or [None] * len(records)
+    value, slope, rate_slopes = module.select(
+        records, sel, given, pointers, _rule(mode, times, overbound),
+        floating, floating and bool(rates), steps,
+    )  # fmt: skip
+    return [value, *([] if slope is None else [slope]), *rate_slopes]
+
+
+@select.register_fake
+def _(records, sel, rates, pointers, mode, times, overbound, steps, backend):  # type: ignore[no-untyped-def]
+    shape = (steps * records[0].shape[1], *sel.shape[1:])
+    value = sel.new_empty(shape, dtype=records[0].dtype)
+    if not records[0].is_floating_point():
+        return [value]
+    slopes = range(1 + len(rates))
+    return [value, *(value.new_empty(shape, dtype=compute_dtype(value.dtype)) for _ in slopes)]
+
+
+@torch.library.custom_op("tritonsyn::select_backward", mutates_args=())
+def select_backward(
+    dvalue: torch.Tensor,
+    rows: int,
+    sel: torch.Tensor,
+    rates: Tensors,
+    pointers: Tensors,
+    mode: str,
+    times: list[float],
+    overbound: float | None,
+    steps: int,
+    backend: str | None,
+) -> Tensors:
+    """Gradient of each record ``[rows, B, N]``: zeros, with the values' gradients added."""
+    module = implementation("interp", sel.device, backend)
+    shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
+    drecords = [dvalue.new_zeros(shape) for _ in pointers]
+    given: Sequence[torch.Tensor | None] = rates or [None] * len(drecords)
+    module.select_backward(
+        dvalue, drecords, sel, given, pointers,
+        _rule(mode, times, overbound), steps,
+    )  # fmt: skip
+    return drecords
+
+
+@select_backward.register_fake
+def _(dvalue, rows, sel, rates, pointers, mode, times, overbound, steps, backend):  # type: ignore[no-untyped-def]
+    shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
+    return [dvalue.new_empty(shape) for _ in pointers]
+
+
+def _keep_select(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    records, sel, rates, pointers, *ctx.rest = inputs
+    ctx.rows, ctx.count, ctx.rated = records[0].shape[0], len(records), len(rates)
+    ctx.save_for_backward(sel, *rates, *pointers, *output[1:])
+
+
+def _select_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
+    sel, *saved = ctx.saved_tensors
+    rates, saved = saved[: ctx.rated], saved[ctx.rated :]
+    pointers, slopes = saved[: ctx.count], saved[ctx.count :]
+    dvalue = gradients[0]
+    drecords = select_backward(dvalue, ctx.rows, sel, rates, pointers, *ctx.rest)
+    if not slopes:
+        return drecords, None, [None] * ctx.rated, [None] * ctx.count, *(None for _ in ctx.rest)
+    slope, *rate_slopes = slopes
+    weighted = (dvalue.to(slope.dtype) * slope).view(-1, *sel.shape)
+    drates = []
+    for rate, rate_slope in zip(rates, rate_slopes, strict=True):
+        total = (dvalue.to(rate_slope.dtype) * rate_slope).sum((0, 2))
+        drates.append(total.to(rate.dtype) if rate.ndim else total.sum().to(rate.dtype))
+    dsel = weighted.sum(0).to(sel.dtype)
+    return drecords, dsel, drates, [None] * ctx.count, *(None for _ in ctx.rest)
+
+
+select.register_autograd(_select_gradients, setup_context=_keep_select)
