@@ -10,7 +10,17 @@ from collections.abc import Callable
 
 import torch
 
-from .ops import Ring, pack_spikes, push, read, select, sequence_scan, step, unpack_spikes
+from .ops import (
+    Ring,
+    pack_spikes,
+    push,
+    read,
+    select,
+    select_scan,
+    sequence_scan,
+    step,
+    unpack_spikes,
+)
 from .packing import PackedSpikes
 from .rules import ReadRule
 
@@ -30,6 +40,7 @@ __all__ = [
     "push",
     "read",
     "select",
+    "select_scan",
     "step",
     "unpack_spikes",
 ]

@@ -102,7 +102,7 @@ def _addresses(steps_back: torch.Tensor, pointer: int, size: int, window: _Windo
         synapse = torch.arange(synapses, dtype=integer, device=device).unsqueeze(-1)
         return (place + synapse) + first.view(-1, 1, 1)
     cells = torch.arange(rows.start * synapses, rows.stop * synapses, dtype=integer, device=device)
-    return place.add_(cells.view(-1, synapses, 1))
+    return place.add_(cells.view(len(rows), synapses, 1))
 
 
 def _tap(record: torch.Tensor, back: torch.Tensor, pointer: int, window: _Window) -> torch.Tensor:

@@ -1,0 +1,176 @@
+"""torch.compile, registered operators, pointers on the device, autocast."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.library import opcheck
+
+import tritonsyn
+from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
+from tritonsyn.ops import registered
+
+ROW = (2, 3)
+
+
+def learned(cls, device, capturable):
+    """A synapse whose constants learn: one charge, and a slow time constant per synapse."""
+    charge = torch.nn.Parameter(torch.tensor(2.0, device=device))
+    slow = torch.nn.Parameter(torch.tensor([6.0, 7.0, 8.0], device=device))
+    constants = {"spike_charge": charge}
+    if cls is SingleExponentialCurrent:
+        constants["time_constant"] = slow
+    else:
+        constants |= {"tc_decay": slow, "tc_rise": 2.0}
+    return cls(
+        3, 1.0, delay=3.0, batch_size=2, device=device, capturable=capturable, **constants
+    )
+
+
+OPERATIONS = {
+    "step": lambda synapse, x, sel: synapse(x[0]),
+    "read": lambda synapse, x, sel: synapse.current_at(sel),
+    "spike_at": lambda synapse, x, sel: synapse.spike_at(sel),
+    "scan": lambda synapse, x, sel: synapse.scan(x),
+    "scan_at": lambda synapse, x, sel: synapse.scan_at(x, sel)[1],
+}
+
+
+@pytest.mark.parametrize("cls", [SingleExponentialCurrent, DoubleExponentialCurrent])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_compiled_operations_equal_eager_ones_without_recompiling(device, cls, name):
+    compiled, eager = (learned(cls, device, capturable=flag) for flag in (True, False))
+    torch._dynamo.reset()
+    counters.clear()
+    # What the back end makes of the graph is tested once, below: it takes its time.
+    operation = torch.compile(
+        lambda x, sel: OPERATIONS[name](compiled, x, sel), fullgraph=True, backend="aot_eager"
+    )
+    for steps in (5, 6, 8, 9, 7, 10):
+        x = torch.rand(steps, *ROW, device=device)
+        sel = torch.rand(1, 3, device=device) * 3
+        results = []
+        for run, synapse in ((operation, compiled), (None, eager)):
+            inputs = [v.clone().requires_grad_() for v in (x, sel)]
+            synapse.zero_grad()
+            y = run(*inputs) if run else OPERATIONS[name](synapse, *inputs)
+            if y.requires_grad:
+                y.square().sum().backward()
+            results.append([y, *(v.grad for v in (*inputs, *synapse.parameters()))])
+            synapse.detach_state()
+        for a, b in zip(*results, strict=True):
+            assert (a is None) == (b is None) or not (b if a is None else a).any()
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        for a, b in zip(compiled.state_dict().values(), eager.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b)
+    # One graph for the first length and one for all others; the pointer adds none.
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_compiled_steps_learn_as_eager_ones_do(device):
+    """With the default back end: its recomputation must not read a pointer that moved on."""
+    compiled, eager = (
+        learned(SingleExponentialCurrent, device, capturable=flag) for flag in (True, False)
+    )
+    torch._dynamo.reset()
+    step = torch.compile(compiled, fullgraph=True)
+    for _ in range(3):
+        x = torch.rand(*ROW, device=device)
+        for synapse, run in ((compiled, step), (eager, eager)):
+            synapse.zero_grad()
+            run(x).sum().backward()
+            synapse.detach_state()
+        for a, b in zip(compiled.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_host_pointer_is_refused_under_compile(device):
+    synapse = learned(SingleExponentialCurrent, device, capturable=False)
+    torch._dynamo.reset()
+    step = torch.compile(synapse, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="capturable=True"):
+        step(torch.rand(*ROW, device=device))
+
+
+def leaf(*shape, device):
+    return torch.rand(shape, device=device, requires_grad=True)
+
+
+def test_operators_pass_opcheck(device):
+    gain, decay, rise = leaf(device=device), leaf(3, device=device), leaf(device=device)
+    x, initials = leaf(4, *ROW, device=device), [leaf(*ROW, device=device) for _ in "pn"]
+    backend = "reference"
+    f32 = torch.float32
+    opcheck(registered.scan, (x, None, gain, [decay, rise], initials, 2, f32, backend))
+    opcheck(registered.scan, (x, None, gain, [decay], [], 1, f32, backend))
+    packed = functional.pack_spikes(torch.rand(4, 2, 40, device=device) < 0.5)
+    shape = list(packed.shape)
+    opcheck(registered.scan, (packed.words, shape, gain, [rise], [], 1, f32, backend))
+
+    records = [leaf(5, *ROW, device=device) for _ in "pn"]
+    sel = (torch.rand(1, 3, 2, device=device) * 4).requires_grad_()
+    pointers = [torch.tensor(2, device=device) for _ in "pn"]
+    rule = ("expdecay", [1.0, 4.0, 0.0], 0.0, 1, backend)
+    opcheck(registered.select, (records, sel, [decay, rise], pointers, *rule))
+    spikes = torch.rand(5, *ROW, device=device) < 0.5
+    rule = ("previous", [1.0, 4.0, 0.0], 0.0, 1, backend)
+    opcheck(registered.select, ([spikes], sel.detach(), [], pointers[:1], *rule))
+    opcheck(registered.hold, (pointers[0],))
+
+
+def test_capturable_equals_plain(device, backend):
+    def run(capturable):
+        synapse = learned(DoubleExponentialCurrent, device, capturable)
+        synapse.backend = backend
+        torch.manual_seed(1)
+        x = torch.rand(9, *ROW, device=device, requires_grad=True)
+        sel = torch.rand(1, 3, device=device) * 3
+        total = torch.zeros((), device=device)
+        for row in x[:5]:
+            total = total + (synapse(row) * synapse.current_at(sel)).sum()
+        total = total + synapse.scan(x[5:]).sum() + synapse.current.sum()
+        synapse.pos_current = torch.ones(ROW, device=device)
+        (total + synapse.pos_current.sum()).backward()
+        return synapse, [total, x.grad, *(p.grad for p in synapse.parameters())]
+
+    (plain, expected), (capturable, actual) = run(False), run(True)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert capturable.spike_.pointer == plain.spike_.pointer == 9 % 4
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(capturable.state_dict()[name], value)
+    resumed = learned(DoubleExponentialCurrent, device, capturable=True)
+    resumed.load_state_dict(plain.state_dict())
+    assert resumed.spike_.pointer == plain.spike_.pointer
+
+
+@pytest.mark.gpu
+def test_a_step_is_captured_in_a_graph(device):
+    options = {"spike_charge": 2.0, "time_constant": 5.0, "delay": 3.0, "device": device}
+    captured = SingleExponentialCurrent(3, 1.0, capturable=True, inplace=True, **options)
+    plain = SingleExponentialCurrent(3, 1.0, inplace=True, **options)
+    x = torch.rand(1, 3, device=device)
+    side = torch.cuda.Stream()
+    with tritonsyn.use_backend("triton"), torch.cuda.stream(side):
+        captured(x)
+    torch.cuda.current_stream().wait_stream(side)
+    captured.clear()
+    graph = torch.cuda.CUDAGraph()
+    with tritonsyn.use_backend("triton"), torch.cuda.graph(graph):
+        y = captured(x)
+    captured.clear()
+    for _ in range(7):
+        x.uniform_()
+        graph.replay()
+        assert torch.equal(y, plain(x))
+
+
+def test_autocast_leaves_the_dtypes_of_the_records(device):
+    synapse = learned(SingleExponentialCurrent, device, capturable=False)
+    other = learned(SingleExponentialCurrent, device, capturable=False)
+    x = torch.rand(4, *ROW, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        y = synapse.scan(x)
+        delayed = synapse.current_at(torch.rand(1, 3, device=device))
+    assert y.dtype == delayed.dtype == torch.float32
+    torch.testing.assert_close(y, other.scan(x))
