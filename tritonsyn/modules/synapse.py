@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -98,6 +98,22 @@ class ExponentialCurrent(nn.Module):
             step_time, delay, value, inclusive=True,
             capturable=self._capturable, backend=self._backend,
         )  # fmt: skip
+
+    @classmethod
+    def _constructor(cls, **physics: Any) -> SynapseConstructor:
+        """``f(shape, step_time, delay, batch_size)`` that makes synapses of these physics."""
+
+        def constructor(
+            shape: Sequence[int] | int,
+            step_time: float,
+            delay: float,
+            batch_size: int,
+            **factory: Any,
+        ) -> ExponentialCurrent:
+            make = cast(Callable[..., ExponentialCurrent], cls)
+            return make(shape, step_time, delay=delay, batch_size=batch_size, **physics, **factory)
+
+        return constructor
 
     # -- constants ----------------------------------------------------------------------------
 
@@ -590,21 +606,11 @@ class SingleExponentialCurrent(ExponentialCurrent):
         given here is shared by all that it makes.
         """
 
-        def constructor(
-            shape: Sequence[int] | int,
-            step_time: float,
-            delay: float,
-            batch_size: int,
-            **factory: Any,
-        ) -> ExponentialCurrent:
-            return cls(
-                shape, step_time, spike_charge=spike_charge, time_constant=time_constant,
-                delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
-                current_overbound=current_overbound, spike_overbound=spike_overbound,
-                batch_size=batch_size, inplace=inplace, **factory,
-            )  # fmt: skip
-
-        return constructor
+        return cls._constructor(
+            spike_charge=spike_charge, time_constant=time_constant,
+            spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
+            current_overbound=current_overbound, spike_overbound=spike_overbound, inplace=inplace,
+        )  # fmt: skip
 
     @staticmethod
     def _gain(constants: dict[str, Any]) -> Any:
@@ -713,21 +719,11 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         given here is shared by all that it makes.
         """
 
-        def constructor(
-            shape: Sequence[int] | int,
-            step_time: float,
-            delay: float,
-            batch_size: int,
-            **factory: Any,
-        ) -> ExponentialCurrent:
-            return cls(
-                shape, step_time, spike_charge=spike_charge, tc_decay=tc_decay, tc_rise=tc_rise,
-                delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
-                current_overbound=current_overbound, spike_overbound=spike_overbound,
-                batch_size=batch_size, inplace=inplace, **factory,
-            )  # fmt: skip
-
-        return constructor
+        return cls._constructor(
+            spike_charge=spike_charge, tc_decay=tc_decay, tc_rise=tc_rise,
+            spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
+            current_overbound=current_overbound, spike_overbound=spike_overbound, inplace=inplace,
+        )  # fmt: skip
 
     def _checked_constant(self, name: str, value: Any) -> Constant:
         constant = super()._checked_constant(name, value)
