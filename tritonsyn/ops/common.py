@@ -22,6 +22,10 @@ class Layout(NamedTuple):
     def of(cls, record: torch.Tensor) -> "Layout":
         return cls(record.shape, record.dtype, record.device)
 
+    def slots(self, count: int) -> "Layout":
+        """The same with another number of slots."""
+        return self._replace(shape=torch.Size((count, *self.shape[1:])))
+
 
 def own_gradient(gradient: torch.Tensor | None, layout: Layout) -> torch.Tensor:
     """A gradient of the whole record that the caller may write to.

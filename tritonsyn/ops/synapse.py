@@ -73,14 +73,18 @@ class _Step(torch.autograd.Function):
         decays, newest = saved[:count], saved[count:]
         wants_x, wants_gain = ctx.needs_input_grad[2:4]
         wants_decays = any(ctx.needs_input_grad[4 : 4 + count])
-        drecords = [own_gradient(d, ctx.layout) for d in given]
-        flat = [flat_record(d) for d in drecords]
+        layout, pointers = ctx.layout, ctx.pointers
+        if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
+            # Nothing before or after this step: one slot will do for what moves between them.
+            layout, pointers = layout.slots(1), (0,) * count
+        owned = [own_gradient(d, layout) for d in given]
+        flat = [flat_record(d) for d in owned]
         dx, zs = step.step_backward(
             None if dy is None else dy.reshape(flat[0].shape[1:]),
             flat,
             *flat_coefficients([gain]),
             flat_coefficients(decays),
-            ctx.pointers,
+            pointers,
             ctx.x_dtype if wants_x else None,
             wants_gain or wants_decays,
         )
@@ -95,6 +99,7 @@ class _Step(torch.autograd.Function):
             ddecays = [reduce_coefficient(z, n.to(z.dtype), d, interp) for z, n, d in triples]
         if dx is not None:
             dx = dx.view(ctx.layout.shape[1:])
+        drecords = owned if layout is ctx.layout else [None] * count
         return None, None, dx, dgain, *ddecays, *drecords
 
 

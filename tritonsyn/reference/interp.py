@@ -93,7 +93,8 @@ def _addresses(steps_back: torch.Tensor, pointer: int, size: int, window: _Windo
     synapses = steps_back.shape[1]
     device = steps_back.device
     # Half the bytes wherever it suffices.
-    integer = torch.int32 if (slots + rows.stop) * size < 2**31 else torch.int64
+    highest = slots * size + rows.stop * synapses
+    integer = torch.int32 if highest < 2**31 else torch.int64
     slot = (pointer - 1 - torch.arange(slots, device=device)) % slots * size
     back = steps_back.nan_to_num(0.0).to(integer)
     place = slot.to(integer).index_select(0, back.reshape(-1)).view(back.shape)
