@@ -221,6 +221,23 @@ def test_gradients_pass_from_scan_to_scan_and_through_delayed_reads(device, cls,
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_gradients_of_a_transposed_use(device, backend):
+    synapse = learned(SingleExponentialCurrent, device)
+    synapse.backend = backend
+    sel = torch.rand(1, 3, 2, dtype=F64, device=device, requires_grad=True)
+    weight = torch.rand(2, 3, dtype=F64, device=device)
+    x = torch.rand(3, *ROW, dtype=F64, device=device)
+    _, delayed = synapse.scan_at(x, sel)
+    torch.einsum("tbio,oi->tbo", delayed, weight).sum().backward()
+    synapse.clear()
+    stepped = []
+    for row in x:
+        synapse(row)
+        stepped.append(synapse.current_at(sel.detach()))
+    slope = torch.stack(stepped) / synapse.time_constant.unsqueeze(-1)
+    torch.testing.assert_close(sel.grad, (slope * weight.T).sum((0, 1)).unsqueeze(0))
+
+
 @KINDS
 def test_steps_and_scans_mix(device, cls, constants):
     def run(mixed):

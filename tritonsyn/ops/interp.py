@@ -142,7 +142,7 @@ def _selector_gradient(
         dsel = dvalue * slope
     else:
         shape = (dvalue.shape[0] // sel.shape[0], -1)
-        dsel = module.batch_dot(dvalue.view(shape), slope.view(shape))
+        dsel = module.batch_dot(dvalue.reshape(shape), slope.reshape(shape))
     return dsel.view(sel.shape).to(sel.dtype)
 
 

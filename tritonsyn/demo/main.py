@@ -1,0 +1,69 @@
+"""``tritonsyn demo``: trains, tests, compares, and leaves figures and a picture."""
+
+import json
+import os
+import platform
+import time
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import data, picture
+from .train import Run, train
+
+
+def run(epochs: int, seed: int, device: torch.device, out: Path) -> dict[str, Any]:
+    """Trains both networks and writes ``metrics.json`` and ``demo.png`` into ``out``."""
+    started = time.perf_counter()
+    learned = train(epochs, seed, device, frozen=False)
+    frozen = train(epochs, seed, device, frozen=True)
+    metrics = _metrics(learned, frozen, seed, device, time.perf_counter() - started)
+    _write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    picture.draw(learned, frozen, data.load(seed)[1], out / "demo.png")
+    gain = 100 * (learned.test_accuracy - frozen.test_accuracy)
+    print(f"learned delays: {learned.test_accuracy:.1%} of the held-out digits")
+    print(f"delays frozen at zero: {frozen.test_accuracy:.1%}; delays are worth {gain:.1f} points")
+    print(f"wrote {out / 'metrics.json'} and {out / 'demo.png'}")
+    return metrics
+
+
+def _metrics(
+    learned: Run, frozen: Run, seed: int, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "test_accuracy": learned.test_accuracy,
+        "frozen_test_accuracy": frozen.test_accuracy,
+        "accuracy_per_epoch": learned.accuracy,
+        "frozen_accuracy_per_epoch": frozen.accuracy,
+        "loss_per_epoch": learned.loss,
+        "epochs": len(learned.accuracy),
+        "seed": seed,
+        "seconds": {"total": seconds, "learned": learned.seconds, "frozen": frozen.seconds},
+        "device": str(device),
+        "device_name": name,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                p: _version(p) for p in ("tritonsyn", "torch", "triton", "snntorch", "scikit-learn")
+            },
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes beside and renames, so that a reader never sees half a file."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text)
+    os.replace(beside, path)
