@@ -1,6 +1,7 @@
 """Where the tests run: on the GPU if there is one, else with Triton's interpreter on the CPU."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ if not torch.cuda.is_available():
     # Before anything imports triton, which reads it when kernels are defined.
     os.environ["TRITON_INTERPRET"] = "1"
 
-import tritonsyn  # noqa: E402
+import tritonsyn
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,8 +35,15 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture
+def each_backend(backend: str) -> Iterator[str]:
+    """Each backend in turn, as what runs wherever the test names none."""
+    with tritonsyn.use_backend(backend):
+        yield backend
+
+
 @pytest.fixture(autouse=True)
-def _defaults() -> object:
+def _defaults() -> Iterator[None]:
     """Every test starts from the same seed, and names the backend where it wants the kernels."""
     torch.manual_seed(0)
     with tritonsyn.use_backend("reference"):

@@ -265,40 +265,46 @@ def select_backward(
 ) -> None:
     """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
     slots = drecords[0].shape[0] + 1 - steps
-    window = _Window(range(dvalue.shape[0]), slots)
-    if steps > 1 and sel.shape[0] > 1:
+    shared = locate(sel, rule, slots) if sel.shape[0] == 1 else None
+    if steps > 1 and shared is None:
         sel = sel.expand(steps, *sel.shape).flatten(0, 1)
-    located = locate(sel, rule, slots)
     acc = compute_dtype(drecords[0].dtype)
-    dvalue = _kept(dvalue.to(acc), located, rule)
-    frac = located.frac.nan_to_num(0.0)
-    sign = 1
-    for drecord, rate, pointer in zip(drecords, rates, map(int, pointers), strict=True):
-        for back, share in _shares(dvalue, located, frac, rate, rule.mode):
-            index = _addresses(back, pointer, drecord[0].numel(), window).view(-1)
-            share = share.reshape(-1).to(drecord.dtype)
-            drecord.view(-1).index_add_(0, index, share, alpha=sign)
-        sign = -1
+    for rows in _row_groups(dvalue.shape[0], dvalue[0].numel(), dvalue.device):
+        here = shared or locate(sel[rows.start : rows.stop], rule, slots)
+        kept = _kept(dvalue[rows.start : rows.stop].to(acc), here, rule)
+        here = here._replace(frac=here.frac.nan_to_num(0.0))
+        sign = 1
+        for drecord, rate, pointer in zip(drecords, rates, map(int, pointers), strict=True):
+            for back, share in _shares(kept, here, rate, rule.mode):
+                size = drecord[0].numel()
+                index = _addresses(back, pointer, size, _Window(rows, slots)).view(-1)
+                share = share.reshape(-1).to(drecord.dtype)
+                drecord.view(-1).index_add_(0, index, share, alpha=sign)
+            sign = -1
 
 
 def _shares(
     dvalue: torch.Tensor,
     located: Located,
-    frac: torch.Tensor,
     rate: torch.Tensor | None,
     mode: str,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The observations that made one component's value, and the gradient of each."""
+    older, frac = located.older, located.frac
     if mode == "linear":
         share = dvalue * frac.to(dvalue.dtype)
-        newer = torch.where(frac > 0, located.older - 1, located.older)
-        return [(located.older, dvalue - share), (newer, share)]
+        newer = torch.where(frac > 0, older - 1, older)
+        return [(older, dvalue - share), (newer, share)]
     if mode == "expdecay":
         assert rate is not None
-        return [(located.older, dvalue * _weight(frac, rate))]
+        return [(older, dvalue * _weight(frac, rate))]
     return [(_nearest_tap(located, mode), dvalue)]
 
 
 def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """``sum over the batch of a * b``: ``[B, M], [B, M] -> [M]``, in the dtype of ``a``."""
-    return (a * b).sum(0)
+    total = a.new_zeros(a.shape[1])
+    for rows in _row_groups(a.shape[0], a.shape[1], a.device):
+        part = slice(rows.start, rows.stop)
+        total += (a[part] * b[part]).sum(0)
+    return total
