@@ -1,0 +1,51 @@
+"""The machine: what it is called, and how much of it others use."""
+
+import os
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+def device_name(kind: str) -> str:
+    """The device in words."""
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+class Usage(NamedTuple):
+    """Processor time since some moment, s."""
+
+    machine: float
+    """Used by everything, and taken by the host of a virtual machine."""
+    process: float
+    """Used by this process."""
+    passed: float
+    """On the clock, times the number of processors."""
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """Zero for the machine where the system does not tell (it does on Linux)."""
+        times, cpus = os.times(), os.cpu_count() or 1
+        machine = 0.0
+        stat = Path("/proc/stat")
+        if stat.exists():
+            user, nice, system, _, _, irq, softirq, steal = map(
+                int, stat.read_text().split(maxsplit=9)[1:9]
+            )
+            ticks = user + nice + system + irq + softirq + steal
+            machine = ticks / os.sysconf("SC_CLK_TCK")
+        return cls(machine, times.user + times.system, times.elapsed * cpus)
+
+
+def others(before: Usage, after: Usage) -> float:
+    """The part of the machine that other processes used between two moments, 0 to 1."""
+    used = (after.machine - before.machine) - (after.process - before.process)
+    return min(max(used / max(after.passed - before.passed, 1e-9), 0.0), 1.0)

@@ -1,0 +1,132 @@
+"""Draws the picture of the README: ``python docs/draw.py`` writes ``docs/images/synapses.png``."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+
+from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent
+
+IMAGE = Path(__file__).parent / "images" / "synapses.png"
+
+# Two colours that stay apart for every kind of colour vision, and in print without colour.
+SINGLE, DOUBLE, INK, PALE = "#0072B2", "#D55E00", "#333333", "#EEEBE3"
+
+STEP = 1.0  # ms
+PRESENT = 59.0  # ms
+DELAY = 12.0  # ms
+SPIKES = (6, 20, 23, 26, 40, 50, 55)  # steps at which the input spikes
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.5,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+Curves = dict[str, torch.Tensor]
+LOOKS = {
+    "single": {"color": SINGLE, "linestyle": "-"},
+    "double": {"color": DOUBLE, "linestyle": "--"},
+}
+MARKERS = {"single": "o", "double": "s"}
+
+
+def simulate() -> tuple[Curves, torch.Tensor, Curves]:
+    """Currents at each step, times before the present, and the currents read there."""
+    x = torch.zeros(int(PRESENT / STEP) + 1, 1, 1)
+    x[list(SPIKES)] = 1.0
+    # The record spans the whole run here, so that the left half can be drawn between steps too.
+    synapses = {
+        "single": SingleExponentialCurrent(
+            1, STEP, spike_charge=10.0, time_constant=8.0, delay=PRESENT
+        ),
+        "double": DoubleExponentialCurrent(
+            1, STEP, spike_charge=10.0, tc_decay=8.0, tc_rise=2.0, delay=PRESENT
+        ),
+    }
+    currents = {name: synapse.scan(x).flatten() for name, synapse in synapses.items()}
+    ago = torch.linspace(0.0, PRESENT, 59 * 100 + 1)
+    reads = {name: s.current_at(ago.view(1, 1, -1)).flatten() for name, s in synapses.items()}
+    return currents, ago, reads
+
+
+def draw_spikes(axes: Axes) -> None:
+    axes.vlines([s * STEP for s in SPIKES], 0, 1, color=INK, linewidth=2)
+    axes.set_title("Input spikes")
+    axes.set_ylim(0, 1.1)
+    axes.set_yticks([])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(bottom=False, labelbottom=False)
+
+
+def draw_currents(axes: Axes, ago: torch.Tensor, reads: Curves) -> None:
+    for name, read in reads.items():
+        axes.plot(PRESENT - ago, read, linewidth=2, **LOOKS[name])
+    axes.set_title("Currents of the two synapses")
+    axes.set_xlabel("time (ms)")
+    axes.set_ylabel("current (nA)")
+    axes.set_ylim(0, 3)
+    axes.text(1, 2.65, "single exponential", color=SINGLE, weight="bold")
+    axes.text(1, 2.35, "double exponential", color=DOUBLE, weight="bold")
+    axes.text(PRESENT - DELAY + 0.5, 2.72, "recorded:\nthe last 12 ms", va="center", fontsize=10)
+
+
+def draw_window(axes: Axes) -> None:
+    """The time that a record of ``DELAY`` spans."""
+    axes.axvspan(PRESENT - DELAY, PRESENT, color=PALE, zorder=0, linewidth=0)
+
+
+def draw_reads(axes: Axes, currents: Curves, ago: torch.Tensor, reads: Curves) -> None:
+    recorded = int(DELAY / STEP) + 1
+    steps = torch.arange(recorded) * STEP
+    within = ago <= DELAY
+    for name, read in reads.items():
+        axes.plot(-ago[within], read[within], linewidth=1.6, **LOOKS[name])
+        newest_first = currents[name].flip(0)[:recorded]
+        look = {"color": LOOKS[name]["color"], "markeredgecolor": "white", "markersize": 6.5}
+        axes.plot(-steps, newest_first, MARKERS[name], **look)
+    axes.set_facecolor(PALE)
+    axes.set_title("Delayed reads at the present")
+    axes.set_xlabel("delay (ms before the present)")
+    axes.set_ylabel("current (nA)")
+    axes.set_xticks([-12, -9, -6, -3, 0], ["12", "9", "6", "3", "0"])
+    axes.set_ylim(0, 3)
+    axes.text(-12, 2.78, "marks: recorded, one per step", fontsize=10)
+    axes.text(-12, 2.56, "lines: current_at(delay), for any delay", fontsize=10)
+
+
+def main() -> None:
+    currents, ago, reads = simulate()
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(10.5, 4.2), layout="constrained")
+        grid = figure.add_gridspec(2, 2, height_ratios=[1, 5.2], width_ratios=[1.35, 1])
+        left = figure.add_subplot(grid[1, 0])
+        top = figure.add_subplot(grid[0, 0], sharex=left)
+        right = figure.add_subplot(grid[:, 1])
+        draw_spikes(top)
+        draw_window(top)
+        draw_currents(left, ago, reads)
+        draw_window(left)
+        left.set_xlim(0, PRESENT)
+        draw_reads(right, currents, ago, reads)
+        IMAGE.parent.mkdir(exist_ok=True)
+        figure.savefig(IMAGE, dpi=160, facecolor="white", metadata={"Software": None})
+    print(IMAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Argument types and sample constants of every kernel, for compiling without a GPU.
+
+``SIGNATURES`` maps a kernel's name to some of the ways in which :mod:`tritonsyn.launch` calls it:
+together they take every branch on a dtype, a flag or an absent pointer, with the largest tiles.
+"""
+
+from typing import Any, NamedTuple
+
+import triton.language as tl
+
+_BLOCK = 1024  # the largest tile of the kernels that are not scans
+_TYPES = {"fp32": tl.float32, "fp64": tl.float64}
+_EPSILONS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
+_FLAGS = ("GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE", "RISE_PER_SYNAPSE")
+
+
+class Variant(NamedTuple):
+    """One way to call a kernel."""
+
+    types: dict[str, str]
+    """Type of each argument that is passed at run time, in Triton's notation."""
+    constants: dict[str, Any]
+    """Value of each compile-time argument; None for a pointer that is absent."""
+    num_warps: int = 4
+    enable_fp_fusion: bool = True
+    aligned: bool = True
+    """Whether pointers, and sizes that may be specialised, are multiples of 16."""
+
+
+def _variant(pointers, sizes, constants, **options):
+    """``pointers``: their element types (None: absent). ``sizes``: names of integers."""
+    types = {name: f"*{element}" for name, element in pointers.items() if element is not None}
+    types.update(dict.fromkeys(sizes.split(), "i32"))
+    absent = dict.fromkeys(name for name, element in pointers.items() if element is None)
+    return Variant(types, {**absent, **constants}, **options)
+
+
+def _on_device(variant, *slots):
+    """The same with slots that the device keeps."""
+    return variant._replace(types={**variant.types, **dict.fromkeys(slots, "*i64")})
+
+
+def _arithmetic(element):
+    return "fp64" if element == "fp64" else "fp32"
+
+
+def _push(value, record, block=_BLOCK, **options):
+    pointers = {"value_ptr": value, "record_ptr": record}
+    return _variant(pointers, "slot size", {"BLOCK": block}, **options)
+
+
+def _take(element):
+    pointers = {"drecord_ptr": element, "dvalue_ptr": element}
+    return _variant(pointers, "slot size", {"BLOCK": _BLOCK})
+
+
+def _pack(element):
+    pointers = {"x_ptr": element, "words_ptr": "i32"}
+    return _variant(pointers, "rows N W", {"BLOCK": _BLOCK})
+
+
+def _coefficients(element, per_synapse):
+    pointers = dict.fromkeys(("gain_ptr", "decay_ptr", "rise_ptr"), element)
+    return pointers, dict.fromkeys(_FLAGS, per_synapse)
+
+
+def _step_fwd(x, state, double, per_synapse, **options):
+    coefficients, flags = _coefficients(_arithmetic(state), per_synapse)
+    pointers = {"x_ptr": x, "y_ptr": state, "spike_ptr": "i1", "pos_ptr": state, "neg_ptr": state}
+    sizes = "pos_pointer neg_pointer spike_pointer K size N"
+    constants = {"DOUBLE": double, **flags, "BLOCK": _BLOCK}
+    return _variant({**pointers, **coefficients}, sizes, constants, **options)
+
+
+def _step_bwd(dy, dx, state, double, per_synapse, want_z):
+    acc = _arithmetic(state)
+    coefficients, flags = _coefficients(acc, per_synapse)
+    pointers = {"dy_ptr": dy, "dx_ptr": dx, "dpos_ptr": state, "dneg_ptr": state}
+    pointers.update(dict.fromkeys(("pos_z_ptr", "neg_z_ptr"), acc if want_z else None))
+    sizes = "pos_pointer neg_pointer K size N"
+    constants = {"DOUBLE": double, **flags, "BLOCK": _BLOCK}
+    return _variant({**pointers, **coefficients}, sizes, constants)
+
+
+def _read(pointers, time, record, mode, double, overbound, per_synapse, **options):
+    acc = _arithmetic(record)
+    rates = dict.fromkeys(("pos_rate_ptr", "neg_rate_ptr"), acc if mode == "expdecay" else None)
+    constants = {
+        "STEP": 1.3, "LIMIT": 5.2, "TOLERANCE": 0.0, "EPSILON": _EPSILONS[time],
+        "OVERBOUND": overbound, "MODE": mode, "DOUBLE": double,
+        "POS_RATE_PER_SYNAPSE": per_synapse, "NEG_RATE_PER_SYNAPSE": per_synapse,
+        "TIME": _TYPES[_arithmetic(time)], "ACC": _TYPES[acc], "BLOCK": _BLOCK,
+    }  # fmt: skip
+    sizes = "pos_pointer neg_pointer K B N D sel_rows steps"
+    return _variant({**pointers, **rates}, sizes, constants, enable_fp_fusion=False, **options)
+
+
+def _select_fwd(time, record, mode, double, overbound, per_synapse, slopes, **options):
+    acc = _arithmetic(record)
+    pointers = {"sel_ptr": time, "pos_ptr": record, "neg_ptr": record, "value_ptr": record}
+    pointers["slope_ptr"] = acc if slopes else None
+    rate_slopes = acc if slopes and mode == "expdecay" else None
+    pointers.update(dict.fromkeys(("pos_rate_slope_ptr", "neg_rate_slope_ptr"), rate_slopes))
+    return _read(pointers, time, record, mode, double, overbound, per_synapse, **options)
+
+
+def _select_bwd(time, record, mode, double, overbound, per_synapse):
+    pointers = {"sel_ptr": time, "dvalue_ptr": record, "dpos_ptr": record, "dneg_ptr": record}
+    return _read(pointers, time, record, mode, double, overbound, per_synapse)
+
+
+def _batch_dot(element):
+    pointers = dict.fromkeys(("a_ptr", "b_ptr", "partial_ptr"), element)
+    return _variant(pointers, "B M", {"ROWS": 16, "ACC": _TYPES[element], "BLOCK": _BLOCK})
+
+
+def _scan_variant(pointers, per_synapse, acc, **constants):
+    coefficients, flags = _coefficients(acc, per_synapse)
+    constants = {**constants, **flags, "BLOCK": 128, "UNROLL": 8}
+    # What the caller leaves out (a pointer that is None) stays left out.
+    return _variant({**coefficients, **pointers}, "T L keep size N W", constants, num_warps=1)
+
+
+def _scan(x, y, acc, double, reverse, packed, per_synapse, ends):
+    names = ("pos_tail_ptr", "neg_tail_ptr", "pos_in_ptr", "neg_in_ptr")
+    names += ("pos_out_ptr", "neg_out_ptr")
+    pointers = {"x_ptr": x, "y_ptr": y, **dict.fromkeys(names, acc if ends else None)}
+    if not ends:  # the scan over the carries of chunks has no gain
+        pointers["gain_ptr"] = None
+    flags = {"DOUBLE": double, "REVERSE": reverse, "PACKED": packed}
+    return _scan_variant(pointers, per_synapse, acc, **flags)
+
+
+def _scan_constants(x, dy, acc, double, packed, per_synapse, ends):
+    names = ("pos_dtail_ptr", "neg_dtail_ptr", "pos_in_ptr", "neg_in_ptr")
+    names += ("pos_dcarry_ptr", "neg_dcarry_ptr")
+    pointers = {"x_ptr": x, "dy_ptr": dy, **dict.fromkeys(names, acc if ends else None)}
+    pointers.update(dict.fromkeys(("ddecay_ptr", "drise_ptr", "dgain_ptr"), acc))
+    return _scan_variant(pointers, per_synapse, acc, DOUBLE=double, PACKED=packed)
+
+
+SIGNATURES: dict[str, list[Variant]] = {
+    "ring_push_kernel": [
+        _push("fp32", "fp32"),
+        _push("fp32", "fp32", block=32, aligned=False),
+        _push("u8", "fp64"),
+        _push("i64", "bf16"),
+        _push("bf16", "i1"),
+        _on_device(_push("i1", "fp16"), "slot"),
+    ],
+    "ring_take_kernel": [_take("fp32"), _take("fp64"), _on_device(_take("bf16"), "slot")],
+    "pack_bits_kernel": [_pack("i1"), _pack("fp32"), _pack("i64")],
+    "synapse_step_fwd_kernel": [
+        _step_fwd("i1", "fp32", double=False, per_synapse=False),
+        _step_fwd("fp32", "fp32", double=True, per_synapse=True, aligned=False),
+        _step_fwd("bf16", "bf16", double=True, per_synapse=False),
+        _step_fwd("u8", "fp16", double=False, per_synapse=True),
+        _on_device(
+            _step_fwd("fp64", "fp64", double=True, per_synapse=True),
+            "pos_pointer", "neg_pointer", "spike_pointer",
+        ),
+    ],
+    "synapse_step_bwd_kernel": [
+        _step_bwd("fp32", "fp32", "fp32", double=False, per_synapse=False, want_z=False),
+        _step_bwd("fp32", None, "fp32", double=True, per_synapse=True, want_z=True),
+        _step_bwd("bf16", "bf16", "bf16", double=True, per_synapse=False, want_z=True),
+        _step_bwd(None, "fp32", "fp16", double=False, per_synapse=True, want_z=False),
+        _on_device(
+            _step_bwd("fp64", "fp64", "fp64", double=True, per_synapse=True, want_z=True),
+            "pos_pointer", "neg_pointer",
+        ),
+    ],
+    "select_fwd_kernel": [
+        _select_fwd("fp32", "i1", "previous", False, 0.0, False, slopes=False),
+        _select_fwd("fp16", "i1", "nearest", False, None, False, slopes=False),
+        _select_fwd("fp32", "fp32", "expdecay", False, 0.0, False, slopes=False),
+        _select_fwd("fp32", "fp32", "expdecay", True, 0.0, True, slopes=True, aligned=False),
+        _select_fwd("fp32", "fp16", "linear", False, 0.0, False, slopes=True),
+        _select_fwd("fp64", "fp32", "next", True, -1.0, False, slopes=True),
+        _select_fwd("bf16", "bf16", "expdecay", True, None, True, slopes=True),
+        _on_device(
+            _select_fwd("fp64", "fp64", "linear", True, None, False, slopes=True),
+            "pos_pointer", "neg_pointer",
+        ),
+        _select_fwd("fp64", "fp64", "expdecay", True, 0.0, True, slopes=True),
+    ],
+    "select_bwd_kernel": [
+        _select_bwd("fp32", "fp32", "expdecay", False, 0.0, False),
+        _select_bwd("fp32", "fp32", "nearest", False, None, False),
+        _select_bwd("fp32", "fp32", "linear", True, 0.0, False),
+        _select_bwd("bf16", "bf16", "next", True, None, False),
+        _on_device(
+            _select_bwd("fp64", "fp64", "expdecay", True, 0.0, True),
+            "pos_pointer", "neg_pointer",
+        ),
+    ],
+    "batch_dot_kernel": [_batch_dot("fp32"), _batch_dot("fp64")],
+    "exp_scan_kernel": [
+        _scan("i1", "fp32", "fp32", False, False, False, per_synapse=False, ends=True),
+        _scan("i32", "bf16", "fp32", True, False, True, per_synapse=True, ends=True),
+        _scan("bf16", "fp16", "fp32", True, True, False, per_synapse=True, ends=True),
+        _scan("fp32", "fp32", "fp32", False, False, False, per_synapse=False, ends=False),
+        _scan("fp32", None, "fp32", True, True, False, per_synapse=False, ends=True),
+        _scan("fp64", "fp64", "fp64", True, False, False, per_synapse=True, ends=True),
+    ],
+    "exp_scan_constants_kernel": [
+        _scan_constants("fp32", "fp32", "fp32", False, False, per_synapse=False, ends=False),
+        _scan_constants("i32", "bf16", "fp32", True, True, per_synapse=True, ends=True),
+        _scan_constants("bf16", "fp32", "fp32", True, False, per_synapse=True, ends=True),
+        _scan_constants("fp64", "fp64", "fp64", True, False, per_synapse=True, ends=True),
+    ],
+}  # fmt: skip
+"""The variants of each kernel."""

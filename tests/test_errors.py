@@ -1,0 +1,438 @@
+"""Every refusal names the argument, what was given and the rule, and leaves the state as it was."""
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+from synapses import CLASSES, COMPONENTS, PHYSICS, both, make, same, snapshot, spikes, uniform
+from torch import nn
+
+import tritonsyn
+
+NAN, INF = math.nan, math.inf
+
+
+def refused(error, *words):
+    """Expects an error whose message holds all of these words."""
+    everything = "".join(f"(?=.*{re.escape(str(word))})" for word in words)
+    return pytest.raises(error, match=f"(?s){everything}")
+
+
+# -- construction ---------------------------------------------------------------------------------
+
+COMMON = [
+    # argument, value, error, what the message holds besides the argument
+    ("step_time", 0.0, ValueError, "greater than 0, but is 0.0"),
+    ("step_time", -1.0, ValueError, "greater than 0, but is -1.0"),
+    ("step_time", NAN, ValueError, "finite, but is nan"),
+    ("step_time", INF, ValueError, "finite, but is inf"),
+    ("step_time", "1", TypeError, "a number, but is '1'"),
+    ("step_time", None, TypeError, "a number, but is None"),
+    ("step_time", True, TypeError, "a number, but is True"),
+    ("step_time", torch.ones(2), TypeError, "a number"),
+    ("delay", -0.5, ValueError, "at least 0, but is -0.5"),
+    ("delay", NAN, ValueError, "finite, but is nan"),
+    ("delay", INF, ValueError, "finite, but is inf"),
+    ("delay", "3", TypeError, "a number, but is '3'"),
+    ("interp_tol", -1e-9, ValueError, "at least 0, but is -1e-09"),
+    ("interp_tol", NAN, ValueError, "finite, but is nan"),
+    ("current_overbound", NAN, ValueError, "finite, but is nan"),
+    ("current_overbound", -INF, ValueError, "finite, but is -inf"),
+    ("current_overbound", "0", TypeError, "a number, but is '0'"),
+    ("spike_interp_mode", "linear", ValueError, "one of previous, nearest, but is 'linear'"),
+    ("spike_interp_mode", "", ValueError, "one of previous, nearest, but is ''"),
+    ("spike_interp_mode", None, ValueError, "one of previous, nearest, but is None"),
+    ("shape", 0, ValueError, "positive integer, but is 0"),
+    ("shape", (3, 0), ValueError, "[1] must be a positive integer, but is 0"),
+    ("shape", (-1,), ValueError, "[0] must be a positive integer, but is -1"),
+    ("shape", 2.0, TypeError, "positive integer or a sequence of them, but is 2.0"),
+    ("shape", (2.0,), TypeError, "[0] must be a positive integer, but is 2.0"),
+    ("shape", "23", TypeError, "but is '23'"),
+    ("shape", (), TypeError, "but is ()"),
+    ("shape", True, TypeError, "positive integer, but is True"),
+    ("batch_size", 0, ValueError, "positive integer, but is 0"),
+    ("batch_size", -2, ValueError, "positive integer, but is -2"),
+    ("batch_size", 1.5, TypeError, "positive integer, but is 1.5"),
+    ("batch_size", True, TypeError, "positive integer, but is True"),
+    ("dtype", torch.int32, TypeError, "torch.bfloat16, torch.float16, but is torch.int32"),
+    ("dtype", torch.bool, TypeError, "but is torch.bool"),
+    ("dtype", torch.complex64, TypeError, "but is torch.complex64"),
+    ("backend", "cuda", tritonsyn.BackendError, "'cuda', but must be one of auto, triton,"),
+    ("spike_charge", 0, ValueError, "nonzero, but is 0.0"),
+    ("spike_charge", NAN, ValueError, "finite, but is nan"),
+    ("spike_charge", -INF, ValueError, "finite, but is -inf"),
+    ("spike_charge", "10", TypeError, "a number, but is '10'"),
+    ("spike_charge", None, TypeError, "a number, but is None"),
+    ("spike_charge", torch.tensor([1.0, 0.0, 2.0]), ValueError, "nonzero, but holds 0.0"),
+    ("spike_charge", torch.tensor([1.0, NAN, 2.0]), ValueError, "nonzero, but holds nan"),
+    ("spike_charge", torch.tensor([1, 2, 3]), TypeError, "floating, but is torch.int64"),
+    ("spike_charge", torch.ones(2), ValueError, "shape (2,), which does not broadcast to (3,)"),
+    ("spike_charge", torch.ones(2, 3), ValueError, "(2, 3), which does not broadcast to (3,)"),
+]  # fmt: skip
+TIME_CONSTANTS = [
+    (0, ValueError, "greater than 0, but is 0.0"),
+    (-5.0, ValueError, "greater than 0, but is -5.0"),
+    (NAN, ValueError, "finite, but is nan"),
+    (INF, ValueError, "finite, but is inf"),
+    ("5", TypeError, "a number, but is '5'"),
+    (torch.tensor([5.0, -1.0, 5.0]), ValueError, "finite and greater than 0, but holds -1.0"),
+    (torch.tensor([5.0, INF, 5.0]), ValueError, "finite and greater than 0, but holds inf"),
+    (torch.full((4,), 5.0), ValueError, "shape (4,), which does not broadcast to (3,)"),
+    (torch.tensor(5), TypeError, "floating, but is torch.int64"),
+]
+
+
+@both
+@pytest.mark.parametrize(("name", "value", "error", "words"), COMMON)
+def test_constructor(kind, name, value, error, words):
+    arguments = {"shape": 3, "step_time": 1.0, **PHYSICS[kind], name: value}
+    with refused(error, name, words):
+        CLASSES[kind](**arguments)
+
+
+@pytest.mark.parametrize("name", ["time_constant", "tc_decay", "tc_rise"])
+@pytest.mark.parametrize(("value", "error", "words"), TIME_CONSTANTS)
+def test_constructor_time_constants(name, value, error, words):
+    kind = "single" if name == "time_constant" else "double"
+    with refused(error, name, words):
+        make(kind, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("decay", "rise"),
+    [(5.0, 5.0), (2.0, 5.0), (torch.tensor([6.0, 6.0, 2.0]), 2.0), (6.0, torch.full((3,), 6.0))],
+)
+def test_decay_must_be_slower_than_the_rise(decay, rise):
+    with refused(ValueError, "tc_decay must be greater than tc_rise", decay, rise):
+        make("double", tc_decay=decay, tc_rise=rise)
+
+
+@both
+def test_physical_arguments_are_required_and_by_name(kind):
+    first = next(iter(PHYSICS[kind]))
+    with refused(TypeError, first):
+        CLASSES[kind](3, 1.0)
+    with refused(TypeError, "positional"):
+        CLASSES[kind](3, 1.0, *PHYSICS[kind].values())
+    with refused(TypeError, "tc_middle"):
+        make(kind, tc_middle=1.0)
+
+
+@both
+def test_partialconstructor_checks_where_it_constructs(kind):
+    physics = dict(PHYSICS[kind], spike_charge=0.0)
+    with refused(ValueError, "spike_charge must be nonzero, but is 0.0"):
+        CLASSES[kind].partialconstructor(**physics)(3, 1.0, 0.0, 1)
+    with refused(ValueError, "step_time must be greater than 0, but is 0.0"):
+        CLASSES[kind].partialconstructor(**PHYSICS[kind])(3, 0.0, 0.0, 1)
+
+
+@both
+def test_mode_is_known_in_any_case(kind):
+    for mode in ("Nearest", "NEAREST", "Previous"):
+        assert make(kind, spike_interp_mode=mode).shape == (3,)
+
+
+# -- refused calls leave the state as it was ------------------------------------------------------
+
+
+@pytest.fixture
+def running(kind, device):
+    """A synapse with something in its records, and that it ends as it began."""
+    synapse = make(kind, (2, 3), delay=2.0, batch_size=2, device=device)
+    for t in range(4):
+        synapse(spikes(2, 2, 3, seed=t).to(device))
+    before, twin = snapshot(synapse), copy.deepcopy(synapse)
+    yield synapse
+    assert same(snapshot(synapse), before)
+    x = spikes(2, 2, 3, seed=9).to(device)
+    assert torch.equal(synapse(x), twin(x))
+    assert same(snapshot(synapse), snapshot(twin))
+
+
+@both
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        (torch.zeros(2, 3), ValueError, "input has shape (2, 3), but must have (2, 2, 3)"),
+        (torch.zeros(1, 2, 3), ValueError, "input has shape (1, 2, 3), but must have (2, 2, 3)"),
+        (torch.zeros(2, 3, 2), ValueError, "input has shape (2, 3, 2), but must have (2, 2, 3)"),
+        (torch.zeros(2, 2, 3, 1), ValueError, "input has shape (2, 2, 3, 1)"),
+        (torch.zeros(0, 2, 3), ValueError, "input has shape (0, 2, 3)"),
+        (torch.tensor(1.0), ValueError, "input has shape ()"),
+        (torch.zeros(2, 2, 3, dtype=torch.complex64), TypeError, "input must be bool, integer or"),
+        (torch.zeros(2, 2, 3, device="meta"), ValueError, "input is on meta, but the record is on"),
+        (1.0, TypeError, "input must be a tensor, but a float was given"),
+        (None, TypeError, "input must be a tensor, but a NoneType was given"),
+        ([[1.0]], TypeError, "input must be a tensor, but a list was given"),
+    ],
+)
+def test_forward(running, given, error, words, device):
+    if isinstance(given, torch.Tensor) and given.device.type != "meta":
+        given = given.to(device)
+    with refused(error, words):
+        running(given)
+
+
+@both
+def test_forward_without_input(running):
+    with refused(TypeError, "forward needs one input of shape (B, *shape), but none was given"):
+        running()
+
+
+@both
+def test_forward_with_an_unknown_backend(running):
+    with refused(tritonsyn.BackendError, "'cpu', but must be one of auto, triton, reference"):
+        running(torch.zeros(2, 2, 3), backend="cpu")
+
+
+READS = {"single": ("current_at", "spike_at"),
+         "double": ("current_at", "spike_at", "pos_current_at", "neg_current_at")}  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        (torch.zeros(2), ValueError, ("shape (2,)", "(1 or 2, 2, 3) or (1 or 2, 2, 3, D)")),
+        (torch.zeros(2, 3), ValueError, ("shape (2, 3)", "(1 or 2, 2, 3)")),
+        (torch.zeros(2, 2, 3, 1, 1), ValueError, ("shape (2, 2, 3, 1, 1)", "(1 or 2, 2, 3, D)")),
+        (torch.zeros(2, 3, 2), ValueError, ("shape (2, 3, 2)",)),
+        (torch.zeros(3, 2, 3), ValueError, ("shape (3, 2, 3)",)),
+        (torch.zeros(2, 1, 3), ValueError, ("shape (2, 1, 3)",)),
+        (torch.tensor(0.0), ValueError, ("shape ()",)),
+        (torch.zeros(2, 2, 3, dtype=torch.int64), TypeError, ("floating", "torch.int64")),
+        (torch.zeros(2, 2, 3, dtype=torch.bool), TypeError, ("floating", "torch.bool")),
+        (torch.zeros(2, 2, 3, dtype=torch.complex64), TypeError, ("floating", "complex64")),
+        (torch.zeros(2, 2, 3, device="meta"), ValueError, ("is on meta, but the record is on",)),
+        (1, TypeError, ("must be a tensor of times, but a int was given",)),
+        (1.0, TypeError, ("must be a tensor of times, but a float was given",)),
+        (None, TypeError, ("must be a tensor of times, but a NoneType was given",)),
+    ],
+)
+def test_selectors(running, kind, given, error, words, device):
+    if isinstance(given, torch.Tensor) and given.device.type != "meta":
+        given = given.to(device)
+    for name in READS[kind]:
+        with refused(error, "selector", *words):
+            getattr(running, name)(given)
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("dt", 0.0, ValueError, "greater than 0, but is 0.0"),
+        ("dt", NAN, ValueError, "finite, but is nan"),
+        ("dt", "1", TypeError, "a number, but is '1'"),
+        ("delay", -1.0, ValueError, "at least 0, but is -1.0"),
+        ("delay", INF, ValueError, "finite, but is inf"),
+        ("batchsz", 0, ValueError, "positive integer, but is 0"),
+        ("batchsz", 2.0, TypeError, "positive integer, but is 2.0"),
+        ("spike_charge", 0.0, ValueError, "nonzero, but is 0.0"),
+        ("spike_charge", torch.ones(2, 2), ValueError, "does not broadcast to (2, 3)"),
+        ("backend", "numpy", tritonsyn.BackendError, "'numpy', but must be one of"),
+        ("spike", torch.zeros(2, 3), ValueError, "has shape (2, 3), but must have (2, 2, 3)"),
+        ("spike", True, TypeError, "must be a tensor, but a bool was given"),
+    ],
+)
+def test_setters(running, name, value, error, words):
+    shown = {"spike": "value"}.get(name, name)
+    with refused(error, shown, words):
+        setattr(running, name, value)
+
+
+@both
+def test_component_setters(running, kind, device):
+    for name in COMPONENTS[kind]:
+        with refused(ValueError, "has shape (2, 3), but must have (2, 2, 3)"):
+            setattr(running, name, torch.zeros(2, 3, device=device))
+        with refused(TypeError, "must be a tensor, but a float was given"):
+            setattr(running, name, 1.0)
+        with refused(TypeError, "bool, integer or floating, but is torch.complex64"):
+            setattr(running, name, torch.zeros(2, 2, 3, dtype=torch.complex64, device=device))
+
+
+@both
+def test_time_constant_setters(running, kind):
+    names = list(PHYSICS[kind])[1:]
+    for name in names:
+        before = getattr(running, name)
+        for value, words in [(0.0, "greater than 0, but is 0.0"), (NAN, "finite, but is nan")]:
+            with refused(ValueError, name, words):
+                setattr(running, name, value)
+            assert getattr(running, name) == before
+    if kind == "double":
+        for name, value in [("tc_decay", 2.0), ("tc_rise", 6.0), ("tc_rise", torch.tensor(7.0))]:
+            with refused(ValueError, "tc_decay must be greater than tc_rise", float(value)):
+                setattr(running, name, value)
+        assert (running.tc_decay, running.tc_rise) == (6.0, 2.0)
+
+
+@both
+def test_what_has_no_setter(running, kind):
+    for name in ("shape", "count", "batchedshape"):
+        with pytest.raises(AttributeError):
+            setattr(running, name, 1)
+
+
+@both
+def test_learned_constants_are_checked_on_demand(kind):
+    """No step reads them on the host; ``check_constants`` does."""
+    for name in PHYSICS[kind]:
+        learned = nn.Parameter(torch.full((3,), PHYSICS[kind][name]))
+        synapse = make(kind, **{name: learned})
+        synapse.check_constants()
+        with torch.no_grad():
+            learned[1] = 0.0
+        with refused(ValueError, name, "but holds 0.0"):
+            synapse.check_constants()
+
+
+# -- saved states that do not fit -----------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    ("options", "theirs", "ours"),
+    [
+        ({"batch_size": 3}, (3, 3, 2, 3), (3, 2, 2, 3)),
+        ({"delay": 4.0}, (5, 2, 2, 3), (3, 2, 2, 3)),
+        ({"delay": 0.0}, (1, 2, 2, 3), (3, 2, 2, 3)),
+        ({"step_time": 0.5}, (5, 2, 2, 3), (3, 2, 2, 3)),
+        ({"shape": (3, 2)}, (3, 2, 3, 2), (3, 2, 2, 3)),
+        ({"shape": 6}, (3, 2, 6), (3, 2, 2, 3)),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_state_of_another_size(running, kind, options, theirs, ours, strict):
+    other = make(kind, **{"shape": (2, 3), "delay": 2.0, "batch_size": 2, **options})
+    with refused(RuntimeError, f"{COMPONENTS[kind][0]}_.storage", theirs, ours):
+        running.load_state_dict(other.state_dict(), strict=strict)
+
+
+@both
+def test_state_with_one_record_of_another_size(running, kind):
+    """Nothing of it is taken over, also where the records before it fit."""
+    state = make(kind, (2, 3), delay=2.0, batch_size=2).state_dict()
+    state["spike_.storage"] = torch.ones(4, 2, 2, 3, dtype=torch.bool)
+    with refused(RuntimeError, "spike_.storage", (4, 2, 2, 3), (3, 2, 2, 3)):
+        running.load_state_dict(state)
+
+
+@both
+@pytest.mark.parametrize("pointer", [3, -1, 100])
+def test_state_with_a_pointer_outside(running, kind, pointer):
+    state = running.state_dict()
+    state["spike_.pointer"] = torch.tensor(pointer)
+    with refused(RuntimeError, "spike_.pointer", pointer, "slots 0 to 2"):
+        running.load_state_dict(state)
+
+
+@both
+def test_state_of_another_kind_of_record(running, kind):
+    state = running.state_dict()
+    state["spike_.storage"] = state["spike_.storage"].float()
+    with refused(RuntimeError, "spike_.storage", "torch.float32", "torch.bool"):
+        running.load_state_dict(state)
+
+
+@both
+@pytest.mark.parametrize("key", ["spike_.storage", "spike_.pointer"])
+def test_state_with_something_missing(running, key):
+    state = running.state_dict()
+    del state[key]
+    with refused(RuntimeError, "Missing key", key):
+        running.load_state_dict(state)
+
+
+@both
+def test_state_with_something_unknown(running):
+    state = running.state_dict()
+    state["weight"] = torch.ones(1)
+    with refused(RuntimeError, "Unexpected key", "weight"):
+        running.load_state_dict(state)
+
+
+def test_state_of_the_other_synapse():
+    single, double = make("single"), make("double")
+    for a, b in [(single, double), (double, single)]:
+        with refused(RuntimeError, "Missing key", "Unexpected key"):
+            a.load_state_dict(b.state_dict())
+
+
+# -- not a number ---------------------------------------------------------------------------------
+
+
+@both
+def test_nan_input_stays_with_its_synapse(kind, each_backend, device):
+    """In its element of the batch alone, until the clear; a NaN is not zero, so it spikes."""
+    synapse, clean = (make(kind, 4, delay=2.0, batch_size=2, device=device) for _ in range(2))
+    x = uniform(2, 4, seed=1).float().to(device)
+    poisoned = x.clone()
+    poisoned[1, 2] = NAN
+    bad = poisoned.isnan()
+    for given, reference in [(poisoned, x), (x, x), (x, x)]:
+        y, expected = synapse(given), clean(reference)
+        assert y[bad].isnan().all()
+        assert torch.equal(y[~bad], expected[~bad])
+    assert synapse.spike_.read(3)[bad].all()
+    sel = torch.full((2, 4), 1.5, device=device)
+    assert torch.equal(synapse.current_at(sel).isnan(), bad)
+    synapse.clear()
+    assert not synapse(x).isnan().any()
+
+
+@both
+@pytest.mark.parametrize(
+    ("delay", "overbound"), [(0.0, None), (0.0, True), (2.0, None), (2.0, False), (2.0, True)]
+)
+def test_nan_time(kind, delay, overbound, each_backend, device):
+    """NaN for currents and False for spikes, whatever the overbound values are."""
+    current_overbound = None if overbound is None else float(overbound)
+    synapse = make(
+        kind, 3, delay=delay, device=device,
+        current_overbound=current_overbound, spike_overbound=overbound,
+    )  # fmt: skip
+    for _ in range(3):
+        synapse(torch.ones(1, 3, device=device))
+    sel = torch.full((1, 3, 2), delay / 2, device=device)
+    expected = {name: getattr(synapse, name)(sel) for name in READS[kind]}
+    sel[0, 1, 0] = NAN
+    bad = sel.isnan()
+    for name, clean in expected.items():
+        value = getattr(synapse, name)(sel)
+        assert torch.equal(value[~bad], clean[~bad])
+        assert not value[bad].any() if name == "spike_at" else value[bad].isnan().all()
+
+
+@both
+def test_infinite_time_is_overbound(kind, each_backend, device):
+    sel = torch.tensor([[INF, -INF, 1.0]], device=device)
+    for overbound in (7.0, None):
+        synapse = make(
+            kind, 3, delay=1.0, current_overbound=overbound, spike_overbound=None, device=device
+        )  # fmt: skip
+        synapse(torch.ones(1, 3, device=device))
+        newest = synapse(torch.zeros(1, 3, device=device))
+        y = synapse.current_at(sel)
+        limit = synapse.current_.read(2) if kind == "single" else torch.zeros(1, 3, device=device)
+        expected = [overbound, overbound] if overbound else [limit[0, 0], newest[0, 1]]
+        assert torch.equal(y[0], torch.tensor([*expected, limit[0, 2]], device=device))
+        spike = torch.tensor([[True, False, True]], device=device)
+        assert torch.equal(synapse.spike_at(sel), spike)
+
+
+@both
+def test_nan_time_gives_no_gradient_to_the_record(kind, each_backend, device):
+    x = torch.ones(1, 3, device=device, requires_grad=True)
+    synapse = make(kind, 3, delay=2.0, device=device)
+    synapse(x)
+    synapse(torch.zeros(1, 3, device=device))
+    sel = torch.tensor([[0.5, NAN, 0.5]], device=device, requires_grad=True)
+    value = synapse.current_at(sel)
+    dx, dsel = torch.autograd.grad(value[:, ::2].sum(), (x, sel))
+    assert dx.isfinite().all() and (dx[0, 1] == 0)
+    assert (dsel[0, ::2] != 0).all() and dsel[0, 1] == 0

@@ -1,0 +1,316 @@
+"""The stateless functions: interpolations, and the operations on records."""
+
+import math
+import re
+
+import pytest
+import torch
+from synapses import gradcheck, spikes, uniform
+
+from tritonsyn import functional
+from tritonsyn.functional import ReadRule, Ring
+
+F64 = torch.float64
+KEYWORDS = {
+    "previous": {},
+    "nearest": {},
+    "next": {},
+    "linear": {},
+    "expdecay": {"time_constant": 3.0},
+    "expratedecay": {"rate_constant": 0.4},
+}
+modes = pytest.mark.parametrize("mode", KEYWORDS)
+
+
+# -- interpolations -------------------------------------------------------------------------------
+
+
+@modes
+def test_interpolation_against_inferno(mode, device):
+    """Values, and gradients to both observations and to the time."""
+    theirs = getattr(pytest.importorskip("inferno.functional"), f"interp_{mode}")
+    ours = getattr(functional, f"interp_{mode}")
+    shape, dt = (4, 5, 6), 0.7
+    inputs = [uniform(*shape, seed=seed, low=-1.0).to(device) for seed in (1, 2)]
+    inputs.append(uniform(*shape, seed=3, high=dt).to(device))
+    results = []
+    for function in (ours, theirs):
+        given = [tensor.clone().requires_grad_() for tensor in inputs]
+        value = function(*given, dt, **KEYWORDS[mode])
+        grads = torch.autograd.grad(value.square().sum(), given, allow_unused=True)
+        results.append((value, *(torch.zeros_like(value) if g is None else g for g in grads)))
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-14, atol=1e-14)
+
+
+@modes
+def test_interpolation_at_both_ends_and_in_the_middle(mode):
+    older, newer = torch.tensor([2.0], dtype=F64), torch.tensor([4.0], dtype=F64)
+    at = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=F64)
+    decay, rate = math.exp(-1 / 3), math.exp(-0.4)
+    expected = {
+        "previous": [2.0, 2.0, 2.0, 2.0],
+        "next": [4.0, 4.0, 4.0, 4.0],
+        "nearest": [2.0, 2.0, 4.0, 4.0],
+        "linear": [2.0, 2.0 + 2.0 / 3, 2.0 + 4.0 / 3, 4.0],
+        "expdecay": [2.0 * decay**t for t in range(4)],
+        "expratedecay": [2.0 * rate**t for t in range(4)],
+    }[mode]
+    value = getattr(functional, f"interp_{mode}")(older, newer, at, 3.0, **KEYWORDS[mode])
+    torch.testing.assert_close(value.expand(4), torch.tensor(expected, dtype=F64))
+    middle = torch.tensor([1.5], dtype=F64)
+    assert functional.interp_nearest(older, newer, middle, 3.0) == 2.0
+
+
+@pytest.mark.parametrize("mode", ["previous", "nearest", "next"])
+def test_interpolation_of_spikes(mode):
+    older, newer = torch.tensor([True, True, False]), torch.tensor([False, True, True])
+    value = getattr(functional, f"interp_{mode}")(older, newer, torch.full((3,), 0.7), 1.0)
+    assert value.dtype == torch.bool
+    assert torch.equal(value, older if mode == "previous" else newer)
+
+
+@modes
+def test_interpolation_ignores_other_keywords(mode):
+    """So that one set of keywords serves every mode."""
+    data = [torch.ones(2), torch.zeros(2), torch.full((2,), 0.3)]
+    keywords = {"time_constant": 3.0, "rate_constant": 0.4, "other": None}
+    function = getattr(functional, f"interp_{mode}")
+    assert torch.equal(function(*data, 1.0, **keywords), function(*data, 1.0, **KEYWORDS[mode]))
+
+
+@pytest.mark.parametrize(("mode", "name"), [("expdecay", "time"), ("expratedecay", "rate")])
+def test_interpolation_without_its_constant(mode, name):
+    with pytest.raises(TypeError, match=f"{name}_constant"):
+        getattr(functional, f"interp_{mode}")(torch.ones(2), torch.ones(2), torch.ones(2), 1.0)
+
+
+def test_interpolation_with_a_constant_for_each_element():
+    data, at = torch.ones(2, 3, dtype=F64), torch.full((2, 3), 0.5, dtype=F64)
+    tau = torch.tensor([1.0, 2.0, 4.0], dtype=F64, requires_grad=True)
+    value = functional.interp_expdecay(data, data, at, 1.0, time_constant=tau)
+    torch.testing.assert_close(value, torch.exp(-0.5 / tau).expand(2, 3))
+    (grad,) = torch.autograd.grad(value.sum(), tau)
+    torch.testing.assert_close(grad, 2 * (0.5 / tau**2 * torch.exp(-0.5 / tau)).detach())
+
+
+# -- push and read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_push_and_read(dtype, each_backend, device):
+    record = torch.zeros(3, 2, 4, dtype=dtype, device=device)
+    value = spikes(2, 4, seed=1).to(device)
+    out = functional.push(record, value, 1)
+    assert out is record  # in place
+    assert torch.equal(record[1], value.to(dtype)) and not record[::2].any()
+    again, read = functional.read(record, 1)
+    assert again is record and torch.equal(read, record[1])
+    read.zero_()
+    assert torch.equal(record[1], value.to(dtype))
+
+
+def test_gradients_of_push_and_read(each_backend, device):
+    def program(initial, a, b):
+        record = functional.push(initial * 2.0, a, 0)
+        record, first = functional.read(record, 0)
+        record = functional.push(record, b * first, 0)  # replaces the first
+        record, second = functional.read(record, 0)
+        return first, second, record.square()
+
+    inputs = [uniform(2, 1, 3, seed=0).to(device)]
+    inputs += [uniform(1, 3, seed=seed).to(device) for seed in (1, 2)]
+    assert gradcheck(program, [x.requires_grad_() for x in inputs])
+
+
+RECORD, VALUE = torch.zeros(3, 2, 4), torch.ones(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("record", "value", "slot", "error", "words"),
+    [
+        (RECORD, VALUE, 3, IndexError, "slot is 3, but the record has slots 0 to 2"),
+        (RECORD, VALUE, -1, IndexError, "slot is -1, but the record has slots 0 to 2"),
+        (RECORD, VALUE[:1], 0, ValueError, "value has shape (1, 4), but must have (2, 4)"),
+        (RECORD, VALUE.cfloat(), 0, TypeError, "value must be bool, integer or floating, but is t"),
+        (RECORD, 1.0, 0, TypeError, "value must be a tensor, but a float was given"),
+        (RECORD.int(), VALUE, 0, TypeError, "record is torch.int32, but records are kept in"),
+        (RECORD[0, 0], VALUE, 0, ValueError, "record has shape (4,), but must have (K, B, ...)"),
+        (RECORD.transpose(1, 2), VALUE.t(), 0, ValueError, "but must be contiguous"),
+        ([1.0], VALUE, 0, TypeError, "record must be a tensor, but a list was given"),
+    ],
+)
+def test_errors_of_push(record, value, slot, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        functional.push(record, value, slot)
+    assert not RECORD.any()
+
+
+def test_errors_of_read():
+    with pytest.raises(IndexError, match="slot is 3, but the record has slots 0 to 2"):
+        functional.read(RECORD, 3)
+
+
+# -- step -----------------------------------------------------------------------------------------
+
+
+def ring(components=1, slots=3, shape=(2, 4), dtype=F64, device="cpu", seed=0):
+    """Random records whose pointers all differ."""
+    records = tuple(
+        uniform(slots, *shape, seed=seed + i).to(device=device, dtype=dtype)
+        for i in range(components)
+    )
+    pointers = tuple((1 + i) % slots for i in range(components))
+    marks = torch.zeros(slots, *shape, dtype=torch.bool, device=device)
+    return Ring(records, pointers, marks, slots - 1)
+
+
+def constants(count, shape, per_synapse, device):
+    """Gain and decays: numbers for the group, or one for each synapse."""
+    size = shape if per_synapse else ()
+    values = [uniform(*size, seed=seed, low=0.3, high=0.9) for seed in range(1 + count)]
+    gain, *decays = (value.to(device) for value in values)
+    return gain, decays
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("per_synapse", [False, True])
+def test_step(count, per_synapse, each_backend, device):
+    """``C' = decay * C + gain * x`` into the slot of the pointer, from the slot before it."""
+    state = ring(count, device=device)
+    before = [record.clone() for record in state.components]
+    gain, decays = constants(count, (4,), per_synapse, device)
+    x = uniform(2, 4, seed=5, low=-1.0).to(device)
+    y, records = functional.step(x, state, gain, decays)
+    expected = []
+    for record, old, pointer, decay in zip(records, before, state.pointers, decays, strict=True):
+        new = old[pointer - 1] * decay + gain * x
+        torch.testing.assert_close(record[pointer], new, rtol=1e-15, atol=1e-15)
+        others = [slot for slot in range(3) if slot != pointer]
+        assert torch.equal(record[others], old[others])
+        expected.append(new)
+    assert all(a is b for a, b in zip(records, state.components, strict=True))
+    torch.testing.assert_close(
+        y, expected[0] if count == 1 else expected[0] - expected[1], rtol=1e-14, atol=1e-15
+    )
+    assert state.spikes[2].all() and not state.spikes[:2].any()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("per_synapse", [False, True])
+def test_gradients_of_step(count, per_synapse, each_backend, device):
+    """Two steps in a record of two slots: to input, gain, decays and what the record held."""
+    gain, decays = constants(count, (3,), per_synapse, device)
+
+    def program(x, gain, *rest):
+        decays, initial = rest[:count], rest[count:]
+        records = tuple(record * 1.0 for record in initial)
+        state = ring(count, 2, (1, 3), device=device)
+        pointers = (0,) * count
+        outputs = []
+        for t in range(2):
+            state = Ring(records, pointers, state.spikes, t)
+            y, records = functional.step(x * (t + 1), state, gain, decays)
+            pointers = tuple(1 - pointer for pointer in pointers)
+            outputs.append(y)
+        return *outputs, *records
+
+    initial = [uniform(2, 1, 3, seed=seed).to(device) for seed in (7, 8)][:count]
+    inputs = [uniform(1, 3, seed=6).to(device), gain, *decays, *initial]
+    assert gradcheck(program, [tensor.requires_grad_() for tensor in inputs])
+
+
+def test_step_without_graph(device):
+    state = ring(device=device)
+    gain, decays = constants(1, (4,), False, device)
+    x = torch.ones(2, 4, dtype=F64, device=device, requires_grad=True)
+    y, (record,) = functional.step(x, state, gain, decays, graph=False)
+    assert not y.requires_grad and not record.requires_grad
+
+
+# -- select ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("per_synapse", [False, True])
+def test_select(count, per_synapse, each_backend, device):
+    """Each component from its own pointer with its own rate; the first minus the second."""
+    state = ring(count, slots=4, device=device)
+    size = (4,) if per_synapse else ()
+    rates = [uniform(*size, seed=seed, low=0.1, high=0.5).to(device) for seed in range(count)]
+    sel = torch.tensor([0.0, 0.4, 1.0, 2.7, 3.0, 3.2], dtype=F64, device=device)
+    sel = (sel * 0.5).expand(2, 4, 6)  # half a time unit each step
+    rule = ReadRule("expdecay", 0.5, 1.5, 0.0, -1.0)
+    value, records = functional.select(state.components, sel, rates, state.pointers, rule)
+    assert all(a is b for a, b in zip(records, state.components, strict=True))
+    older, part = [0, 1, 1, 3, 3], [0.0, 0.6, 0.0, 0.3, 0.0]
+    expected = torch.full((2, 4, 6), -1.0, dtype=F64, device=device)
+    for i, (o, f) in enumerate(zip(older, part, strict=True)):
+        taps = [
+            record[(pointer - 1 - o) % 4] * torch.exp(-f * rate)
+            for record, pointer, rate in zip(records, state.pointers, rates, strict=True)
+        ]
+        expected[..., i] = taps[0] if count == 1 else taps[0] - taps[1]
+    torch.testing.assert_close(value, expected, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("count", "overbound", "broadcast"),
+    [(1, 0.0, True), (1, None, False), (2, 0.0, False), (2, None, True)],
+)
+def test_gradients_of_select(count, overbound, broadcast, each_backend, device):
+    """To the records, the times and the rates; none where the time is out of bounds."""
+    rule = ReadRule("expdecay", 0.5, 1.0, 0.0, overbound)
+    pointers = (1, 0)[:count]
+
+    def program(sel, *rest):
+        rates, initial = rest[:count], rest[count:]
+        records = tuple(record * 1.0 for record in initial)
+        value, records = functional.select(records, sel, rates, pointers, rule)
+        return value, *records
+
+    sel = uniform(1 if broadcast else 2, 2, 3, seed=3, low=-0.4, high=1.4)
+    rates = [uniform(2, seed=seed, low=0.1, high=0.5) for seed in range(count)]
+    initial = [uniform(3, 2, 2, seed=5 + seed) for seed in range(count)]
+    inputs = [tensor.to(device).requires_grad_() for tensor in (sel, *rates, *initial)]
+    assert gradcheck(program, inputs)
+
+
+def test_slopes_at_an_observation(each_backend, device):
+    """From the left: of the older segment for ``linear``, ``value / tau`` for ``expdecay``."""
+    record = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=F64, device=device).view(4, 1, 1)
+    sel = torch.tensor([[[0.0, 1.0, 2.0, 3.0]]], dtype=F64, device=device, requires_grad=True)
+    newest_first = torch.tensor([9.0, 4.0, 2.0, 1.0], dtype=F64, device=device)
+    expected = {
+        "linear": torch.tensor([-5.0, -2.0, -1.0, -1.0], dtype=F64, device=device),
+        "expdecay": newest_first * 0.25,
+        "previous": torch.zeros(4, dtype=F64, device=device),
+        "nearest": torch.zeros(4, dtype=F64, device=device),
+        "next": torch.zeros(4, dtype=F64, device=device),
+    }
+    rate = torch.tensor(0.25, dtype=F64, device=device)
+    for mode, slopes in expected.items():
+        rule = ReadRule(mode, 1.0, 3.0)
+        rates = (rate if mode == "expdecay" else None,)
+        value, _ = functional.select((record,), sel, rates, (0,), rule)
+        assert torch.equal(value.detach().flatten(), newest_first), mode
+        (grad,) = torch.autograd.grad(value.sum(), sel)
+        torch.testing.assert_close(grad.flatten(), slopes, rtol=1e-15, atol=0)
+
+
+def test_gradients_are_the_same_on_a_second_backward(each_backend, device):
+    """Backward changes nothing that a further one through the same graph needs."""
+    state = ring(1, device=device)
+    gain, decays = constants(1, (4,), True, device)
+    x = uniform(2, 4, seed=5).to(device).requires_grad_()
+    gain.requires_grad_(), decays[0].requires_grad_()
+    y, records = functional.step(x, state, gain, decays)
+    sel = torch.full((2, 4), 0.5, dtype=F64, device=device)
+    rate = torch.tensor(0.2, dtype=F64, device=device)
+    rule = ReadRule("expdecay", 1.0, 2.0)
+    value, records = functional.select(records, sel, (rate,), (2,), rule)
+    total = y.square().sum() + value.sum() + records[0].square().sum()
+    inputs = (x, gain, decays[0])
+    first = torch.autograd.grad(total, inputs, retain_graph=True)
+    second = torch.autograd.grad(total, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

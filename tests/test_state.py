@@ -1,0 +1,620 @@
+"""State as in any torch module: saved, loaded, copied, converted, and shared with nothing."""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from synapses import COMPONENTS, PHYSICS, both, make, same, snapshot, spikes, uniform
+from torch import nn
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def step(synapse, seed):
+    """One step on random spikes."""
+    return synapse(spikes(*synapse.batchedshape, seed=seed).to(synapse.spike.device))
+
+
+def filled(kind, steps=5, **options):
+    synapse = make(kind, **{"delay": 3.0, "batch_size": 2, **options})
+    for t in range(steps):
+        step(synapse, t)
+    return synapse
+
+
+def through_file(value, **options):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, **options)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "torch.save": lambda module: through_file(module, weights_only=False),
+}
+copies = pytest.mark.parametrize("how", COPIES)
+
+
+def assert_same_run(a, b, steps=5):
+    """Both give the same outputs and reads, bit for bit, and end in the same state."""
+    for t in range(steps):
+        assert torch.equal(step(a, 100 + t), step(b, 100 + t))
+        sel = uniform(*a.batchedshape, 2, seed=t, low=-0.5, high=a.delay + 0.5)
+        sel = sel.to(a.spike.device)
+        assert torch.equal(a.current_at(sel), b.current_at(sel))
+        assert torch.equal(a.spike_at(sel), b.spike_at(sel))
+    assert same(snapshot(a), snapshot(b))
+
+
+def storages(module):
+    """Addresses of all storages of the module's tensors."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+# -- state_dict -----------------------------------------------------------------------------------
+
+
+@both
+def test_keys(kind, device):
+    """Each record's storage and pointer, and the constants that are tensors."""
+    names = [f"{name}_" for name in (*COMPONENTS[kind], "spike")]
+    expected = {f"{name}.{part}" for name in names for part in ("storage", "pointer")}
+    assert set(make(kind, device=device).state_dict()) == expected
+    learned = make(kind, spike_charge=nn.Parameter(torch.tensor(10.0)), device=device)
+    assert set(learned.state_dict()) == expected | {"spike_charge"}
+    fixed = make(kind, spike_charge=torch.ones(3), device=device)
+    assert set(fixed.state_dict()) == expected | {"spike_charge"}
+    assert [name for name, _ in learned.named_parameters()] == ["spike_charge"]
+    assert not list(fixed.parameters())
+
+
+@both
+def test_values(kind, device):
+    synapse = filled(kind, steps=6, device=device)
+    state = synapse.state_dict()
+    for name in (*COMPONENTS[kind], "spike"):
+        record = getattr(synapse, f"{name}_")
+        assert torch.equal(state[f"{name}_.storage"], record.value)
+        assert int(state[f"{name}_.pointer"]) == record.pointer == 6 % 4
+
+
+@both
+@pytest.mark.parametrize("inplace", [False, True])
+def test_resumed_run_continues_bit_for_bit(kind, inplace, device):
+    """Through a file that holds nothing but tensors."""
+    synapse = filled(kind, inplace=inplace, device=device)
+    state = through_file(synapse.state_dict(), weights_only=True)
+    resumed = make(kind, delay=3.0, batch_size=2, inplace=inplace, device=device)
+    assert resumed.load_state_dict(state).missing_keys == []
+    assert_same_run(synapse, resumed)
+
+
+@both
+def test_state_in_memory_does_not_follow(kind, device):
+    synapse = filled(kind, device=device)
+    state, before = synapse.state_dict(), snapshot(synapse)
+    step(synapse, 9)
+    assert same(state, before)
+    synapse.load_state_dict(state)
+    for value in state.values():
+        value.zero_()
+    assert same(snapshot(synapse), before)  # nor does the module follow what it loaded
+
+
+@both
+@pytest.mark.parametrize("keep_vars", [False, True])
+def test_loading_drops_the_graph(kind, keep_vars, device):
+    synapse = make(kind, device=device)
+    synapse(torch.ones(1, 3, device=device, requires_grad=True))
+    synapse.load_state_dict(synapse.state_dict(keep_vars=keep_vars))
+    assert not synapse.current.requires_grad
+
+
+@both
+def test_loading_into_another_dtype_converts(kind, device):
+    state = filled(kind, dtype=torch.float64, device=device).state_dict()
+    other = make(kind, delay=3.0, batch_size=2, dtype=torch.float32, device=device)
+    other.load_state_dict(state)
+    name = COMPONENTS[kind][0]
+    assert getattr(other, name).dtype == torch.float32
+    assert torch.equal(getattr(other, f"{name}_").value, state[f"{name}_.storage"].float())
+
+
+@both
+def test_loading_by_assignment(kind, device):
+    """What a module without data needs; nothing is shared with the state all the same."""
+    source = filled(kind, dtype=torch.float64, device=device)
+    state = source.state_dict()
+    target = make(kind, delay=3.0, batch_size=2, device="meta")
+    target.load_state_dict(state, assign=True)
+    for value in state.values():
+        value.zero_()
+    assert_same_run(source, target)
+
+
+@both
+def test_not_strict_takes_what_is_there(kind, device):
+    """A record with half of its state keeps all of its own."""
+    source, target = filled(kind, device=device), filled(kind, steps=2, device=device)
+    before, state = snapshot(target), source.state_dict()
+    del state["spike_.pointer"]
+    state["other"] = torch.ones(1)
+    result = target.load_state_dict(state, strict=False)
+    assert result.missing_keys == ["spike_.pointer"]
+    assert result.unexpected_keys == ["other"]
+    after = snapshot(target)
+    assert torch.equal(after["spike_.storage"], before["spike_.storage"])
+    assert torch.equal(after["spike_.pointer"], before["spike_.pointer"])
+    name = COMPONENTS[kind][0]
+    assert torch.equal(after[f"{name}_.storage"], state[f"{name}_.storage"])
+
+
+@both
+def test_damaged_files(kind):
+    file = io.BytesIO()
+    torch.save(filled(kind).state_dict(), file)
+    whole = file.getvalue()
+    target = filled(kind, steps=2)
+    before = snapshot(target)
+    for damaged in (whole[: len(whole) // 2], b"", whole[100:]):
+        with pytest.raises((RuntimeError, EOFError, pickle.UnpicklingError)):
+            target.load_state_dict(torch.load(io.BytesIO(damaged), weights_only=True))
+    assert same(snapshot(target), before)
+
+
+@both
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("spike_.storage", None),
+        ("spike_.storage", [1.0]),
+        ("spike_.pointer", None),
+        ("spike_.pointer", "first"),
+        ("spike_.pointer", torch.zeros(2)),
+        ("spike_.pointer", torch.tensor(float("nan"))),
+    ],
+)
+def test_damaged_entries(kind, key, value):
+    """Values that are no state of a record are refused, and nothing is taken over."""
+    target = filled(kind, steps=2)
+    before, state = snapshot(target), filled(kind).state_dict()
+    state[key] = value
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=key.replace(".", r"\.")):
+        target.load_state_dict(state)
+    assert same(snapshot(target), before)
+
+
+@both
+def test_constants_that_are_tensors_are_state(kind, device):
+    source = make(kind, spike_charge=torch.tensor([1.0, 2.0, 3.0]), device=device)
+    target = make(kind, spike_charge=torch.ones(3), device=device)
+    target.load_state_dict(source.state_dict())
+    assert target.spike_charge.tolist() == [1.0, 2.0, 3.0]
+    x = torch.ones(1, 3, device=device)
+    assert torch.equal(source(x), target(x))
+
+
+def network(kind, batch_size=2):
+    synapse = make(kind, delay=2.0, batch_size=batch_size)
+    return nn.Sequential(nn.Linear(4, 3), synapse, nn.Linear(3, 2))
+
+
+@both
+def test_inside_a_network(kind):
+    """Keys carry the place, states of it load, and a refusal names the place."""
+    torch.manual_seed(0)
+    net, other = network(kind), network(kind)
+    x = uniform(2, 4, seed=1).float()
+    with torch.no_grad():
+        for _ in range(3):
+            net(x)
+        assert "1.spike_.pointer" in net.state_dict()
+        other.load_state_dict(through_file(net.state_dict(), weights_only=True))
+        assert torch.equal(net(x), other(x))
+    with pytest.raises(RuntimeError, match=rf"1\.{COMPONENTS[kind][0]}_\.storage.*\(3, 2, 3\)"):
+        network(kind, batch_size=3).load_state_dict(net.state_dict())
+
+
+@both
+def test_training_inside_a_network(kind):
+    """A step of an optimiser through several time steps, twice, with the state cleared between."""
+    torch.manual_seed(0)
+    net = network(kind)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = [parameter.clone() for parameter in net.parameters()]
+    losses = []
+    for _ in range(2):
+        net[1].clear()
+        loss = sum((net(uniform(2, 4, seed=t).float()) - 1.0).square().mean() for t in range(4))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    for parameter, old in zip(net.parameters(), before, strict=True):
+        assert not torch.equal(parameter, old)
+
+
+# -- copies ---------------------------------------------------------------------------------------
+
+
+@both
+@copies
+@pytest.mark.parametrize("inplace", [False, True])
+def test_copy_continues_and_shares_nothing(kind, how, inplace, device):
+    synapse = filled(kind, inplace=inplace, device=device)
+    twin = COPIES[how](synapse)
+    assert type(twin) is type(synapse)
+    assert not storages(twin) & storages(synapse)
+    before = snapshot(twin)
+    step(synapse, 50), step(synapse, 51)
+    assert same(snapshot(twin), before)
+    step(twin, 50), step(twin, 51)
+    assert_same_run(synapse, twin)
+
+
+@both
+@copies
+def test_copy_while_a_graph_is_recorded(kind, how, device):
+    """The copy holds the values without the graph; the original's backward still works."""
+    charge = nn.Parameter(torch.tensor(10.0))
+    synapse = make(kind, delay=2.0, spike_charge=charge, device=device)
+    x = torch.ones(1, 3, device=device, requires_grad=True)
+    synapse(x)
+    twin = COPIES[how](synapse)
+    assert not storages(twin) & storages(synapse)
+    assert same(snapshot(twin), snapshot(synapse))
+    assert not any(buffer.requires_grad for buffer in twin.buffers())
+    assert isinstance(twin.spike_charge, nn.Parameter) and twin.spike_charge is not charge
+    total = synapse(x).sum()
+    twin(torch.zeros(1, 3, device=device))
+    total.backward()
+    assert charge.grad is not None and (x.grad != 0).all()
+    assert twin.spike_charge.grad is None
+
+
+@both
+def test_copied_states_are_values(kind, device):
+    """Also of a recorded graph: plain tensors."""
+    synapse = make(kind, device=device)
+    synapse(torch.ones(1, 3, device=device, requires_grad=True))
+    state = copy.deepcopy(synapse.state_dict())
+    assert not any(value.requires_grad for value in state.values())
+
+
+@both
+@copies
+def test_copy_keeps_what_was_given(kind, how):
+    options = {"interp_tol": 0.1, "current_overbound": None, "spike_overbound": True}
+    synapse = make(
+        kind, (2, 2), 0.5, delay=2.0, batch_size=3, inplace=True, spike_interp_mode="nearest",
+        dtype=torch.float64, backend="reference", **options,
+    )  # fmt: skip
+    twin = COPIES[how](synapse)
+    for name in ("shape", "dt", "delay", "batchsz", "inplace", "backend", *PHYSICS[kind]):
+        assert getattr(twin, name) == getattr(synapse, name)
+    assert repr(twin) == repr(synapse)
+    assert_same_run(synapse, twin)
+
+
+# -- conversion -----------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", ["to", "method"])
+def test_to_dtype(kind, dtype, way, device):
+    """Currents are converted, spikes stay bool, the pointer stays, the module runs on."""
+    synapse = filled(kind, device=device)
+    old = {name: getattr(synapse, f"{name}_").value.clone() for name in COMPONENTS[kind]}
+    pointer, spike = synapse.spike_.pointer, synapse.spike_.value.clone()
+    if way == "to":
+        assert synapse.to(dtype) is synapse
+    else:
+        method = {torch.float64: "double", torch.float32: "float", torch.float16: "half"}
+        getattr(synapse, method.get(dtype, "bfloat16"))()
+    for name in COMPONENTS[kind]:
+        assert torch.equal(getattr(synapse, f"{name}_").value, old[name].to(dtype))
+        assert getattr(synapse, f"{name}_").pointer == pointer
+    assert torch.equal(synapse.spike_.value, spike) and synapse.spike_.pointer == pointer
+    y = step(synapse, 7)
+    assert y.dtype == dtype
+    assert synapse.current_at(torch.ones(2, 3, device=device)).dtype == dtype
+    synapse.clear()
+    synapse.delay = 1.0
+    assert step(synapse, 8).dtype == dtype
+
+
+@both
+def test_conversion_makes_the_steps_of_that_dtype(kind, device):
+    """A module made in float64 and one converted to it compute the same."""
+    made = make(kind, delay=3.0, batch_size=2, dtype=torch.float64, device=device)
+    converted = make(kind, delay=3.0, batch_size=2, device=device).double()
+    assert_same_run(made, converted)
+
+
+@both
+def test_conversion_in_the_middle_of_a_graph(kind, device):
+    """The run goes on in the new dtype, and gradients pass through the conversion."""
+    grads = []
+    for convert in (torch.nn.Module.double, torch.nn.Module.float):
+        synapse = make(kind, device=device)
+        x = torch.ones(1, 3, device=device, requires_grad=True)
+        synapse(x)
+        convert(synapse)
+        y = synapse(torch.zeros(1, 3, device=device))
+        grads += torch.autograd.grad(y.sum(), x)
+    assert grads[0].abs().min() > 0
+    torch.testing.assert_close(*grads, rtol=1e-6, atol=0)
+
+
+@both
+def test_to_another_device_and_back(kind):
+    """To the device without data: shapes stay, and a fresh state can be loaded after."""
+    synapse = filled(kind)
+    state = synapse.state_dict()
+    moved = copy.deepcopy(synapse).to("meta")
+    assert moved.spike_.value.is_meta and moved.spike_.recordsz == 4
+    back = moved.to_empty(device="cpu")
+    back.load_state_dict(state)
+    assert_same_run(synapse, back)
+
+
+@pytest.mark.gpu
+@both
+def test_to_the_gpu_and_back(kind):
+    synapse = filled(kind)
+    moved = copy.deepcopy(synapse).cuda()
+    sel = uniform(2, 3, seed=1, high=3.0)
+    y = moved.current_at(sel.cuda())
+    assert y.is_cuda
+    torch.testing.assert_close(y.cpu(), synapse.current_at(sel), rtol=1e-5, atol=1e-5)
+    back = moved.cpu()
+    assert same(snapshot(back), snapshot(synapse))
+
+
+@both
+def test_training_flags_and_iteration(kind):
+    """``train``, ``eval``, ``apply``, ``requires_grad_``: nothing special."""
+    synapse = make(kind, spike_charge=nn.Parameter(torch.tensor(10.0)))
+    seen = []
+    synapse.eval().apply(lambda module: seen.append(type(module).__name__))
+    assert not synapse.training and not synapse.spike_.training
+    assert seen.count("RecordTensor") == len(COMPONENTS[kind]) + 1
+    assert not synapse.requires_grad_(False).spike_charge.requires_grad
+
+
+# -- changes --------------------------------------------------------------------------------------
+
+
+def at_rest(synapse, kind):
+    records = [getattr(synapse, f"{name}_") for name in (*COMPONENTS[kind], "spike")]
+    return all(not record.value.any() and record.pointer == 0 for record in records)
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "value", "shape"),
+    [
+        ("batchsz", 5, (4, 5, 3)),
+        ("batchsz", 2, (4, 2, 3)),
+        ("dt", 0.5, (7, 2, 3)),
+        ("dt", 1.0, (4, 2, 3)),
+        ("delay", 1.0, (2, 2, 3)),
+        ("delay", 0.0, (1, 2, 3)),
+        ("delay", 3.0, (4, 2, 3)),
+        ("delay", 2.5, (4, 2, 3)),
+    ],
+)
+def test_setters_rebuild_and_clear(kind, name, value, shape, device):
+    synapse = filled(kind, dtype=torch.float64, device=device)
+    setattr(synapse, name, value)
+    assert getattr(synapse, name) == value
+    assert at_rest(synapse, kind)
+    for record in synapse.children():
+        assert tuple(record.value.shape) == shape
+        assert record.value.device.type == device.type
+        assert (record.dt, record.duration) == (synapse.dt, synapse.delay)
+    options = {"step_time": synapse.dt, "delay": synapse.delay, "batch_size": synapse.batchsz}
+    assert_same_run(synapse, make(kind, **options, dtype=torch.float64, device=device))
+
+
+@both
+@pytest.mark.parametrize(
+    ("delay", "dt", "slots"),
+    [
+        (0.0, 1.0, 1), (1.0, 1.0, 2), (1.5, 1.0, 3), (0.3, 0.1, 4), (0.7, 0.1, 8), (1.1, 0.1, 12),
+        (6.0, 0.3, 21), (1e-9, 1.0, 1), (1.00001, 1.0, 3), (0.5, 1.0, 2),
+    ],
+)  # fmt: skip
+def test_number_of_slots(kind, delay, dt, slots):
+    """``ceil(delay / dt) + 1``, a quotient within 1e-6 of an integer taken as that."""
+    assert make(kind, step_time=dt, delay=delay).spike_.recordsz == slots
+
+
+@both
+def test_clear_is_the_state_of_a_new_module(kind, device):
+    synapse = filled(kind, device=device)
+    synapse.clear(keep_adaptations=True)  # other keywords are ignored
+    assert at_rest(synapse, kind)
+    assert_same_run(synapse, make(kind, delay=3.0, batch_size=2, device=device))
+
+
+@both
+def test_graph_is_freed_by_clear(kind, device):
+    """Nothing keeps what an earlier run recorded, such as the inputs of a learned charge."""
+    charge = nn.Parameter(torch.tensor(10.0, device=device))
+    synapse = make(kind, delay=2.0, spike_charge=charge, device=device)
+    x = torch.ones(1, 3, device=device)
+    kept = weakref.ref(x)
+    synapse(x)
+    del x
+    gc.collect()
+    assert kept() is not None
+    synapse.clear()
+    gc.collect()
+    assert kept() is None
+
+
+@both
+def test_detach_state_truncates(kind, device):
+    synapse = make(kind, delay=2.0, device=device)
+    x = torch.ones(1, 3, device=device, requires_grad=True)
+    y = synapse(x)
+    before = snapshot(synapse)
+    synapse.detach_state()
+    assert same(snapshot(synapse), before)
+    z = torch.ones(1, 3, device=device, requires_grad=True)
+    total = synapse(z).sum() + synapse.current_at(torch.full((1, 3), 0.5, device=device)).sum()
+    dx, dz = torch.autograd.grad(total, (x, z), allow_unused=True)
+    assert dx is None and dz is not None
+    assert torch.autograd.grad(y.sum(), x)[0] is not None  # what came before is not lost
+
+
+@both
+def test_streaming_records_no_graph(kind, device):
+    """``inplace=True`` with learned constants and inputs that require gradients."""
+    synapse = make(
+        kind, delay=2.0, inplace=True, spike_charge=nn.Parameter(torch.tensor(10.0)), device=device
+    )
+    x = torch.ones(1, 3, device=device, requires_grad=True)
+    assert not synapse(x).requires_grad and not synapse.current.requires_grad
+    synapse.inplace = False
+    assert synapse.inplace is False and synapse(x).requires_grad
+    synapse.inplace = True
+    assert not synapse(x).requires_grad and not synapse.current.requires_grad
+
+
+@both
+def test_no_grad_records_no_graph(kind, device):
+    synapse = make(kind, delay=2.0, device=device)
+    x = torch.ones(1, 3, device=device, requires_grad=True)
+    synapse(x)
+    with torch.no_grad():
+        assert not synapse(x).requires_grad
+    assert not synapse.current.requires_grad
+    with torch.inference_mode():
+        assert synapse(x).is_inference()
+
+
+def use(synapse, name, value):
+    """One step and one read; before it whatever ``name`` says."""
+    match name:
+        case "construct":
+            synapse = make(value, delay=2.0, device=synapse.spike.device)
+        case "clear":
+            synapse.clear()
+        case "load":
+            synapse.load_state_dict(synapse.state_dict())
+        case "align":
+            for record in synapse.children():
+                record.align(1)
+        case "writerange":
+            synapse.spike_.writerange(torch.ones(*synapse.batchedshape, 2).to(synapse.spike))
+        case "first":
+            pass
+        case _:
+            setattr(synapse, name, value)
+    step(synapse, 1)
+    synapse.current_at(torch.full(synapse.batchedshape, 0.5, device=synapse.spike.device))
+    return synapse
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("first", 0), ("construct", 0), ("clear", 0), ("load", 0), ("align", 0), ("writerange", 0),
+     ("batchsz", 3), ("dt", 0.5), ("delay", 1.0), ("spike_charge", 3.0)],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_training_after_evaluation(kind, name, value, mode, device):
+    """Whatever is done in inference mode, the module can be trained afterwards."""
+    synapse = make(kind, delay=2.0, device=device)
+    with mode():
+        synapse = use(synapse, name, kind if name == "construct" else value)
+    x = torch.ones(synapse.batchedshape, device=device, requires_grad=True)
+    synapse(x)
+    sel = torch.full_like(x, 0.25).requires_grad_()
+    total = synapse(x).sum() + synapse.current_at(sel).sum()
+    assert all((grad != 0).any() for grad in torch.autograd.grad(total, (x, sel)))
+
+
+@both
+def test_looking_without_grad_keeps_the_graph(kind, device):
+    """Reads and saved states under ``no_grad``, between the steps of a training run."""
+    grads = []
+    for look in (False, True):
+        synapse = make(kind, delay=2.0, device=device)
+        x = torch.ones(1, 3, device=device, requires_grad=True)
+        synapse(x)
+        if look:
+            with torch.no_grad():
+                synapse.current, synapse.state_dict(), copy.deepcopy(synapse)
+                assert not synapse.current_at(torch.ones_like(x)).requires_grad
+        grads += torch.autograd.grad(synapse(torch.zeros_like(x)).sum(), x)
+    assert torch.equal(*grads) and (grads[0] != 0).all()
+
+
+@both
+def test_mutating_what_went_in_changes_nothing(kind, device):
+    """Inputs and assigned values are copied."""
+    synapse = make(kind, delay=2.0, dtype=torch.float64, device=device)
+    x = torch.ones(1, 3, dtype=torch.float64, device=device)
+    synapse(x)
+    value = torch.full((1, 3), 5.0, dtype=torch.float64, device=device)
+    for name in COMPONENTS[kind]:
+        setattr(synapse, name, value)
+    charge = torch.ones(3)
+    synapse.spike_charge = charge
+    before = snapshot(synapse)
+    x.zero_(), value.zero_(), charge.zero_()
+    assert same(snapshot(synapse), before)
+
+
+@both
+def test_gradient_flows_through_an_assigned_value(kind, device):
+    """The initial state can be learned."""
+    synapse = make(kind, delay=2.0, dtype=torch.float64, device=device)
+    initial = torch.ones(1, 3, dtype=torch.float64, device=device, requires_grad=True)
+    setattr(synapse, COMPONENTS[kind][0], initial)
+    y = synapse(torch.zeros(1, 3, device=device))
+    (grad,) = torch.autograd.grad(y.sum(), initial)
+    tau = {"single": 5.0, "double": 6.0}[kind]
+    expected = torch.exp(torch.tensor(-1.0 / tau, dtype=torch.float64)).expand(1, 3).to(device)
+    torch.testing.assert_close(grad, expected, rtol=1e-15, atol=0)
+
+
+@both
+def test_members(kind, device):
+    synapse = make(kind, [2, 3], 0.5, delay=1.0, batch_size=4, device=device)
+    assert synapse.shape == (2, 3) and synapse.count == 6 and synapse.batchedshape == (4, 2, 3)
+    assert (synapse.batchsz, synapse.dt, synapse.delay) == (4, 0.5, 1.0)
+    assert synapse.inplace is False and synapse.backend is None
+    assert make(kind, 5).shape == (5,)
+    for name, value in PHYSICS[kind].items():
+        assert getattr(synapse, name) == value and f"{name}={value}" in repr(synapse)
+    assert "(2, 3), step_time=0.5" in repr(synapse)
+
+
+@both
+def test_numbers_of_numpy(kind):
+    """They are numbers like any others."""
+    np = pytest.importorskip("numpy")
+    physics = {name: np.float32(value) for name, value in PHYSICS[kind].items()}
+    synapse = make(kind, np.int64(3), np.float64(1.0), **physics, delay=np.int32(2))
+    assert repr(synapse) == repr(make(kind, 3, delay=2.0))
+    assert_same_run(synapse, make(kind, 3, delay=2.0))
+
+
+@both
+def test_other_keywords_of_forward_are_ignored(kind, device):
+    x = spikes(1, 3).to(device)
+    plain, other = make(kind, device=device), make(kind, device=device)
+    assert torch.equal(plain(x), other(x, x, trainable=True, anything=None))
