@@ -17,6 +17,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import KernelInterface
 
 from tritonsyn import kernels
 from tritonsyn.kernels.signatures import SIGNATURES, Variant
@@ -24,21 +25,18 @@ from tritonsyn.kernels.signatures import SIGNATURES, Variant
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def all_kernels() -> dict[str, triton.JITFunction]:
+def all_kernels() -> dict[str, KernelInterface]:
     """Every kernel of every module in ``kernels``."""
     found = {}
     for module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
         for name, value in vars(importlib.import_module(module.name)).items():
-            if name.endswith("_kernel") and isinstance(value, triton.JITFunction):
+            if name.endswith("_kernel") and isinstance(value, KernelInterface):
                 found[name] = value
     return found
 
 
-def source(kernel: triton.JITFunction, variant: Variant) -> ASTSource:
+def source(kernel: KernelInterface, variant: Variant) -> ASTSource:
     """The kernel with the types and constants of a variant, as a launch specialises it."""
-    missing = set(kernel.arg_names) ^ (set(variant.types) | set(variant.constants))
-    if missing:
-        raise TypeError(f"arguments that only one of kernel and signature has: {sorted(missing)}")
     signature = {name: variant.types.get(name, "constexpr") for name in kernel.arg_names}
     special = {p.name for p in kernel.params if not p.do_not_specialize}
     attributes = {

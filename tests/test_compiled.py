@@ -21,9 +21,7 @@ def learned(cls, device, capturable):
         constants["time_constant"] = slow
     else:
         constants |= {"tc_decay": slow, "tc_rise": 2.0}
-    return cls(
-        3, 1.0, delay=3.0, batch_size=2, device=device, capturable=capturable, **constants
-    )
+    return cls(3, 1.0, delay=3.0, batch_size=2, device=device, capturable=capturable, **constants)
 
 
 OPERATIONS = {

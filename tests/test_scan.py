@@ -1,4 +1,4 @@
-"""Sequence scans: against a filter, against stepping, every split, gradients, edges of the tiles."""
+"""Sequence scans: against filters, stepping and every split; gradients; edges of the tiles."""
 
 import pytest
 import torch
