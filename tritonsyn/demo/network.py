@@ -1,152 +1,100 @@
-"""The network: delayed dense layers of both synapses, with snnTorch's neurons between them."""
+"""A network whose memory is its delays: two delayed dense layers and spiking neurons."""
 
-import math
+from typing import Any
 
+import snntorch
 import torch
-from snntorch import Leaky, surrogate
+from snntorch import surrogate
 from torch import nn
 
-from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent
+from ..modules.synapse import DoubleExponentialCurrent, SingleExponentialCurrent
+from .data import INPUTS, QUIET_STEPS, STEP_TIME
 
-from .data import CLASSES, INPUTS, SCAN_STEPS, STEP_TIME
-
-Synapse = SingleExponentialCurrent | DoubleExponentialCurrent
-
+HIDDEN = 128
+CLASSES = 10
 CHARGE = 7.0
 """Charge of a spike, pC."""
-TIME_CONSTANT = 1.7
-"""Of the single-exponential synapses, ms: much shorter than the scan of an image."""
-TC_DECAY, TC_RISE = 4.0, 1.0
-"""Of the double-exponential synapses, ms."""
-MAX_DELAYS = (26.0, 20.0)
-"""Longest delay of the first and the second layer, ms."""
-FIRST_DELAYS = 0.2
-"""Part of the longest delay that delays are drawn from before training."""
-GAINS = (0.6, 0.1)
-"""Standard deviation of the first weights of each layer, over that of unit-variance sums."""
-DECAYS = (0.5, 0.9)
-"""What the membranes of hidden neurons and of outputs keep from one step to the next."""
-SLOPE = 10.0
-"""Steepness of the surrogate gradient of a spike."""
 
 
 class DelayedDense(nn.Module):
-    r"""Every input reaches every output with a weight and a delay of its own.
+    """A dense layer with a learned delay on every connection.
 
-    .. math:: y_o(t) = b_o + \sum_i w_{oi}\, I_i(t - d_{oi})
-
-    The synapse turns the spikes of an input into one current :math:`I_i`, nA, which each output
-    reads at its own time before the present.
-
-    Args:
-        synapse: a group of ``I`` synapses; its longest delay bounds the delays.
-        outputs: number of outputs ``O``.
-        gain: standard deviation of the weights, times ``sqrt(I)``.
-        learn_delays: whether delays are drawn and learned; else all are zero and stay so. What
-            else is drawn does not depend on it.
-        generator: draws weights and delays.
+    ``y[t, b, o] = bias[o] + sum_i weight[o, i] * I_i(t - delay[i, o])``, where ``I`` are the
+    currents (nA) of a group of synapses. ``delay [1, in, out]`` is in ms.
     """
 
     def __init__(
-        self,
-        synapse: Synapse,
-        outputs: int,
-        *,
-        gain: float,
-        learn_delays: bool,
-        generator: torch.Generator,
-    ) -> None:
+        self, synapse: SingleExponentialCurrent | DoubleExponentialCurrent, outputs: int,
+        weight_scale: float, frozen: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
-        size = (outputs, synapse.count)
-        weight = torch.randn(size, generator=generator) * gain / math.sqrt(synapse.count)
-        delay = torch.rand(size, generator=generator) * FIRST_DELAYS * synapse.delay
+        inputs = synapse.count
         self.synapse = synapse
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * weight_scale / inputs**0.5)
         self.bias = nn.Parameter(torch.zeros(outputs))
+        # Drawn also where frozen, so that both networks start from the same weights.
+        delay = torch.rand(1, inputs, outputs) * synapse.delay
         self.delay = nn.Parameter(
-            delay if learn_delays else torch.zeros(size), requires_grad=learn_delays
+            torch.zeros_like(delay) if frozen else delay, requires_grad=not frozen
         )
 
-    def scan(self, x: torch.Tensor) -> torch.Tensor:
-        """Inputs ``[T, B, I]`` to outputs ``[T, B, O]``; goes on from the synapse's state."""
-        _, delayed = self.synapse.scan_at(x, self.delay.t().unsqueeze(0))
-        return (delayed * self.weight.t()).sum(-2) + self.bias
+    def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Spikes ``[T, B, in]`` to inputs of the next neurons ``[T - first, B, out]``, nA."""
+        synapse = self.synapse
+        synapse.clear()
+        if synapse.batchsz != x.shape[1]:
+            synapse.batchsz = x.shape[1]
+        if first:
+            synapse.scan(x[:first])
+        _, delayed = synapse.scan_at(x[first:], self.delay)
+        return torch.einsum("tbio,oi->tbo", delayed, self.weight) + self.bias
 
     @torch.no_grad()
-    def bound_delays(self) -> None:
-        """Puts delays that left ``[0, longest delay]`` back on its edge."""
+    def clamp_delays(self) -> None:
+        """Brings every delay back to between 0 and the longest that the synapse keeps."""
         self.delay.clamp_(0.0, self.synapse.delay)
 
 
 class Network(nn.Module):
-    """Spikes of a scanned image to the evidence for each digit, read when the scan is over.
+    """Single-exponential synapses, leaky spiking neurons, double-exponential synapses, readout.
 
-    Single-exponential synapses and their delays drive leaky neurons that spike;
-    double-exponential synapses and theirs drive one leaky membrane per digit, which starts at rest
-    when the last row has passed: only what synapses keep and delays bring back can reach it.
-
-    Args:
-        hidden: number of hidden neurons ``H``.
-        learn_delays: as for :class:`DelayedDense`.
-        seed: of the first weights and delays.
+    The classes' membranes are read in the quiet steps after the last row only: what an early row
+    said must have waited somewhere, in a delay or in the slow tail of a current.
     """
 
-    def __init__(self, hidden: int, *, learn_delays: bool, seed: int) -> None:
+    def __init__(self, frozen: bool = False) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.first = DelayedDense(
-            SingleExponentialCurrent(
-                INPUTS, STEP_TIME, spike_charge=CHARGE, time_constant=TIME_CONSTANT,
-                delay=MAX_DELAYS[0],
-            ),
-            hidden, gain=GAINS[0], learn_delays=learn_delays, generator=generator,
-        )  # fmt: skip
-        self.second = DelayedDense(
-            DoubleExponentialCurrent(
-                hidden, STEP_TIME, spike_charge=CHARGE, tc_decay=TC_DECAY, tc_rise=TC_RISE,
-                delay=MAX_DELAYS[1],
-            ),
-            CLASSES, gain=GAINS[1], learn_delays=learn_delays, generator=generator,
-        )  # fmt: skip
-        self.neurons = Leaky(beta=DECAYS[0], spike_grad=surrogate.fast_sigmoid(slope=SLOPE))
-        self.outputs = Leaky(beta=DECAYS[1], reset_mechanism="none")
-
-    @property
-    def layers(self) -> tuple[DelayedDense, DelayedDense]:
-        """Both layers, in order."""
-        return self.first, self.second
+        fast = SingleExponentialCurrent(
+            INPUTS, STEP_TIME, spike_charge=CHARGE, time_constant=1.7, delay=26.0
+        )
+        slow = DoubleExponentialCurrent(
+            HIDDEN, STEP_TIME, spike_charge=CHARGE, tc_decay=4.0, tc_rise=1.0, delay=20.0
+        )
+        self.hidden = DelayedDense(fast, HIDDEN, weight_scale=0.6, frozen=frozen)
+        self.readout = DelayedDense(slow, CLASSES, weight_scale=0.1, frozen=frozen)
+        self.neurons = snntorch.Leaky(beta=0.5, spike_grad=surrogate.fast_sigmoid(slope=10))
+        self.classes = snntorch.Leaky(beta=0.9, reset_mechanism="none")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Spikes ``[T, B, I]`` to evidence ``[B, classes]``: the mean potential of the answer."""
-        self.rest(x.shape[1])
-        spikes = self.hidden_spikes(x)
-        self.second.synapse.scan(spikes[:SCAN_STEPS])
-        _, potentials = run_neurons(self.outputs, self.second.scan(spikes[SCAN_STEPS:]))
-        return potentials.mean(0)
-
-    def rest(self, batch_size: int) -> None:
-        """Puts the synapses to rest, for batches of this size."""
-        for layer in self.layers:
-            if layer.synapse.batchsz != batch_size:
-                layer.synapse.batchsz = batch_size
-            layer.synapse.clear()
+        """Spikes ``[T, B, 16]`` to the classes' mean membrane in the quiet steps, ``[B, 10]``."""
+        currents = self.readout(self.hidden_spikes(x), first=len(x) - QUIET_STEPS)
+        return _run(self.classes, currents)[1].mean(0)
 
     def hidden_spikes(self, x: torch.Tensor) -> torch.Tensor:
-        """Input spikes ``[T, B, I]`` to the hidden neurons' ``[T, B, H]``."""
-        return run_neurons(self.neurons, self.first.scan(x))[0]
+        """Spikes of the hidden neurons, ``[T, B, 128]``."""
+        return _run(self.neurons, self.hidden(x))[0]
 
-    def bound_delays(self) -> None:
-        """Puts all delays back into their bounds."""
-        for layer in self.layers:
-            layer.bound_delays()
+    def layers(self) -> tuple[DelayedDense, DelayedDense]:
+        """The delayed layers, first to last."""
+        return self.hidden, self.readout
 
 
-def run_neurons(neurons: Leaky, currents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spikes and potentials ``[T, B, N]`` of neurons at rest that currents ``[T, B, N]`` drive."""
-    potential = neurons.reset_mem()
+def _run(neurons: Any, currents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spikes and membranes ``[T, B, n]`` of snnTorch neurons that receive these currents."""
+    membrane = neurons.init_leaky()
     steps = []
     for current in currents:
-        spikes, potential = neurons(current, potential)
-        steps.append((spikes, potential))
-    spikes, potentials = (torch.stack(each) for each in zip(*steps, strict=True))
-    return spikes, potentials
+        spike, membrane = neurons(current, membrane)
+        steps.append((spike, membrane))
+    spikes, membranes = zip(*steps, strict=True)
+    return torch.stack(spikes), torch.stack(membranes)

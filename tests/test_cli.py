@@ -1,0 +1,67 @@
+"""The command line: what it tells and how it refuses."""
+
+import json
+
+import pytest
+
+from tritonsyn import cli
+
+
+def test_info_tells_versions_devices_and_backends(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("versions", "torch", "devices", "backend", "caches", "TRITONSYN_BACKEND"):
+        assert word in out
+
+
+def test_info_as_json(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["caches"]["compiled kernels"] == str(tmp_path)
+    assert facts["backend"]["default"] == "reference"
+    assert facts["backend"]["cpu"].startswith("reference: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1, but is 0"),
+        (["--seed", "-1"], "--seed must be in 0 to 2**32 - 1, but is -1"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+    ],
+)
+def test_the_demo_refuses_in_one_line(capsys, tmp_path, arguments, message):
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_refuses_a_folder_it_cannot_make(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_the_demo_names_the_extra_that_is_missing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(cli._DEMO_NEEDS, "no_such_module", "no-such-package")
+    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
+    assert "pip install 'tritonsyn[demo]'" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_quietly(capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_facts", interrupt)
+    assert cli.main(["info"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"]])
+def test_an_unknown_command_is_refused(arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
