@@ -59,7 +59,7 @@ def simulate() -> tuple[Curves, torch.Tensor, Curves]:
         ),
     }
     currents = {name: synapse.scan(x).flatten() for name, synapse in synapses.items()}
-    ago = torch.linspace(0.0, PRESENT, 59 * 100 + 1)
+    ago = torch.linspace(0.0, PRESENT, 100 * int(PRESENT) + 1)
     reads = {name: s.current_at(ago.view(1, 1, -1)).flatten() for name, s in synapses.items()}
     return currents, ago, reads
 
@@ -82,7 +82,9 @@ def draw_currents(axes: Axes, ago: torch.Tensor, reads: Curves) -> None:
     axes.set_ylim(0, 3)
     axes.text(1, 2.65, "single exponential", color=SINGLE, weight="bold")
     axes.text(1, 2.35, "double exponential", color=DOUBLE, weight="bold")
-    axes.text(PRESENT - DELAY + 0.5, 2.72, "recorded:\nthe last 12 ms", va="center", fontsize=10)
+    axes.text(
+        PRESENT - DELAY + 0.5, 2.72, f"recorded:\nthe last {DELAY:g} ms", va="center", fontsize=10
+    )
 
 
 def draw_window(axes: Axes) -> None:

@@ -14,6 +14,16 @@ def position(pointer):
 
 
 @triton.jit
+def store_as(ptrs, value, mask):
+    """Stores a value in the dtype of its destination."""
+    element: tl.constexpr = ptrs.dtype.scalar.element_ty
+    if value.dtype == tl.float64 and element == tl.bfloat16:
+        # By way of float32: the interpreter gets the direct conversion wrong.
+        value = value.to(tl.float32)
+    tl.store(ptrs, value.to(element), mask=mask)
+
+
+@triton.jit
 def ring_slot(pointer, offset, K):
     """Slot ``(pointer - offset) mod K`` for ``0 <= offset <= K``."""
     slot = pointer - offset

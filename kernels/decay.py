@@ -8,7 +8,7 @@ recurrences over one input, ``y = pos - neg``.
 import triton
 import triton.language as tl
 
-from .common import coefficient
+from .common import coefficient, store_as
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def exp_scan_kernel(
                 if DOUBLE and neg_tail_ptr is not None:
                     tl.store(neg_tail_ptr + tail, neg, mask=in_tail)
             if y_ptr is not None:
-                tl.store(y_ptr + t * stride + offs, y.to(y_ptr.dtype.element_ty), mask=live)
+                store_as(y_ptr + t * stride + offs, y, live)
 
     if pos_out_ptr is not None:
         tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=mask)

@@ -56,7 +56,7 @@ def _take(element):
 
 def _pack(element):
     pointers = {"x_ptr": element, "words_ptr": "i32"}
-    return _variant(pointers, "rows N W", {"BLOCK": _BLOCK})
+    return _variant(pointers, "rows N W", {"BLOCK": 32})
 
 
 def _coefficients(element, per_synapse):
@@ -116,7 +116,8 @@ def _batch_dot(element):
 
 def _scan_variant(pointers, per_synapse, acc, **constants):
     coefficients, flags = _coefficients(acc, per_synapse)
-    constants = {**constants, **flags, "BLOCK": 128, "UNROLL": 8}
+    unroll = 2 if acc == "fp64" else 8
+    constants = {**constants, **flags, "BLOCK": 128, "UNROLL": unroll}
     # What the caller leaves out (a pointer that is None) stays left out.
     return _variant({**coefficients, **pointers}, "T L keep size N W", constants, num_warps=1)
 

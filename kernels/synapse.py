@@ -7,7 +7,7 @@ One kernel serves both synapses: the double one is two components that share the
 import triton
 import triton.language as tl
 
-from .common import coefficient, position, ring_slot
+from .common import coefficient, position, ring_slot, store_as
 
 _POINTERS = ["pos_pointer", "neg_pointer", "spike_pointer"]
 
@@ -107,4 +107,4 @@ def synapse_step_bwd_kernel(
         z += neg_z
     if dx_ptr is not None:
         dx = z * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
-        tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        store_as(dx_ptr + offs, dx, mask)

@@ -246,12 +246,12 @@ def test_a_parameter_stays_the_caller_s(kind, device):
 def test_to_dtype_converts_tensors_and_keeps_numbers(kind, dtype, device):
     """Like all floating parameters; numbers keep their precision."""
     names = list(PHYSICS[kind])
-    learned = nn.Parameter(torch.tensor([10.1, 20.1, 30.1]))
-    fixed = torch.tensor([[7.3], [8.3]])
-    synapse = make(kind, (2, 3), **{names[0]: learned, names[1]: fixed}, delay=1.0, device=device)
+    charges, fixed = torch.tensor([10.1, 20.1, 30.1]), torch.tensor([[7.3], [8.3]])
+    given = {names[0]: nn.Parameter(charges.clone()), names[1]: fixed}
+    synapse = make(kind, (2, 3), **given, delay=1.0, device=device)
     synapse.to(device=device, dtype=dtype)
     assert isinstance(synapse.spike_charge, nn.Parameter)
-    assert torch.equal(synapse.spike_charge.detach().cpu(), learned.detach().cpu().to(dtype))
+    assert torch.equal(synapse.spike_charge.detach().cpu(), charges.to(dtype))
     assert torch.equal(getattr(synapse, names[1]).cpu(), fixed.to(dtype))
     if kind == "double":
         assert synapse.tc_rise == 2.0

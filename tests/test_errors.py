@@ -183,9 +183,9 @@ def test_forward_without_input(running):
 
 
 @both
-def test_forward_with_an_unknown_backend(running):
+def test_forward_with_an_unknown_backend(running, device):
     with refused(tritonsyn.BackendError, "'cpu', but must be one of auto, triton, reference"):
-        running(torch.zeros(2, 2, 3), backend="cpu")
+        running(torch.zeros(2, 2, 3, device=device), backend="cpu")
 
 
 READS = {"single": ("current_at", "spike_at"),

@@ -481,8 +481,10 @@ def test_select_of_spikes(mode, each_backend, device):
         "next": [[1, 1, 0, 0, 1], [1, 1, 0, 0, 0]],
         "nearest": [[1, 1, 0, 0, 1], [1, 1, 0, 1, 0]],
     }[mode]
-    read = record.select(time, mode)
-    assert read.dtype == torch.bool and read[0].int().tolist() == expected
+    function = getattr(functional, f"interp_{mode}")
+    for interp in (mode, function, lambda *args: function(*args)):
+        read = record.select(time, interp)
+        assert read.dtype == torch.bool and read[0].int().tolist() == expected
 
 
 def test_select_default_is_nearest(device):
@@ -544,7 +546,7 @@ def test_select_with_a_function_of_ones_own(device):
     torch.testing.assert_close(seen["at"].cpu(), torch.tensor([[0.4, 0.2]], dtype=F64))
     assert seen["step"] == 0.5 and read.tolist() == [[7.0, 1.75]]
     hit = torch.tensor([[0.5, 1.0]], dtype=F64, device=device)  # observations as they are
-    assert record.select(hit, middle, interp_kwargs={"weight": 7.0}).tolist() == [[4.0, 2.0]]
+    assert record.select(hit, lambda older, *rest: older + 99.0).tolist() == [[4.0, 2.0]]
 
 
 # -- gradients ------------------------------------------------------------------------------------
@@ -616,6 +618,24 @@ def test_gradient_of_a_range_with_tensor_offsets(device):
 
     a, b = (observation((1, 2), seed, device=device).requires_grad_() for seed in (1, 2))
     assert gradcheck(program, (a, b, observation((1, 2, 2), 3, device=device).requires_grad_()))
+
+
+def test_gradients_of_the_storage_are_not_written_to(each_backend, device):
+    """What a user hands in, or another operation shares, stays as it is."""
+    x = torch.full((1, 2), 3.0, dtype=F64, device=device, requires_grad=True)
+    for write in (
+        lambda record: record.push(x),
+        lambda record: record.extend(x.unsqueeze(0)),
+        lambda record: (record.push(x), record.peek()),
+        lambda record: (record.push(x), record.select(0.5, "linear")),
+    ):
+        record = record_of(2, (1, 2), device=device)
+        write(record)
+        given = torch.ones(2, 1, 2, dtype=F64, device=device)
+        (dx,) = torch.autograd.grad(record.value, x, given, retain_graph=True)
+        assert (dx == 1.0).all() and (given == 1.0).all()
+        (dx,) = torch.autograd.grad(record.value.sum(), x)  # one number, expanded
+        assert (dx == 1.0).all()
 
 
 def test_inplace_drops_the_graph(device):

@@ -13,6 +13,8 @@ from .common import on_device, tile, tiles
 
 Pair = Sequence[torch.Tensor | None]
 _NONE: Pair = (None, None)
+# Words that a program packs: 32 synapses each, held in registers.
+_PACKED = 32
 
 
 def scan(
@@ -33,7 +35,7 @@ def scan(
     carried = decays[0].dtype
     y = torch.empty(shape, dtype=dtype, device=x.device)
     tails = [torch.empty((keep, *shape[1:]), dtype=carried, device=x.device) for _ in decays]
-    config = scan_config(shape[0], shape[1] * shape[2])
+    config = scan_config(shape[0], shape[1] * shape[2], carried.itemsize)
     if y.numel():
         carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
         _launch(x, y, tails, carries, _NONE, gain, decays, keep, config, reverse=False)
@@ -56,8 +58,8 @@ def scan_backward(
     ``x`` given, the gradients of the gain and of each decay are returned too, ``[B, N]`` each, to
     be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted.
     """
-    config = scan_config(dy.shape[0], dy.shape[1] * dy.shape[2])
     row, carried = dy.shape[1:], decays[0].dtype
+    config = scan_config(dy.shape[0], row.numel(), carried.itemsize)
     if dy.numel() == 0:
         dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
         zeros = [dy.new_zeros(row, dtype=carried) for _ in range(1 + len(decays))]
@@ -205,7 +207,7 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
     if words.numel():
-        block = tile(words.numel() // 8)
+        block = min(tile(words.numel()), _PACKED)
         with on_device(x):
             pack_bits_kernel[(tiles(words.numel(), block),)](
                 x.contiguous(), words, rows, synapses, width, BLOCK=block

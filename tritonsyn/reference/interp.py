@@ -269,7 +269,7 @@ def select_backward(
     if steps > 1 and shared is None:
         sel = sel.expand(steps, *sel.shape).flatten(0, 1)
     acc = compute_dtype(drecords[0].dtype)
-    for rows in _row_groups(dvalue.shape[0], dvalue[0].numel(), dvalue.device):
+    for rows in _row_groups(dvalue.shape[0], dvalue.shape[1] * dvalue.shape[2], dvalue.device):
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
         kept = _kept(dvalue[rows.start : rows.stop].to(acc), here, rule)
         here = here._replace(frac=here.frac.nan_to_num(0.0))

@@ -26,14 +26,15 @@ _SHORTEST_CHUNK = 64
 _override: ScanConfig | None = None
 
 
-def scan_config(steps: int, size: int) -> ScanConfig:
-    """The settings for ``steps`` steps of ``size = B * N`` synapses."""
+def scan_config(steps: int, size: int, itemsize: int = 4) -> ScanConfig:
+    """The settings for ``steps`` steps of ``size = B * N`` synapses carried in so many bytes."""
     if _override is not None:
         return _override
     block = min(128, max(32, 1 << max(size - 1, 0).bit_length()))
     programs = -(-size // block)
     chunks = max(1, min(_BUSY // max(programs, 1), steps // _SHORTEST_CHUNK))
-    return ScanConfig(block=block, unroll=8, chunks=chunks)
+    # In float64 eight steps of a double synapse do not fit in the registers.
+    return ScanConfig(block=block, unroll=8 if itemsize <= 4 else 2, chunks=chunks)
 
 
 @contextmanager

@@ -1,0 +1,479 @@
+"""Gradients: of every operation by differences, of whole programs against a stacked history.
+
+The oracle keeps its history as a list of tensors and reads it with PyTorch operations, so that
+PyTorch's own autograd differentiates it; in float64 the gradients must agree to its rounding.
+"""
+
+import random
+
+import pytest
+import torch
+from synapses import both, make, uniform
+from torch import nn
+
+from tritonsyn import RecordTensor, functional
+from tritonsyn.functional import ReadRule, Ring
+from tritonsyn.ops import select_scan, write_rows
+
+F64 = torch.float64
+STEP = 1.3
+
+
+def leaf(*shape, seed, device, low=0.0, high=1.0):
+    return uniform(*shape, seed=seed, low=low, high=high).to(device).requires_grad_()
+
+
+# -- each operation, by differences ------------------------------------------------------------
+
+
+def gradcheck(function, inputs, backend):
+    """The kernels are compared with the reference elsewhere, so a projection suffices for them."""
+    return torch.autograd.gradcheck(function, inputs, fast_mode=backend == "triton")
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_push_read_and_write_rows(device, backend, slots):
+    record = leaf(slots, 2, 2, seed=0, device=device)
+    value = leaf(2, 2, seed=1, device=device)
+
+    def program(record, value):
+        record = functional.push(record.clone(), value, slots - 1, backend=backend)
+        record, newest = functional.read(record, slots - 1)
+        record, oldest = functional.read(record, 0)
+        rows = torch.stack([newest * oldest, value])[: min(slots, 2)]
+        return write_rows(record, rows, slots - 1), oldest
+
+    assert gradcheck(program, (record, value), backend)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["single", "double"])
+@pytest.mark.parametrize("per_synapse", [False, True])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_step(device, backend, count, per_synapse, slots):
+    shape = (2,) if per_synapse else ()
+    x = leaf(2, 2, seed=0, device=device)
+    gain, *decays = (leaf(*shape, seed=1 + i, device=device) for i in range(1 + count))
+    records = [leaf(slots, 2, 2, seed=5 + i, device=device) for i in range(count)]
+
+    def program(x, gain, *rest):
+        components = tuple(record.clone() for record in rest[count:])
+        spikes = torch.zeros(slots, 2, 2, dtype=torch.bool, device=device)
+        pointers = tuple(range(slots))[-count:] if slots > 1 else (0,) * count
+        ring = Ring(components, pointers, spikes, 0)
+        y, components = functional.step(x, ring, gain, rest[:count], backend=backend)
+        return y, *components
+
+    assert gradcheck(program, (x, gain, *decays, *records), backend)
+
+
+# Seeds whose times keep away from observations and from halfway.
+@pytest.mark.parametrize("mode", ["previous", "nearest", "next", "linear", "expdecay"])
+@pytest.mark.parametrize("count", [1, 2], ids=["single", "double"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("overbound", [None, 0.5])
+def test_select(device, backend, mode, count, rows, overbound):
+    if backend == "triton" and (rows == 2) != (overbound is None):
+        pytest.skip("the reference covers every combination")
+    rule = ReadRule(mode, STEP, 2 * STEP, overbound=overbound)
+    sel = torch.tensor([[[0.4, 3.4], [2.2, -1.0]], [[1.1, 0.8], [2.9, 1.7]]], dtype=F64)
+    sel = sel[:rows].to(device).requires_grad_()
+    records = [leaf(3, 2, 2, seed=i, device=device) for i in range(count)]
+    rates = [None] * count
+    if mode == "expdecay":  # one for the group and one for each synapse
+        rates = [leaf(*shape, seed=9, device=device) for shape in ((), (2,))][:count]
+
+    def program(sel, *rest):
+        components = tuple(record.clone() for record in rest[:count])
+        rates = rest[count:] or (None,) * count
+        pointers = (2, 1)[:count]
+        value, components = functional.select(
+            components, sel, rates, pointers, rule, backend=backend
+        )
+        return value, *components
+
+    used = [rate for rate in rates if rate is not None]
+    assert gradcheck(program, (sel, *records, *used), backend)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_select_scan(device, backend, rows):
+    rule = ReadRule("expdecay", STEP, 2 * STEP, overbound=0.0)
+    sel = leaf(rows, 2, 1, seed=7, device=device, high=2 * STEP)
+    sequences = [leaf(2 + 2, 2, 2, seed=i, device=device) for i in range(2)]
+    rates = [leaf(*shape, seed=9, device=device) for shape in ((), (2,))]
+
+    def program(sel, *rest):
+        return select_scan(rest[:2], sel, rest[2:], rule, 2, backend=backend)
+
+    assert gradcheck(program, (sel, *sequences, *rates), backend)
+
+
+@pytest.mark.parametrize("wanted", ["x", "gain", "decay", "record"])
+def test_any_one_gradient_can_be_wanted_alone(device, each_backend, wanted):
+    def program(given):
+        shapes = {"x": (2, 2), "gain": (), "decay": (2,), "record": (3, 2, 2)}
+        inputs = {name: uniform(*shape, seed=1).to(device) for name, shape in shapes.items()}
+        for name in given:
+            inputs[name].requires_grad_()
+        components = (inputs["record"].clone(),)
+        for pointer in (1, 2, 0):
+            spikes = torch.zeros(3, 2, 2, dtype=torch.bool, device=device)
+            ring = Ring(components, (pointer,), spikes, pointer)
+            y, components = functional.step(inputs["x"], ring, inputs["gain"], (inputs["decay"],))
+        y.sum().backward()
+        return inputs[wanted].grad
+
+    alone, together = program([wanted]), program(["x", "gain", "decay", "record"])
+    torch.testing.assert_close(alone, together, rtol=1e-14, atol=1e-14)
+
+
+# -- whole programs, against a stacked history -------------------------------------------------
+
+
+class Oracle:
+    """A synapse whose history is a list, oldest first, differentiated by PyTorch alone."""
+
+    def __init__(self, taus, gain, slots, blank):
+        self.taus, self.gain, self.slots = taus, gain, slots
+        self.blank = blank
+        self.clear()
+
+    def clear(self):
+        self.components = [[self.blank] * self.slots for _ in self.taus]
+
+    def detach_state(self):
+        self.components = [[v.detach() for v in history] for history in self.components]
+
+    def step(self, x):
+        for history, tau in zip(self.components, self.taus, strict=True):
+            history.append(history[-1] * torch.exp(-STEP / tau) + self.gain() * x)
+            del history[0]
+        return self.current(-1)
+
+    def current(self, index):
+        values = [history[index] for history in self.components]
+        return values[0] if len(values) == 1 else values[0] - values[1]
+
+    def read(self, sel, overbound):
+        sel = sel.expand(self.blank.shape[0], -1, -1)
+        bounded = sel.detach().clamp(0.0, STEP * (self.slots - 1))
+        time = torch.where(sel.detach() == bounded, sel, bounded)
+        steps = (bounded / STEP).round(decimals=9).ceil()
+        values = []
+        for history, tau in zip(self.components, self.taus, strict=True):
+            older = torch.stack(history[::-1], -1).gather(-1, steps.long())
+            values.append(older * torch.exp(-(steps * STEP - time) / tau.unsqueeze(-1)))
+        value = values[0] if len(values) == 1 else values[0] - values[1]
+        inside = (sel.detach() - bounded).abs() < 1e-9
+        return value if overbound is None else torch.where(inside, value, overbound)
+
+
+class Pair:
+    """The synapse and its oracle, with the same parameters."""
+
+    def __init__(self, kind, slots, overbound, per_synapse, device):
+        shape = (3,) if per_synapse else ()
+        names = {"single": ["time_constant"], "double": ["tc_decay", "tc_rise"]}[kind]
+        self.constants = {"spike_charge": leaf(seed=11, device=device, low=2.0, high=3.0)}
+        for i, name in enumerate(names):
+            size = {"seed": 12 + i, "low": 5.0 - 3 * i, "high": 7.0 - 3 * i}
+            self.constants[name] = leaf(*shape, device=device, **size)
+        parameters = {name: nn.Parameter(v.detach().clone()) for name, v in self.constants.items()}
+        self.synapse = make(
+            kind, 3, STEP, delay=STEP * (slots - 1), batch_size=2, dtype=F64, device=device,
+            current_overbound=overbound, **parameters,
+        )  # fmt: skip
+        charge, *taus = self.constants.values()
+        width = (lambda: taus[0]) if kind == "single" else (lambda: taus[0] - taus[1])
+        blank = torch.zeros(2, 3, dtype=F64, device=device)
+        self.oracle = Oracle(taus, lambda: charge / width(), slots, blank)
+        self.overbound = overbound
+        self.records = self.synapse._component_records()
+        self.results = ([], [])
+
+    def compare(self, ours, theirs):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+        for results, value in zip(self.results, (ours, theirs), strict=True):
+            if value.requires_grad:
+                results.append(value)
+
+    def do(self, action, argument, other):
+        """One operation on both: on ours with ``argument``, on the oracle with ``other``."""
+        history = self.oracle.components[0]
+        match action:
+            case "step":
+                self.compare(self.synapse(argument), self.oracle.step(other))
+            case "frozen step":
+                with torch.no_grad():
+                    ours, theirs = self.synapse(argument), self.oracle.step(other)
+                self.compare(ours, theirs)
+                self.oracle.detach_state()
+                assert not any(record.value.requires_grad for record in self.records)
+            case "read":
+                theirs = self.oracle.read(other, self.overbound)
+                self.compare(self.synapse.current_at(argument), theirs)
+            case "current":
+                self.compare(self.synapse.current, self.oracle.current(-1))
+            case "assign":
+                self.records[0].latest = argument
+                history.append(other)
+                del history[0]
+                for record, components in zip(
+                    self.records[1:], self.oracle.components[1:], strict=True
+                ):
+                    record.latest = argument
+                    components.append(other)
+                    del components[0]
+                self.synapse.spike_.incr()
+            case "replace":
+                self.records[0].write(argument, 1)
+                history[-1] = other
+            case "range":  # an operation of the user's on the whole record
+                block = self.records[0].readrange(self.oracle.slots)
+                self.compare(block * block, torch.stack(history, -1) ** 2)
+            case "shift":  # a new record made of the old one and of something else
+                self.records[0].value = self.records[0].value + 0.3 * argument
+                history[:] = [value + 0.3 * other for value in history]
+            case "clear":
+                self.synapse.clear()
+                self.oracle.clear()
+            case "detach":
+                self.synapse.detach_state()
+                self.oracle.detach_state()
+
+    def check(self, leaves, others):
+        """Gradients of a random loss, to the leaves and to the constants."""
+        names = list(self.constants)
+        ours = [*leaves, *(getattr(self.synapse, name) for name in names)]
+        theirs = [*others, *(self.constants[name] for name in names)]
+        losses = [
+            sum((v * uniform(*v.shape, seed=i).to(v.device)).sum() for i, v in enumerate(results))
+            for results in self.results
+        ]
+        gradients = [
+            torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+            for loss, inputs in zip(losses, (ours, theirs), strict=True)
+        ]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+OBSERVATIONS = ("step", "assign", "replace", "shift", "frozen step")
+WEIGHTS = {
+    "step": 8, "read": 6, "current": 1, "assign": 1, "replace": 1, "range": 1, "shift": 1,
+    "clear": 0.3, "detach": 0.5, "frozen step": 0.5,
+}  # fmt: skip
+
+
+def run(kind, slots, seed, length, device, actions=None, overbound=0.0, per_synapse=False):
+    """A random program, or the one given, on the synapse and on the oracle."""
+    choose = random.Random(seed)
+    pair = Pair(kind, slots, overbound, per_synapse, device)
+    leaves = []
+    if actions is None:
+        actions = choose.choices(list(WEIGHTS), list(WEIGHTS.values()), k=length)
+    for number, action in enumerate([*actions, "step", "read"]):
+        argument = None
+        if action in OBSERVATIONS:
+            argument = leaf(2, 3, seed=100 * seed + number, device=device)
+        elif action == "read":
+            argument = times(slots, 100 * seed + number, choose, device)
+        other = None if argument is None else argument.detach().clone().requires_grad_()
+        if argument is not None:
+            leaves.append((argument, other))
+        pair.do(action, argument, other)
+    pair.check(*zip(*leaves, strict=True))
+
+
+def times(slots, seed, choose, device):
+    """Between observations, at them, and outside of the record; shared by the batch or not."""
+    limit = STEP * (slots - 1)
+    shape = (choose.choice([1, 2]), 3, 2)
+    sel = uniform(*shape, seed=seed, low=-0.3 * STEP, high=limit + 0.3 * STEP)
+    at = (sel / STEP).round().clamp(0, slots - 1) * STEP
+    hits = uniform(*shape, seed=seed + 1) < 0.3
+    return torch.where(hits, at, sel).to(device).requires_grad_()
+
+
+@both
+@pytest.mark.parametrize("slots", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_programs(device, kind, slots, seed):
+    overbound, per_synapse = [None, 0.0, -0.7][seed % 3], bool((slots + seed) % 2)
+    run(kind, slots, seed, 25, device, overbound=overbound, per_synapse=per_synapse)
+
+
+@both
+@pytest.mark.parametrize("slots", [1, 3])
+def test_random_programs_on_kernels(device, each_backend, kind, slots):
+    run(kind, slots, 5 + slots, 12, device, per_synapse=True)
+
+
+@both
+@pytest.mark.parametrize("actions", [
+    ["step"] * 9,  # around the end of the record, twice
+    ["step", "read", "read", "step", "read"],
+    ["step", "step", "detach", "step", "read"],
+    ["step", "clear", "step", "read"],
+    ["step", "read", "frozen step", "read", "step", "read"],
+    ["step", "shift", "step", "shift", "read", "range", "step"],
+    ["assign", "read", "assign", "assign", "read", "replace", "current", "replace"],
+    ["step", "range", "read", "range", "step", "range"],
+], ids="-".join)  # fmt: skip
+def test_programs(device, kind, actions):
+    run(kind, 3, 1, 0, device, actions)
+
+
+@both
+def test_second_backward_through_a_kept_graph_gives_the_same(device, each_backend, kind):
+    synapse = make(kind, 3, STEP, delay=2 * STEP, batch_size=2, dtype=F64, device=device)
+    x = [leaf(2, 3, seed=i, device=device) for i in range(4)]
+    sel = leaf(1, 3, 2, seed=9, device=device, high=2 * STEP)
+    loss = 0.0
+    for row in x:
+        loss = loss + (synapse(row) ** 2).sum() + (synapse.current_at(sel) ** 2).sum()
+    loss = loss + synapse._component_records()[0].value.sin().sum()
+    first = torch.autograd.grad(loss, [*x, sel], retain_graph=True)
+    second = torch.autograd.grad(loss, [*x, sel])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_gradients_of_gradients_are_refused(device, each_backend):
+    synapse = make("single", 3, STEP, delay=2 * STEP, dtype=F64, device=device)
+    x = leaf(1, 3, seed=0, device=device)
+    (gradient,) = torch.autograd.grad((synapse(x) ** 2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["step", "step_without_grad"])
+def test_a_record_that_is_still_needed_is_not_overwritten_in_silence(device, each_backend, frozen):
+    """What a user's operation has saved of the live record is lost with the next step."""
+    synapse = make("single", 3, STEP, delay=2 * STEP, dtype=F64, device=device)
+    x = leaf(1, 3, seed=0, device=device)
+    synapse(x)
+    loss = (synapse.current_.value**2).sum()
+    with torch.set_grad_enabled(not frozen):
+        synapse(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_that_are_shared_are_not_written_to(device, each_backend):
+    """``old + noise``: the same gradient goes to both, and the older record's is emptied."""
+    record = RecordTensor(1.0, 2.0, torch.zeros(1, 3, dtype=F64, device=device), inclusive=True)
+    factor = leaf(3, 1, 3, seed=1, device=device)
+    noise = factor * 1.0  # older than the record's operations, so its backward runs last
+    values = [leaf(1, 3, seed=2 + i, device=device) for i in range(3)]
+    record.push(values[0])
+    record.value = record.value + noise
+    record.push(values[1])
+    record.push(values[2])
+    record.value.sum().backward()
+    expected = torch.ones(3, 1, 3, dtype=F64, device=device)
+    expected[1:] = 0  # both slots have been written since
+    torch.testing.assert_close(factor.grad, expected, rtol=0, atol=0)
+    assert [v.grad.unique().tolist() for v in values] == [[1.0]] * 3
+
+
+# -- the selector ------------------------------------------------------------------------------
+
+
+def filled(kind, device, slots=4, **options):
+    """A synapse with a past, and its components' observations, newest first."""
+    synapse = make(kind, 3, STEP, delay=STEP * (slots - 1), dtype=F64, device=device, **options)
+    for i in range(slots + 2):
+        synapse(uniform(1, 3, seed=i).to(device))
+    ago = [record.readrange(slots).flip(-1) for record in synapse._component_records()]
+    return synapse, ago
+
+
+TAUS = {"single": [5.0], "double": [6.0, 2.0]}
+
+
+@both
+def test_at_observations_a_delay_has_the_derivative_from_the_left(device, each_backend, kind):
+    synapse, ago = filled(kind, device)
+    sel = (torch.arange(4, dtype=F64, device=device) * STEP).expand(1, 3, 4).clone()
+    sel.requires_grad_()
+    synapse.current_at(sel).sum().backward()
+    expected = sum(
+        sign * component / tau
+        for sign, component, tau in zip((1, -1), ago, TAUS[kind], strict=False)
+    )
+    torch.testing.assert_close(sel.grad, expected, rtol=1e-13, atol=1e-13)
+
+
+@both
+@pytest.mark.parametrize("overbound", [None, 0.0, 2.0])
+def test_outside_of_the_bounds_a_delay_has_no_derivative(device, each_backend, kind, overbound):
+    synapse, _ = filled(kind, device, current_overbound=overbound)
+    sel = torch.tensor([-1.0, -1e-9, 3 * STEP + 1e-9, 9.0], dtype=F64, device=device)
+    sel = sel.expand(1, 3, 4).clone().requires_grad_()
+    synapse.current_at(sel).sum().backward()
+    assert not sel.grad.any()
+
+
+@pytest.mark.parametrize("mode", ["previous", "nearest", "next"])
+def test_modes_that_copy_have_no_derivative_to_the_time(device, each_backend, mode):
+    synapse, _ = filled("single", device)
+    sel = leaf(1, 3, 5, seed=0, device=device, high=3 * STEP)
+    synapse.current_.select(sel, mode).sum().backward()
+    assert not sel.grad.any()
+
+
+def test_linear_reads_have_the_slope_of_their_segment(device, each_backend):
+    synapse, (ago,) = filled("single", device)
+    slopes = ago.diff() / STEP
+    steps = torch.tensor([0.0, 0.4, 1.0, 2.0, 2.7, 3.0], dtype=F64, device=device)
+    sel = (steps * STEP).expand(1, 3, 6).clone().requires_grad_()
+    synapse.current_.select(sel, "linear").sum().backward()
+    # At an observation the older segment's; the oldest observation has only the newer one.
+    torch.testing.assert_close(sel.grad, slopes[..., [0, 0, 1, 2, 2, 2]], rtol=1e-12, atol=1e-12)
+
+
+def test_a_function_of_the_users_own_is_differentiated(device, each_backend):
+    synapse, (ago,) = filled("single", device)
+    x = leaf(1, 3, seed=30, device=device)
+    newest = synapse(x)
+    sel = torch.full((1, 3), 0.4 * STEP, dtype=F64, device=device, requires_grad=True)
+
+    def parabola(older, newer, sample_at, step_time):
+        return older + (newer - older) * (sample_at / step_time) ** 2
+
+    synapse.current_.select(sel, parabola).sum().backward()
+    older = ago[..., 0]
+    torch.testing.assert_close(sel.grad, -2 * 0.6 / STEP * (newest - older).detach())
+    torch.testing.assert_close(x.grad, torch.full_like(x, 0.6**2 * 10.0 / 5.0))
+
+
+# -- what it costs -----------------------------------------------------------------------------
+
+
+@both
+def test_memory_kept_for_backward_does_not_grow_with_the_record(device, kind):
+    def kept(slots):
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        constants = {"single": ["time_constant"], "double": ["tc_decay", "tc_rise"]}[kind]
+        parameters = {
+            name: nn.Parameter(torch.tensor(tau, dtype=F64, device=device))
+            for name, tau in zip(constants, TAUS[kind], strict=True)
+        }
+        synapse = make(
+            kind, 3, STEP, delay=STEP * (slots - 1), dtype=F64, device=device, **parameters
+        )
+        sel = leaf(1, 3, seed=1, device=device)
+        synapse(sel)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            for _ in range(5):
+                synapse(sel)
+                synapse.current_at(sel)
+        return total
+
+    assert 0 < kept(2) == kept(100)

@@ -1,0 +1,125 @@
+"""Who may import whom, the two faces of each stem, and what ``import tritonsyn`` costs."""
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import tritonsyn
+
+ROOMS = {
+    "tritonsyn": Path(tritonsyn.__file__).parent,
+    "tritonsyn.kernels": Path(
+        next(iter(find_spec("tritonsyn.kernels").submodule_search_locations))
+    ),
+}
+
+# What a room must not import. Launchers are reached by way of tritonsyn.backend only.
+FORBIDDEN = {
+    "tritonsyn": ("bench", "tests"),
+    "tritonsyn.kernels": ("torch",),
+    "tritonsyn.launch": ("tritonsyn.modules", "tritonsyn.ops", "tritonsyn.reference"),
+    "tritonsyn.modules": ("triton", "tritonsyn.kernels", "tritonsyn.launch"),
+    "tritonsyn.ops": ("triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.modules"),
+    "tritonsyn.reference": (
+        "triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.modules", "tritonsyn.ops",
+    ),
+}  # fmt: skip
+
+
+def sources() -> dict[str, Path]:
+    """Every module of the package, by its dotted name."""
+    found = {}
+    for room, folder in ROOMS.items():
+        for path in folder.rglob("*.py"):
+            parts = (room, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imported(name: str, path: Path) -> set[str]:
+    """Dotted names that a module imports, those of what it imports from modules included."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+def stems() -> list[str]:
+    """What the launchers are about."""
+    names = [name.removeprefix("tritonsyn.launch.") for name in sources() if "launch." in name]
+    return sorted(set(names) - {"common"})
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_imports_follow_the_arrows(room):
+    modules = {name: path for name, path in sources().items() if within(name, room)}
+    assert modules
+    for module, path in modules.items():
+        wrong = [n for n in imported(module, path) if any(within(n, f) for f in FORBIDDEN[room])]
+        assert not wrong, f"{module} imports {', '.join(wrong)}"
+
+
+def test_kernels_import_nothing_else_of_the_package():
+    for module, path in sources().items():
+        if within(module, "tritonsyn.kernels"):
+            ours = [name for name in imported(module, path) if within(name, "tritonsyn")]
+            assert all(within(name, "tritonsyn.kernels") for name in ours), module
+
+
+@pytest.mark.parametrize("stem", stems())
+def test_launchers_and_reference_offer_the_same_functions(stem):
+    launch, reference = (
+        importlib.import_module(f"tritonsyn.{room}.{stem}") for room in ("launch", "reference")
+    )
+    functions = {
+        name: value
+        for name, value in vars(launch).items()
+        if inspect.isfunction(value)
+        and value.__module__ == launch.__name__
+        and not name.startswith("_")
+    }
+    assert functions
+    for name, function in functions.items():
+        assert inspect.signature(function) == inspect.signature(getattr(reference, name)), name
+        assert function.__doc__ == getattr(reference, name).__doc__, name
+
+
+@pytest.mark.parametrize("room", ["tritonsyn.kernels", "tritonsyn.reference", "tritonsyn.ops"])
+def test_every_stem_has_all_of_its_faces(room):
+    assert {f"{room}.{stem}" for stem in stems()} <= sources().keys()
+
+
+SCRIPT = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.process_time()
+import tritonsyn
+print(json.dumps([time.process_time() - start, sorted(set(sys.modules) - before)]))
+"""
+
+
+def test_the_package_is_quick_to_import_and_leaves_triton_alone():
+    command = [sys.executable, "-c", SCRIPT]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, modules = json.loads(run.stdout)
+    assert seconds < 0.3
+    wrong = ("triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.testing")
+    assert not [name for name in modules if any(within(name, w) for w in wrong)]
