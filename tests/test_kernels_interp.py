@@ -285,7 +285,7 @@ def test_cpu_and_kernel_read_the_same_slot(device, monkeypatch, step, tolerance,
         assert_identical(by_kernel(device, "interp", "select", *arguments).returned[0], expected)
 
 
-def by_the_rules(rule, time, slots, rate):
+def by_the_rules(rule, time, rate):
     """One read of the staircase, in float64, of a time that is not close to a decision."""
     bounded = min(max(time, 0.0), rule.limit)
     tolerance = max(rule.tolerance, 1e-6)
@@ -318,9 +318,25 @@ def test_reads_follow_the_rules(device, backend, mode, step, tolerance, overboun
     far = [(phase - edge).abs() > 1e-5 for edge in (0.0, tolerance, step / 2 - tolerance, step / 2)]
     sel = sel[torch.stack(far).all(0)]
     assert len(sel) > 250
-    expected = [by_the_rules(rule, time, slots, rate) for time in sel.tolist()]
+    expected = [by_the_rules(rule, time, rate) for time in sel.tolist()]
     actual = read(device, backend, rule, sel, slots, rate)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=F64), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("limit", "back"), [(3.0, None), (2.6 * (1 + 5e-7), 2), (2.6 * (1 - 5e-7), None)]
+)
+def test_a_limit_may_lie_between_observations(device, backend, mode, limit, back):
+    """Or past the oldest one, as far as a delay may be from a whole number of steps."""
+    slots, rate = math.ceil(limit / 1.3 - 1e-6) + 1, 0.7
+    rule = ReadRule(mode, 1.3, limit)
+    sel = torch.tensor([limit, limit + 1.0, limit - 1e-9], dtype=F64)
+    expected = [back] * 3
+    if back is None:
+        expected = [by_the_rules(rule, min(time, limit), rate) for time in sel.tolist()]
+    actual = read(device, backend, rule, sel, slots, rate)
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=F64), rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("mode", MODES)
