@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +20,9 @@ from .train import Run, train
 def run(epochs: int, seed: int, device: torch.device, out: Path) -> dict[str, Any]:
     """Trains both networks and writes ``metrics.json`` and ``demo.png`` into ``out``."""
     started = time.perf_counter()
-    learned = train(epochs, seed, device, frozen=False)
-    frozen = train(epochs, seed, device, frozen=True)
+    with _one_thread():
+        learned = train(epochs, seed, device, frozen=False)
+        frozen = train(epochs, seed, device, frozen=True)
     metrics = _metrics(learned, frozen, seed, device, time.perf_counter() - started)
     _write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     picture.draw(learned, frozen, data.load(seed)[1], out / "demo.png")
@@ -28,6 +31,17 @@ def run(epochs: int, seed: int, device: torch.device, out: Path) -> dict[str, An
     print(f"delays frozen at zero: {frozen.test_accuracy:.1%}; delays are worth {gain:.1f} points")
     print(f"wrote {out / 'metrics.json'} and {out / 'demo.png'}")
     return metrics
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The work is many small operations: threads that wait for each other would slow it down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _metrics(
