@@ -114,8 +114,9 @@ class _Select(torch.autograd.Function):
         dread = _read_backward(ctx, dvalue, drecords, ctx.chain)
         if not ctx.chain:
             return None, *dread
-        owned = (hand_over(ctx, d, i - count) for i, d in enumerate(dread[1 + count :]))
-        return None, *dread[: 1 + count], *owned
+        owned = cast(Sequence[torch.Tensor], dread[1 + count :])
+        chain = (hand_over(ctx, d, i - count) for i, d in enumerate(owned))
+        return None, *dread[: 1 + count], *chain
 
 
 class _SelectScan(torch.autograd.Function):
