@@ -145,9 +145,10 @@ class RecordTensor(nn.Module):
     @property
     def cursor(self) -> Slot:
         """The pointer where it is kept: a number, or a tensor on the device if ``capturable``."""
-        if self.position is None:
+        position = self._buffers["position"]
+        if position is None:
             return self._cursor
-        return ops.hold(self.position) if torch.compiler.is_compiling() else self.position
+        return ops.hold(position) if torch.compiler.is_compiling() else position
 
     @cursor.setter
     def cursor(self, value: Slot) -> None:
@@ -346,7 +347,16 @@ class RecordTensor(nn.Module):
 
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""
-        self.cursor = (self.cursor + steps) % self.recordsz
+        if self._buffers["position"] is None and not torch.compiler.is_compiling():
+            # Past nn.Module's __setattr__: every step comes here.
+            self.__dict__["_cursor"] = (self._cursor + steps) % self.storage.shape[0]
+        else:
+            self.cursor = (self.cursor + steps) % self.recordsz
+
+    def keep(self, storage: torch.Tensor) -> None:
+        """The storage from now on: what an operation on the present one returned."""
+        if storage is not self.storage:
+            self.storage = storage
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""

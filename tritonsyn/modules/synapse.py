@@ -81,7 +81,7 @@ class ExponentialCurrent(nn.Module):
         self._inplace = bool(inplace)
         self._capturable = bool(capturable)
         self._backend = None if backend is None else check_backend(backend)
-        self._cached: tuple[Any, Coefficients] | None = None
+        self._fixed: Coefficients | None = None
         for name, value in constants.items():
             setattr(self, name, value)
         dtype = arguments.record_dtype(dtype)
@@ -122,6 +122,7 @@ class ExponentialCurrent(nn.Module):
             value = self._checked_constant(name, value)
             if name in self._parameters or name in self._buffers or name in self.__dict__:
                 delattr(self, name)
+            self._fixed = None
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value.detach().clone())
                 return
@@ -151,24 +152,22 @@ class ExponentialCurrent(nn.Module):
         """Gain, decays and rates of the present constants; differentiable to learned ones."""
         storage = self._component_records()[0].storage
         dtype, device = compute_dtype(storage.dtype), storage.device
+        if self._fixed is not None:
+            if self._fixed.gain.dtype == dtype and self._fixed.gain.device == device:
+                return self._fixed
+            self._fixed = None
         constants = {name: getattr(self, name) for name in self._constants}
         if not all(isinstance(value, float) for value in constants.values()):
             return self._coefficients_of(
                 {name: self._as_coefficient(v, dtype, device) for name, v in constants.items()},
                 torch.exp,
             )
-        key = (*constants.values(), self._dt, dtype, device)
-        if self._cached is None or self._cached[0] != key:
-            gain, decays, rates = self._coefficients_of(constants, math.exp)
-            values = (gain, *decays, *rates)
-            with ordinary_tensors():
-                fixed = [torch.tensor(v, dtype=dtype, device=device) for v in values]
-            count = len(decays)
-            self._cached = (
-                key,
-                Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :])),
-            )
-        return self._cached[1]
+        gain, decays, rates = self._coefficients_of(constants, math.exp)
+        with ordinary_tensors():
+            fixed = [torch.tensor(v, dtype=dtype, device=device) for v in (gain, *decays, *rates)]
+        count = len(decays)
+        self._fixed = Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :]))
+        return self._fixed
 
     def _as_coefficient(
         self, value: Constant, dtype: torch.dtype, device: torch.device
@@ -270,6 +269,7 @@ class ExponentialCurrent(nn.Module):
             rebuilt = self._new_record(step_time, delay, blank)
             self._modules[name] = rebuilt
         self._dt, self._delay, self._batchsz = step_time, delay, batch_size
+        self._fixed = None
 
     # -- records ------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class ExponentialCurrent(nn.Module):
             backend=kwargs.get("backend", self._backend),
         )
         for record, storage in zip(components, storages, strict=True):
-            record.storage = storage
+            record.keep(storage)
             record.advance()
         self.spike_.advance()
         return current
