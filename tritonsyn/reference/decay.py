@@ -61,10 +61,11 @@ def _accumulate(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
     """``rows[i] += decay * rows[i - 1]`` in place, in the order given."""
     if decay.device.type == "cpu" and len(rows) > 1:
         # On a CPU these walk the lists in order, without the interpreter between two rows.
+        later, earlier = list(rows[1:]), list(rows[:-1])
         if decay.ndim == 0:
-            torch._foreach_add_(rows[1:], rows[:-1], alpha=decay.item())
+            torch._foreach_add_(later, earlier, alpha=decay.item())
         else:
-            torch._foreach_addcmul_(rows[1:], rows[:-1], [decay] * (len(rows) - 1))
+            torch._foreach_addcmul_(later, earlier, [decay] * len(later))
         return
     for before, row in itertools.pairwise(rows):
         row.addcmul_(before, decay)
