@@ -1,6 +1,5 @@
 """A tensor with a record of its past: a ring buffer as a torch module."""
 
-import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,20 +12,10 @@ from .. import ops
 from ..backend import check_backend
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.checks import check_input, check_record, check_selector
-from ..rules import ReadRule, Slot
+from ..rules import ReadRule, Slot, record_size
 from . import arguments
 
 Interpolation = Callable[..., torch.Tensor]
-
-# A duration this close to a whole number of steps is that number (relative to one step).
-_WHOLE = 1e-6
-
-
-def record_size(step_time: float, duration: float, inclusive: bool) -> int:
-    """Slots of a record: ``ceil(duration / step_time)``, one more where that is included."""
-    steps = duration / step_time
-    whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
-    return max(whole + inclusive, 1)
 
 
 @contextmanager
