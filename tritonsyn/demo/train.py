@@ -61,7 +61,7 @@ def train(epochs: int, seed: int, device: torch.device, frozen: bool, quiet: boo
                 optimizer.step()
                 schedule.step()
                 for layer in network.layers():
-                    layer.clamp_delays()
+                    layer.clamp_delays_()
                 total += loss.item()
                 bar.update()
             run.loss.append(total / batches)

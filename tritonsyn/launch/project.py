@@ -43,7 +43,7 @@ def project(
     Returns ``[steps, B, O]`` in the dtype of the weight.
     """
     rows, batch, inputs = sequence.shape
-    y = weight.new_empty(steps, batch, weight.shape[0])
+    y = torch.empty((steps, batch, weight.shape[0]), dtype=weight.dtype, device=weight.device)
     first = rows - steps
     if y.numel() == 0 or inputs == 0:
         return y.zero_()
@@ -70,7 +70,8 @@ def project_input(
 ) -> torch.Tensor:
     """Adjoint of :func:`project` to the sequence ``[rows, B, I]``, ``rows = K - 1 + steps``."""
     steps, batch, outputs = dy.shape
-    dsequence = weight.new_empty(rows, batch, weight.shape[1])
+    size = (rows, batch, weight.shape[1])
+    dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
     first = rows - steps
     if dsequence.numel() == 0 or dy.numel() == 0:
         return dsequence.zero_()
@@ -127,7 +128,7 @@ def project_weight(
 
 def _lines(sequence: torch.Tensor) -> torch.Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
-    return sequence.reshape(-1, sequence.shape[2]).t().contiguous()
+    return sequence.flatten(0, 1).t().contiguous()
 
 
 def _shift_sum(

@@ -250,10 +250,12 @@ class DelayedLinear(nn.Module):
         if steps == 0:
             return synapse.scan(x).new_empty(0, synapse.batchsz, self.out_features)
         coefficients = synapse.coefficients()
-        strategy = ops.choose(self.strategy, x, self.out_features, slots, coefficients.decays)
+        records = synapse.component_records()
+        rest = all(record.at_rest for record in records)
+        strategy = ops.choose(self.strategy, x, self.out_features, slots, coefficients.decays, rest)
         taps = self._taps()
         if strategy == "events":
-            histories = [record.history(slots) for record in synapse.component_records()]
+            histories = None if rest else [record.history(slots) for record in records]
             synapse.scan(x)
             y = ops.project_spikes(
                 x, taps, coefficients.gain, coefficients.decays, histories, slots,

@@ -81,6 +81,7 @@ class RecordTensor(nn.Module):
         self.register_buffer("storage", check_record("value", storage))
         self.register_buffer("position", position if capturable else None, persistent=False)
         self._cursor = 0
+        self._rest: tuple[int, int] | None = None
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -365,6 +366,21 @@ class RecordTensor(nn.Module):
             return
         self.storage = self.storage.detach().fill_(fill)
         self.cursor = 0
+        self._rest = self._stamp() if fill == 0 else None
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is certain, without reading them, that all observations are zero.
+
+        So it is from ``reset(0)`` until anything writes to the storage; False may mean unknown.
+        """
+        return self._rest is not None and self._rest == self._stamp()
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """Which storage it is and how often it has been written; None if that is not counted."""
+        if self.storage.is_inference():
+            return None
+        return self.storage.data_ptr(), self.storage._version
 
     def detach_state(self) -> None:
         """Drops the autograd graph; the observations and the pointer stay."""

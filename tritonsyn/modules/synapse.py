@@ -90,14 +90,15 @@ class ExponentialCurrent(nn.Module):
         self._add_record("spike_", torch.zeros(self.batchedshape, dtype=torch.bool, device=device))
 
     def _add_record(self, name: str, value: torch.Tensor) -> None:
-        record = self._new_record(self._dt, self._delay, value)
-        self.add_module(name, record)
+        self.add_module(name, self._new_record(self._dt, self._delay, value))
 
     def _new_record(self, step_time: float, delay: float, value: torch.Tensor) -> RecordTensor:
-        return RecordTensor(
+        record = RecordTensor(
             step_time, delay, value, inclusive=True,
             capturable=self._capturable, backend=self._backend,
         )  # fmt: skip
+        record.reset(0)
+        return record
 
     @classmethod
     def _constructor(cls, **physics: Any) -> SynapseConstructor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..backend import implementation
-from ..packing import PackedSpikes
+from ..packing import PackedSpikes, words_per_row
 from ..rules import compute_dtype
 from . import registered
 from .common import chained
@@ -238,7 +238,7 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     shape = tuple(x.shape)
     module = implementation("decay", x.device, backend)
     words = module.pack(x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:])))
-    return PackedSpikes(words.view(shape[0], shape[1], -1), shape)
+    return PackedSpikes(words.view(*shape[:2], words_per_row(math.prod(shape[2:]))), shape)
 
 
 def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:

@@ -125,10 +125,12 @@ def choose(
     outputs: int,
     slots: int,
     decays: Sequence[torch.Tensor],
+    rest: bool,
 ) -> str:
     """The strategy for an input ``[T, B, I]``: the one asked for, or the cheapest.
 
-    Raises ``ValueError`` for an unknown one and where spikes cannot be walked.
+    ``rest``: the synapses are known to be at rest. Raises ``ValueError`` for an unknown one and
+    where spikes cannot be walked.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
@@ -146,7 +148,9 @@ def choose(
     if spikes and commutes and x.device.type == "cpu":  # on a GPU counting would wait for it
         arrivals = _count(x) * outputs
     steps, batch, inputs = x.shape
-    return cheapest(Work(steps * batch * inputs * outputs, slots, arrivals), x.device)
+    row = batch * inputs * outputs
+    past = 0 if rest else row * min(steps, slots - 1)
+    return cheapest(Work(steps * row, past, slots, arrivals), x.device)
 
 
 def _kind(x: torch.Tensor | PackedSpikes) -> str:
@@ -255,7 +259,9 @@ def _add_past(
     increments = history[1:] - decay * history[:-1]
     silence = increments.new_zeros(steps, *increments.shape[1:])
     sequence = torch.cat((increments, silence))
-    past = project((sequence,), tap, steps, strategy="shift", backend=backend)
+    work = Work(sequence[:steps].numel() * tap.back.shape[0], 0, history.shape[0], None)
+    strategy = cheapest(work, arriving.device)
+    past = project((sequence,), tap, steps, strategy=strategy, backend=backend)
     return torch.cat((arriving[:steps] + past, arriving[steps:]))
 
 
@@ -293,7 +299,7 @@ def delayed_linear(
     for i, history in enumerate(past):
         check_input(f"initial[{i}]", history, (slots, batch, inputs), x.device)
     tapped = taps(weight, delay, [-torch.log(factor) for factor in factors], rule, slots)
-    chosen = choose(strategy, x, weight.shape[0], slots, factors)
+    chosen = choose(strategy, x, weight.shape[0], slots, factors, rest=initial is None)
     starts: list[torch.Tensor | None] = [history[-1].to(acc) for history in past]
     starts = starts or [None] * len(factors)
     if chosen == "events":

@@ -37,7 +37,7 @@ def project(
         return _temporal_gemm(sequence, _masked(weight, back, slots), steps)
     lines = _lines(sequence)
     out = _shifted_sum(lines, weight, (slots - 1 - back) * batch, steps * batch)
-    return out.t().reshape(steps, batch, -1)
+    return out.t().reshape(steps, batch, weight.shape[0])
 
 
 def project_input(
@@ -56,13 +56,13 @@ def project_input(
         dsequence = dy.new_zeros(rows, batch, weight.shape[1])
         for k, part in enumerate(_masked(weight, back, slots)):
             here = dsequence[slots - 1 - k : slots - 1 - k + steps]
-            here.view(steps * batch, -1).addmm_(dy.reshape(steps * batch, -1), part)
+            here.flatten(0, 1).addmm_(dy.flatten(0, 1), part)
         return dsequence
     # A step of the sequence is read up to K - 1 steps later, and not before the first one.
     margin = (slots - 1) * batch
     lines = torch.nn.functional.pad(_lines(dy), (margin, margin))
     out = _shifted_sum(lines, weight.t(), back.t() * batch, rows * batch)
-    return out.t().reshape(rows, batch, -1)
+    return out.t().reshape(rows, batch, weight.shape[1])
 
 
 def project_weight(
@@ -82,13 +82,15 @@ def project_weight(
         dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
         for k in range(slots):
             rows = sequence[slots - 1 - k : slots - 1 - k + steps]
-            torch.where(back == k, flat @ rows.reshape(steps * batch, -1), dweight, out=dweight)
+            torch.where(back == k, flat @ rows.flatten(0, 1), dweight, out=dweight)
         return dweight
+    if dy.numel() == 0 or sequence.numel() == 0:
+        return dy.new_zeros(back.shape)
     lines, dlines = _lines(sequence), _lines(dy)
     starts = (slots - 1 - back) * batch + _line_starts(lines)
     windows = lines.view(-1).unfold(0, steps * batch, 1)
     sums = [windows[start.long()] @ dline for start, dline in zip(starts, dlines, strict=True)]
-    return torch.stack(sums) if sums else dy.new_zeros(back.shape)
+    return torch.stack(sums)
 
 
 def _masked(weight: torch.Tensor, back: torch.Tensor, slots: int) -> torch.Tensor:
@@ -103,19 +105,19 @@ def _temporal_gemm(sequence: torch.Tensor, parts: torch.Tensor, steps: int) -> t
     y = sequence.new_zeros(steps * batch, parts.shape[1])
     for k, part in enumerate(parts):
         here = sequence[rows - steps - k : rows - k]
-        y.addmm_(here.reshape(steps * batch, -1), part.t())
-    return y.view(steps, batch, -1)
+        y.addmm_(here.flatten(0, 1), part.t())
+    return y.view(steps, batch, parts.shape[1])
 
 
 def _lines(sequence: torch.Tensor) -> torch.Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
-    return sequence.reshape(-1, sequence.shape[2]).t().contiguous()
+    return sequence.flatten(0, 1).t().contiguous()
 
 
 def _line_starts(lines: torch.Tensor) -> torch.Tensor:
     """Place of each line's first element."""
     count, length = lines.shape
-    return torch.arange(0, count * length, max(length, 1), device=lines.device)
+    return torch.arange(count, device=lines.device) * length
 
 
 def _shifted_sum(
@@ -123,7 +125,7 @@ def _shifted_sum(
 ) -> torch.Tensor:
     """``out[r, j] = sum_c weight[r, c] * lines[c, j + offsets[r, c]]``, ``[R, length]``."""
     out = lines.new_zeros(weight.shape[0], length)
-    if not lines.numel() or not length:
+    if out.numel() == 0 or lines.numel() == 0:
         return out
     windows = lines.view(-1).unfold(0, length, 1)
     for line, weights, start in zip(out, weight, offsets + _line_starts(lines), strict=True):
@@ -149,7 +151,7 @@ def project_spikes(
     for place, source in _events(spikes, outputs):
         index = places[source].add_((place * outputs).unsqueeze(-1).to(places.dtype))
         v.index_add_(0, index.view(-1), weights[source].view(-1))
-    return v.view(-1, batch, outputs)[:steps]
+    return v.view(steps + slots - 1, batch, outputs)[:steps]
 
 
 def project_spikes_weight(
@@ -178,7 +180,7 @@ def _arrivals(back: torch.Tensor, batch: int, size: int) -> torch.Tensor:
 
 def _events(spikes: PackedSpikes, outputs: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Spikes in groups: place ``t * B + b`` and input of each."""
-    x = unpack(spikes.words.reshape(-1, spikes.words.shape[-1]), spikes.synapses)
+    x = unpack(spikes.words.flatten(0, 1), spikes.synapses)
     places, sources = x.nonzero(as_tuple=True)
     group = max(1, _EXPANDED // max(outputs, 1))
     return list(zip(places.split(group), sources.split(group), strict=True))

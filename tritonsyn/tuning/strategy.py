@@ -13,6 +13,8 @@ class Work(NamedTuple):
 
     taps: int
     """Steps times batch times connections."""
+    past: int
+    """Those that carry what is still under way, which a walk over spikes adds in a dense way."""
     slots: int
     """Whole steps that a delay can be, K."""
     arrivals: int | None
@@ -37,7 +39,8 @@ def precision() -> str:
 def cheapest(work: Work, device: torch.device) -> str:
     """``"shift"``, ``"gemm"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
-    costs = {"shift": work.taps * cost["shift"], "gemm": work.taps * work.slots * cost["gemm"]}
+    tap = {"shift": cost["shift"], "gemm": work.slots * cost["gemm"]}
+    costs = {strategy: work.taps * each for strategy, each in tap.items()}
     if work.arrivals is not None:
-        costs["events"] = work.arrivals * cost["events"]
+        costs["events"] = work.arrivals * cost["events"] + work.past * min(tap.values())
     return min(costs, key=costs.__getitem__)

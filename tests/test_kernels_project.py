@@ -1,0 +1,174 @@
+"""Kernels of the delayed projection against plain PyTorch: every strategy, dtype and edge."""
+
+import pytest
+import torch
+from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
+
+from tritonsyn.functional import pack_spikes
+from tritonsyn.launch import project as launch
+from tritonsyn.packing import PackedSpikes
+from tritonsyn.reference import project as reference
+from tritonsyn.rules import compute_dtype
+from tritonsyn.testing import assert_close_as_torch, poisoned_empty
+
+# Steps, batch, inputs, outputs, slots: single ones, and one more or less than a tile.
+SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), (3, 17, 4, 8, 12)]
+EMPTY = [(2, 0, 3, 2, 2), (2, 3, 0, 2, 2)]
+STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm"])
+sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
+
+
+def connections(size, dtype=F64):
+    """Weights, and delays that take every whole step up to the longest."""
+    _, _, inputs, outputs, slots = size
+    weight = (uniform(outputs, inputs, seed=1) * 2 - 1).to(dtype)
+    back = torch.arange(outputs * inputs, dtype=torch.int32).view(outputs, inputs) * 7 % slots
+    return weight, back
+
+
+def signal(*shape, dtype=F64, seed=2):
+    return (uniform(*shape, seed=seed) * 4 - 2).to(dtype)
+
+
+def without_signs(arguments):
+    return [a.abs() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def check(device, name, *arguments):
+    """As accurate as PyTorch, nothing written beside the results, no element left out."""
+    actual = by_kernel(device, "project", name, *arguments, margin=63)
+    plain = by_reference("project", name, *arguments)
+    truth = by_reference("project", name, *exact(arguments))
+    # What rounds is the sum of all terms without their signs.
+    sizes = by_reference("project", name, *exact(without_signs(arguments))).returned[0]
+    scale = float(sizes.max()) if sizes.numel() else 0.0
+    for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
+        assert_close_as_torch(a, t, p, scale=scale)
+    for a, b in zip(actual.arguments, tensors(arguments), strict=True):
+        assert torch.equal(a, b)
+
+
+@sized
+@STRATEGIES
+def test_projection(device, strategy, size):
+    steps, batch, inputs, _, slots = size
+    weight, back = connections(size)
+    sequence = signal(steps + slots - 1, batch, inputs)
+    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
+
+
+@sized
+@STRATEGIES
+def test_adjoint_to_the_sequence(device, strategy, size):
+    steps, batch, _, outputs, slots = size
+    weight, back = connections(size)
+    dy = signal(steps, batch, outputs)
+    check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
+
+
+@sized
+@STRATEGIES
+def test_adjoint_to_the_weight(device, strategy, size):
+    steps, batch, inputs, outputs, slots = size
+    _, back = connections(size)
+    dy, sequence = signal(steps, batch, outputs), signal(steps + slots - 1, batch, inputs, seed=3)
+    check(device, "project_weight", dy, sequence, back, strategy, "ieee")
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@STRATEGIES
+def test_every_dtype_of_the_records(device, strategy, dtype):
+    size = steps, batch, inputs, outputs, slots = SIZES[1]
+    weight, back = connections(size, compute_dtype(dtype))
+    sequence = signal(steps + slots - 1, batch, inputs, dtype=dtype)
+    dy = signal(steps, batch, outputs, dtype=compute_dtype(dtype))
+    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
+    check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
+    check(device, "project_weight", dy, sequence, back, strategy, "ieee")
+
+
+@pytest.mark.parametrize("dtype", [F64, BF16], ids=str)
+@pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
+def test_one_step_reads_the_ring_around_its_end(device, dtype, on_device):
+    size = _, batch, inputs, _, slots = SIZES[1]
+    weight, back = connections(size, compute_dtype(dtype))
+    record = signal(slots, batch, inputs, dtype=dtype)
+    for pointer in range(slots):
+        slot = torch.tensor(pointer) if on_device else pointer
+        check(device, "project", record, weight, back, 1, "shift", "ieee", slot)
+        oldest_first = record.roll(-pointer, 0)
+        expected = by_reference("project", "project", oldest_first, weight, back, 1, "shift", "")
+        actual = by_reference("project", "project", record, weight, back, 1, "shift", "", pointer)
+        torch.testing.assert_close(actual.returned[0], expected.returned[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision, digits", [("tf32", 3e-3), ("tf32x3", 1e-5), ("ieee", 1e-6)])
+def test_precision_of_the_tensor_cores(device, precision, digits):
+    size = steps, batch, inputs, _, slots = (20, 32, 64, 64, 5)
+    weight, back = connections(size, F32)
+    sequence = signal(steps + slots - 1, batch, inputs, dtype=F32)
+    wanted = reference.project(sequence.to(F64), weight.to(F64), back, steps, "gemm", "ieee")
+    arguments = (tensor.to(device) for tensor in (sequence, weight, back))
+    actual = launch.project(*arguments, steps, "gemm", precision).cpu().to(F64)
+    assert (actual - wanted).abs().max() <= digits * wanted.abs().max()
+
+
+def spikes_of(size, rate):
+    steps, batch, inputs, _, _ = size
+    return pack_spikes(uniform(steps, batch, inputs, seed=4) < rate)
+
+
+def on(device, spikes):
+    return PackedSpikes(spikes.words.to(device), spikes.shape)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@sized
+def test_walk_over_spikes(device, size, rate):
+    weight, back = connections(size)
+    spikes, slots = spikes_of(size, rate), size[-1]
+    with poisoned_empty():
+        v = launch.project_spikes(on(device, spikes), weight.to(device), back.to(device), slots)
+    expected = reference.project_spikes(spikes, weight, back, slots)
+    torch.testing.assert_close(v.cpu(), expected, rtol=0, atol=1e-12)
+    silence = weight.new_zeros(slots - 1, *spikes.shape[1:])
+    dense = torch.cat((silence, (uniform(*spikes.shape, seed=4) < rate).to(F64)))
+    dense = reference.project(dense, weight, back, size[0], "gemm", "ieee")
+    torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@sized
+def test_adjoint_of_the_walk(device, size, rate):
+    steps, batch, _, outputs, slots = size
+    _, back = connections(size)
+    spikes, dv = spikes_of(size, rate), signal(steps, batch, outputs)
+    with poisoned_empty():
+        arguments = dv.to(device), on(device, spikes), back.to(device), slots
+        dweight = launch.project_spikes_weight(*arguments)
+    expected = reference.project_spikes_weight(dv, spikes, back, slots)
+    torch.testing.assert_close(dweight.cpu(), expected, rtol=0, atol=1e-12)
+    silence = dv.new_zeros(slots - 1, *spikes.shape[1:])
+    dense = torch.cat((silence, (uniform(*spikes.shape, seed=4) < rate).to(F64)))
+    dense = reference.project_weight(dv, dense, back, "gemm", "ieee")
+    torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
+
+
+def test_a_word_with_its_sign_bit_set(device):
+    """Input 31 is the sign of an int32 word."""
+    x = torch.zeros(2, 1, 40, dtype=torch.bool)
+    x[0, 0, 31] = x[1, 0, 39] = True
+    weight = torch.arange(40.0, dtype=F64).view(1, 40)
+    back = torch.ones(1, 40, dtype=torch.int32)
+    spikes = on(device, pack_spikes(x))
+    v = launch.project_spikes(spikes, weight.to(device), back.to(device), 2)
+    assert v.flatten().tolist() == [0.0, 31.0]
+
+
+def test_half_precision_weights_stay_in_float32(device):
+    size = SIZES[1]
+    weight, back = connections(size, F32)
+    sequence = signal(size[0] + size[4] - 1, size[1], size[2], dtype=F16)
+    y = by_kernel(device, "project", "project", sequence, weight, back, size[0], "shift", "ieee")
+    assert y.returned[0].dtype == F32

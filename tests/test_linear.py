@@ -1,0 +1,424 @@
+"""The delayed dense layer against what it is defined by: delayed reads and a weighted sum."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from synapses import both, gradcheck, interpreted, same, snapshot, spikes, uniform
+
+import tritonsyn
+from tritonsyn import DelayedLinear, functional
+from tritonsyn.functional import pack_spikes
+
+F64 = torch.float64
+BATCH, INPUTS, OUTPUTS, STEP, LONGEST = 2, 4, 3, 1.3, 3.7
+DELAYS = [[0.0, 1.3, 3.7, -1.0], [2.6, 0.5, 9.0, 3.9], [3.1, 1.0, 2.0, 1.3]]
+"""Whole, fractional, zero, longest and out of range."""
+STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm", "events", "auto"])
+
+
+def physics(kind, constants="number"):
+    """A partial constructor with constants of this sort."""
+    values = {"single": [2.0, 5.0], "double": [2.0, 6.0, 2.0]}[kind]
+    if constants == "each":
+        values = [v * (1 + 0.1 * torch.arange(INPUTS, dtype=F64)) for v in values]
+    elif constants == "learned":
+        values = [torch.nn.Parameter(torch.tensor(v, dtype=F64)) for v in values]
+    elif constants == "each learned":
+        values = [torch.nn.Parameter(v + 0.1 * torch.arange(INPUTS, dtype=F64)) for v in values]
+    classes = {
+        "single": tritonsyn.SingleExponentialCurrent,
+        "double": tritonsyn.DoubleExponentialCurrent,
+    }
+    return classes[kind].partialconstructor(*values)
+
+
+def layer_of(kind="single", constants="number", device=None, **options):
+    settings = {
+        "delay": LONGEST,
+        "bias": True,
+        "batch_size": BATCH,
+        "dtype": F64,
+        "weight_init": lambda t: uniform(*t.shape, seed=1, low=-1).to(t),
+        "bias_init": lambda t: uniform(*t.shape, seed=2).to(t),
+        "delay_init": lambda t: torch.tensor(DELAYS, dtype=F64).to(t),
+    }
+    synapse = physics(kind, constants)
+    return DelayedLinear(
+        INPUTS, OUTPUTS, STEP, synapse=synapse, device=device, **{**settings, **options}
+    )
+
+
+def materialised(layer, x):
+    """Delayed reads of every connection, and their weighted sum, step after step."""
+    found = []
+    layer.synapse.backend = "reference"  # tested elsewhere, and quicker than the interpreter
+    delays = layer.delay.clamp(0, layer.max_delay).t().unsqueeze(0)
+    for row in x:
+        layer.synapse(row)
+        currents = layer.synapse.current_at(delays)
+        found.append(torch.einsum("oi,bio->bo", layer.weight, currents) + layer.bias)
+    return torch.stack(found)
+
+
+def gradients(y, tensors):
+    loss = (y * uniform(*y.shape, seed=9).to(y)).sum()
+    return torch.autograd.grad(loss, tensors, allow_unused=True)
+
+
+def assert_same(actual, expected, tolerance=1e-10):
+    for a, b in zip(actual, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@both
+@STRATEGIES
+@pytest.mark.parametrize("constants", ["number", "each", "learned", "each learned"])
+def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, strategy, constants):
+    if interpreted() and (strategy == "auto" or constants in ("each", "learned")):
+        pytest.skip("the kernels see the same as with the other values")
+    if strategy == "events" and "each" in constants:
+        pytest.skip("a walk over spikes needs one time constant")
+    layer = layer_of(kind, constants, device=device, strategy=strategy)
+    oracle = copy.deepcopy(layer)
+    x = spikes(7, BATCH, INPUTS).to(device)
+    if strategy != "events":
+        x = x.to(F64)
+    graded = [x.clone().requires_grad_(x.is_floating_point()) for _ in range(2)]
+    y, wanted = layer.scan(graded[0]), materialised(oracle, graded[1])
+    assert_same([y], [wanted])
+    inputs = [[*layer.parameters(), *graded[:1]], [*oracle.parameters(), *graded[1:]]]
+    if strategy == "events":
+        inputs = [tensors[:-1] for tensors in inputs]
+    assert_same(gradients(y, inputs[0]), gradients(wanted, inputs[1]))
+    for a, b in zip(layer.synapse.children(), oracle.synapse.children(), strict=True):
+        torch.testing.assert_close(a.value, b.value, rtol=0, atol=1e-12)
+        assert a.pointer == b.pointer
+
+
+@both
+@STRATEGIES
+@pytest.mark.parametrize("splits", [(9,), (1, 8), (3, 1, 5), (8, 0, 1)], ids=str)
+def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, splits):
+    """Also through the state: the gradients cross from one call into the one before."""
+    if interpreted() and splits != (3, 1, 5):
+        pytest.skip("one split is enough for the interpreter")
+    x = spikes(9, BATCH, INPUTS, seed=3).to(device)
+    layer = layer_of(kind, "learned", device=device, strategy=strategy)
+    stepped = copy.deepcopy(layer)
+    stepped.synapse.backend = "reference"
+    y = torch.cat([layer.scan(part) for part in x.split(splits)])
+    wanted = torch.stack([stepped(row) for row in x])
+    assert_same([y], [wanted])
+    pairs = zip(layer.named_parameters(), stepped.named_parameters(), strict=True)
+    ours, theirs = zip(*((a, b) for (_, a), (_, b) in pairs), strict=True)
+    assert_same(gradients(y, ours), gradients(wanted, theirs))
+    assert layer.synapse.spike_.pointer == stepped.synapse.spike_.pointer
+
+
+@both
+def test_a_step_without_gradients_reads_the_ring(device, each_backend, kind):
+    layer = layer_of(kind, device=device)
+    stepped = copy.deepcopy(layer)
+    x = spikes(8, BATCH, INPUTS).to(device)
+    with torch.no_grad():
+        y = torch.stack([layer(row) for row in x])
+    assert not y.requires_grad
+    assert_same([y], [torch.stack([stepped(row) for row in x])])
+
+
+@both
+@STRATEGIES
+def test_gradients_against_finite_differences(device, each_backend, kind, strategy):
+    """To weight, delay, learned constants, the initial state, and a graded input."""
+    slots, steps, batch = 3, 2 if interpreted() else 4, 1
+    events = strategy == "events"
+    size = (2, 2)
+    weight = uniform(*size, seed=1).to(device).requires_grad_()
+    delay = torch.tensor([[0.2, 1.5], [2.3, 0.8]], dtype=F64, device=device).requires_grad_()
+    constants = [torch.tensor(v, dtype=F64, device=device).requires_grad_() for v in (1.4, 0.8)]
+    if kind == "double":
+        constants.append(torch.tensor(0.6, dtype=F64, device=device).requires_grad_())
+    initial = [
+        uniform(slots, batch, 2, seed=5 + i).to(device).requires_grad_()
+        for i in range(len(constants) - 1)
+    ]
+    x = spikes(steps, batch, 2).to(device)
+    graded = [] if events else [uniform(steps, batch, 2, seed=8).to(device).requires_grad_()]
+
+    def run(weight, delay, gain, *rest):
+        count = len(constants) - 1
+        decays, past, given = rest[:count], rest[count : 2 * count], rest[2 * count :]
+        y, final = functional.delayed_linear(
+            given[0] if given else x, weight, delay, gain=gain,
+            decay=decays[0], rise=decays[1] if count == 2 else None,
+            max_delay=2.5, initial=past, strategy=strategy, dtype=F64,
+        )  # fmt: skip
+        return y, *final
+
+    # The record that a delay of 2.5 steps asks for is one slot longer.
+    initial = [torch.cat((i, i[:1])).detach().requires_grad_() for i in initial]
+    assert gradcheck(run, (weight, delay, *constants, *initial, *graded))
+
+
+def test_delays_outside_have_no_gradient_and_those_at_the_bounds_do(device, each_backend):
+    layer = layer_of(device=device)
+    (gradient,) = gradients(layer.scan(spikes(9, BATCH, INPUTS).to(device)), [layer.delay])
+    outside = (layer.delay < 0) | (layer.delay > layer.max_delay)
+    assert outside.sum() == 3
+    assert (gradient[outside] == 0).all()
+    assert (gradient[~outside] != 0).all()
+
+
+@STRATEGIES
+def test_packed_spikes_are_the_same_spikes(device, each_backend, strategy):
+    x = spikes(6, BATCH, INPUTS).to(device)
+    layer = layer_of(device=device, strategy=strategy)
+    again = copy.deepcopy(layer)
+    assert_same([layer.scan(pack_spikes(x))], [again.scan(x)])
+
+
+def test_no_steps_change_nothing(device, each_backend):
+    layer = layer_of(device=device)
+    before = snapshot(layer)
+    y = layer.scan(torch.zeros(0, BATCH, INPUTS, device=device))
+    assert y.shape == (0, BATCH, OUTPUTS)
+    assert same(before, snapshot(layer))
+
+
+def test_without_delay(device, each_backend):
+    layer = layer_of(device=device, delay=0.0)
+    oracle = copy.deepcopy(layer)
+    x = spikes(5, BATCH, INPUTS).to(device)
+    y = layer.scan(x)
+    assert_same([y], [oracle.synapse.scan(x) @ oracle.weight.t() + oracle.bias])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@STRATEGIES
+def test_dtypes(device, each_backend, dtype, strategy):
+    exact = layer_of(device=device)
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.copy_(parameter.to(dtype))
+    layer = copy.deepcopy(exact).to(dtype)
+    layer.strategy = strategy
+    x = spikes(6, BATCH, INPUTS).to(device)
+    y = layer.scan(x)
+    assert y.dtype == dtype
+    wanted = exact.scan(x)
+    error = (y.to(F64) - wanted).abs().max()
+    assert error <= 8 * torch.finfo(dtype).eps * wanted.abs().max()
+
+
+def test_nan_delay_stays_with_its_output(device, each_backend):
+    layer = layer_of(device=device, strategy="shift")
+    with torch.no_grad():
+        layer.delay[1, 2] = float("nan")
+    y = layer.scan(spikes(5, BATCH, INPUTS).to(device))
+    assert y[..., 1].isnan().all()
+    assert y[..., [0, 2]].isfinite().all()
+
+
+# -- what users do with delays -----------------------------------------------------------------
+
+
+def test_delays_are_brought_back_rounded_and_counted(device):
+    layer = layer_of(device=device)
+    steps = torch.tensor([[0, 1, 3, 0], [2, 1, 3, 3], [3, 1, 2, 1]], dtype=torch.int32)
+    assert torch.equal(layer.delay_steps.cpu(), steps)
+    layer.clamp_delays_()
+    assert layer.delay.min() == 0.0
+    assert layer.delay.max() == LONGEST
+    layer.round_delays_()
+    whole = (layer.delay / STEP).round()
+    torch.testing.assert_close(layer.delay, whole * STEP, rtol=1e-12, atol=0)
+    assert torch.equal(layer.delay_steps, whole.to(torch.int32))
+    assert layer.delay.requires_grad
+
+
+def test_rounded_delays_read_whole_steps(device):
+    layer = layer_of(device=device)
+    layer.round_delays_()
+    oracle = copy.deepcopy(layer)
+    x = spikes(9, BATCH, INPUTS).to(device)
+    assert_same([layer.scan(x)], [materialised(oracle, x)])
+
+
+@pytest.mark.parametrize("strategy", ["gemm", "events"])
+def test_known_delays_are_recovered_from_data(strategy):
+    """A layer that starts from equal delays learns those that made the data.
+
+    With the double synapse, whose current is continuous: the derivative to a delay then sees all
+    of what a delay does. That of the single synapse leaves out the jump at a spike.
+    """
+    torch.manual_seed(0)
+    options = {"delay": 8.0, "batch_size": 16, "dtype": torch.float32, "strategy": strategy}
+    known = torch.tensor([[1.5, 4.25, 6.0], [2.75, 0.5, 5.0]])
+    synapse = tritonsyn.DoubleExponentialCurrent.partialconstructor(5.0, 6.0, 3.0)
+    options |= {"synapse": synapse, "weight_init": torch.nn.init.ones_}
+    teacher = DelayedLinear(3, 2, 1.0, delay_init=lambda t: known, **options)
+    student = DelayedLinear(3, 2, 1.0, delay_init=lambda t: t.fill_(4.0), **options)
+    optimizer = torch.optim.Adam([student.delay], lr=0.2)
+    for _ in range(150):
+        x = torch.rand(60, 16, 3) < 0.1
+        teacher.clear()
+        student.clear()
+        with torch.no_grad():
+            wanted = teacher.scan(x)
+        loss = (student.scan(x) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        student.clamp_delays_()
+    torch.testing.assert_close(student.delay.detach(), known, rtol=0, atol=0.05)
+
+
+# -- a module like any other -------------------------------------------------------------------
+
+
+def test_state_is_saved_copied_and_pickled(device):
+    layer = layer_of(device=device)
+    x = spikes(8, BATCH, INPUTS).to(device)
+    layer.scan(x[:5])
+    layer.detach_state()
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    loaded = layer_of(device=device, weight_init=torch.nn.init.zeros_)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    others = [loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer_with_named_inits()))]
+    expected = layer.scan(x[5:])
+    for other in others[:2]:
+        assert torch.equal(other.scan(x[5:]), expected)
+    assert others[2].scan(x.cpu()).shape == (8, BATCH, OUTPUTS)
+
+
+def layer_with_named_inits():
+    synapse = tritonsyn.SingleExponentialCurrent.partialconstructor(2.0, 5.0)
+    return DelayedLinear(INPUTS, OUTPUTS, STEP, synapse=synapse, delay=LONGEST, batch_size=BATCH)
+
+
+def test_default_initial_values():
+    torch.manual_seed(1)
+    synapse = tritonsyn.SingleExponentialCurrent.partialconstructor(2.0, 5.0)
+    layer = DelayedLinear(100, 200, STEP, synapse=synapse, delay=LONGEST, bias=True)
+    assert 0.09 < layer.weight.abs().max() <= 0.1
+    assert 0.09 < layer.bias.abs().max() <= 0.1
+    assert 0.0 <= layer.delay.min() < 0.01
+    assert 3.69 < layer.delay.max() <= LONGEST
+
+
+def test_settings_pass_through_to_the_synapse():
+    layer = layer_of()
+    layer.scan(spikes(4, BATCH, INPUTS))
+    layer.batchsz = 5
+    layer.dt = 0.5
+    layer.max_delay = 6.0
+    assert (layer.synapse.batchsz, layer.synapse.dt, layer.synapse.delay) == (5, 0.5, 6.0)
+    assert layer.scan(spikes(4, 5, INPUTS)).shape == (4, 5, OUTPUTS)
+    assert "max_delay=6.0" in repr(layer)
+    layer.clear()
+    assert layer.synapse.current.abs().max() == 0
+
+
+def test_rest_is_known_until_something_writes(device):
+    layer = layer_of(device=device)
+    records = layer.synapse.component_records()
+    assert all(record.at_rest for record in records)
+    writes = [
+        lambda: layer(spikes(BATCH, INPUTS).to(device)),
+        lambda: layer.scan(spikes(2, BATCH, INPUTS).to(device)),
+        lambda: records[0].value.fill_(1.0),
+        lambda: layer.load_state_dict(snapshot(layer)),
+        lambda: setattr(records[0], "value", records[0].value.detach()),
+    ]
+    for write in writes:
+        write()
+        assert not records[0].at_rest
+        layer.clear()
+        assert records[0].at_rest
+    assert not copy.deepcopy(layer).synapse.component_records()[0].at_rest
+
+
+# -- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"in_features": 0}, "in_features must be a positive integer, but is 0"),
+        ({"out_features": 2.5}, "out_features must be a positive integer, but is 2.5"),
+        ({"step_time": -1.0}, "step_time must be greater than 0"),
+        ({"delay": float("inf")}, "delay must be finite"),
+        ({"batch_size": 0}, "batch_size must be a positive integer"),
+        ({"synapse": 3}, "synapse must be what a synapse's partialconstructor returns"),
+        ({"synapse": lambda *a, **k: torch.nn.Identity()}, "synapse must make a synapse"),
+        ({"strategy": "fast"}, "strategy must be one of auto, shift, gemm, events"),
+        ({"dtype": torch.int32}, "dtype must be one of"),
+        ({"weight_init": 1.0}, "weight_init must be a function of a tensor"),
+        ({"delay_init": lambda t: torch.zeros(3)}, "delay_init has shape"),
+        ({"weight_init": lambda t: t.fill_(torch.nan)}, "weight_init must give finite values"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, message):
+    arguments = {
+        "in_features": 4, "out_features": 3, "step_time": 1.0, "delay": 2.0,
+        "synapse": physics("single"),
+    }  # fmt: skip
+    with pytest.raises((TypeError, ValueError), match=message):
+        DelayedLinear(**{**arguments, **options})
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.zeros(3, BATCH, INPUTS + 1), "x has shape"),
+        (torch.zeros(INPUTS), "x has shape"),
+        (torch.zeros(3, BATCH, INPUTS, dtype=torch.complex64), "x must be bool, integer"),
+        ([1.0], "x must be a tensor"),
+    ],
+)
+def test_a_refused_input_changes_nothing(x, message):
+    layer = layer_of()
+    layer.scan(spikes(4, BATCH, INPUTS))
+    before = snapshot(layer)
+    with pytest.raises((TypeError, ValueError), match=message):
+        layer.scan(x)
+    with pytest.raises((TypeError, ValueError)):
+        layer(x)
+    assert same(before, snapshot(layer))
+
+
+def test_spikes_cannot_be_walked_everywhere():
+    before = layer_of(strategy="events")
+    with pytest.raises(ValueError, match=r"needs spikes, .* but x is torch.float64"):
+        before.scan(torch.zeros(3, BATCH, INPUTS, dtype=F64))
+    apart = layer_of(constants="each", strategy="events")
+    with pytest.raises(ValueError, match="time constants differ between inputs"):
+        apart.scan(spikes(3, BATCH, INPUTS))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": torch.zeros(0, 2, 3)}, "x has shape"),
+        ({"weight": torch.zeros(2, 4)}, "weight has shape"),
+        ({"delay": torch.zeros(3, 3)}, "delay has shape"),
+        ({"delay": torch.zeros(2, 3, dtype=torch.int64)}, "delay must be floating"),
+        ({"initial": (torch.zeros(2, 2, 3),)}, r"initial\[0\] has shape"),
+        ({"initial": ()}, "initial must hold 1 tensors, but holds 0"),
+        ({"strategy": "other"}, "strategy must be one of"),
+    ],
+)
+def test_the_functional_form_refuses(change, message):
+    arguments = {
+        "x": torch.zeros(4, 2, 3), "weight": torch.zeros(2, 3), "delay": torch.zeros(2, 3),
+        "decay": 0.8, "max_delay": 2.0,
+    }  # fmt: skip
+    with pytest.raises((TypeError, ValueError), match=message):
+        functional.delayed_linear(**{**arguments, **change})
