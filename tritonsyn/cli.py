@@ -61,7 +61,7 @@ def _add_demo(commands: Any) -> None:
         "learned delays and with delays frozen at zero; writes metrics.json and demo.png.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training digits")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the training digits")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same figure")
     parser.add_argument(
         "--device", default="cpu", help="torch device to train on: cpu, cuda, cuda:1"
