@@ -79,6 +79,12 @@ def _on_device(variant, *slots):
     return variant._replace(types={**variant.types, **dict.fromkeys(slots, "*i64")})
 
 
+def _narrower(*elements):
+    """The type that a scan's tiles must suit: half precision, unless the arithmetic is double."""
+    halves = [element for element in elements if element in ("fp16", "bf16")]
+    return halves[0] if halves and "fp64" not in elements else elements[-1]
+
+
 def _arithmetic(element):
     return "fp64" if element == "fp64" else "fp32"
 
@@ -200,7 +206,7 @@ def _scan(x, y, acc, double, reverse, packed, per_synapse, ends):
     constants = {"DOUBLE": double, "REVERSE": reverse, "PACKED": packed}
     # Lanes share the words of packed spikes: 1/8 byte per element, a gather to the code.
     streams = _streams(pointers, y=_WRITE) if packed else _streams(pointers, x=_READ, y=_WRITE)
-    dtype = acc if y is None else y
+    dtype = _narrower(x, acc if y is None else y)
     return _scan_variant(
         pointers, per_synapse, acc, constants=constants, dtype=dtype, streams=streams
     )
@@ -213,7 +219,9 @@ def _scan_constants(x, dy, acc, double, packed, per_synapse, ends):
     pointers.update(dict.fromkeys(("ddecay_ptr", "drise_ptr", "dgain_ptr"), acc))
     constants = {"DOUBLE": double, "PACKED": packed}
     streams = _streams(pointers, dy=_READ) if packed else _streams(pointers, x=_READ, dy=_READ)
-    return _scan_variant(pointers, per_synapse, acc, constants=constants, dtype=dy, streams=streams)
+    return _scan_variant(
+        pointers, per_synapse, acc, constants=constants, dtype=_narrower(x, dy), streams=streams
+    )
 
 
 SIGNATURES: dict[str, list[Variant]] = {

@@ -34,7 +34,8 @@ def scan(
     carried = decays[0].dtype
     y = torch.empty(shape, dtype=dtype, device=x.device)
     tails = [torch.empty((keep, *shape[1:]), dtype=carried, device=x.device) for _ in decays]
-    config = config_for("exp_scan_kernel", (shape[0], shape[1] * shape[2]), dtype, y.device)
+    narrower = _narrower(x, dtype)
+    config = config_for("exp_scan_kernel", (shape[0], shape[1] * shape[2]), narrower, y.device)
     if y.numel():
         carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
         _launch(x, y, tails, carries, _NONE, gain, decays, keep, config, reverse=False)
@@ -58,7 +59,8 @@ def scan_backward(
     be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted.
     """
     row, carried = dy.shape[1:], decays[0].dtype
-    config = config_for("exp_scan_kernel", (dy.shape[0], row.numel()), dy.dtype, dy.device)
+    narrower = _narrower(dy, dx_dtype or dy.dtype)
+    config = config_for("exp_scan_kernel", (dy.shape[0], row.numel()), narrower, dy.device)
     if dy.numel() == 0:
         dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
         zeros = [dy.new_zeros(row, dtype=carried) for _ in range(1 + len(decays))]
@@ -130,7 +132,8 @@ def _constants(
     data, arguments, flags = _arguments(x, gain, decays)
     work = (dy.shape[0], dy[0].numel())
     # The chunks are those of the scans that made the carries.
-    own = config_for("exp_scan_constants_kernel", work, dy.dtype, dy.device)
+    narrower = _narrower(x, dy.dtype)
+    own = config_for("exp_scan_constants_kernel", work, narrower, dy.device)
     grid = (tiles(work[1], own.block), config.chunks)
     with on_device(dy):
         exp_scan_constants_kernel[grid](
@@ -195,6 +198,13 @@ def _shape(x: torch.Tensor | PackedSpikes) -> tuple[int, int, int]:
         return x.shape[0], x.shape[1], x.synapses
     steps, batch, synapses = x.shape
     return steps, batch, synapses
+
+
+def _narrower(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that tiles must suit: half precision, unless the arithmetic is double."""
+    data = x.words if isinstance(x, PackedSpikes) else x
+    halves = [d for d in (data.dtype, dtype) if d in (torch.float16, torch.bfloat16)]
+    return halves[0] if halves and torch.float64 not in (data.dtype, dtype) else dtype
 
 
 def _chunk_length(steps: int, config: LaunchConfig) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 VARIABLE = "TRITONSYN_CACHE_DIR"
 _FORMAT = "tritonsyn launch configurations 1"
 
+_SHIPPED = Path(__file__).parent
+
 Entries = dict[str, dict[str, Any]]
 """``{"config": {...}, "timer": ..., "cost": ...}`` by key."""
 
@@ -42,10 +44,14 @@ def path(device: str) -> Path:
 
 def tables(devices: tuple[str, ...]) -> list[tuple[str, Path]]:
     """The tables of a device in the order in which they count, each with its origin."""
-    shipped = Path(__file__).parent
     return [("user's cache", path(device)) for device in devices] + [
-        ("shipped table", shipped / _file(device)) for device in devices
+        ("shipped table", _SHIPPED / _file(device)) for device in devices
     ]
+
+
+def shipped() -> list[Path]:
+    """The tables that tritonsyn brings along: of GPUs on which they were measured."""
+    return sorted(_SHIPPED.glob("*.json"))
 
 
 def _file(device: str) -> str:

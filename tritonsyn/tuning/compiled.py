@@ -8,6 +8,7 @@ import pkgutil
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -39,10 +40,13 @@ def all_kernels() -> dict[str, Any]:
     return found
 
 
-def report(kernel: str, index: int, target: str, config: LaunchConfig | None) -> Report:
+def report(
+    kernel: str, index: int, target: str, config: LaunchConfig | None, read_code: bool = True
+) -> Report:
     """What variant ``index`` of a kernel becomes on a target (``"sm_90"``).
 
-    ``config`` None takes what the variant itself says. Raises whatever the compiler raises.
+    ``config`` None takes what the variant itself says. Without ``read_code``, which takes most of
+    the time, only registers and memory are told. Raises whatever the compiler raises.
     """
     function, variant = all_kernels()[kernel], SIGNATURES[kernel][index]
     constants = constants_of(function.arg_names, variant, config)
@@ -52,10 +56,10 @@ def report(kernel: str, index: int, target: str, config: LaunchConfig | None) ->
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         used = dict(_usage(_tool("cuobjdump", "--dump-resource-usage", str(path))))
-        code = _tool("nvdisasm", "-c", str(path))
-        base = _parameter_base(_tool("cuobjdump", "-elf", str(path)))
+        code = _tool("nvdisasm", "-c", str(path)) if read_code else ""
+        base = _parameter_base(_tool("cuobjdump", "-elf", str(path))) if read_code else 0
     accesses = sass.accesses(code, dict(_pointers(function.arg_names, variant, base)))
-    passes = _elements(variant, constants)
+    elements = _elements(variant, constants)
     return Report(
         kernel=kernel,
         variant=index,
@@ -67,16 +71,8 @@ def report(kernel: str, index: int, target: str, config: LaunchConfig | None) ->
         spills=used["STACK"] + used["LOCAL"],
         shared=used["SHARED"],
         instructions=sass.instruction_count(code),
-        elements=passes,
-        streams={
-            name: StreamReport(
-                itemsize=variant.itemsize(name),
-                touches=stream.loads + stream.stores,
-                moved=_moved(accesses, name, num_warps) / passes,
-                bits=min((a.bits for a in accesses if a.pointer == name), default=0),
-            )
-            for name, stream in variant.streams.items()
-        },
+        elements=elements,
+        streams=_stream_reports(variant, accesses, elements, num_warps) if read_code else {},
         loads=_widths(accesses, store=False),
         stores=_widths(accesses, store=True),
         resident_warps=resident_warps(target, used["REG"], num_warps, used["SHARED"]),
@@ -150,13 +146,24 @@ def _elements(variant: Variant, constants: dict[str, Any]) -> int:
     return product
 
 
-def _moved(accesses: dict[sass.Access, int], pointer: str, num_warps: int) -> float:
-    """Bytes that one program moves through a pointer in one pass of the code."""
-    bits = sum(a.bits * count for a, count in accesses.items() if a.pointer == pointer)
-    return bits / 8 * 32 * num_warps
+def _stream_reports(
+    variant: Variant, accesses: Counter[sass.Access], elements: int, num_warps: int
+) -> dict[str, StreamReport]:
+    found = {}
+    for name, stream in variant.streams.items():
+        own = {access: count for access, count in accesses.items() if access.pointer == name}
+        by_thread = sum(access.bits // 8 * count for access, count in own.items())
+        found[name] = StreamReport(
+            itemsize=variant.itemsize(name),
+            touches=stream.loads + stream.stores,
+            moved=by_thread * 32 * num_warps / elements,
+            loaded=sum(a.bits // 8 * n for a, n in own.items() if not a.store),
+            bits=min((access.bits for access in own), default=0),
+        )
+    return found
 
 
-def _widths(accesses: dict[sass.Access, int], store: bool) -> dict[int, int]:
+def _widths(accesses: Counter[sass.Access], store: bool) -> dict[int, int]:
     found: dict[int, int] = {}
     for access, count in sorted(accesses.items(), key=lambda item: -item[0].bits):
         if access.store == store:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -55,22 +55,39 @@ def _tile(size: int, largest: int = _LARGEST) -> int:
 
 
 def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    return LaunchConfig(_tile(work[-1]))
+    block = _tile(work[-1])
+    return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
 def _pack(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Words of 32 synapses each, held in registers.
-    return LaunchConfig(_tile(work[-1], 32))
+    # Words of 32 synapses each, held in registers: 8 or 16 of a thread.
+    return LaunchConfig(_tile(work[-1], 64 if dtype.itemsize == 1 else 32))
+
+
+def _read(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # With 8 warps ptxas keeps in registers what it spills on sm_80 with 4.
+    block = _tile(work[-1], 2048)
+    return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
 def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Loads of 128 bits: 4 or 8 elements of a thread. In float64 eight steps of a double synapse
+    # do not fit in the registers.
+    block, unroll = {2: (256, 4), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+
+
+def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Twice the state of the scan, so fewer steps in flight fit in the registers.
+    block, unroll = {2: (256, 1), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+
+
+def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
     steps, size = work
-    block = _tile(size, 128)
-    programs = -(-size // block)
+    programs = -(-size // config.block)
     chunks = max(1, min(_BUSY // max(programs, 1), steps // _SHORTEST_CHUNK))
-    # In float64 eight steps of a double synapse do not fit in the registers.
-    unroll = 8 if dtype.itemsize <= 4 else 2
-    return LaunchConfig(block, num_warps=1, unroll=unroll, chunks=chunks)
+    return replace(config, chunks=chunks)
 
 
 HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
@@ -79,11 +96,11 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "pack_bits_kernel": _pack,
     "synapse_step_fwd_kernel": _elementwise,
     "synapse_step_bwd_kernel": _elementwise,
-    "select_fwd_kernel": _elementwise,
+    "select_fwd_kernel": _read,
     "select_bwd_kernel": _elementwise,
     "batch_dot_kernel": _elementwise,
     "exp_scan_kernel": _scan,
-    "exp_scan_constants_kernel": _scan,
+    "exp_scan_constants_kernel": _scan_constants,
 }
 """What is launched where nothing was tuned: the settings by a kernel's work and dtype."""
 

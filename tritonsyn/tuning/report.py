@@ -13,6 +13,8 @@ class StreamReport:
     """Loads and stores that each element needs."""
     moved: float
     """Bytes that the machine code moves per element."""
+    loaded: int
+    """Bytes that a thread loads in one pass of the code."""
     bits: int
     """The narrowest access."""
 
@@ -42,7 +44,7 @@ class Report:
     shared: int
     """Bytes per program."""
     instructions: int
-    """Of the code as it stands."""
+    """Of the code as it stands; 0, as all that follows from the code is empty, if unread."""
     elements: int
     """Of a stream, that a program touches in one pass of its code."""
     streams: dict[str, StreamReport]
@@ -86,10 +88,10 @@ class Report:
         return found
 
     def _widest(self, stream: StreamReport) -> int:
-        if stream.itemsize > 1:
-            return 128
-        # A thread has no more than this of a row of the tile; a byte each does not make 128 bits.
-        return min(128, 8 * self.config.get("block", 512) // (32 * self.config["num_warps"]))
+        # What a thread has of a row of the tile, one byte each, may not make up 128 bits.
+        row = self.elements // self.config.get("unroll", 1)
+        bits = 8 * row // (32 * self.config["num_warps"])
+        return min(128, bits) if stream.itemsize == 1 else 128
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -110,7 +110,7 @@ class _Walk:
         return _NOWHERE.union(*known)
 
     def _write(self, instruction: _Instruction) -> None:
-        target = instruction.operands.partition(",")[0]
+        target = instruction.operands.split(", ")[0]
         for state in self._guarded.values():
             if re.fullmatch(r"U?P\d", target):
                 state.clear()  # the predicate may be this one
@@ -130,10 +130,12 @@ class _Walk:
 
         Addresses are followed by their lower halves; an upper half comes from nowhere.
         """
-        opcode, (target, _, sources) = instruction.opcode, instruction.operands.partition(",")
+        opcode = instruction.opcode
+        target, *operands = instruction.operands.split(", ")
         if not _REGISTER.fullmatch(target) or opcode.startswith("ST"):
             return {}
         name, first = re.split(r"(?=\d)", target, maxsplit=1)
+        sources = ", ".join(_summands(opcode, operands))
         offsets = [int(offset, 16) for offset in _CONSTANT.findall(sources)]
         if opcode.startswith("LD"):  # what memory holds is no address, but the constants may be
             constant = "LDC" in opcode
@@ -154,6 +156,15 @@ def _merged(one: _State, other: _State) -> _State:
         name: one.get(name, _NOWHERE) | other.get(name, _NOWHERE)
         for name in one.keys() | other.keys()
     }
+
+
+def _summands(opcode: str, operands: list[str]) -> list[str]:
+    """The operands that an instruction does not multiply or shift, as no one does an address."""
+    if re.match(r"U?IMAD\b", opcode) and ".IADD" not in opcode:
+        return operands[-1:]
+    if re.match(r"U?LEA\b", opcode):
+        return [name for name in operands if not re.match(r"!?U?P[\dT]", name)][1:]
+    return operands
 
 
 def _opposite(predicate: str) -> str:

@@ -26,6 +26,8 @@ class Job(NamedTuple):
     target: str
     config: LaunchConfig | None
     """None: the tiles that the variant itself names."""
+    read_code: bool = True
+    """Whether to read the machine code, not only registers and memory."""
 
 
 class CompileError(Exception):
@@ -52,15 +54,12 @@ class Compilers:
         """Compiles one job; raises :class:`CompileError`, also where the compiler crashes."""
         process = self._process()
         config = None if job.config is None else job.config.as_dict()
+        line = json.dumps({**job._asdict(), "config": config})
         try:
-            process.stdin.write(json.dumps([*job[:3], config]) + "\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-            line = process.stdout.readline()  # type: ignore[union-attr]
-        except OSError:
-            line = ""
-        if not line:
-            raise CompileError(f"the compiler crashed with status {process.wait()}")
-        answer = json.loads(line)
+            print(line, file=process.stdin, flush=True)
+            answer = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+        except (OSError, json.JSONDecodeError):
+            raise CompileError(f"the compiler crashed with status {_ended(process)}") from None
         if "error" in answer:
             raise CompileError(answer["error"])
         return _report(answer)
@@ -98,6 +97,11 @@ class Compilers:
         return process
 
 
+def _ended(process: subprocess.Popen[str]) -> int:
+    process.kill()  # nothing, where it has ended by itself
+    return process.wait()
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
@@ -115,7 +119,7 @@ def _report(answer: dict[str, Any]) -> Report:
         name: {int(bits): count for bits, count in answer.pop(name).items()}
         for name in ("loads", "stores")
     }
-    return Report(**answer, **widths, streams=streams)
+    return Report(**{**answer, **widths, "streams": streams})
 
 
 def _serve() -> None:
@@ -127,9 +131,10 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        *job, config = json.loads(line)
+        job = Job(**json.loads(line))
         try:
-            found = report(*job, None if config is None else LaunchConfig(**config))
+            config = None if job.config is None else LaunchConfig(**job.config)
+            found = report(job.kernel, job.variant, job.target, config, job.read_code)
             answer: dict[str, Any] = asdict(found)
         except Exception as error:  # whatever it is, it is this configuration's and no end
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
