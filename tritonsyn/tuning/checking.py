@@ -1,6 +1,7 @@
 """Compiles every kernel in every configuration that tritonsyn launches it in by itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def check(
     targets: Sequence[str] = USUAL_TARGETS,
     kernels: Sequence[str] | None = None,
     read_code: bool = True,
-    progress: Callable[[Sequence[Job], Iterator[Outcome]], Iterator[Outcome]] | None = None,
+    progress: Callable[[Sequence[Job], Iterable[Outcome]], Iterable[Outcome]] | None = None,
 ) -> list[Outcome]:
     """Compiles the kernels (None: all) for the targets; needs no GPU.
 
@@ -53,7 +54,18 @@ def check(
         return list(progress(jobs, outcomes) if progress else outcomes)
 
 
-def known(what: str, names: Sequence[str], allowed: Sequence[str] | dict[str, object]) -> None:
+def as_dict(job: Job, outcome: Report | CompileError) -> dict[str, Any]:
+    """An outcome as plain data; where the kernel did not compile, its figures are None."""
+    if isinstance(outcome, Report):
+        return outcome.as_dict()
+    config = {} if job.config is None else job.config.as_dict()
+    figures = dict.fromkeys(("registers", "spills", "shared", "occupancy", "loads", "stores"))
+    place = {"kernel": job.kernel, "variant": job.variant, "target": job.target, "config": config}
+    nothing = {"types": {}, "streams": {}, "aligned": SIGNATURES[job.kernel][job.variant].aligned}
+    return {**place, **figures, **nothing, "findings": [f"does not compile: {outcome}"]}
+
+
+def known(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
     """``ValueError`` for a name that is not among the allowed, with a list of those."""
     for name in names:
         if name not in allowed:

@@ -131,11 +131,10 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        job = Job(**json.loads(line))
+        job = json.loads(line)
         try:
-            config = None if job.config is None else LaunchConfig(**job.config)
-            found = report(job.kernel, job.variant, job.target, config, job.read_code)
-            answer: dict[str, Any] = asdict(found)
+            config = job["config"] and LaunchConfig(**job["config"])
+            answer: dict[str, Any] = asdict(report(*Job(**{**job, "config": config})))
         except Exception as error:  # whatever it is, it is this configuration's and no end
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         answers.write(json.dumps(answer) + "\n")

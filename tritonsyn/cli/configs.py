@@ -1,0 +1,1 @@
+"""``tritonsyn tune``."""
