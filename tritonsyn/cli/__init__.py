@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from . import check, demo, info
+from . import check, configs, demo, info, tune
 from .common import UserError
 
 
@@ -27,6 +27,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Exponential current synapses for PyTorch, on Triton kernels.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (info, demo, check):
+    for command in (info, demo, check, tune, configs):
         command.add(commands)
     return parser

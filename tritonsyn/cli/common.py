@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
+USUAL_SHAPE = "1000x64x1024"
+"""Steps, samples and synapses where none are given."""
+
 
 class UserError(Exception):
     """Something the user can mend; told in one line."""

@@ -87,7 +87,7 @@ def install(device: str, entries: Entries) -> Path:
     """
     target = path(device)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock")):
         read.cache_clear()
         content = {"format": _FORMAT, "device": device, "entries": {**read(target), **entries}}
         write_whole(target, json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -96,12 +96,15 @@ def install(device: str, entries: Entries) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of a process that dies."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """One process at a time; the system frees the lock of a process that dies.
+
+    Raises ``BlockingIOError`` where another has it and this one does not want to wait.
+    """
     import fcntl  # Windows has none, and no Triton either
 
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 

@@ -157,7 +157,6 @@ def _stream_reports(
             itemsize=variant.itemsize(name),
             touches=stream.loads + stream.stores,
             moved=by_thread * 32 * num_warps / elements,
-            loaded=sum(a.bits // 8 * n for a, n in own.items() if not a.store),
             bits=min((access.bits for access in own), default=0),
         )
     return found

@@ -37,6 +37,10 @@ class LaunchConfig:
         if self.num_warps > 32:
             raise ValueError(f"num_warps must be at most 32, but is {self.num_warps}")
 
+    def with_chunks(self, chunks: int) -> "LaunchConfig":
+        """The same in so many chunks."""
+        return replace(self, chunks=chunks)
+
     def as_dict(self) -> dict[str, int]:
         """The settings by name."""
         return asdict(self)

@@ -13,8 +13,6 @@ class StreamReport:
     """Loads and stores that each element needs."""
     moved: float
     """Bytes that the machine code moves per element."""
-    loaded: int
-    """Bytes that a thread loads in one pass of the code."""
     bits: int
     """The narrowest access."""
 
