@@ -71,15 +71,14 @@ def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, 
     import torch
 
     from ..tuning.config import HEURISTICS, choose
-    from ..tuning.search import DTYPES
-    from ..tuning.workloads import WORKLOADS
+    from ..tuning.workloads import DTYPES, WORKLOADS
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
     rows = []
     for kernel, workload in WORKLOADS.items():
         work, element = workload.work(shape), getattr(torch, dtype)
-        if kernel.startswith("exp_scan") and not element.is_floating_point:
+        if dtype not in workload.dtypes:
             continue
         config, origin = choose(kernel, work, element, devices)
         heuristic = HEURISTICS[kernel](work, element).as_dict()

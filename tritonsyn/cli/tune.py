@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .common import USUAL_SHAPE, UserError, needs_triton, progress, settings
 
 if TYPE_CHECKING:
-    from ..tuning import Row
+    from ..tuning import Row, Trial
 
 _EPILOG = f"""\
 Shapes are TxBxN: steps of a sequence, samples of a batch, synapses of a group. A kernel that
@@ -80,9 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
         spaces = None if arguments.space == "default" else read_spaces(Path(arguments.space))
         if spaces is not None and arguments.kernel is None:
             kernels = list(spaces)
-        trials(kernels, shapes, dtypes, spaces)  # refuses before anything is written
+        wanted = trials(kernels, shapes, dtypes, spaces)  # refuses before anything is written
         with contextlib.ExitStack() as stack:
-            timer = _timer(arguments, stack)
+            timer = _timer(arguments, wanted, stack)
             rows = sweep(
                 kernels, shapes, dtypes, spaces,
                 timer=timer, out=arguments.out, progress=_with_best,
@@ -95,15 +95,18 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{name} cannot be written: {error.strerror}; rows so far stay") from None
 
 
-def _timer(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
-    from ..tuning.timers import DeviceTimer, StaticTimer
+def _timer(
+    arguments: argparse.Namespace, wanted: "list[Trial]", stack: contextlib.ExitStack
+) -> Any:
+    from ..tuning.timers import DeviceTimer, StaticTimer, variant_for
 
-    if arguments.timer == "static":
-        print(
-            f"ranking by the compiled code for {arguments.target}: an estimate, nothing is measured"
-        )
-        return stack.enter_context(StaticTimer(arguments.target))
-    return DeviceTimer()
+    if arguments.timer == "device":
+        return DeviceTimer()
+    timer = stack.enter_context(StaticTimer(arguments.target))
+    for trial in wanted:
+        variant_for(trial)  # refuses a dtype that a kernel is not compiled for
+    print(f"ranking by the compiled code for {timer.device}: an estimate, nothing is measured")
+    return timer
 
 
 def _with_best(rows: "Iterable[Row]", total: int) -> "Iterator[Row]":

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from . import cache
-from .config import HEURISTICS, LaunchConfig, Work
+from .config import HEURISTICS, LaunchConfig, Work, forget
 from .spaces import Space, configs_of, default_configs
 from .workloads import WORKLOADS, Shape
 
 _SETTINGS = tuple(field.name for field in fields(LaunchConfig))
 COLUMNS = ("kernel", "shape", "dtype", *_SETTINGS, "timer", "cost", "error", "details")
-DTYPES = ("float32", "float64", "bfloat16", "float16", "bool", "uint8", "int64")
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,11 @@ def trials(
     for kernel in kernels:
         if kernel not in WORKLOADS:
             raise ValueError(f"kernel is {kernel!r}, but must be one of {', '.join(WORKLOADS)}")
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
+        allowed = WORKLOADS[kernel].dtypes
+        for dtype in dtypes:
+            if dtype not in allowed:
+                names = ", ".join(allowed)
+                raise ValueError(f"dtype of {kernel} is {dtype!r}, but must be one of {names}")
     found = []
     for kernel in kernels:
         for shape in shapes:
@@ -278,4 +279,6 @@ def install(rows: Iterable[Row], device: str) -> Path:
             "timer": row.timer,
             "cost": row.cost,
         }
-    return cache.install(device, entries)
+    path = cache.install(device, entries)
+    forget()
+    return path

@@ -136,7 +136,8 @@ def _serve() -> None:
             config = job["config"] and LaunchConfig(**job["config"])
             answer: dict[str, Any] = asdict(report(*Job(**{**job, "config": config})))
         except Exception as error:  # whatever it is, it is this configuration's and no end
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            # The compiler quotes the source first and gives the reason at the end.
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

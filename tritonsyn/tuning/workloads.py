@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Call = Callable[[], Any]
 
+FLOATING = ("float32", "float64", "bfloat16", "float16")
+DTYPES = (*FLOATING, "bool", "uint8", "int64")
+
 
 class Shape(NamedTuple):
     """Steps of a sequence, samples of a batch, synapses of a group."""
@@ -43,6 +46,8 @@ class Workload(NamedTuple):
     """The sizes by which its configuration is looked up."""
     call: Callable[[Shape, torch.dtype, torch.device], Call]
     """Makes the tensors, and returns what launches the kernel on them."""
+    dtypes: tuple[str, ...] = FLOATING
+    """For which it can be tuned."""
 
 
 def _step_work(shape: Shape) -> Work:
@@ -165,9 +170,9 @@ def _scan_constants(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
 
 
 WORKLOADS = {
-    "ring_push_kernel": Workload(_step_work, _push),
+    "ring_push_kernel": Workload(_step_work, _push, DTYPES),
     "ring_take_kernel": Workload(_step_work, _take),
-    "pack_bits_kernel": Workload(_pack_work, _pack),
+    "pack_bits_kernel": Workload(_pack_work, _pack, DTYPES),
     "synapse_step_fwd_kernel": Workload(_step_work, _step),
     "synapse_step_bwd_kernel": Workload(_step_work, _step_backward),
     "select_fwd_kernel": Workload(_row_work, _select),
