@@ -117,6 +117,13 @@ def test_accesses_are_followed_to_their_pointers():
     assert sass.instruction_count(CODE) == 15
 
 
+def test_loops_are_found():
+    assert sass.has_loop(CODE)
+    end = ".L_x_0:\n        /*0250*/                   BRA `(.L_x_0);\n"
+    assert not sass.has_loop(end)  # what stands behind every kernel
+    assert not sass.has_loop(CODE.replace("@P3 BRA `(.L_x_0)", "@P3 BRA `(.L_x_1)") + end)
+
+
 @pytest.mark.parametrize(
     ("target", "registers", "num_warps", "shared", "warps"),
     [
@@ -141,7 +148,7 @@ def report(**changes):
     values = {
         "kernel": "ring_push_kernel", "variant": 0, "target": "sm_90",
         "config": {"block": 1024, "num_warps": 4}, "types": {}, "aligned": True, "registers": 20,
-        "spills": 0, "shared": 0, "instructions": 50, "elements": 1024, "streams": {},
+        "spills": 0, "shared": 0, "instructions": 50, "elements": 1024, "loops": False, "streams": {},
         "loads": {}, "stores": {}, "resident_warps": 64, "occupancy": 1.0,
     }  # fmt: skip
     return Report(**{**values, **changes})
@@ -154,6 +161,18 @@ def report(**changes):
         ({"spills": 8}, "8 bytes per thread are spilled"),
         ({"occupancy": 0.0}, "not even one program fits"),
         ({"streams": {"x_ptr": StreamReport(4, 1, 8.0, 128)}}, "x_ptr moves 8 bytes .*, not 4"),
+        # A loop that the compiler has unrolled; but not every stream as often.
+        ({"streams": {"x_ptr": StreamReport(4, 1, 8.0, 128)}, "loops": True}, None),
+        (
+            {
+                "streams": {
+                    "x_ptr": StreamReport(4, 1, 8.0, 128),
+                    "y_ptr": StreamReport(4, 1, 4.0, 128),
+                },
+                "loops": True,
+            },
+            "x_ptr moves 8 bytes",
+        ),
         ({"streams": {"x_ptr": StreamReport(4, 1, 4.0, 32)}}, "x_ptr is accessed in 32 bits"),
         ({"streams": {"x_ptr": StreamReport(4, 1, 4.0, 32)}, "aligned": False}, None),
         ({"streams": {"x_ptr": StreamReport(1, 1, 1.0, 64)}}, None),  # a thread has 8 bytes

@@ -3,6 +3,8 @@
 import csv
 import errno
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -407,3 +409,14 @@ def test_tune_refuses_a_folder_it_cannot_make(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert tune(tmp_path / "file" / "out", "--kernel", PUSH) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_settings_are_chosen_without_triton_or_what_only_sweeps_need():
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import tritonsyn, tritonsyn.cli, tritonsyn.tuning\n"
+        "heavy = {'triton', 'matplotlib', 'tqdm'} & (sys.modules.keys() - before)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -72,6 +72,7 @@ def report(
         shared=used["SHARED"],
         instructions=sass.instruction_count(code),
         elements=elements,
+        loops=sass.has_loop(code),
         streams=_stream_reports(variant, accesses, elements, num_warps) if read_code else {},
         loads=_widths(accesses, store=False),
         stores=_widths(accesses, store=True),

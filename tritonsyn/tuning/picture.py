@@ -71,7 +71,8 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> AxesImage:
         for x, value in enumerate(line):
             if value == value:
                 colour = "white" if value > 2.5 else _INK
-                axis.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
+                text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
+                axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
             if value == 1:
                 axis.add_patch(
                     Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2)

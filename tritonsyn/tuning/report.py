@@ -45,6 +45,8 @@ class Report:
     """Of the code as it stands; 0, as all that follows from the code is empty, if unread."""
     elements: int
     """Of a stream, that a program touches in one pass of its code."""
+    loops: bool
+    """Whether the code has a loop."""
     streams: dict[str, StreamReport]
     loads: dict[int, int]
     """Global loads in the code by their width in bits."""
@@ -55,9 +57,19 @@ class Report:
     """The same as a part of what it can hold."""
 
     @property
+    def copies(self) -> int:
+        """How often a loop's body stands in the code, where the compiler has unrolled it further.
+
+        Then all streams are moved the same whole number of times more than they need.
+        """
+        ratios = {stream.moved / stream.minimum for stream in self.streams.values()}
+        ratio = ratios.pop() if self.loops and len(ratios) == 1 else 1.0
+        return int(ratio) if ratio >= 1 and ratio.is_integer() else 1
+
+    @property
     def bytes_per_element(self) -> float:
         """What the machine code moves through the streams."""
-        return sum(stream.moved for stream in self.streams.values())
+        return sum(stream.moved for stream in self.streams.values()) / self.copies
 
     @property
     def minimum(self) -> int:
@@ -75,10 +87,9 @@ class Report:
         if not self.occupancy:
             found.append("not even one program fits on a multiprocessor")
         for name, stream in self.streams.items():
-            if stream.moved != stream.minimum:
-                found.append(
-                    f"{name} moves {stream.moved:g} bytes per element, not {stream.minimum}"
-                )
+            moved = stream.moved / self.copies
+            if moved != stream.minimum:
+                found.append(f"{name} moves {moved:g} bytes per element, not {stream.minimum}")
             if self.aligned and stream.bits < self._widest(stream):
                 found.append(
                     f"{name} is accessed in {stream.bits} bits, not {self._widest(stream)}"

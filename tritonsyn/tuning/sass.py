@@ -63,6 +63,19 @@ def instruction_count(sass: str) -> int:
     return sum(bool(opcode) and opcode != "NOP" for _, _, opcode, _ in _LINE.findall(sass))
 
 
+def has_loop(sass: str) -> bool:
+    """Whether a kernel branches back, other than in the branch to itself behind its end."""
+    passed: set[str] = set()
+    here = ""
+    for label, _, opcode, operands in _LINE.findall(sass):
+        back = passed.intersection(_LABEL.findall(operands)) if opcode.startswith("BRA") else ()
+        if any(name != here for name in back):
+            return True
+        passed.add(label)
+        here = label  # empty behind an instruction
+    return False
+
+
 class _Walk:
     """One way through the code in order: which pointers each register was made from."""
 

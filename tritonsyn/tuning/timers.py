@@ -118,7 +118,7 @@ def _cost(report: Report, trial: Trial) -> float:
     threads = 32 * report.config["num_warps"]
     multiprocessors = LIMITS[report.target].multiprocessors
     programs = trial.programs
-    by_grid = math.ceil(programs / multiprocessors) * report.config["num_warps"]
+    by_grid = programs * report.config["num_warps"] / multiprocessors
     warps = min(report.resident_warps, by_grid)
     loaded = sum(bits // 8 * count for bits, count in report.loads.items())
     flight = min(1.0, max(loaded, 1) * 32 * warps / _IN_FLIGHT)
@@ -127,8 +127,9 @@ def _cost(report: Report, trial: Trial) -> float:
     moved = sum(bits // 8 * count for bits, count in accesses)
     width = sum(bits / 128 * bits // 8 * count for bits, count in accesses) / max(moved, 1)
 
-    per_element = report.instructions / (report.elements / threads)
-    bytes_per_element = report.minimum or moved / (report.elements / threads)
+    by_thread = report.elements * report.copies / threads
+    per_element = report.instructions / by_thread
+    bytes_per_element = report.minimum or moved / by_thread
     issue = min(1.0, bytes_per_element / _PER_CLOCK / (per_element / _ISSUED))
 
     waves = programs / multiprocessors / (report.resident_warps / report.config["num_warps"])
