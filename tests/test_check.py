@@ -148,8 +148,8 @@ def report(**changes):
     values = {
         "kernel": "ring_push_kernel", "variant": 0, "target": "sm_90",
         "config": {"block": 1024, "num_warps": 4}, "types": {}, "aligned": True, "registers": 20,
-        "spills": 0, "shared": 0, "instructions": 50, "elements": 1024, "loops": False, "streams": {},
-        "loads": {}, "stores": {}, "resident_warps": 64, "occupancy": 1.0,
+        "spills": 0, "shared": 0, "instructions": 50, "elements": 1024, "loops": False,
+        "streams": {}, "loads": {}, "stores": {}, "resident_warps": 64, "occupancy": 1.0,
     }  # fmt: skip
     return Report(**{**values, **changes})
 
