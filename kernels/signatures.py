@@ -224,6 +224,54 @@ def _scan_constants(x, dy, acc, double, packed, per_synapse, ends):
     )
 
 
+_STRIDES = "stride_w_r stride_w_c"
+
+
+def _shift_sum(source, out, acc, adjoint=False, ring=False, **options):
+    pointers = {"src_ptr": source, "out_ptr": out, "weight_ptr": acc, "back_ptr": "i32"}
+    sizes = f"first R C J L unit slots stride_src_c stride_out_j {_STRIDES}"
+    constants = {"stride_src_j": 1, "stride_out_r": 1, "ADJOINT": adjoint, "RING": ring}
+    if ring:
+        sizes += " stride_src_j"
+        del constants["stride_src_j"]
+    constants.update(BLOCK_R=8, BLOCK_J=256, UNROLL=4)
+    return _variant(pointers, sizes, constants, **options)
+
+
+def _shift_dot(source, acc):
+    pointers = {"dy_ptr": acc, "src_ptr": source, "back_ptr": "i32", "partial_ptr": acc}
+    sizes = "first R C J share unit stride_dy_r stride_src_c"
+    constants = {"stride_dy_j": 1, "stride_src_j": 1, "ACC": _TYPES[acc]}
+    return _variant(pointers, sizes, {**constants, "BLOCK_R": 8, "BLOCK_C": 4, "BLOCK_J": 128})
+
+
+_GEMM_TILE = {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_J": 64}
+
+
+def _temporal_gemm(source, precision, adjoint=False, acc="fp32"):
+    pointers = {"src_ptr": source, "out_ptr": acc, "weight_ptr": acc, "back_ptr": "i32"}
+    near, far = ("stride_w_r", "stride_w_c") if adjoint else ("stride_w_c", "stride_w_r")
+    constants = {near: 1, "ADJOINT": adjoint, "PRECISION": precision, **_GEMM_TILE}
+    return _variant(pointers, f"first slots R C J L unit {far}", constants)
+
+
+def _temporal_gemm_dot(source, precision, acc="fp32"):
+    pointers = {"dy_ptr": acc, "src_ptr": source, "back_ptr": "i32", "dweight_ptr": acc}
+    constants = {"PRECISION": precision, "BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_J": 64}
+    return _variant(pointers, "first R C J unit", constants)
+
+
+def _spike_sum(acc):
+    pointers = {"words_ptr": "i32", "weight_ptr": acc, "back_ptr": "i32", "out_ptr": acc}
+    return _variant(pointers, "T B W N", {"BLOCK_O": 128})
+
+
+def _spike_dot(acc):
+    pointers = {"words_ptr": "i32", "dy_ptr": acc, "back_ptr": "i32", "partial_ptr": acc}
+    constants = {"ACC": _TYPES[acc], "BLOCK_O": 128}
+    return _variant(pointers, "V share J unit C N", constants)
+
+
 SIGNATURES: dict[str, list[Variant]] = {
     "ring_push_kernel": [
         _push("fp32", "fp32"),
@@ -294,5 +342,33 @@ SIGNATURES: dict[str, list[Variant]] = {
         _scan_constants("bf16", "fp32", "fp32", True, False, per_synapse=True, ends=True),
         _scan_constants("fp64", "fp64", "fp64", True, False, per_synapse=True, ends=True),
     ],
+    "shift_sum_kernel": [
+        _shift_sum("fp32", "fp32", "fp32"),
+        _shift_sum("fp32", "fp32", "fp32", aligned=False),
+        _shift_sum("bf16", "fp32", "fp32", ring=True),
+        _on_device(_shift_sum("fp64", "fp64", "fp64", ring=True), "first"),
+        _shift_sum("fp32", "fp32", "fp32", adjoint=True),
+        _shift_sum("fp64", "fp64", "fp64", adjoint=True),
+    ],
+    "shift_dot_kernel": [
+        _shift_dot("fp32", "fp32"),
+        _shift_dot("bf16", "fp32"),
+        _shift_dot("fp64", "fp64"),
+    ],
+    "temporal_gemm_kernel": [
+        _temporal_gemm("fp32", "ieee"),
+        _temporal_gemm("fp32", "tf32"),
+        _temporal_gemm("bf16", "tf32x3"),
+        _temporal_gemm("fp32", "tf32x3", adjoint=True),
+        _temporal_gemm("fp64", "ieee", acc="fp64"),
+    ],
+    "temporal_gemm_dot_kernel": [
+        _temporal_gemm_dot("fp32", "ieee"),
+        _temporal_gemm_dot("fp32", "tf32"),
+        _temporal_gemm_dot("fp16", "tf32x3"),
+        _temporal_gemm_dot("fp64", "ieee", acc="fp64"),
+    ],
+    "spike_sum_kernel": [_spike_sum("fp32"), _spike_sum("fp64")],
+    "spike_dot_kernel": [_spike_dot("fp32"), _spike_dot("fp64")],
 }  # fmt: skip
 """The variants of each kernel."""

@@ -198,7 +198,7 @@ class Pair:
         blank = torch.zeros(2, 3, dtype=F64, device=device)
         self.oracle = Oracle(taus, lambda: charge / width(), slots, blank)
         self.overbound = overbound
-        self.records = self.synapse._component_records()
+        self.records = self.synapse.component_records()
         self.results = ([], [])
 
     def compare(self, ours, theirs):
@@ -342,7 +342,7 @@ def test_second_backward_through_a_kept_graph_gives_the_same(device, each_backen
     loss = 0.0
     for row in x:
         loss = loss + (synapse(row) ** 2).sum() + (synapse.current_at(sel) ** 2).sum()
-    loss = loss + synapse._component_records()[0].value.sin().sum()
+    loss = loss + synapse.component_records()[0].value.sin().sum()
     first = torch.autograd.grad(loss, [*x, sel], retain_graph=True)
     second = torch.autograd.grad(loss, [*x, sel])
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -394,7 +394,7 @@ def filled(kind, device, slots=4, **options):
     synapse = make(kind, 3, STEP, delay=STEP * (slots - 1), dtype=F64, device=device, **options)
     for i in range(slots + 2):
         synapse(uniform(1, 3, seed=i).to(device))
-    ago = [record.readrange(slots).flip(-1) for record in synapse._component_records()]
+    ago = [record.readrange(slots).flip(-1) for record in synapse.component_records()]
     return synapse, ago
 
 

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import functional
 from .backend import BackendError, get_backend, set_backend, use_backend
+from .modules.linear import DelayedLinear
 from .modules.record import RecordTensor
 from .modules.synapse import DoubleExponentialCurrent, SingleExponentialCurrent
 
@@ -14,6 +15,7 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 __all__ = [
     "BackendError",
+    "DelayedLinear",
     "DoubleExponentialCurrent",
     "RecordTensor",
     "SingleExponentialCurrent",

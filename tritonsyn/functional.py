@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from . import ops
 from .ops import (
     Ring,
     pack_spikes,
@@ -22,12 +23,13 @@ from .ops import (
     unpack_spikes,
 )
 from .packing import PackedSpikes
-from .rules import ReadRule
+from .rules import ReadRule, record_size
 
 __all__ = [
     "PackedSpikes",
     "ReadRule",
     "Ring",
+    "delayed_linear",
     "double_exp_scan",
     "exp_scan",
     "interp_expdecay",
@@ -185,3 +187,58 @@ def double_exp_scan(
     initials = (None, None) if initial is None else initial
     y, (pos, neg) = sequence_scan(x, gain, [decay, rise], initials, dtype=dtype, backend=backend)
     return y, (pos, neg)
+
+
+def delayed_linear(
+    x: torch.Tensor | PackedSpikes,
+    weight: torch.Tensor,
+    delay: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    decay: float | torch.Tensor,
+    rise: float | torch.Tensor | None = None,
+    gain: float | torch.Tensor = 1.0,
+    step_time: float = 1.0,
+    max_delay: float,
+    initial: tuple[torch.Tensor, ...] | None = None,
+    strategy: str = "auto",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    r"""Exponential synapses and a dense layer with a delay on every connection.
+
+    .. math:: y[t, b, o] = \mathrm{bias}_o + \sum_i w_{oi}\, I_{bi}(t\,\Delta t - d_{oi})
+
+    where :math:`I` is what :func:`exp_scan`, or with ``rise`` :func:`double_exp_scan`, gives.
+
+    Args:
+        x: the input ``[T, B, in]``, bool, integer or floating, or packed spikes. T >= 1.
+        weight: ``[out, in]``.
+        delay: ``[out, in]``, in the unit of ``step_time``; clamped to ``[0, max_delay]`` with zero
+            gradient outside.
+        bias: ``[out]`` or None.
+        decay, rise, gain: factors of a step and of the input, numbers or ``[in]``.
+        step_time: length of a step.
+        max_delay: longest delay.
+        initial: the last K values of each component, ``[K, B, in]`` oldest first, with
+            ``K = ceil(max_delay / step_time) + 1``; None for rest.
+        strategy: as for :class:`tritonsyn.DelayedLinear`.
+        dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        ``(y, final)``: ``[T, B, out]``, and what continues it as ``initial``.
+
+    Differentiable (first order) to everything floating.
+
+    Raises:
+        TypeError, ValueError: wrong kind, shape, device or strategy.
+    """
+    decays = (decay,) if rise is None else (decay, rise)
+    slots = record_size(step_time, max_delay, inclusive=True)
+    rule = ReadRule("expdecay", step_time, max_delay)
+    y, final = ops.delayed_linear(
+        x, weight, delay, gain, decays, initial, rule, slots,
+        strategy=strategy, dtype=dtype, backend=backend,
+    )  # fmt: skip
+    return (y if bias is None else y + bias), final

@@ -1,5 +1,6 @@
 """What a delayed read does, as one hashable value that every layer hands on."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,3 +29,14 @@ class ReadRule(NamedTuple):
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Arithmetic is float64 for float64 and float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# A duration this close to a whole number of steps is that number (relative to one step).
+_WHOLE = 1e-6
+
+
+def record_size(step_time: float, duration: float, inclusive: bool) -> int:
+    """Slots of a record: ``ceil(duration / step_time)``, one more where that is included."""
+    steps = duration / step_time
+    whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
+    return max(whole + inclusive, 1)

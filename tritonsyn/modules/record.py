@@ -1,6 +1,5 @@
 """A tensor with a record of its past: a ring buffer as a torch module."""
 
-import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,20 +12,10 @@ from .. import ops
 from ..backend import check_backend
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.checks import check_input, check_record, check_selector
-from ..rules import ReadRule, Slot
+from ..rules import ReadRule, Slot, record_size
 from . import arguments
 
 Interpolation = Callable[..., torch.Tensor]
-
-# A duration this close to a whole number of steps is that number (relative to one step).
-_WHOLE = 1e-6
-
-
-def record_size(step_time: float, duration: float, inclusive: bool) -> int:
-    """Slots of a record: ``ceil(duration / step_time)``, one more where that is included."""
-    steps = duration / step_time
-    whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
-    return max(whole + inclusive, 1)
 
 
 @contextmanager
@@ -145,9 +134,10 @@ class RecordTensor(nn.Module):
     @property
     def cursor(self) -> Slot:
         """The pointer where it is kept: a number, or a tensor on the device if ``capturable``."""
-        if self.position is None:
+        position = self._buffers["position"]
+        if position is None:
             return self._cursor
-        return ops.hold(self.position) if torch.compiler.is_compiling() else self.position
+        return ops.hold(position) if torch.compiler.is_compiling() else position
 
     @cursor.setter
     def cursor(self, value: Slot) -> None:
@@ -346,7 +336,16 @@ class RecordTensor(nn.Module):
 
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""
-        self.cursor = (self.cursor + steps) % self.recordsz
+        if self._buffers["position"] is None and not torch.compiler.is_compiling():
+            # Past nn.Module's __setattr__: every step comes here.
+            self.__dict__["_cursor"] = (self._cursor + steps) % self.storage.shape[0]
+        else:
+            self.cursor = (self.cursor + steps) % self.recordsz
+
+    def keep(self, storage: torch.Tensor) -> None:
+        """The storage from now on: what an operation on the present one returned."""
+        if storage is not self.storage:
+            self.storage = storage
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""

@@ -81,7 +81,7 @@ class ExponentialCurrent(nn.Module):
         self._inplace = bool(inplace)
         self._capturable = bool(capturable)
         self._backend = None if backend is None else check_backend(backend)
-        self._cached: tuple[Any, Coefficients] | None = None
+        self._fixed: Coefficients | None = None
         for name, value in constants.items():
             setattr(self, name, value)
         dtype = arguments.record_dtype(dtype)
@@ -122,6 +122,7 @@ class ExponentialCurrent(nn.Module):
             value = self._checked_constant(name, value)
             if name in self._parameters or name in self._buffers or name in self.__dict__:
                 delattr(self, name)
+            self._fixed = None
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value.detach().clone())
                 return
@@ -149,26 +150,24 @@ class ExponentialCurrent(nn.Module):
 
     def coefficients(self) -> Coefficients:
         """Gain, decays and rates of the present constants; differentiable to learned ones."""
-        storage = self._component_records()[0].storage
+        storage = self.component_records()[0].storage
         dtype, device = compute_dtype(storage.dtype), storage.device
+        if self._fixed is not None:
+            if self._fixed.gain.dtype == dtype and self._fixed.gain.device == device:
+                return self._fixed
+            self._fixed = None
         constants = {name: getattr(self, name) for name in self._constants}
         if not all(isinstance(value, float) for value in constants.values()):
             return self._coefficients_of(
                 {name: self._as_coefficient(v, dtype, device) for name, v in constants.items()},
                 torch.exp,
             )
-        key = (*constants.values(), self._dt, dtype, device)
-        if self._cached is None or self._cached[0] != key:
-            gain, decays, rates = self._coefficients_of(constants, math.exp)
-            values = (gain, *decays, *rates)
-            with ordinary_tensors():
-                fixed = [torch.tensor(v, dtype=dtype, device=device) for v in values]
-            count = len(decays)
-            self._cached = (
-                key,
-                Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :])),
-            )
-        return self._cached[1]
+        gain, decays, rates = self._coefficients_of(constants, math.exp)
+        with ordinary_tensors():
+            fixed = [torch.tensor(v, dtype=dtype, device=device) for v in (gain, *decays, *rates)]
+        count = len(decays)
+        self._fixed = Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :]))
+        return self._fixed
 
     def _as_coefficient(
         self, value: Constant, dtype: torch.dtype, device: torch.device
@@ -237,6 +236,11 @@ class ExponentialCurrent(nn.Module):
         self._inplace = bool(value)
 
     @property
+    def interp_tol(self) -> float:
+        """Distance from an observation, ms, that counts as none."""
+        return self._interp_tol
+
+    @property
     def capturable(self) -> bool:
         """Whether the pointers are kept on the device."""
         return self._capturable
@@ -270,12 +274,14 @@ class ExponentialCurrent(nn.Module):
             rebuilt = self._new_record(step_time, delay, blank)
             self._modules[name] = rebuilt
         self._dt, self._delay, self._batchsz = step_time, delay, batch_size
+        self._fixed = None
 
     # -- records ------------------------------------------------------------------------------
 
     spike_: RecordTensor
 
-    def _component_records(self) -> tuple[RecordTensor, ...]:
+    def component_records(self) -> tuple[RecordTensor, ...]:
+        """The record of the current, or those of the positive and the negative component."""
         return tuple(self._modules[name] for name, _ in self._components)  # type: ignore[misc]
 
     def _named_records(self) -> list[tuple[str, RecordTensor]]:
@@ -319,7 +325,7 @@ class ExponentialCurrent(nn.Module):
         """
         if not inputs:
             raise TypeError("forward needs one input of shape (B, *shape), but none was given")
-        components = self._component_records()
+        components = self.component_records()
         x = check_input("input", inputs[0], self.batchedshape, self.spike_.storage.device)
         coefficients = self.coefficients()
         ring = ops.Ring(
@@ -337,7 +343,7 @@ class ExponentialCurrent(nn.Module):
             backend=kwargs.get("backend", self._backend),
         )
         for record, storage in zip(components, storages, strict=True):
-            record.storage = storage
+            record.keep(storage)
             record.advance()
         self.spike_.advance()
         return current
@@ -359,10 +365,10 @@ class ExponentialCurrent(nn.Module):
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
         """
-        self._check_sequence(x)
+        self.check_sequence(x)
         if x.shape[0] == 0:
             return self._empty_sequence()
-        records = self._component_records()
+        records = self.component_records()
         keep = min(x.shape[0], self.spike_.recordsz)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace):
             gain, decays, _ = self._flat_coefficients()
@@ -389,19 +395,38 @@ class ExponentialCurrent(nn.Module):
             ``(currents, delayed)``: ``[T, B, *shape]``, and ``[T, B, *shape]`` or
             ``[T, B, *shape, D]``, both in nA.
         """
-        self._check_sequence(x)
-        records = self._component_records()
+        self.check_sequence(x)
         sel = check_selector("selector", selector, self.batchedshape, self.spike_.storage.device)
         if x.shape[0] == 0:
             shape = (0, *self.batchedshape, *sel.shape[len(self.batchedshape) :])
-            return self._empty_sequence(), records[0].storage.new_empty(shape)
+            empty = self._empty_sequence()
+            return empty, empty.new_empty(shape)
+        sequences = self.scan_components(x)
+        delayed = ops.select_scan(
+            sequences, sel, self.coefficients().rates, self._current_rule(), x.shape[0],
+            backend=self._backend,
+        )  # fmt: skip
+        currents = [sequence[self.spike_.recordsz - 1 :] for sequence in sequences]
+        return currents[0] if len(currents) == 1 else currents[0] - currents[1], delayed
+
+    def scan_components(self, x: torch.Tensor | PackedSpikes) -> list[torch.Tensor]:
+        """A scan, and what delayed reads during it see.
+
+        Args:
+            x: as for :meth:`scan`, T >= 1.
+
+        Returns:
+            The current, or the positive and the negative component: the last K - 1 observations
+            before and the T new ones, ``[K - 1 + T, B, *shape]``, oldest first.
+        """
+        self.check_sequence(x)
         slots = self.spike_.recordsz
         keep = min(x.shape[0], slots)
         sequences = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace):
             gain, decays, _ = self._flat_coefficients()
             flat = self._flat_sequence(x)
-            for record, decay in zip(records, decays, strict=True):
+            for record, decay in zip(self.component_records(), decays, strict=True):
                 history = record.history(slots - 1)
                 component, _ = ops.scan(
                     flat, gain, [decay], [self._flat_state(record)],
@@ -411,14 +436,10 @@ class ExponentialCurrent(nn.Module):
                 record.extend(component[x.shape[0] - keep :], x.shape[0])
                 sequences.append(torch.cat((history, component)))
         self._extend_spikes(x, keep)
-        delayed = ops.select_scan(
-            sequences, sel, self.coefficients().rates, self._current_rule(), x.shape[0],
-            backend=self._backend,
-        )  # fmt: skip
-        currents = [sequence[slots - 1 :] for sequence in sequences]
-        return currents[0] if len(currents) == 1 else currents[0] - currents[1], delayed
+        return sequences
 
-    def _check_sequence(self, x: torch.Tensor | PackedSpikes) -> None:
+    def check_sequence(self, x: torch.Tensor | PackedSpikes) -> None:
+        """Raises ``TypeError`` or ``ValueError`` unless ``x`` is an input for :meth:`scan`."""
         device = self.spike_.storage.device
         if not isinstance(x, PackedSpikes):
             shape = getattr(x, "shape", (0,))
@@ -429,7 +450,7 @@ class ExponentialCurrent(nn.Module):
         check_device("x", x.words, device)
 
     def _empty_sequence(self) -> torch.Tensor:
-        return self._component_records()[0].storage.new_empty((0, *self.batchedshape))
+        return self.component_records()[0].storage.new_empty((0, *self.batchedshape))
 
     def _flat_sequence(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
         return x if isinstance(x, PackedSpikes) else x.reshape(*x.shape[:2], -1)
@@ -481,7 +502,7 @@ class ExponentialCurrent(nn.Module):
     def _currents_at(self, selector: torch.Tensor, *components: int) -> torch.Tensor:
         """The read of one component, or of the first minus the second."""
         rates = self.coefficients().rates
-        records = self._component_records()
+        records = self.component_records()
         return self._read(
             tuple(records[i] for i in components), tuple(rates[i] for i in components), selector,
             self._current_rule(),
@@ -506,7 +527,7 @@ class ExponentialCurrent(nn.Module):
             backend=self._backend,
         )  # fmt: skip
         for record, storage in zip(records, storages, strict=True):
-            record.storage = storage
+            record.keep(storage)
         return value
 
 

@@ -6,14 +6,21 @@ the autograd graph if one is recorded.
 
 from .decay import pack_spikes, scan, sequence_scan, unpack_spikes
 from .interp import select, select_scan, time_since_older
+from .project import Taps, choose, delayed_linear, project, project_record, project_spikes, taps
 from .registered import hold
 from .ring import push, read, row_slots, write_rows
 from .synapse import Ring, step
 
 __all__ = [
     "Ring",
+    "Taps",
+    "choose",
+    "delayed_linear",
     "hold",
     "pack_spikes",
+    "project",
+    "project_record",
+    "project_spikes",
     "push",
     "read",
     "row_slots",
@@ -22,6 +29,7 @@ __all__ = [
     "select_scan",
     "sequence_scan",
     "step",
+    "taps",
     "time_since_older",
     "unpack_spikes",
     "write_rows",

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ..rules import Slot
 
-_OWNED = "_tritonsyn_owned"
+_OWNER = "_tritonsyn_owner"
 
 
 class Layout(NamedTuple):
@@ -27,17 +27,26 @@ class Layout(NamedTuple):
         return self._replace(shape=torch.Size((count, *self.shape[1:])))
 
 
-def own_gradient(gradient: torch.Tensor | None, layout: Layout) -> torch.Tensor:
-    """A gradient of the whole record that the caller may write to.
+def own_gradient(node: Any, gradient: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    """A gradient of the whole record that the backward of ``node`` may write to.
 
-    What an operation of the chain made is taken over; zeros are made where there is none yet; what
-    came from elsewhere (a user's own operation on the record) is copied.
+    What the operation after it in the chain handed over is taken; zeros are made where there is
+    none yet; what came from elsewhere (a user's own operation on the record) is copied.
     """
     if gradient is None:
-        gradient = torch.zeros(layout.shape, dtype=layout.dtype, device=layout.device)
-    elif not getattr(gradient, _OWNED, False):
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-    setattr(gradient, _OWNED, True)
+        return torch.zeros(layout.shape, dtype=layout.dtype, device=layout.device)
+    if getattr(gradient, _OWNER, None) is node:
+        return gradient
+    return gradient.clone(memory_format=torch.contiguous_format)
+
+
+def hand_over(node: Any, gradient: torch.Tensor, index: int) -> torch.Tensor:
+    """Makes the gradient of input ``index`` of ``node`` the own of the operation before it.
+
+    Of that one alone: another operation, such as a user's addition, may pass the same tensor on
+    to several. ``index`` counts the tensors among the inputs.
+    """
+    setattr(gradient, _OWNER, node.next_functions[index][0])
     return gradient
 
 
@@ -47,7 +56,12 @@ def chained(*tensors: torch.Tensor | None) -> bool:
 
 
 def unchained(record: torch.Tensor) -> torch.Tensor:
-    """The record without its graph, the same storage."""
+    """The record without its graph, the same storage, about to be written.
+
+    Autograd is told of the write, which it cannot see where a kernel makes it: a backward pass
+    that saved what the record held is refused instead of wrong.
+    """
+    torch.autograd.graph.increment_version(record)
     return record.detach() if record.requires_grad else record
 
 

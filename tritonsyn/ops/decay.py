@@ -130,14 +130,14 @@ def sequence_scan(
     """
     shape = tuple(x.shape)
     _check_sequence(x)
-    dtype = _output_dtype(x, initials, dtype)
+    dtype = output_dtype(x, initials, dtype)
     acc = compute_dtype(dtype)
     inner = _synapse_axes(shape, [gain, *decays], isinstance(x, PackedSpikes))
     synapses = shape[len(shape) - inner :]
     batch, count = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
     names = ("gain", "decay", "rise")
     coefficients = [
-        _coefficient(name, c, synapses, acc, x.device)
+        coefficient(name, c, synapses, acc, x.device)
         for name, c in zip(names, [gain, *decays], strict=False)
     ]
     starts = [_initial(initial, shape, acc, x.device, (batch, count)) for initial in initials]
@@ -163,7 +163,7 @@ def _check_sequence(x: torch.Tensor | PackedSpikes) -> None:
         raise ValueError("x must have time as its first axis, but has no axis")
 
 
-def _output_dtype(
+def output_dtype(
     x: torch.Tensor | PackedSpikes,
     initials: Sequence[torch.Tensor | None],
     dtype: torch.dtype | None,
@@ -191,7 +191,7 @@ def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Coefficient], p
     return min(max(spans), len(shape) - 1)
 
 
-def _coefficient(
+def coefficient(
     name: str,
     value: Coefficient,
     synapses: tuple[int, ...],

@@ -16,6 +16,7 @@ from .common import (
     chained,
     flat_coefficients,
     flat_record,
+    hand_over,
     held,
     own_gradient,
     reduce_coefficient,
@@ -71,7 +72,7 @@ def _read_backward(
     flat_sel = _flat_sel(sel, ctx.layout.shape)
     dvalue = dvalue.reshape(steps * ctx.layout.shape[1], *flat_sel.shape[1:])
     if into_records:
-        drecords = [own_gradient(d, ctx.layout) for d in drecords]
+        drecords = [own_gradient(ctx, d, ctx.layout) for d in drecords]
         module.select_backward(
             dvalue, [flat_record(d) for d in drecords if d is not None],
             flat_sel, flat_coefficients(rates), pointers, rule, steps,
@@ -110,7 +111,12 @@ class _Select(torch.autograd.Function):
         drecords = drecords or (None,) * count
         if dvalue is None:
             return (None,) * (2 + count) + drecords
-        return None, *_read_backward(ctx, dvalue, drecords, ctx.chain)
+        dread = _read_backward(ctx, dvalue, drecords, ctx.chain)
+        if not ctx.chain:
+            return None, *dread
+        owned = cast(Sequence[torch.Tensor], dread[1 + count :])
+        chain = (hand_over(ctx, d, i - count) for i, d in enumerate(owned))
+        return None, *dread[: 1 + count], *chain
 
 
 class _SelectScan(torch.autograd.Function):

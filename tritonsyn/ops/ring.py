@@ -15,7 +15,7 @@ from ..backend import implementation
 from ..rules import Slot
 from . import traced
 from .checks import check_input, check_record, check_slot
-from .common import Layout, chained, held, own_gradient, unchained
+from .common import Layout, chained, hand_over, held, own_gradient, unchained
 
 
 class _Push(torch.autograd.Function):
@@ -34,9 +34,10 @@ class _Push(torch.autograd.Function):
     def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if drecord is None:
             return None, None, None, None
-        drecord = own_gradient(drecord, Layout.of(drecord))
+        drecord = own_gradient(ctx, drecord, Layout.of(drecord))
         dvalue = ctx.ring.take(drecord, ctx.slot)
         wanted = ctx.needs_input_grad[1]
+        drecord = hand_over(ctx, drecord, 0)
         return drecord, dvalue.to(ctx.value_dtype) if wanted else None, None, None
 
 
@@ -54,13 +55,16 @@ class _Read(torch.autograd.Function):
     def backward(
         ctx: Any, drecord: torch.Tensor | None, dvalue: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        if dvalue is not None:
-            drecord = own_gradient(drecord, ctx.layout)
-            if isinstance(ctx.slot, torch.Tensor):
-                drecord.index_add_(0, ctx.slot.view(1), dvalue.unsqueeze(0))
-            else:
-                drecord[ctx.slot].add_(dvalue)
-        return drecord, None
+        if drecord is None and dvalue is None:
+            return None, None
+        drecord = own_gradient(ctx, drecord, ctx.layout)
+        if dvalue is None:
+            pass
+        elif isinstance(ctx.slot, torch.Tensor):
+            drecord.index_add_(0, ctx.slot.view(1), dvalue.unsqueeze(0))
+        else:
+            drecord[ctx.slot].add_(dvalue)
+        return hand_over(ctx, drecord, 0), None
 
 
 class _WriteRows(torch.autograd.Function):
@@ -78,9 +82,10 @@ class _WriteRows(torch.autograd.Function):
     def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if drecord is None:
             return None, None, None
-        drecord = own_gradient(drecord, Layout.of(drecord))
+        drecord = own_gradient(ctx, drecord, Layout.of(drecord))
         taken = drecord.index_select(0, ctx.slots).to(ctx.rows_dtype)
         drecord.index_fill_(0, ctx.slots, 0.0)
+        drecord = hand_over(ctx, drecord, 0)
         return drecord, taken if ctx.needs_input_grad[1] else None, None
 
 

@@ -14,6 +14,7 @@ from .common import (
     chained,
     flat_coefficients,
     flat_record,
+    hand_over,
     held,
     own_gradient,
     reduce_coefficient,
@@ -77,7 +78,7 @@ class _Step(torch.autograd.Function):
         if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
             # Nothing before or after this step: one slot will do for what moves between them.
             layout, pointers = layout.slots(1), (0,) * count
-        owned = [own_gradient(d, layout) for d in given]
+        owned = [own_gradient(ctx, d, layout) for d in given]
         flat = [flat_record(d) for d in owned]
         dx, zs = step.step_backward(
             None if dy is None else dy.reshape(flat[0].shape[1:]),
@@ -99,7 +100,9 @@ class _Step(torch.autograd.Function):
             ddecays = [reduce_coefficient(z, n.to(z.dtype), d, interp) for z, n, d in triples]
         if dx is not None:
             dx = dx.view(ctx.layout.shape[1:])
-        drecords = owned if layout is ctx.layout else [None] * count
+        drecords: list[torch.Tensor | None] = [None] * count
+        if layout is ctx.layout:
+            drecords = [hand_over(ctx, d, i - count) for i, d in enumerate(owned)]
         return None, None, dx, dgain, *ddecays, *drecords
 
 

@@ -59,13 +59,16 @@ def _real(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.Tensor:
 
 def _accumulate(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
     """``rows[i] += decay * rows[i - 1]`` in place, in the order given."""
-    if decay.ndim == 0 and decay.device.type == "cpu":
-        factor = decay.item()
-        for before, row in itertools.pairwise(rows):
-            row.add_(before, alpha=factor)
-    else:
-        for before, row in itertools.pairwise(rows):
-            row.addcmul_(before, decay)
+    if decay.device.type == "cpu" and len(rows) > 1:
+        # On a CPU these walk the lists in order, without the interpreter between two rows.
+        later, earlier = list(rows[1:]), list(rows[:-1])
+        if decay.ndim == 0:
+            torch._foreach_add_(later, earlier, alpha=decay.item())
+        else:
+            torch._foreach_addcmul_(later, earlier, [decay] * len(later))
+        return
+    for before, row in itertools.pairwise(rows):
+        row.addcmul_(before, decay)
 
 
 def _adjoint(dy: torch.Tensor, dtail: torch.Tensor | None, decay: torch.Tensor) -> torch.Tensor:

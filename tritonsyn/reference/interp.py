@@ -1,6 +1,7 @@
 """Delayed reads of a record: a gather with interpolation, and its adjoints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,11 @@ class Located(NamedTuple):
     within: torch.Tensor | None
     """Between the bounds, which are included; None: all are."""
 
+    @property
+    def valid(self) -> bool:
+        """Whether no time can be NaN."""
+        return self.within is None
+
 
 def _all_within(time: torch.Tensor, limit: float) -> bool:
     """Whether no time needs bounding; asked only on a CPU, where the answer costs no wait."""
@@ -49,9 +55,10 @@ def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
     tolerance = _tolerance(bounded, torch.finfo(sel.dtype).eps, rule)
     if not plain:
         inside = (time - bounded).abs_() <= tolerance
-    steps = bounded / rule.step
+    steps = bounded if rule.step == 1.0 else bounded / rule.step
     nearest = steps.round()
-    hit = (nearest * rule.step).sub_(bounded).abs_() <= tolerance
+    observed = nearest if rule.step == 1.0 else nearest * rule.step
+    hit = (observed - bounded).abs_() <= tolerance
     steps = torch.where(hit, nearest, steps).clamp_(max=slots - 1)
     older = steps.ceil()
     return Located(older, torch.sub(older, steps, out=steps), inside, within)
@@ -82,34 +89,51 @@ class _Window(NamedTuple):
     """Rows of ``[steps * B]``."""
     slots: int
     """Observations that a row sees, K."""
+    cells: torch.Tensor
+    """``[len(rows), N, 1]``: places of the rows' synapses in an observation, from the first on."""
+
+    def flat(self, record: torch.Tensor) -> torch.Tensor:
+        """The record as one axis, from the first cell of its first observation on."""
+        return record.view(-1)[self.rows.start * record.shape[2] :]
 
 
-def _addresses(steps_back: torch.Tensor, pointer: int, size: int, window: _Window) -> torch.Tensor:
-    """Place in a flat record of the observation ``steps_back``, ``[b, N, D]``; any one for NaN.
+def _windows(
+    count: int, slots: int, synapses: int, selectors: int, device: torch.device
+) -> Iterator[_Window]:
+    """Windows of few enough rows that what is made between stays in the cache."""
+    groups = _row_groups(count, synapses * selectors, device)
+    longest = len(groups[0]) if groups else 0
+    cells = torch.arange(longest * synapses, device=device).view(longest, synapses, 1)
+    for rows in groups:
+        yield _Window(rows, slots, cells[: len(rows)])
 
-    ``size = B * N`` is that of an observation.
+
+def _addresses(
+    steps_back: torch.Tensor, pointer: int, size: int, window: _Window, valid: bool
+) -> torch.Tensor:
+    """Place in the window's flat record of the observation ``steps_back``, ``[b, N, D]``.
+
+    ``size = B * N`` is that of an observation. Unless all are ``valid`` some may be NaN; their
+    place is any.
     """
-    rows, slots = window
-    synapses = steps_back.shape[1]
-    device = steps_back.device
     # Half the bytes wherever it suffices.
-    highest = slots * size + rows.stop * synapses
-    integer = torch.int32 if highest < 2**31 else torch.int64
-    slot = (pointer - 1 - torch.arange(slots, device=device)) % slots * size
-    back = steps_back.nan_to_num(0.0).to(integer)
-    place = slot.to(integer).index_select(0, back.reshape(-1)).view(back.shape)
-    if place.shape[0] < len(rows):
-        first = torch.arange(rows.start, rows.stop, dtype=integer, device=device) * synapses
-        synapse = torch.arange(synapses, dtype=integer, device=device).unsqueeze(-1)
-        return (place + synapse) + first.view(-1, 1, 1)
-    cells = torch.arange(rows.start * synapses, rows.stop * synapses, dtype=integer, device=device)
-    return place.add_(cells.view(len(rows), synapses, 1))
+    integer = torch.int32 if (window.slots + 1) * size < 2**31 else torch.int64
+    back = (steps_back if valid else steps_back.nan_to_num(0.0)).to(integer)
+    slot = back.neg_().add_(pointer - 1)
+    # A negative number has its sign in every bit of the shifted one: K is added to those alone.
+    slot.add_((slot >> 31).bitwise_and_(window.slots))
+    cells = window.cells.to(integer)
+    if slot.shape[0] == cells.shape[0]:
+        return slot.mul_(size).add_(cells)
+    return slot.mul_(size) + cells
 
 
-def _tap(record: torch.Tensor, back: torch.Tensor, pointer: int, window: _Window) -> torch.Tensor:
+def _tap(
+    record: torch.Tensor, back: torch.Tensor, pointer: int, window: _Window, valid: bool
+) -> torch.Tensor:
     """The observations ``back`` steps before the newest, for arithmetic."""
-    index = _addresses(back, pointer, record[0].numel(), window)
-    taken = record.view(-1).index_select(0, index.view(-1)).view(index.shape)
+    index = _addresses(back, pointer, record[0].numel(), window, valid)
+    taken = window.flat(record).index_select(0, index.reshape(-1)).view(index.shape)
     return taken.to(compute_dtype(record.dtype))
 
 
@@ -149,9 +173,9 @@ def select(
     shared = locate(sel, rule, slots) if sel.shape[0] == 1 else None
     if steps > 1 and shared is None:
         sel = sel.expand(steps, *sel.shape).flatten(0, 1)
-    for rows in _row_groups(shape[0], synapses * sel.shape[2], device):
+    for window in _windows(shape[0], slots, synapses, sel.shape[2], device):
+        rows = window.rows
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
-        window = _Window(rows, slots)
         parts = [
             _component(record, rate, pointer, here, rule, window, want_slope)
             for record, rate, pointer in zip(records, rates, map(int, pointers), strict=True)
@@ -186,7 +210,8 @@ def _component(
     """Value and slope of one component in some rows of the batch."""
     if rule.mode == "linear":
         return _linear(record, pointer, located, rule, window, want_slope)
-    value = _tap(record, _nearest_tap(located, rule.mode), pointer, window)
+    tap = _nearest_tap(located, rule.mode)
+    value = _tap(record, tap, pointer, window, located.valid)
     if rule.mode != "expdecay":
         return value, torch.zeros_like(value) if want_slope else None
     assert rate is not None
@@ -209,15 +234,15 @@ def _linear(
     """
     older, frac = located.older, located.frac
     newer = torch.where(frac > 0, older - 1, older)
-    old, new = _tap(record, older, pointer, window), _tap(record, newer, pointer, window)
+    tap = partial(_tap, record, pointer=pointer, window=window, valid=located.valid)
+    old, new = tap(older), tap(newer)
     value = old + (new - old) * frac.to(old.dtype)
     if not want_slope:
         return value, None
     hit, last = frac == 0, older == window.slots - 1
     far = torch.where(hit & ~last, older + 1, older)
     near = torch.where(hit & last, (older - 1).clamp(min=0), newer)
-    rise = _tap(record, far, pointer, window) - _tap(record, near, pointer, window)
-    return value, rise / rule.step
+    return value, (tap(far) - tap(near)) / rule.step
 
 
 def _value(
@@ -269,17 +294,20 @@ def select_backward(
     if steps > 1 and shared is None:
         sel = sel.expand(steps, *sel.shape).flatten(0, 1)
     acc = compute_dtype(drecords[0].dtype)
-    for rows in _row_groups(dvalue.shape[0], dvalue.shape[1] * dvalue.shape[2], dvalue.device):
+    _, synapses, selectors = dvalue.shape
+    for window in _windows(dvalue.shape[0], slots, synapses, selectors, dvalue.device):
+        rows = window.rows
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
         kept = _kept(dvalue[rows.start : rows.stop].to(acc), here, rule)
-        here = here._replace(frac=here.frac.nan_to_num(0.0))
+        valid = here.valid
+        if not valid:
+            here = here._replace(frac=here.frac.nan_to_num(0.0))
         sign = 1
         for drecord, rate, pointer in zip(drecords, rates, map(int, pointers), strict=True):
             for back, share in _shares(kept, here, rate, rule.mode):
-                size = drecord[0].numel()
-                index = _addresses(back, pointer, size, _Window(rows, slots)).view(-1)
+                index = _addresses(back, pointer, drecord[0].numel(), window, valid).reshape(-1)
                 share = share.reshape(-1).to(drecord.dtype)
-                drecord.view(-1).index_add_(0, index, share, alpha=sign)
+                window.flat(drecord).index_add_(0, index, share, alpha=sign)
             sign = -1
 
 

@@ -23,12 +23,13 @@ def step(
     or ``[N]``. Returns the current: the first component, or the first minus the second.
     """
     spikes[int(spike_pointer)].copy_(x)
-    x = as_real(x, gain.dtype)
-    currents = []
+    drive = _drive(x, gain)
+    currents: list[torch.Tensor] = []
     for record, decay, pointer in zip(records, decays, map(int, pointers), strict=True):
-        # A fresh tensor first and one copy: the slot written has left the cache long ago.
-        current = record[pointer - 1] * decay.reshape(-1)
-        _inject(current, x, gain)
+        before = record[pointer - 1].to(gain.dtype)
+        # The last component may have the drive's memory: it is in the cache, a slot is not.
+        last = len(currents) == len(records) - 1
+        current = _add_decayed(drive, before, decay, drive if last else torch.empty_like(drive))
         record[pointer].copy_(current)
         currents.append(current.to(record.dtype))
     return currents[0] if len(currents) == 1 else currents[0].sub_(currents[1])
@@ -42,12 +43,19 @@ def as_real(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.to(dtype)
 
 
-def _inject(current: torch.Tensor, x: torch.Tensor, gain: torch.Tensor) -> None:
-    """``current += gain * x``."""
-    if gain.ndim == 0 and gain.device.type == "cpu":
-        current.add_(x, alpha=gain.item())
-    else:
-        current.addcmul_(x, gain)
+def _drive(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """``gain * x`` in new memory."""
+    real = as_real(x, gain.dtype)
+    return real * gain if real is x else real.mul_(gain)
+
+
+def _add_decayed(
+    drive: torch.Tensor, before: torch.Tensor, decay: torch.Tensor, out: torch.Tensor
+) -> torch.Tensor:
+    """``drive + decay * before``."""
+    if decay.ndim == 0 and decay.device.type == "cpu":
+        return torch.add(drive, before, alpha=decay.item(), out=out)
+    return torch.addcmul(drive, before, decay, out=out)
 
 
 def step_backward(

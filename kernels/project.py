@@ -1,0 +1,242 @@
+"""Kernels of the delayed projection: every connection reads its input so many steps back.
+
+``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` with whole steps ``back``, in three
+ways
+that give the same: a sum of shifted rows, whose cost does not depend on the longest delay; a
+masked product of matrices for each delay, on tensor cores; and a walk over the spikes.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import position, store_as
+
+
+@triton.jit(do_not_specialize=["first"])
+def shift_sum_kernel(
+    src_ptr, out_ptr, weight_ptr, back_ptr,
+    first, R, C, J, L, unit, slots,
+    stride_src_c, stride_src_j, stride_out_r, stride_out_j, stride_w_r, stride_w_c,
+    ADJOINT: tl.constexpr, RING: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_J: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """``out[r, j] = sum_c weight[r, c] * src[c, j + (first - back[r, c]) * unit]``.
+
+    A row of ``src`` holds time and batch, ``j = t * B + b`` with ``unit = B``, so that a delay is
+    an offset and a tile of ``j`` is one contiguous read for each connection. ``ADJOINT`` turns the
+    sign of the offset, with zeros outside of ``0 <= j < L``. ``RING``: ``src`` is a record,
+    ``first`` the slot of its newest observation (or where the device keeps the one after),
+    ``slots`` their number. Reads 4 bytes per connection and output in float32, from L1 but for the
+    first time.
+    """
+    ACC: tl.constexpr = weight_ptr.dtype.element_ty
+    offs_j = tl.program_id(0).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask_j = offs_j < J
+    mask_r = offs_r < R
+    newest = position(first).to(tl.int32)
+    acc = tl.zeros([BLOCK_R, BLOCK_J], ACC)
+    for start in range(0, C, UNROLL):
+        values = ()
+        weights = ()
+        for i in tl.static_range(UNROLL):
+            c = start + i
+            live = mask_r & (tl.zeros_like(offs_r) + c < C)
+            connection = offs_r.to(tl.int64) * stride_w_r + c * stride_w_c
+            back = tl.load(back_ptr + connection, mask=live, other=0)
+            weights += (tl.load(weight_ptr + connection, mask=live, other=0.0),)
+            shift = newest - back
+            if ADJOINT:
+                shift = -shift
+            if RING:
+                shift = tl.where(shift < 0, shift + slots, shift)
+            place = offs_j[None, :] + (shift.to(tl.int64) * unit)[:, None]
+            inside = live[:, None] & mask_j[None, :]
+            if ADJOINT:
+                inside = inside & (place >= 0) & (place < L)
+            row_ptr = src_ptr + tl.zeros_like(offs_r).to(tl.int64)[:, None] + c * stride_src_c
+            values += (tl.load(row_ptr + place * stride_src_j, mask=inside, other=0.0).to(ACC),)
+        for i in tl.static_range(UNROLL):
+            acc += weights[i][:, None] * values[i]
+    out_ptrs = (
+        out_ptr + offs_r.to(tl.int64)[:, None] * stride_out_r + offs_j[None, :] * stride_out_j
+    )
+    store_as(out_ptrs, acc, mask_r[:, None] & mask_j[None, :])
+
+
+@triton.jit
+def shift_dot_kernel(
+    dy_ptr, src_ptr, back_ptr, partial_ptr,
+    first, R, C, J, share, unit, stride_dy_r, stride_dy_j, stride_src_c, stride_src_j,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """``sum_j dy[r, j] * src[c, j + (first - back[r, c]) * unit]``, partials over parts of ``j``.
+
+    ``partial [parts, R, C]``, to be summed; a part is ``share`` of the ``J``. One reduction serves
+    the gradients of weight and delay. Reads ``4 (1 + 1 / BLOCK_C)`` bytes per connection and ``j``.
+    """
+    part = tl.program_id(2).to(tl.int64)
+    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_r = offs_r < R
+    mask_c = offs_c < C
+    live = mask_c[:, None] & mask_r[None, :]
+    connection = offs_r.to(tl.int64)[None, :] * C + offs_c[:, None]
+    back = tl.load(back_ptr + connection, mask=live, other=0)
+    shift = (first - back).to(tl.int64) * unit
+    begin = part * share
+    end = tl.minimum(begin + share, J)
+    acc = tl.zeros([BLOCK_C, BLOCK_R, BLOCK_J], ACC)
+    for start in range(begin, end, BLOCK_J):
+        offs_j = start + tl.arange(0, BLOCK_J).to(tl.int64)
+        mask_j = offs_j < end
+        dy_at = offs_r.to(tl.int64)[:, None] * stride_dy_r + offs_j[None, :] * stride_dy_j
+        dy = tl.load(dy_ptr + dy_at, mask=mask_r[:, None] & mask_j[None, :], other=0.0).to(ACC)
+        place = offs_j[None, None, :] + shift[:, :, None]
+        src_at = offs_c.to(tl.int64)[:, None, None] * stride_src_c + place * stride_src_j
+        inside = live[:, :, None] & mask_j[None, None, :]
+        acc += tl.load(src_ptr + src_at, mask=inside, other=0.0).to(ACC) * dy[None, :, :]
+    total = tl.sum(acc, axis=2)
+    tl.store(partial_ptr + part * R * C + connection, total, mask=live)
+
+
+@triton.jit
+def temporal_gemm_kernel(
+    src_ptr, out_ptr, weight_ptr, back_ptr,
+    first, slots, R, C, J, L, unit, stride_w_r, stride_w_c,
+    ADJOINT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """``out[j, r] = sum_k sum_c (back[r, c] == k) weight[r, c] * src[j + (first - k) * unit, c]``.
+
+    ``src [L, C]`` and ``out [J, R]`` as they come, rows of time and batch. One product of matrices
+    for each of the ``slots`` delays: ``slots`` times the operations of a dense layer, on tensor
+    cores in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of
+    the offset.
+    """
+    offs_j = tl.program_id(0).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask_j = offs_j < J
+    mask_r = offs_r < R
+    ACC: tl.constexpr = weight_ptr.dtype.element_ty
+    acc = tl.zeros([BLOCK_J, BLOCK_R], ACC)
+    for k in range(slots):
+        shift = first - k
+        if ADJOINT:
+            shift = -shift
+        row = offs_j + tl.zeros_like(offs_j) + shift * unit
+        mask_row = mask_j & (row >= 0) & (row < L)
+        for start in range(0, C, BLOCK_C):
+            offs_c = start + tl.arange(0, BLOCK_C)
+            mask_c = offs_c < C
+            a_ptrs = src_ptr + row[:, None] * C + offs_c[None, :]
+            a = tl.load(a_ptrs, mask=mask_row[:, None] & mask_c[None, :], other=0.0)
+            connection = offs_r[None, :] * stride_w_r + offs_c[:, None] * stride_w_c
+            live = mask_c[:, None] & mask_r[None, :]
+            back = tl.load(back_ptr + connection, mask=live, other=-1)
+            weight = tl.load(weight_ptr + connection, mask=live, other=0.0)
+            b = tl.where(back == k, weight, tl.zeros_like(weight))
+            acc = tl.dot(a.to(ACC), b, acc, input_precision=PRECISION, out_dtype=ACC)
+    out_ptrs = out_ptr + offs_j[:, None] * R + offs_r[None, :]
+    store_as(out_ptrs, acc, mask_j[:, None] & mask_r[None, :])
+
+
+@triton.jit
+def temporal_gemm_dot_kernel(
+    dy_ptr, src_ptr, back_ptr, dweight_ptr,
+    first, R, C, J, unit,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """``dweight[r, c] = sum_j dy[j, r] * src[j + (first - k) * unit, c]`` where ``back[r, c] ==
+    k``.
+
+    A program makes the product of matrices of one delay ``k`` and writes where the mask has it:
+    each connection has one delay, so each is written once.
+    """
+    k = tl.program_id(2)
+    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_r = offs_r < R
+    mask_c = offs_c < C
+    ACC: tl.constexpr = dweight_ptr.dtype.element_ty
+    acc = tl.zeros([BLOCK_R, BLOCK_C], ACC)
+    for start in range(0, J, BLOCK_J):
+        offs_j = start + tl.arange(0, BLOCK_J).to(tl.int64)
+        mask_j = offs_j < J
+        dy_ptrs = dy_ptr + offs_j[None, :] * R + offs_r[:, None]
+        dy = tl.load(dy_ptrs, mask=mask_r[:, None] & mask_j[None, :], other=0.0)
+        row = offs_j + (first - k) * unit
+        src_ptrs = src_ptr + row[:, None] * C + offs_c[None, :]
+        src = tl.load(src_ptrs, mask=mask_j[:, None] & mask_c[None, :], other=0.0)
+        acc = tl.dot(dy.to(ACC), src.to(ACC), acc, input_precision=PRECISION, out_dtype=ACC)
+    live = mask_r[:, None] & mask_c[None, :]
+    connection = offs_r.to(tl.int64)[:, None] * C + offs_c[None, :]
+    back = tl.load(back_ptr + connection, mask=live, other=-1)
+    tl.store(dweight_ptr + connection, acc, mask=live & (back == k))
+
+
+@triton.jit
+def _lowest_bit(word):
+    """Index of the lowest bit that is set: the exponent of that bit as a float."""
+    exponent = (word & -word).to(tl.float32).to(tl.int32, bitcast=True)
+    return ((exponent >> 23) & 0xFF) - 127
+
+
+@triton.jit
+def spike_sum_kernel(
+    words_ptr, weight_ptr, back_ptr, out_ptr,
+    T, B, W, N,
+    BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """``out[t, b, o] += sum_i weight[i, o] * x[t - back[i, o], b, i]``, spike after spike.
+
+    ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``; ``out [T, B, O]``
+    zeros. A program owns one row of the batch and ``BLOCK_O`` outputs, so that it adds without
+    atomics and in the order of time. Moves 1/8 byte per input and step, and 16 bytes per spike and
+    output.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    mask_o = offs_o < N
+    for t in range(T):
+        for w in range(W):
+            word = tl.load(words_ptr + (t * B + b) * W + w)
+            while word != 0:
+                connection = (w * 32 + _lowest_bit(word)).to(tl.int64) * N + offs_o
+                weight = tl.load(weight_ptr + connection, mask=mask_o, other=0.0)
+                row = t + tl.load(back_ptr + connection, mask=mask_o, other=0)
+                live = mask_o & (row < T)
+                out_ptrs = out_ptr + (row.to(tl.int64) * B + b) * N + offs_o
+                total = tl.load(out_ptrs, mask=live, other=0.0) + weight
+                tl.store(out_ptrs, total, mask=live)
+                word = word & (word - 1)
+
+
+@triton.jit
+def spike_dot_kernel(
+    words_ptr, dy_ptr, back_ptr, partial_ptr,
+    V, share, J, unit, C, N,
+    ACC: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """``sum_j x[j, i] * dy[j + back[i, o] * unit, o]``, partials over parts of the words.
+
+    ``words [C, V]`` the spikes, 32 of ``j = t * B + b`` a word, ``unit = B``; ``dy [J, N]``;
+    ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. Moves 1/8 byte
+    per input and step, and 4 bytes per spike and output.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    part = tl.program_id(2).to(tl.int64)
+    mask_o = offs_o < N
+    delay = tl.load(back_ptr + i * N + offs_o, mask=mask_o, other=0).to(tl.int64) * unit
+    acc = tl.zeros([BLOCK_O], ACC)
+    begin = part * share
+    for v in range(begin, tl.minimum(begin + share, V)):
+        word = tl.load(words_ptr + i * V + v)
+        while word != 0:
+            row = v * 32 + _lowest_bit(word) + delay
+            live = mask_o & (row < J)
+            acc += tl.load(dy_ptr + row * N + offs_o, mask=live, other=0.0).to(ACC)
+            word = word & (word - 1)
+    tl.store(partial_ptr + (part * C + i) * N + offs_o, acc, mask=mask_o)

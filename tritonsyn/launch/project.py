@@ -1,0 +1,233 @@
+"""The delayed projection: every connection reads its input so many steps back."""
+
+import torch
+
+from ..kernels.project import (
+    shift_dot_kernel,
+    shift_sum_kernel,
+    spike_dot_kernel,
+    spike_sum_kernel,
+    temporal_gemm_dot_kernel,
+    temporal_gemm_kernel,
+)
+from ..packing import WORD, PackedSpikes, words_per_row
+from ..rules import Slot
+from .common import accumulator, on_device, tiles
+from .decay import pack
+
+# Outputs of a tile and places of a row; four connections' reads are in flight.
+_ROWS, _PLACES, _UNROLL = 8, 256, 4
+# Tile of the reduction over a row.
+_DOT_ROWS, _DOT_COLUMNS, _DOT_PLACES = 8, 4, 128
+# Tile of a product of matrices: places of a row, and outputs or inputs.
+_GEMM_PLACES, _GEMM_SIDE = 64, 32
+_LANES = 128
+# Programs that keep a large GPU busy; a reduction with fewer is cut into parts.
+_BUSY = 1024
+
+
+def project(
+    sequence: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    steps: int,
+    strategy: str,
+    precision: str,
+    pointer: Slot | None = None,
+) -> torch.Tensor:
+    """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
+
+    ``sequence [K - 1 + steps, B, I]`` oldest first, or with ``pointer`` a record ``[K, B, I]`` that
+    writes there next, and one step; ``weight [O, I]`` in the arithmetic's dtype; ``back [O, I]``
+    int32 in 0 to K - 1. ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its products.
+    Returns ``[steps, B, O]`` in the dtype of the weight.
+    """
+    rows, batch, inputs = sequence.shape
+    y = weight.new_empty(steps, batch, weight.shape[0])
+    first = rows - steps
+    if y.numel() == 0 or inputs == 0:
+        return y.zero_()
+    if strategy == "gemm" and pointer is None:
+        _gemm(sequence, weight, back, y, first, first + 1, precision, adjoint=False)
+    elif steps == 1:
+        # One step reads each line once: a transposed copy would cost more than it saves.
+        ring = pointer is not None
+        newest = first if pointer is None else (pointer - 1) % rows
+        _shift_sum(sequence, (1, inputs), weight, back, y, newest, rows, ring=ring)
+    else:
+        lines = _lines(sequence)
+        _shift_sum(lines, (lines.shape[1], 1), weight, back, y, first, rows)
+    return y
+
+
+def project_input(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    rows: int,
+    strategy: str,
+    precision: str,
+) -> torch.Tensor:
+    """Adjoint of :func:`project` to the sequence ``[rows, B, I]``, ``rows = K - 1 + steps``."""
+    steps, batch, outputs = dy.shape
+    dsequence = weight.new_empty(rows, batch, weight.shape[1])
+    first = rows - steps
+    if dsequence.numel() == 0 or dy.numel() == 0:
+        return dsequence.zero_()
+    if strategy == "gemm":
+        dy = dy.contiguous()
+        _gemm(dy, weight.t(), back.t(), dsequence, first, first + 1, precision, adjoint=True)
+    else:
+        lines = _lines(dy)
+        strides = (lines.shape[1], 1)
+        _shift_sum(lines, strides, weight.t(), back.t(), dsequence, first, steps, adjoint=True)
+    return dsequence
+
+
+def project_weight(
+    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, strategy: str, precision: str
+) -> torch.Tensor:
+    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the dtype of
+    ``dy``.
+
+    The gradient of the weight, and with factors of each connection those of the delay and of the
+    time constants.
+    """
+    steps, batch, outputs = dy.shape
+    rows, _, inputs = sequence.shape
+    places, first = steps * batch, rows - steps
+    if dy.numel() == 0 or sequence.numel() == 0:
+        return dy.new_zeros(back.shape)
+    if strategy == "gemm":
+        dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
+        grid = (tiles(outputs, _GEMM_SIDE), tiles(inputs, _GEMM_SIDE), first + 1)
+        with on_device(dy):
+            temporal_gemm_dot_kernel[grid](
+                dy.contiguous(), sequence.contiguous(), back, dweight,
+                first, outputs, inputs, places, batch,
+                PRECISION=precision,
+                BLOCK_R=_GEMM_SIDE, BLOCK_C=_GEMM_SIDE, BLOCK_J=_GEMM_PLACES,
+            )  # fmt: skip
+        return dweight
+    lines, dlines = _lines(sequence), _lines(dy)
+    programs = tiles(outputs, _DOT_ROWS) * tiles(inputs, _DOT_COLUMNS)
+    parts = max(1, min(_BUSY // programs, tiles(places, 4 * _DOT_PLACES)))
+    share = tiles(tiles(places, parts), _DOT_PLACES) * _DOT_PLACES
+    partial = torch.empty((parts, *back.shape), dtype=dy.dtype, device=dy.device)
+    grid = (tiles(outputs, _DOT_ROWS), tiles(inputs, _DOT_COLUMNS), parts)
+    with on_device(dy):
+        shift_dot_kernel[grid](
+            dlines, lines, back, partial,
+            first, outputs, inputs, places, share, batch,
+            dlines.shape[1], 1, lines.shape[1], 1,
+            ACC=accumulator(dy.dtype), BLOCK_R=_DOT_ROWS, BLOCK_C=_DOT_COLUMNS, BLOCK_J=_DOT_PLACES,
+        )  # fmt: skip
+    return partial.sum(0)
+
+
+def _lines(sequence: torch.Tensor) -> torch.Tensor:
+    """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
+    return sequence.reshape(-1, sequence.shape[2]).t().contiguous()
+
+
+def _shift_sum(
+    source: torch.Tensor,
+    strides: tuple[int, int],
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    out: torch.Tensor,
+    first: Slot,
+    rows: int,
+    adjoint: bool = False,
+    ring: bool = False,
+) -> None:
+    """``out [T, B, R]`` from a source of so many ``rows`` of the batch with these strides."""
+    steps, batch, outputs = out.shape
+    places = steps * batch
+    block = min(_PLACES, max(16, 1 << (places - 1).bit_length()))
+    grid = (tiles(places, block), tiles(outputs, _ROWS))
+    with on_device(out):
+        shift_sum_kernel[grid](
+            source, out, weight, back,
+            first, outputs, weight.shape[1], places, rows * batch, batch, rows,
+            *strides, 1, outputs, *weight.stride(),
+            ADJOINT=adjoint, RING=ring, BLOCK_R=_ROWS, BLOCK_J=block, UNROLL=_UNROLL,
+        )  # fmt: skip
+
+
+def _gemm(
+    source: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    out: torch.Tensor,
+    first: int,
+    slots: int,
+    precision: str,
+    adjoint: bool,
+) -> None:
+    """``out [T, B, R]`` from a source ``[rows, B, C]``, a product of matrices for each delay."""
+    steps, batch, outputs = out.shape
+    places = steps * batch
+    grid = (tiles(places, _GEMM_PLACES), tiles(outputs, _GEMM_SIDE))
+    with on_device(out):
+        temporal_gemm_kernel[grid](
+            source.contiguous(), out, weight, back,
+            first, slots, outputs, weight.shape[1], places, source.shape[0] * batch, batch,
+            *weight.stride(),
+            ADJOINT=adjoint, PRECISION=precision,
+            BLOCK_R=_GEMM_SIDE, BLOCK_C=_GEMM_SIDE, BLOCK_J=_GEMM_PLACES,
+        )  # fmt: skip
+
+
+def project_spikes(
+    spikes: PackedSpikes, weight: torch.Tensor, back: torch.Tensor, slots: int
+) -> torch.Tensor:
+    """``v[t, b, o] = sum_i weight[o, i] * x[t - back[o, i], b, i]`` with no spikes before the
+    first.
+
+    ``spikes [T, B, I]``, ``weight`` and ``back [O, I]``, ``back < slots``. The work is in
+    proportion to the spikes. Returns ``[T, B, O]``.
+    """
+    steps, batch, _ = spikes.shape
+    outputs = weight.shape[0]
+    v = weight.new_zeros(steps, batch, outputs)
+    words = spikes.words.contiguous()
+    if v.numel() and words.numel():
+        with on_device(v):
+            spike_sum_kernel[(batch, tiles(outputs, _LANES))](
+                words, weight.t().contiguous(), back.t().contiguous(), v,
+                steps, batch, words.shape[-1], outputs,
+                BLOCK_O=_LANES,
+            )  # fmt: skip
+    return v
+
+
+def project_spikes_weight(
+    dv: torch.Tensor, spikes: PackedSpikes, back: torch.Tensor, slots: int
+) -> torch.Tensor:
+    """Adjoint of :func:`project_spikes` to the weight, ``[O, I]`` in the dtype of ``dv``."""
+    steps, batch, outputs = dv.shape
+    inputs = spikes.synapses
+    if dv.numel() == 0 or inputs == 0:
+        return dv.new_zeros(back.shape)
+    words = pack(_columns(spikes))
+    width = words.shape[1]
+    programs = inputs * tiles(outputs, _LANES)
+    parts = max(1, min(_BUSY // programs, width))
+    partial = torch.empty((parts, inputs, outputs), dtype=dv.dtype, device=dv.device)
+    with on_device(dv):
+        spike_dot_kernel[(inputs, tiles(outputs, _LANES), parts)](
+            words, dv.contiguous(), back.t().contiguous(), partial,
+            width, tiles(width, parts), steps * batch, batch, inputs, outputs,
+            ACC=accumulator(dv.dtype), BLOCK_O=_LANES,
+        )  # fmt: skip
+    return partial.sum(0).t().contiguous()
+
+
+def _columns(spikes: PackedSpikes) -> torch.Tensor:
+    """``[I, T * B]``: each input's spikes in a row, as bytes."""
+    steps, batch, _ = spikes.shape
+    words = spikes.words.reshape(steps * batch, words_per_row(spikes.synapses))
+    place = torch.arange(WORD, dtype=torch.int32, device=words.device)
+    bits = ((words.t().unsqueeze(1) >> place.view(1, WORD, 1)) & 1).to(torch.uint8)
+    return bits.flatten(0, 1)[: spikes.synapses]
