@@ -234,15 +234,20 @@ def _shift_sum(source, out, acc, adjoint=False, ring=False, **options):
     if ring:
         sizes += " stride_src_j"
         del constants["stride_src_j"]
-    constants.update(BLOCK_R=8, BLOCK_J=256, UNROLL=4)
-    return _variant(pointers, sizes, constants, **options)
+    constants.update(BLOCK_R=8, BLOCK_J=256, UNROLL=2 if ring else 4)
+    # Of a record, neighbours in a row lie apart by the inputs.
+    streams = {} if ring else _streams(pointers, src=_READ)
+    elements = ("BLOCK_R", "BLOCK_J", "UNROLL")
+    return _variant(pointers, sizes, constants, streams=streams, elements=elements, **options)
 
 
 def _shift_dot(source, acc):
     pointers = {"dy_ptr": acc, "src_ptr": source, "back_ptr": "i32", "partial_ptr": acc}
     sizes = "first R C J share unit stride_dy_r stride_src_c"
     constants = {"stride_dy_j": 1, "stride_src_j": 1, "ACC": _TYPES[acc]}
-    return _variant(pointers, sizes, {**constants, "BLOCK_R": 8, "BLOCK_C": 4, "BLOCK_J": 128})
+    constants.update(BLOCK_R=8, BLOCK_C=4, BLOCK_J=128)
+    streams, elements = _streams(pointers, src=_READ), ("BLOCK_R", "BLOCK_C", "BLOCK_J")
+    return _variant(pointers, sizes, constants, streams=streams, elements=elements)
 
 
 _GEMM_TILE = {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_J": 64}
@@ -252,7 +257,8 @@ def _temporal_gemm(source, precision, adjoint=False, acc="fp32"):
     pointers = {"src_ptr": source, "out_ptr": acc, "weight_ptr": acc, "back_ptr": "i32"}
     near, far = ("stride_w_r", "stride_w_c") if adjoint else ("stride_w_c", "stride_w_r")
     constants = {near: 1, "ADJOINT": adjoint, "PRECISION": precision, **_GEMM_TILE}
-    return _variant(pointers, f"first slots R C J L unit {far}", constants)
+    num_warps = 8 if precision == "ieee" and acc == "fp32" else 4
+    return _variant(pointers, f"first slots R C J L unit {far}", constants, num_warps=num_warps)
 
 
 def _temporal_gemm_dot(source, precision, acc="fp32"):

@@ -49,15 +49,18 @@ def test_every_kernel_has_a_signature_with_all_of_its_arguments():
 def test_streams_are_those_of_the_docstring(kernel):
     """So that the count in the docstring is what the machine code is held to."""
     doc = " ".join(compiled.all_kernels()[kernel].fn.__doc__.split())
-    text = re.search(r"Bytes per element in float32: ([^.;]*)", re.sub(r" \([^)]*\)", "", doc))
-    assert text, f"{kernel}: the docstring lacks 'Bytes per element in float32: x 4, y 4.'"
-    counted = {f"{name}_ptr": int(count) for name, count in re.findall(r"(\w+) (\d+)", text[1])}
     streams: dict[str, int] = {}
     for variant in SIGNATURES[kernel]:
         for name, stream in variant.streams.items():
             size = 1 if name == "spike_ptr" else 4
             streams[name] = size * (stream.loads + stream.stores)
-    assert streams, f"{kernel}: no variant in kernels/signatures.py declares its streams"
+    if not streams:
+        advice = "declare streams in kernels/signatures.py, or say 'No streams: ...' and why"
+        assert "No streams: " in doc, f"{kernel}: {advice}"
+        return
+    text = re.search(r"Bytes per element in float32: ([^.;]*)", re.sub(r" \([^)]*\)", "", doc))
+    assert text, f"{kernel}: the docstring lacks 'Bytes per element in float32: x 4, y 4.'"
+    counted = {f"{name}_ptr": int(count) for name, count in re.findall(r"(\w+) (\d+)", text[1])}
     assert streams == counted, f"{kernel}: the docstring and the declared streams differ"
 
 
@@ -100,7 +103,9 @@ CODE = """
         /*00c0*/               @P3 BRA `(.L_x_0) ;
 .L_x_1:
         /*00d0*/                   LDG.E.64 R20, desc[UR8][R8.64] ;
-        /*00e0*/                   EXIT ;
+        /*00e0*/                   LDGSTS.E.BYPASS.128 [R9], desc[UR8][R4.64+0x10], P1 ;
+        /*00e8*/                   LDGDEPBAR ;
+        /*00ec*/                   EXIT ;
         /*00f0*/                   NOP;
 """
 
@@ -110,11 +115,12 @@ def test_accesses_are_followed_to_their_pointers():
     assert found == {
         sass.Access("b_ptr", False, 128): 1,  # the second of two pointers in one load, in a loop
         sass.Access("a_ptr", False, 16): 1,
+        sass.Access("a_ptr", False, 128): 1,  # from memory to shared memory
         sass.Access("c_ptr", True, 64): 1,  # what the same predicate wrote
         sass.Access("?", True, 32): 1,  # either
         sass.Access("?", False, 64): 1,  # an address out of memory
     }
-    assert sass.instruction_count(CODE) == 15
+    assert sass.instruction_count(CODE) == 17
 
 
 def test_loops_are_found():

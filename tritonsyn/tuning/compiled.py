@@ -4,6 +4,7 @@ Triton's interpreter must be off in the process (:mod:`tritonsyn.tuning.workers`
 """
 
 import importlib
+import math
 import pkgutil
 import re
 import subprocess
@@ -51,7 +52,7 @@ def report(
     function, variant = all_kernels()[kernel], SIGNATURES[kernel][index]
     constants = constants_of(function.arg_names, variant, config)
     num_warps = variant.num_warps if config is None else config.num_warps
-    cubin = _compile(function, variant, constants, num_warps, target)
+    cubin, shared = _compile(function, variant, constants, num_warps, target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -69,15 +70,15 @@ def report(
         aligned=variant.aligned,
         registers=used["REG"],
         spills=used["STACK"] + used["LOCAL"],
-        shared=used["SHARED"],
+        shared=shared,
         instructions=sass.instruction_count(code),
         elements=elements,
         loops=sass.has_loop(code),
         streams=_stream_reports(variant, accesses, elements, num_warps) if read_code else {},
         loads=_widths(accesses, store=False),
         stores=_widths(accesses, store=True),
-        resident_warps=resident_warps(target, used["REG"], num_warps, used["SHARED"]),
-        occupancy=occupancy(target, used["REG"], num_warps, used["SHARED"]),
+        resident_warps=resident_warps(target, used["REG"], num_warps, shared),
+        occupancy=occupancy(target, used["REG"], num_warps, shared),
     )
 
 
@@ -91,7 +92,8 @@ def constants_of(
 
 def _compile(
     function: Any, variant: Variant, constants: dict[str, Any], num_warps: int, target: str
-) -> bytes:
+) -> tuple[bytes, int]:
+    """The machine code, and the bytes of shared memory that a launch asks for."""
     signature = {name: variant.types.get(name, "constexpr") for name in function.arg_names}
     special = {p.name for p in function.params if not p.do_not_specialize}
     attributes = {
@@ -104,7 +106,7 @@ def _compile(
         target=GPUTarget("cuda", int(target.removeprefix("sm_")), 32),
         options={"num_warps": num_warps, "enable_fp_fusion": variant.enable_fp_fusion},
     )
-    return bytes(compiled.asm["cubin"])
+    return bytes(compiled.asm["cubin"]), int(compiled.metadata.shared)
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -113,7 +115,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _usage(text: str) -> Iterator[tuple[str, int]]:
-    """Registers, stack, shared and local memory."""
+    """Registers, stack and local memory."""
     for name, value in re.findall(r"\b([A-Z]+):(\d+)", text):
         yield name, int(value)
 
@@ -141,10 +143,8 @@ def _pointers(arguments: list[str], variant: Variant, base: int) -> Iterator[tup
 
 
 def _elements(variant: Variant, constants: dict[str, Any]) -> int:
-    product = 1
-    for factor in variant.elements:
-        product *= constants[factor] if isinstance(factor, str) else factor
-    return product
+    factors = (constants.get(f, 1) if isinstance(f, str) else f for f in variant.elements)
+    return math.prod(factors)
 
 
 def _stream_reports(

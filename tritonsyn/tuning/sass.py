@@ -39,6 +39,7 @@ _REGISTER = re.compile(r"\bU?R\d+\b")
 _CONSTANT = re.compile(r"c\[0x0\]\[0x([0-9a-f]+)\]")
 _ADDRESS = re.compile(r"(?<!desc)\[(R\d+)(?:\.\w+)?(?:\+(UR\d+))?")
 _LABEL = re.compile(r"`\((\.L_\w+)\)")
+_GLOBAL = ("LDG", "LDGSTS", "STG")  # LDGSTS: to shared memory, without a register between
 _WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
 _PAIR = re.compile(r"\.(WIDE|64)\b|^CS2R$")
 _ROUNDS = 4  # a register is handed on from one turn of a loop to the next at most that often
@@ -93,7 +94,7 @@ class _Walk:
             if instruction.label:
                 self._state = _merged(self._state, self._arriving.get(instruction.label, {}))
                 self._guarded.clear()
-            elif instruction.opcode.startswith(("LDG", "STG")):
+            elif instruction.opcode.split(".")[0] in _GLOBAL:
                 found[self._access(instruction)] += 1
             elif instruction.opcode.startswith("BRA"):
                 self._branch(instruction)
@@ -107,8 +108,8 @@ class _Walk:
             self._state = {}
 
     def _access(self, instruction: _Instruction) -> Access:
-        match = _ADDRESS.search(instruction.operands)
-        registers = [] if match is None else [name for name in match.groups() if name]
+        addresses = _ADDRESS.findall(instruction.operands)  # of LDGSTS the last is the global one
+        registers = [name for name in addresses[-1] if name] if addresses else []
         came = self._came(instruction, registers)
         widths = [_WIDTHS[part] for part in instruction.opcode.split(".") if part in _WIDTHS]
         return Access(
