@@ -246,8 +246,9 @@ def _shift_dot(source, acc):
     sizes = "first R C J share unit stride_dy_r stride_src_c"
     constants = {"stride_dy_j": 1, "stride_src_j": 1, "ACC": _TYPES[acc]}
     constants.update(BLOCK_R=8, BLOCK_C=4, BLOCK_J=128)
-    streams, elements = _streams(pointers, src=_READ), ("BLOCK_R", "BLOCK_C", "BLOCK_J")
-    return _variant(pointers, sizes, constants, streams=streams, elements=elements)
+    options = {"streams": _streams(pointers, src=_READ), "num_warps": 8}
+    elements = ("BLOCK_R", "BLOCK_C", "BLOCK_J")
+    return _variant(pointers, sizes, constants, elements=elements, **options)
 
 
 _GEMM_TILE = {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_J": 64}

@@ -121,6 +121,7 @@ def project_weight(
             first, outputs, inputs, places, share, batch,
             dlines.shape[1], 1, lines.shape[1], 1,
             ACC=accumulator(dy.dtype), BLOCK_R=_DOT_ROWS, BLOCK_C=_DOT_COLUMNS, BLOCK_J=_DOT_PLACES,
+            num_warps=8,
         )  # fmt: skip
     return partial.sum(0)
 
