@@ -65,8 +65,8 @@ def select_fwd_kernel(
     every step: row ``t * B + b`` of the outputs ``[steps * B, N, D]`` sees rows t to t + K - 1.
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
     ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
-    Bytes per element in float32: sel 4, value 4, slope 4 if wanted, and 4 per tap, which fall
-    on K rows: neighbours with like delays share their sectors.
+    Bytes per element in float32: sel 4, value 4, slope 4, pos_rate_slope 4, neg_rate_slope 4;
+    and 4 per tap, which fall on K rows: neighbours with like delays share their sectors.
     """
     tiles = tl.cdiv(N * D, BLOCK)
     pid = tl.program_id(0)
@@ -160,7 +160,7 @@ def select_bwd_kernel(
 
     Shapes as in the forward kernel. A program owns its synapses and walks their selectors in
     order, so no atomics are needed and runs repeat bit for bit. Bytes per element in float32:
-    sel 4, dvalue 4, and 8 per tap.
+    sel 4, dvalue 4; and 8 per tap.
     """
     tiles = tl.cdiv(N, BLOCK)
     pid = tl.program_id(0)
@@ -203,7 +203,8 @@ def batch_dot_kernel(
 ):
     """``partial[p, m]``: sum of ``a[i, m] * b[i, m]`` over the p-th group of ``ROWS`` rows.
 
-    ``a, b [B, M]``, ``partial [cdiv(B, ROWS), M]``. Two reads per element, one write per group.
+    ``a, b [B, M]``, ``partial [cdiv(B, ROWS), M]``. Bytes per element in float32:
+    a 4, b 4; and a write per group.
     """
     tiles = tl.cdiv(M, BLOCK)
     pid = tl.program_id(0)

@@ -26,8 +26,8 @@ def shift_sum_kernel(
     an offset and a tile of ``j`` is one contiguous read for each connection. ``ADJOINT`` turns the
     sign of the offset, with zeros outside of ``0 <= j < L``. ``RING``: ``src`` is a record,
     ``first`` the slot of its newest observation (or where the device keeps the one after),
-    ``slots`` their number. Reads 4 bytes per connection and output in float32, from L1 but for the
-    first time.
+    ``slots`` their number. Bytes per element in float32: src 4; an element is a connection at one
+    output, and comes from L1 but for the first time.
     """
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
     offs_j = tl.program_id(0).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
@@ -73,7 +73,8 @@ def shift_dot_kernel(
     """``sum_j dy[r, j] * src[c, j + (first - back[r, c]) * unit]``, partials over parts of ``j``.
 
     ``partial [parts, R, C]``, to be summed; a part is ``share`` of the ``J``. One reduction serves
-    the gradients of weight and delay. Reads ``4 (1 + 1 / BLOCK_C)`` bytes per connection and ``j``.
+    the gradients of weight and delay. Bytes per element in float32: src 4; an element is a
+    connection at one ``j``, and those of ``dy`` are shared by ``BLOCK_C`` connections.
     """
     part = tl.program_id(2).to(tl.int64)
     offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -112,7 +113,7 @@ def temporal_gemm_kernel(
     ``src [L, C]`` and ``out [J, R]`` as they come, rows of time and batch. One product of matrices
     for each of the ``slots`` delays: ``slots`` times the operations of a dense layer, on tensor
     cores in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of
-    the offset.
+    the offset. No streams: tiles wait in shared memory for many products.
     """
     offs_j = tl.program_id(0).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -152,7 +153,8 @@ def temporal_gemm_dot_kernel(
     k``.
 
     A program makes the product of matrices of one delay ``k`` and writes where the mask has it:
-    each connection has one delay, so each is written once.
+    each connection has one delay, so each is written once. No streams: tiles wait in shared memory
+    for many products.
     """
     k = tl.program_id(2)
     offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -194,7 +196,7 @@ def spike_sum_kernel(
     ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``; ``out [T, B, O]``
     zeros. A program owns one row of the batch and ``BLOCK_O`` outputs, so that it adds without
     atomics and in the order of time. Moves 1/8 byte per input and step, and 16 bytes per spike and
-    output.
+    output. No streams: what is read depends on the spikes.
     """
     b = tl.program_id(0).to(tl.int64)
     offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -223,7 +225,8 @@ def spike_dot_kernel(
 
     ``words [C, V]`` the spikes, 32 of ``j = t * B + b`` a word, ``unit = B``; ``dy [J, N]``;
     ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. Moves 1/8 byte
-    per input and step, and 4 bytes per spike and output.
+    per input and step, and 4 bytes per spike and output. No streams: what is read depends on the
+    spikes.
     """
     i = tl.program_id(0).to(tl.int64)
     offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)

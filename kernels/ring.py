@@ -10,7 +10,7 @@ from .common import position
 def ring_push_kernel(value_ptr, record_ptr, slot, size, BLOCK: tl.constexpr):
     """``record[slot] = value``, converted to the record's dtype.
 
-    ``value [size]``, ``record [K, size]``. Moves one read and one write per element.
+    ``value [size]``, ``record [K, size]``. Bytes per element in float32: value 4, record 4.
     """
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
@@ -28,7 +28,7 @@ def ring_push_kernel(value_ptr, record_ptr, slot, size, BLOCK: tl.constexpr):
 def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
     """Adjoint of a push: ``dvalue = drecord[slot]; drecord[slot] = 0``.
 
-    ``drecord [K, size]``, ``dvalue [size]``. Moves one read and two writes per element.
+    ``drecord [K, size]``, ``dvalue [size]``. Bytes per element in float32: drecord 8, dvalue 4.
     """
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
@@ -42,8 +42,8 @@ def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
 def pack_bits_kernel(x_ptr, words_ptr, rows, N, W, BLOCK: tl.constexpr):
     """Bit ``n % 32`` of ``words[row, n // 32]`` is ``x[row, n] != 0``.
 
-    ``x [rows, N]``, ``words [rows, W]`` int32 with ``W = cdiv(N, 32)``. Moves one input and 1/8
-    byte per element.
+    ``x [rows, N]``, ``words [rows, W]`` int32 with ``W = cdiv(N, 32)``. Bytes per element in
+    float32: x 4 (bool 1); and 1/8 of the words.
     """
     offs_w = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = offs_w < rows.to(tl.int64) * W

@@ -1,17 +1,31 @@
 """Argument types and sample constants of every kernel, for compiling without a GPU.
 
 ``SIGNATURES`` maps a kernel's name to some of the ways in which :mod:`tritonsyn.launch` calls it:
-together they take every branch on a dtype, a flag or an absent pointer, with the largest tiles.
+together they take every branch on a dtype, a flag or an absent pointer. Tiles are not in here: they
+come from the launch configuration (``tritonsyn.tuning.config``).
 """
 
 from typing import Any, NamedTuple
 
 import triton.language as tl
 
-_BLOCK = 1024  # the largest tile of the kernels that are not scans
 _TYPES = {"fp32": tl.float32, "fp64": tl.float64}
 _EPSILONS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 _FLAGS = ("GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE", "RISE_PER_SYNAPSE")
+
+
+class Stream(NamedTuple):
+    """How often a kernel touches each element of an array that it goes through in order."""
+
+    loads: int = 0
+    stores: int = 0
+
+
+_READ, _WRITE, _UPDATE = Stream(loads=1), Stream(stores=1), Stream(loads=1, stores=1)
+_ITEMSIZES = {
+    "i1": 1, "i8": 1, "u8": 1, "i16": 2, "fp16": 2, "bf16": 2,
+    "i32": 4, "fp32": 4, "i64": 8, "fp64": 8,
+}  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -20,11 +34,36 @@ class Variant(NamedTuple):
     types: dict[str, str]
     """Type of each argument that is passed at run time, in Triton's notation."""
     constants: dict[str, Any]
-    """Value of each compile-time argument; None for a pointer that is absent."""
+    """Value of each compile-time argument but the tiles that the launch configuration gives; None
+    for a pointer that is absent."""
     num_warps: int = 4
+    """Where no launch configuration is known for the kernel."""
     enable_fp_fusion: bool = True
     aligned: bool = True
     """Whether pointers, and sizes that may be specialised, are multiples of 16."""
+    dtype: str = "fp32"
+    """By which a launch looks its configuration up."""
+    streams: dict[str, Stream] = {}  # noqa: RUF012 (no one changes it)
+    """The pointers that make up the traffic. Not in here: coefficients, which programs share;
+    what is touched once per chunk or program; and gathers, whose neighbours may lie apart."""
+    elements: tuple[str | int, ...] = ("BLOCK",)
+    """Tiles and numbers, whose product is the elements of each stream that a program touches in one
+    pass of its code: the kernel, or the body of its loop."""
+
+    def itemsize(self, pointer: str) -> int:
+        """Bytes of an element behind a pointer."""
+        return _ITEMSIZES[self.types[pointer].removeprefix("*")]
+
+    @property
+    def bytes_per_element(self) -> int:
+        """What the streams cannot do without: each element once per load and store."""
+        return sum(self.itemsize(p) * (s.loads + s.stores) for p, s in self.streams.items())
+
+
+def _streams(pointers, **touched):
+    """Streams by the stems of their pointers, without those that are absent."""
+    named = {f"{stem}_ptr": stream for stem, stream in touched.items()}
+    return {name: stream for name, stream in named.items() if pointers.get(name) is not None}
 
 
 def _variant(pointers, sizes, constants, **options):
@@ -40,23 +79,33 @@ def _on_device(variant, *slots):
     return variant._replace(types={**variant.types, **dict.fromkeys(slots, "*i64")})
 
 
+def _narrower(*elements):
+    """The type that a scan's tiles must suit: half precision, unless the arithmetic is double."""
+    halves = [element for element in elements if element in ("fp16", "bf16")]
+    return halves[0] if halves and "fp64" not in elements else elements[-1]
+
+
 def _arithmetic(element):
     return "fp64" if element == "fp64" else "fp32"
 
 
-def _push(value, record, block=_BLOCK, **options):
+def _push(value, record, **options):
     pointers = {"value_ptr": value, "record_ptr": record}
-    return _variant(pointers, "slot size", {"BLOCK": block}, **options)
+    streams = _streams(pointers, value=_READ, record=_WRITE)
+    return _variant(pointers, "slot size", {}, dtype=record, streams=streams, **options)
 
 
 def _take(element):
     pointers = {"drecord_ptr": element, "dvalue_ptr": element}
-    return _variant(pointers, "slot size", {"BLOCK": _BLOCK})
+    streams = _streams(pointers, drecord=_UPDATE, dvalue=_WRITE)
+    return _variant(pointers, "slot size", {}, dtype=element, streams=streams)
 
 
 def _pack(element):
     pointers = {"x_ptr": element, "words_ptr": "i32"}
-    return _variant(pointers, "rows N W", {"BLOCK": 32})
+    streams = _streams(pointers, x=_READ)
+    elements = ("BLOCK", 32)
+    return _variant(pointers, "rows N W", {}, dtype=element, streams=streams, elements=elements)
 
 
 def _coefficients(element, per_synapse):
@@ -67,8 +116,12 @@ def _coefficients(element, per_synapse):
 def _step_fwd(x, state, double, per_synapse, **options):
     coefficients, flags = _coefficients(_arithmetic(state), per_synapse)
     pointers = {"x_ptr": x, "y_ptr": state, "spike_ptr": "i1", "pos_ptr": state, "neg_ptr": state}
+    streams = _streams(pointers, x=_READ, y=_WRITE, spike=_WRITE, pos=_UPDATE)
+    if double:
+        streams |= _streams(pointers, neg=_UPDATE)
     sizes = "pos_pointer neg_pointer spike_pointer K size N"
-    constants = {"DOUBLE": double, **flags, "BLOCK": _BLOCK}
+    constants = {"DOUBLE": double, **flags}
+    options = {"dtype": state, "streams": streams, **options}
     return _variant({**pointers, **coefficients}, sizes, constants, **options)
 
 
@@ -77,9 +130,14 @@ def _step_bwd(dy, dx, state, double, per_synapse, want_z):
     coefficients, flags = _coefficients(acc, per_synapse)
     pointers = {"dy_ptr": dy, "dx_ptr": dx, "dpos_ptr": state, "dneg_ptr": state}
     pointers.update(dict.fromkeys(("pos_z_ptr", "neg_z_ptr"), acc if want_z else None))
+    both = Stream(loads=2, stores=2)  # the slot that was written, and the one before it
+    streams = _streams(pointers, dy=_READ, dx=_WRITE, dpos=both, pos_z=_WRITE)
+    if double:
+        streams |= _streams(pointers, dneg=both, neg_z=_WRITE)
     sizes = "pos_pointer neg_pointer K size N"
-    constants = {"DOUBLE": double, **flags, "BLOCK": _BLOCK}
-    return _variant({**pointers, **coefficients}, sizes, constants)
+    constants = {"DOUBLE": double, **flags}
+    pointers |= coefficients
+    return _variant(pointers, sizes, constants, dtype=state, streams=streams)
 
 
 def _read(pointers, time, record, mode, double, overbound, per_synapse, **options):
@@ -89,10 +147,11 @@ def _read(pointers, time, record, mode, double, overbound, per_synapse, **option
         "STEP": 1.3, "LIMIT": 5.2, "TOLERANCE": 0.0, "EPSILON": _EPSILONS[time],
         "OVERBOUND": overbound, "MODE": mode, "DOUBLE": double,
         "POS_RATE_PER_SYNAPSE": per_synapse, "NEG_RATE_PER_SYNAPSE": per_synapse,
-        "TIME": _TYPES[_arithmetic(time)], "ACC": _TYPES[acc], "BLOCK": _BLOCK,
+        "TIME": _TYPES[_arithmetic(time)], "ACC": _TYPES[acc],
     }  # fmt: skip
     sizes = "pos_pointer neg_pointer K B N D sel_rows steps"
-    return _variant({**pointers, **rates}, sizes, constants, enable_fp_fusion=False, **options)
+    options = {"dtype": record, "enable_fp_fusion": False, **options}
+    return _variant({**pointers, **rates}, sizes, constants, **options)
 
 
 def _select_fwd(time, record, mode, double, overbound, per_synapse, slopes, **options):
@@ -101,25 +160,41 @@ def _select_fwd(time, record, mode, double, overbound, per_synapse, slopes, **op
     pointers["slope_ptr"] = acc if slopes else None
     rate_slopes = acc if slopes and mode == "expdecay" else None
     pointers.update(dict.fromkeys(("pos_rate_slope_ptr", "neg_rate_slope_ptr"), rate_slopes))
+    streams = _streams(pointers, sel=_READ, value=_WRITE, slope=_WRITE, pos_rate_slope=_WRITE)
+    if double:
+        streams |= _streams(pointers, neg_rate_slope=_WRITE)
+    options["streams"] = streams
     return _read(pointers, time, record, mode, double, overbound, per_synapse, **options)
 
 
-def _select_bwd(time, record, mode, double, overbound, per_synapse):
+def _select_bwd(time, record, mode, double, overbound, per_synapse, many=False):
+    """``many``: a synapse is read at more than one time, so that neighbours lie apart."""
     pointers = {"sel_ptr": time, "dvalue_ptr": record, "dpos_ptr": record, "dneg_ptr": record}
-    return _read(pointers, time, record, mode, double, overbound, per_synapse)
+    streams = {} if many else _streams(pointers, sel=_READ, dvalue=_READ)
+    variant = _read(pointers, time, record, mode, double, overbound, per_synapse, streams=streams)
+    return variant if many else _with_one(variant, "D")
+
+
+def _with_one(variant, *sizes):
+    """The same with sizes that are 1, which a launch takes for constants."""
+    types = {name: kind for name, kind in variant.types.items() if name not in sizes}
+    return variant._replace(types=types, constants={**variant.constants, **dict.fromkeys(sizes, 1)})
 
 
 def _batch_dot(element):
     pointers = dict.fromkeys(("a_ptr", "b_ptr", "partial_ptr"), element)
-    return _variant(pointers, "B M", {"ROWS": 16, "ACC": _TYPES[element], "BLOCK": _BLOCK})
+    streams = _streams(pointers, a=_READ, b=_READ)
+    constants = {"ROWS": 16, "ACC": _TYPES[element]}
+    return _variant(pointers, "B M", constants, dtype=element, streams=streams)
 
 
-def _scan_variant(pointers, per_synapse, acc, **constants):
+def _scan_variant(pointers, per_synapse, acc, **options):
     coefficients, flags = _coefficients(acc, per_synapse)
-    unroll = 2 if acc == "fp64" else 8
-    constants = {**constants, **flags, "BLOCK": 128, "UNROLL": unroll}
+    constants = {**options.pop("constants"), **flags}
     # What the caller leaves out (a pointer that is None) stays left out.
-    return _variant({**coefficients, **pointers}, "T L keep size N W", constants, num_warps=1)
+    pointers = {**coefficients, **pointers}
+    elements = ("BLOCK", "UNROLL")
+    return _variant(pointers, "T L keep size N W", constants, elements=elements, **options)
 
 
 def _scan(x, y, acc, double, reverse, packed, per_synapse, ends):
@@ -128,8 +203,13 @@ def _scan(x, y, acc, double, reverse, packed, per_synapse, ends):
     pointers = {"x_ptr": x, "y_ptr": y, **dict.fromkeys(names, acc if ends else None)}
     if not ends:  # the scan over the carries of chunks has no gain
         pointers["gain_ptr"] = None
-    flags = {"DOUBLE": double, "REVERSE": reverse, "PACKED": packed}
-    return _scan_variant(pointers, per_synapse, acc, **flags)
+    constants = {"DOUBLE": double, "REVERSE": reverse, "PACKED": packed}
+    # Lanes share the words of packed spikes: 1/8 byte per element, a gather to the code.
+    streams = _streams(pointers, y=_WRITE) if packed else _streams(pointers, x=_READ, y=_WRITE)
+    dtype = _narrower(x, acc if y is None else y)
+    return _scan_variant(
+        pointers, per_synapse, acc, constants=constants, dtype=dtype, streams=streams
+    )
 
 
 def _scan_constants(x, dy, acc, double, packed, per_synapse, ends):
@@ -137,7 +217,11 @@ def _scan_constants(x, dy, acc, double, packed, per_synapse, ends):
     names += ("pos_dcarry_ptr", "neg_dcarry_ptr")
     pointers = {"x_ptr": x, "dy_ptr": dy, **dict.fromkeys(names, acc if ends else None)}
     pointers.update(dict.fromkeys(("ddecay_ptr", "drise_ptr", "dgain_ptr"), acc))
-    return _scan_variant(pointers, per_synapse, acc, DOUBLE=double, PACKED=packed)
+    constants = {"DOUBLE": double, "PACKED": packed}
+    streams = _streams(pointers, dy=_READ) if packed else _streams(pointers, x=_READ, dy=_READ)
+    return _scan_variant(
+        pointers, per_synapse, acc, constants=constants, dtype=_narrower(x, dy), streams=streams
+    )
 
 
 _STRIDES = "stride_w_r stride_w_c"
@@ -150,15 +234,21 @@ def _shift_sum(source, out, acc, adjoint=False, ring=False, **options):
     if ring:
         sizes += " stride_src_j"
         del constants["stride_src_j"]
-    constants.update(BLOCK_R=8, BLOCK_J=256, UNROLL=4)
-    return _variant(pointers, sizes, constants, **options)
+    constants.update(BLOCK_R=8, BLOCK_J=256, UNROLL=2 if ring else 4)
+    # Of a record, neighbours in a row lie apart by the inputs.
+    streams = {} if ring else _streams(pointers, src=_READ)
+    elements = ("BLOCK_R", "BLOCK_J", "UNROLL")
+    return _variant(pointers, sizes, constants, streams=streams, elements=elements, **options)
 
 
 def _shift_dot(source, acc):
     pointers = {"dy_ptr": acc, "src_ptr": source, "back_ptr": "i32", "partial_ptr": acc}
     sizes = "first R C J share unit stride_dy_r stride_src_c"
     constants = {"stride_dy_j": 1, "stride_src_j": 1, "ACC": _TYPES[acc]}
-    return _variant(pointers, sizes, {**constants, "BLOCK_R": 8, "BLOCK_C": 4, "BLOCK_J": 128})
+    constants.update(BLOCK_R=8, BLOCK_C=4, BLOCK_J=128)
+    options = {"streams": _streams(pointers, src=_READ), "num_warps": 8}
+    elements = ("BLOCK_R", "BLOCK_C", "BLOCK_J")
+    return _variant(pointers, sizes, constants, elements=elements, **options)
 
 
 _GEMM_TILE = {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_J": 64}
@@ -168,7 +258,8 @@ def _temporal_gemm(source, precision, adjoint=False, acc="fp32"):
     pointers = {"src_ptr": source, "out_ptr": acc, "weight_ptr": acc, "back_ptr": "i32"}
     near, far = ("stride_w_r", "stride_w_c") if adjoint else ("stride_w_c", "stride_w_r")
     constants = {near: 1, "ADJOINT": adjoint, "PRECISION": precision, **_GEMM_TILE}
-    return _variant(pointers, f"first slots R C J L unit {far}", constants)
+    num_warps = 8 if precision == "ieee" and acc == "fp32" else 4
+    return _variant(pointers, f"first slots R C J L unit {far}", constants, num_warps=num_warps)
 
 
 def _temporal_gemm_dot(source, precision, acc="fp32"):
@@ -191,7 +282,7 @@ def _spike_dot(acc):
 SIGNATURES: dict[str, list[Variant]] = {
     "ring_push_kernel": [
         _push("fp32", "fp32"),
-        _push("fp32", "fp32", block=32, aligned=False),
+        _push("fp32", "fp32", aligned=False),
         _push("u8", "fp64"),
         _push("i64", "bf16"),
         _push("bf16", "i1"),
@@ -235,11 +326,11 @@ SIGNATURES: dict[str, list[Variant]] = {
     ],
     "select_bwd_kernel": [
         _select_bwd("fp32", "fp32", "expdecay", False, 0.0, False),
-        _select_bwd("fp32", "fp32", "nearest", False, None, False),
+        _select_bwd("fp32", "fp32", "nearest", False, None, False, many=True),
         _select_bwd("fp32", "fp32", "linear", True, 0.0, False),
         _select_bwd("bf16", "bf16", "next", True, None, False),
         _on_device(
-            _select_bwd("fp64", "fp64", "expdecay", True, 0.0, True),
+            _select_bwd("fp64", "fp64", "expdecay", True, 0.0, True, many=True),
             "pos_pointer", "neg_pointer",
         ),
     ],

@@ -35,8 +35,7 @@ def synapse_step_fwd_kernel(
     """``P' = decay * P + gain * x``, ``M' = rise * M + gain * x``, ``y = P' - M'`` (or ``P'``).
 
     ``x, y [size]`` with ``size = B * N``; records ``pos, neg, spike [K, size]``; coefficients
-    ``[1]`` or ``[N]``. Bytes per element, float32 state and bool input: x 1, spike 1, y 4, and
-    8 for each component.
+    ``[1]`` or ``[N]``. Bytes per element in float32: x 4 (bool 1), spike 1, y 4, pos 8, neg 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -83,8 +82,8 @@ def synapse_step_bwd_kernel(
     """``z = dy + dP'`` taken from the written slot, ``dP += decay * z``, ``dx = gain * sum(z)``.
 
     ``dy``, ``dx``, ``pos_z`` and ``neg_z`` ``[size]`` may each be absent (None); ``dpos, dneg
-    [K, size]`` are updated in place. Bytes per element in float32: dy 4, dx 4, and 16 for each
-    component (two reads, two writes), whatever K is.
+    [K, size]`` are updated in place. Bytes per element in float32: dy 4, dx 4, pos_z 4, neg_z 4,
+    dpos 16, dneg 16 (two reads and two writes each, whatever K is).
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK

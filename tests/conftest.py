@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import tritonsyn
+from tritonsyn.tuning.config import LaunchConfig, override_config
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +41,20 @@ def each_backend(backend: str) -> Iterator[str]:
     """Each backend in turn, as what runs wherever the test names none."""
     with tritonsyn.use_backend(backend):
         yield backend
+
+
+@pytest.fixture
+def small_tiles() -> Iterator[None]:
+    """Kernels run in the smallest tiles, so that small shapes have edges."""
+    with override_config(LaunchConfig(32)):
+        yield
+
+
+@pytest.fixture
+def large_tiles() -> Iterator[None]:
+    """Kernels run in tiles that hold all of a test's work, which the interpreter does quickly."""
+    with override_config(LaunchConfig(8192)):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tritonsyn import cli
+from tritonsyn.cli import demo, info
 
 
 def test_info_tells_versions_devices_and_backends(capsys):
@@ -46,7 +47,7 @@ def test_the_demo_refuses_a_folder_it_cannot_make(capsys, tmp_path):
 
 
 def test_the_demo_names_the_extra_that_is_missing(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(cli._DEMO_NEEDS, "no_such_module", "no-such-package")
+    monkeypatch.setitem(demo.NEEDS, "no_such_module", "no-such-package")
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'tritonsyn[demo]'" in capsys.readouterr().err
 
@@ -55,7 +56,7 @@ def test_an_interrupt_ends_quietly(capsys, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_facts", interrupt)
+    monkeypatch.setattr(info, "facts", interrupt)
     assert cli.main(["info"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -18,7 +18,6 @@ from against import (
 )
 
 from tritonsyn.backend import implementation
-from tritonsyn.launch import common
 from tritonsyn.launch import interp as launch
 from tritonsyn.rules import ReadRule, compute_dtype
 from tritonsyn.testing import assert_close_as_torch, assert_identical
@@ -137,8 +136,7 @@ EDGES = [
 @pytest.mark.parametrize(
     ("batch", "synapses", "selectors", "margin"), [*((*edge, 64) for edge in EDGES), (2, 11, 3, 3)]
 )
-def test_edges_of_tiles(device, monkeypatch, batch, synapses, selectors, margin):
-    monkeypatch.setattr(common, "MAX_BLOCK", 32)
+def test_edges_of_tiles(device, small_tiles, batch, synapses, selectors, margin):
     rule = rule_of(overbound=0.5)
     records, rates = records_of(2, 5, batch, synapses, F32), rates_of(2, synapses, F32, True)
     sel = times(batch, synapses, selectors, rule)
@@ -150,8 +148,7 @@ def test_edges_of_tiles(device, monkeypatch, batch, synapses, selectors, margin)
 
 @SAMPLES
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_sequence_is_read_at_every_step(device, monkeypatch, count, mode, rows):
-    monkeypatch.setattr(common, "MAX_BLOCK", 32)
+def test_a_sequence_is_read_at_every_step(device, small_tiles, count, mode, rows):
     rule, steps = rule_of(mode, slots=3, overbound=0.0), 4
     records, rates = records_of(count, 3 - 1 + steps, 2, 40, F64), rates_of(count, 40, F64)
     sel, pointers = times(rows, 40, 1, rule, F64), [0] * count
@@ -195,8 +192,7 @@ def test_several_selectors_that_share_observations_all_count(device):
     (1, 1, F32, 64), (16, 32, F32, 64), (17, 33, F32, 64), (17, 33, F64, 64), (15, 3, F32, 3),
     (0, 4, F32, 64), (4, 0, F32, 64),
 ])  # fmt: skip
-def test_batch_dot(device, monkeypatch, batch, columns, dtype, margin):
-    monkeypatch.setattr(common, "MAX_BLOCK", 32)
+def test_batch_dot(device, small_tiles, batch, columns, dtype, margin):
     a, b = (uniform(batch, columns, seed=i).to(dtype) - 0.5 for i in (1, 2))
     actual = by_kernel(device, "interp", "batch_dot", a, b, margin=margin).returned[0]
     plain = by_reference("interp", "batch_dot", a, b).returned[0]
@@ -271,9 +267,8 @@ def test_four_units_in_the_last_place_are_no_distance(device, backend, step, dty
 @pytest.mark.parametrize("tolerance", [0.0, 1e-6, 0.02])
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 @pytest.mark.parametrize("slots", [2, 40])
-def test_cpu_and_kernel_read_the_same_slot(device, monkeypatch, step, tolerance, dtype, slots):
+def test_cpu_and_kernel_read_the_same_slot(device, large_tiles, step, tolerance, dtype, slots):
     """Around every observation, every middle, every edge of the tolerance, and the bounds."""
-    monkeypatch.setattr(common, "MAX_BLOCK", 8192)
     at = torch.arange(-1, slots + 1).to(F64) * step
     centres = [at, at + step / 2, at - tolerance, at + tolerance, at - 4e-7, at + 4e-7]
     sel = neighbours(torch.cat(centres).to(dtype), 8).view(1, 1, -1)

@@ -5,7 +5,6 @@ import torch
 from against import BF16, F16, F32, F64, FLOATING, INPUTS, by_kernel, by_reference, uniform
 
 from tritonsyn.backend import interpreting
-from tritonsyn.launch import common
 from tritonsyn.launch import ring as launch
 from tritonsyn.testing import assert_close_as_torch, assert_identical
 
@@ -67,8 +66,7 @@ def test_every_slot_is_written_and_taken_alone(device, dtype, slots):
 
 @pytest.mark.parametrize(("batch", "synapses"), SIZES)
 @pytest.mark.parametrize("margin", [64, 3])
-def test_edges_of_tiles(device, monkeypatch, batch, synapses, margin):
-    monkeypatch.setattr(common, "MAX_BLOCK", 32)
+def test_edges_of_tiles(device, small_tiles, batch, synapses, margin):
     record = uniform(3, batch, synapses).float()
     check(device, "push", record, uniform(batch, synapses, seed=1).float(), 2, margin=margin)
     check(device, "take", record, 0, margin=margin)

@@ -16,7 +16,6 @@ from against import (
 )
 
 from tritonsyn.backend import interpreting
-from tritonsyn.launch import common
 from tritonsyn.launch import synapse as launch
 from tritonsyn.rules import compute_dtype
 from tritonsyn.testing import assert_close_as_torch, assert_identical
@@ -105,8 +104,7 @@ def test_slots_may_be_kept_on_the_device(device):
 
 @KINDS
 @pytest.mark.parametrize("per_synapse", [(True, False, False), (False, True, True), (True,) * 3])
-def test_coefficients_of_each_synapse(device, monkeypatch, count, per_synapse):
-    monkeypatch.setattr(common, "MAX_BLOCK", 32)
+def test_coefficients_of_each_synapse(device, small_tiles, count, per_synapse):
     for batch, synapses in [(4, 3), (3, 45)]:
         gain, decays = coefficients(synapses, count, F32, per_synapse)
         records = records_of(count, 2, batch, synapses, F32)
@@ -117,8 +115,7 @@ def test_coefficients_of_each_synapse(device, monkeypatch, count, per_synapse):
 
 @pytest.mark.parametrize(("batch", "synapses"), SIZES)
 @pytest.mark.parametrize("margin", [64, 3])
-def test_edges_of_tiles(device, monkeypatch, batch, synapses, margin):
-    monkeypatch.setattr(common, "MAX_BLOCK", 32)
+def test_edges_of_tiles(device, small_tiles, batch, synapses, margin):
     gain, decays = coefficients(synapses, 2, F32, (True, True, False))
     records, x = records_of(2, 3, batch, synapses, F32), graded(batch, synapses)
     check_step(device, x, records, gain, decays, [0, 2], 1, margin=margin)

@@ -5,7 +5,7 @@ import torch
 from scipy.signal import lfilter
 
 from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
-from tritonsyn.tuning.config import ScanConfig, override_scan_config
+from tritonsyn.tuning.config import LaunchConfig, override_config
 
 F64 = torch.float64
 ROW = (2, 3)
@@ -99,7 +99,12 @@ def test_coefficients_of_leading_axes_are_refused_and_of_last_axes_broadcast(dev
 
 @pytest.mark.parametrize(
     "config",
-    [ScanConfig(32, 4, 1), ScanConfig(32, 3, 2), ScanConfig(32, 2, 5), ScanConfig(64, 8, 3)],
+    [
+        LaunchConfig(32, 1, 4, 1),
+        LaunchConfig(32, 1, 3, 2),
+        LaunchConfig(32, 1, 2, 5),
+        LaunchConfig(64, 1, 8, 3),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("steps", [11, 12])
@@ -114,7 +119,7 @@ def test_kernel_at_the_edges_of_tiles_and_chunks(device, config, steps):
         return [y, *finals, x.grad, *(v.grad for v in learned), *(v.grad for v in initial)]
 
     expected = run("reference")
-    with override_scan_config(config):
+    with override_config(config):
         actual = run("triton")
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)

@@ -1,16 +1,9 @@
-"""What every launch needs: tile sizes, tile counts, the device of the tensors, dtypes."""
+"""What every launch needs: tile counts, the device of the tensors, dtypes."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton.language as tl
-
-MAX_BLOCK = 1024
-
-
-def tile(size: int) -> int:
-    """Elements per program: a power of two, no larger than the work."""
-    return min(MAX_BLOCK, max(32, 1 << max(size - 1, 0).bit_length()))
 
 
 def tiles(size: int, block: int) -> int:

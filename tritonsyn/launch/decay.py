@@ -1,6 +1,7 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,13 +9,11 @@ import torch
 from ..kernels.decay import exp_scan_constants_kernel, exp_scan_kernel
 from ..kernels.ring import pack_bits_kernel
 from ..packing import PackedSpikes, words_per_row
-from ..tuning.config import ScanConfig, scan_config
-from .common import on_device, tile, tiles
+from ..tuning.config import LaunchConfig, config_for
+from .common import on_device, tiles
 
 Pair = Sequence[torch.Tensor | None]
 _NONE: Pair = (None, None)
-# Words that a program packs: 32 synapses each, held in registers.
-_PACKED = 32
 
 
 def scan(
@@ -35,7 +34,8 @@ def scan(
     carried = decays[0].dtype
     y = torch.empty(shape, dtype=dtype, device=x.device)
     tails = [torch.empty((keep, *shape[1:]), dtype=carried, device=x.device) for _ in decays]
-    config = scan_config(shape[0], shape[1] * shape[2], carried.itemsize)
+    narrower = _narrower(x, dtype)
+    config = config_for("exp_scan_kernel", (shape[0], shape[1] * shape[2]), narrower, y.device)
     if y.numel():
         carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
         _launch(x, y, tails, carries, _NONE, gain, decays, keep, config, reverse=False)
@@ -59,7 +59,8 @@ def scan_backward(
     be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted.
     """
     row, carried = dy.shape[1:], decays[0].dtype
-    config = scan_config(dy.shape[0], row.numel(), carried.itemsize)
+    narrower = _narrower(dy, dx_dtype or dy.dtype)
+    config = config_for("exp_scan_kernel", (dy.shape[0], row.numel()), narrower, dy.device)
     if dy.numel() == 0:
         dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
         zeros = [dy.new_zeros(row, dtype=carried) for _ in range(1 + len(decays))]
@@ -85,7 +86,7 @@ def _carries(
     initials: Pair,
     tails: Pair,
     keep: int,
-    config: ScanConfig,
+    config: LaunchConfig,
     reverse: bool,
 ) -> Pair:
     """What each chunk receives from those before it in its direction, ``[chunks, B, N]``.
@@ -99,7 +100,7 @@ def _carries(
     shape = (config.chunks, *row)
     left = [torch.empty(shape, dtype=decays[0].dtype, device=x.device) for _ in decays]
     _launch(x, None, tails if reverse else _NONE, _NONE, left, gain, decays, keep, config, reverse)
-    one_by_one = ScanConfig(config.block, 1, 1, config.num_warps)
+    one_by_one = replace(config, unroll=1, chunks=1)
     carries: list[torch.Tensor | None] = []
     for out, decay, initial in zip(left, decays, initials, strict=False):
         carry = torch.zeros_like(out)
@@ -122,14 +123,18 @@ def _constants(
     decays: Sequence[torch.Tensor],
     carries: Pair,
     dcarries: Pair,
-    config: ScanConfig,
+    config: LaunchConfig,
 ) -> list[torch.Tensor]:
     """Gradients of the gain and of each decay, ``[B, N]``: partials of the chunks and their sum."""
     shape = (config.chunks, *dy.shape[1:])
     partials = [torch.empty(shape, dtype=decays[0].dtype, device=dy.device) for _ in range(3)]
     ddecay, drise, dgain = partials
     data, arguments, flags = _arguments(x, gain, decays)
-    grid = (tiles(dy[0].numel(), config.block), config.chunks)
+    work = (dy.shape[0], dy[0].numel())
+    # The chunks are those of the scans that made the carries.
+    narrower = _narrower(x, dy.dtype)
+    own = config_for("exp_scan_constants_kernel", work, narrower, dy.device)
+    grid = (tiles(work[1], own.block), config.chunks)
     with on_device(dy):
         exp_scan_constants_kernel[grid](
             data, dy, dtails[0], dtails[-1],
@@ -137,8 +142,8 @@ def _constants(
             ddecay, drise, dgain,
             *arguments["coefficients"],
             dy.shape[0], _chunk_length(dy.shape[0], config), keep, *arguments["sizes"],
-            **flags, BLOCK=config.block, UNROLL=config.unroll,
-            num_warps=config.num_warps, enable_fp_fusion=True,
+            **flags, BLOCK=own.block, UNROLL=own.unroll,
+            num_warps=own.num_warps, enable_fp_fusion=True,
         )  # fmt: skip
     return [partial.sum(0) for partial in (dgain, ddecay, drise)[: 1 + len(decays)]]
 
@@ -152,7 +157,7 @@ def _launch(
     gain: torch.Tensor | None,
     decays: Sequence[torch.Tensor],
     keep: int,
-    config: ScanConfig,
+    config: LaunchConfig,
     reverse: bool,
 ) -> None:
     steps, *row = _shape(x)
@@ -195,7 +200,14 @@ def _shape(x: torch.Tensor | PackedSpikes) -> tuple[int, int, int]:
     return steps, batch, synapses
 
 
-def _chunk_length(steps: int, config: ScanConfig) -> int:
+def _narrower(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that tiles must suit: half precision, unless the arithmetic is double."""
+    data = x.words if isinstance(x, PackedSpikes) else x
+    halves = [d for d in (data.dtype, dtype) if d in (torch.float16, torch.bfloat16)]
+    return halves[0] if halves and torch.float64 not in (data.dtype, dtype) else dtype
+
+
+def _chunk_length(steps: int, config: LaunchConfig) -> int:
     return tiles(steps, config.chunks)
 
 
@@ -207,9 +219,10 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
     if words.numel():
-        block = min(tile(words.numel()), _PACKED)
+        config = config_for("pack_bits_kernel", (words.numel(),), x.dtype, x.device)
         with on_device(x):
-            pack_bits_kernel[(tiles(words.numel(), block),)](
-                x.contiguous(), words, rows, synapses, width, BLOCK=block
-            )
+            pack_bits_kernel[(tiles(words.numel(), config.block),)](
+                x.contiguous(), words, rows, synapses, width,
+                BLOCK=config.block, num_warps=config.num_warps,
+            )  # fmt: skip
     return words

@@ -122,6 +122,7 @@ def project_weight(
             first, outputs, inputs, places, share, batch,
             dlines.shape[1], 1, lines.shape[1], 1,
             ACC=accumulator(dy.dtype), BLOCK_R=_DOT_ROWS, BLOCK_C=_DOT_COLUMNS, BLOCK_J=_DOT_PLACES,
+            num_warps=8,
         )  # fmt: skip
     return partial.sum(0)
 
@@ -152,7 +153,8 @@ def _shift_sum(
             source, out, weight, back,
             first, outputs, weight.shape[1], places, rows * batch, batch, rows,
             *strides, 1, outputs, *weight.stride(),
-            ADJOINT=adjoint, RING=ring, BLOCK_R=_ROWS, BLOCK_J=block, UNROLL=_UNROLL,
+            ADJOINT=adjoint, RING=ring, BLOCK_R=_ROWS, BLOCK_J=block,
+            UNROLL=_UNROLL // 2 if ring else _UNROLL,  # a record's places cost registers
         )  # fmt: skip
 
 
@@ -170,6 +172,8 @@ def _gemm(
     steps, batch, outputs = out.shape
     places = steps * batch
     grid = (tiles(places, _GEMM_PLACES), tiles(outputs, _GEMM_SIDE))
+    # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps.
+    num_warps = 8 if precision == "ieee" and out.dtype == torch.float32 else 4
     with on_device(out):
         temporal_gemm_kernel[grid](
             source.contiguous(), out, weight, back,
@@ -177,6 +181,7 @@ def _gemm(
             *weight.stride(),
             ADJOINT=adjoint, PRECISION=precision,
             BLOCK_R=_GEMM_SIDE, BLOCK_C=_GEMM_SIDE, BLOCK_J=_GEMM_PLACES,
+            num_warps=num_warps,
         )  # fmt: skip
 
 

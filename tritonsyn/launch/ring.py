@@ -4,7 +4,8 @@ import torch
 
 from ..kernels.ring import ring_push_kernel, ring_take_kernel
 from ..rules import Slot
-from .common import on_device, tile, tiles
+from ..tuning.config import config_for
+from .common import on_device, tiles
 
 
 def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
@@ -12,9 +13,11 @@ def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
     size = value.numel()
     if size == 0:
         return
-    block = tile(size)
+    config = config_for("ring_push_kernel", (size,), record.dtype, record.device)
     with on_device(record):
-        ring_push_kernel[(tiles(size, block),)](value.contiguous(), record, slot, size, BLOCK=block)
+        ring_push_kernel[(tiles(size, config.block),)](
+            value.contiguous(), record, slot, size, BLOCK=config.block, num_warps=config.num_warps
+        )
 
 
 def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
@@ -22,7 +25,9 @@ def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
     taken = torch.empty_like(drecord[0])
     size = taken.numel()
     if size:
-        block = tile(size)
+        config = config_for("ring_take_kernel", (size,), drecord.dtype, drecord.device)
         with on_device(drecord):
-            ring_take_kernel[(tiles(size, block),)](drecord, taken, slot, size, BLOCK=block)
+            ring_take_kernel[(tiles(size, config.block),)](
+                drecord, taken, slot, size, BLOCK=config.block, num_warps=config.num_warps
+            )
     return taken

@@ -6,7 +6,8 @@ import torch
 
 from ..kernels.synapse import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..rules import Slot
-from .common import on_device, tile, tiles
+from ..tuning.config import config_for
+from .common import on_device, tiles
 
 
 def _coefficients(
@@ -38,15 +39,15 @@ def step(
     size = y.numel()
     if size == 0:
         return y
-    block = tile(size)
+    config = config_for("synapse_step_fwd_kernel", (size,), y.dtype, y.device)
     coefficients, flags = _coefficients(gain, decays)
     with on_device(y):
-        synapse_step_fwd_kernel[(tiles(size, block),)](
+        synapse_step_fwd_kernel[(tiles(size, config.block),)](
             x.contiguous(), y, spikes, records[0], records[-1],
             *coefficients,
             pointers[0], pointers[-1], spike_pointer,
             slots, size, synapses,
-            DOUBLE=len(records) == 2, **flags, BLOCK=block,
+            DOUBLE=len(records) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
         )  # fmt: skip
     return y
 
@@ -73,15 +74,15 @@ def step_backward(
     zs = [torch.empty_like(like, dtype=gain.dtype) for _ in drecords] if want_z else []
     if size == 0:
         return dx, zs
-    block = tile(size)
+    config = config_for("synapse_step_bwd_kernel", (size,), like.dtype, like.device)
     coefficients, flags = _coefficients(gain, decays)
     with on_device(like):
-        synapse_step_bwd_kernel[(tiles(size, block),)](
+        synapse_step_bwd_kernel[(tiles(size, config.block),)](
             None if dy is None else dy.contiguous(), dx, drecords[0], drecords[-1],
             zs[0] if zs else None, zs[-1] if zs else None,
             *coefficients,
             pointers[0], pointers[-1],
             slots, size, synapses,
-            DOUBLE=len(drecords) == 2, **flags, BLOCK=block,
+            DOUBLE=len(drecords) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
         )  # fmt: skip
     return dx, zs

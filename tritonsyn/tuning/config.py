@@ -1,48 +1,185 @@
-"""Launch settings, and the heuristics that choose them."""
+"""How kernels are launched, as data: an override, else what was tuned, else a heuristic."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from . import cache
+
+Work = tuple[int, ...]
+"""Sizes of what a kernel does; tiles divide the last. Of a scan: steps, and all synapses."""
 
 
 @dataclass(frozen=True)
-class ScanConfig:
-    """How a sequence scan is launched."""
+class LaunchConfig:
+    """How a kernel is launched. Kernels use what applies to them."""
 
     block: int
-    """Synapses a program walks through time."""
-    unroll: int
-    """Steps whose loads are in flight ahead of the recurrence."""
-    chunks: int
-    """Parts that the sequence is cut into and that run side by side; each part is read twice."""
-    num_warps: int = 1
+    """Elements of a program's tile, a power of two."""
+    num_warps: int = 4
+    """Warps of 32 threads that share a program, a power of two of at most 32."""
+    unroll: int = 1
+    """Steps of a scan whose loads are in flight ahead of the recurrence."""
+    chunks: int = 1
+    """Parts of a sequence that are scanned side by side; if more than one, each is read twice."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, but is {value!r}")
+        for name, value in (("block", self.block), ("num_warps", self.num_warps)):
+            if value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, but is {value}")
+        if self.num_warps > 32:
+            raise ValueError(f"num_warps must be at most 32, but is {self.num_warps}")
+
+    def with_chunks(self, chunks: int) -> "LaunchConfig":
+        """The same in so many chunks."""
+        return replace(self, chunks=chunks)
+
+    def as_dict(self) -> dict[str, int]:
+        """The settings by name."""
+        return asdict(self)
 
 
+_LARGEST, _SMALLEST = 1024, 32
 # Programs that keep a large GPU busy; fewer than this and time is cut into chunks.
 _BUSY = 1024
 # A chunk shorter than this spends more on its carries than it saves.
 _SHORTEST_CHUNK = 64
 
-_override: ScanConfig | None = None
+
+def _tile(size: int, largest: int = _LARGEST) -> int:
+    """A power of two, no larger than the work."""
+    return min(largest, max(_SMALLEST, 1 << max(size - 1, 0).bit_length()))
 
 
-def scan_config(steps: int, size: int, itemsize: int = 4) -> ScanConfig:
-    """The settings for ``steps`` steps of ``size = B * N`` synapses carried in so many bytes."""
-    if _override is not None:
-        return _override
-    block = min(128, max(32, 1 << max(size - 1, 0).bit_length()))
-    programs = -(-size // block)
+def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    block = _tile(work[-1])
+    return LaunchConfig(block, num_warps=max(1, block // 256))
+
+
+def _pack(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Words of 32 synapses each, held in registers: 8 or 16 of a thread.
+    return LaunchConfig(_tile(work[-1], 64 if dtype.itemsize == 1 else 32))
+
+
+def _read(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # With 8 warps ptxas keeps in registers what it spills on sm_80 with 4.
+    block = _tile(work[-1], 2048)
+    return LaunchConfig(block, num_warps=max(1, block // 256))
+
+
+def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Loads of 128 bits: 4 or 8 elements of a thread. In float64 eight steps of a double synapse
+    # do not fit in the registers.
+    block, unroll = {2: (256, 4), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+
+
+def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Twice the state of the scan, so fewer steps in flight fit in the registers.
+    block, unroll = {2: (256, 1), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+
+
+def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
+    steps, size = work
+    programs = -(-size // config.block)
     chunks = max(1, min(_BUSY // max(programs, 1), steps // _SHORTEST_CHUNK))
-    # In float64 eight steps of a double synapse do not fit in the registers.
-    return ScanConfig(block=block, unroll=8 if itemsize <= 4 else 2, chunks=chunks)
+    return replace(config, chunks=chunks)
+
+
+HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
+    "ring_push_kernel": _elementwise,
+    "ring_take_kernel": _elementwise,
+    "pack_bits_kernel": _pack,
+    "synapse_step_fwd_kernel": _elementwise,
+    "synapse_step_bwd_kernel": _elementwise,
+    "select_fwd_kernel": _read,
+    "select_bwd_kernel": _elementwise,
+    "batch_dot_kernel": _elementwise,
+    "exp_scan_kernel": _scan,
+    "exp_scan_constants_kernel": _scan_constants,
+}
+"""What is launched where nothing was tuned: the settings by a kernel's work and dtype."""
+
+_overrides: dict[str, LaunchConfig] = {}
+
+
+def config_for(
+    kernel: str, work: Work, dtype: torch.dtype, device: torch.device | None = None
+) -> LaunchConfig:
+    """The settings of a kernel for some work on elements of ``dtype``.
+
+    On a GPU what was tuned for it counts: in the user's cache, else in the tables that tritonsyn
+    brings along. Elsewhere, or where nothing was tuned, a heuristic decides. Cheap enough for
+    every launch.
+    """
+    if _overrides and kernel in _overrides:
+        return _overrides[kernel]
+    return _chosen(kernel, work, dtype, device)[0]
+
+
+@lru_cache(maxsize=4096)
+def _chosen(
+    kernel: str, work: Work, dtype: torch.dtype, device: torch.device | None
+) -> tuple[LaunchConfig, str]:
+    return choose(kernel, work, dtype, names(device))
+
+
+def choose(
+    kernel: str, work: Work, dtype: torch.dtype, devices: tuple[str, ...]
+) -> tuple[LaunchConfig, str]:
+    """The settings on a device that goes by some names, without overrides, and where they are from.
+
+    Raises ``ValueError`` for an unknown kernel, or for a cache that cannot be read.
+    """
+    if kernel not in HEURISTICS:
+        raise ValueError(f"kernel is {kernel!r}, but must be one of {', '.join(HEURISTICS)}")
+    key = cache.key(kernel, str(dtype).removeprefix("torch."), work)
+    for origin, path in cache.tables(devices):
+        entry = cache.read(path).get(key)
+        if entry is not None:
+            return from_dict(entry["config"], str(path)), f"{origin} {path}"
+    return HEURISTICS[kernel](work, dtype), "heuristic"
+
+
+def from_dict(values: Any, origin: str) -> LaunchConfig:
+    """Settings from plain data; ``ValueError`` names the origin of what is no configuration."""
+    try:
+        return LaunchConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{origin}: {values!r} is no launch configuration: {error}") from None
+
+
+def names(device: torch.device | None) -> tuple[str, ...]:
+    """What tables of a device are called: its name, then its architecture; none for a CPU."""
+    if device is None or device.type != "cuda" or not torch.cuda.is_available():
+        return ()
+    major, minor = torch.cuda.get_device_capability(device)
+    return torch.cuda.get_device_name(device), f"sm_{major}{minor}"
+
+
+def forget() -> None:
+    """Reads the tables anew at the next launch: after an installation, or in tests."""
+    _chosen.cache_clear()
+    cache.read.cache_clear()
 
 
 @contextmanager
-def override_scan_config(config: ScanConfig) -> Iterator[None]:
-    """Scans use this configuration until the block ends; for tests and sweeps."""
-    global _override
-    previous, _override = _override, config
+def override_config(config: LaunchConfig, *kernels: str) -> Iterator[None]:
+    """These kernels, or all, use this configuration until the block ends; for tests and sweeps."""
+    global _overrides
+    previous, _overrides = (
+        _overrides,
+        {**_overrides, **dict.fromkeys(kernels or HEURISTICS, config)},
+    )
     try:
         yield
     finally:
-        _override = previous
+        _overrides = previous

@@ -1,0 +1,422 @@
+"""Launch settings as data: which are chosen, how they are swept, cached and installed."""
+
+import csv
+import errno
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from tritonsyn import cli
+from tritonsyn.tuning import (
+    LaunchConfig,
+    Shape,
+    best,
+    cache,
+    config,
+    config_for,
+    install,
+    override_config,
+    search,
+    sweep,
+)
+from tritonsyn.tuning.config import HEURISTICS
+from tritonsyn.tuning.search import COLUMNS, read_rows
+from tritonsyn.tuning.spaces import configs_of, default_configs, read_spaces
+from tritonsyn.tuning.workloads import WORKLOADS
+
+F32 = torch.float32
+SHAPE = Shape(12, 2, 64)
+SPACE = {"block": [32, 64, 128], "num_warps": [1, 2]}
+PUSH = "ring_push_kernel"
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    """A cache of the test's own."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    config.forget()
+    yield tmp_path
+    config.forget()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A device that goes by a GPU's names."""
+    monkeypatch.setattr(config, "names", lambda device: ("NVIDIA Test 1", "sm_90"))
+    return torch.device("cuda", 0)
+
+
+def entry(*settings):
+    return {"config": LaunchConfig(*settings).as_dict(), "timer": "device", "cost": 1.0}
+
+
+def small_blocks(trial):
+    """A timer that likes small blocks and cannot do 64."""
+    if trial.config.block == 64:
+        raise RuntimeError("no such luck")
+    return {"cost": trial.config.block / trial.config.num_warps, "note": 1}
+
+
+# Which settings are chosen
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0,), "block must be a positive integer, but is 0"),
+        ((48,), "block must be a power of two, but is 48"),
+        ((32, 3), "num_warps must be a power of two, but is 3"),
+        ((32, 64), "num_warps must be at most 32, but is 64"),
+        ((32, 4, 1.5), "unroll must be a positive integer, but is 1.5"),
+        ((32, 4, 1, True), "chunks must be a positive integer, but is True"),
+    ],
+)
+def test_impossible_settings_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        LaunchConfig(*values)
+
+
+def test_an_override_comes_first_then_the_cache_then_tables_then_the_heuristic(
+    monkeypatch, folder, gpu
+):
+    work = (1000,)
+    monkeypatch.setattr(cache, "_SHIPPED", folder)
+    heuristic = HEURISTICS[PUSH](work, F32)
+    assert config_for(PUSH, work, F32, gpu) == heuristic
+
+    shipped = {"format": cache._FORMAT, "entries": {cache.key(PUSH, "float32", work): entry(64, 1)}}
+    (folder / "sm90.json").write_text(json.dumps(shipped))
+    config.forget()
+    assert config_for(PUSH, work, F32, gpu) == LaunchConfig(64, 1)
+    assert cache.shipped() == [folder / "sm90.json"]
+
+    for device, block in (("sm_90", 128), ("NVIDIA Test 1", 256)):
+        cache.install(device, {cache.key(PUSH, "float32", work): entry(block, 2)})
+        config.forget()
+        assert config_for(PUSH, work, F32, gpu) == LaunchConfig(block, 2)
+
+    with override_config(LaunchConfig(32), PUSH):
+        assert config_for(PUSH, work, F32, gpu) == LaunchConfig(32)
+        assert config_for("ring_take_kernel", work, F32, gpu) != LaunchConfig(32)
+    assert config_for(PUSH, work, F32, gpu) == LaunchConfig(256, 2)
+
+
+def test_settings_hold_for_sizes_that_round_up_to_the_same_powers_of_two(gpu):
+    cache.install("sm_90", {cache.key(PUSH, "float32", (1000,)): entry(64, 1)})
+    for size, tuned in [(512, False), (513, True), (1024, True), (1025, False)]:
+        chosen = config_for(PUSH, (size,), F32, gpu)
+        assert (chosen == LaunchConfig(64, 1)) == tuned
+    assert config_for(PUSH, (1000,), torch.float64, gpu) != LaunchConfig(64, 1)
+
+
+def test_a_cpu_does_not_look_into_the_cache(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "read", None)
+        assert config_for(PUSH, (77,), F32, torch.device("cpu")) == HEURISTICS[PUSH]((77,), F32)
+
+
+def test_the_cache_is_read_once(monkeypatch, gpu):
+    cache.install("sm_90", {cache.key(PUSH, "float32", (10,)): entry(64, 1)})
+    for size in (10, 200):
+        config_for(PUSH, (size,), F32, gpu)
+    monkeypatch.setattr(cache.Path, "read_text", None)
+    assert config_for(PUSH, (9,), F32, gpu) == LaunchConfig(64, 1)
+    assert config_for(PUSH, (300,), F32, gpu) == HEURISTICS[PUSH]((300,), F32)
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="kernel is 'nonsense', but must be one of ring_push"):
+        config_for("nonsense", (1,), F32)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": "other"}', '{"format": "%s", "entries": {"a": {}}}']
+)
+def test_a_broken_cache_is_told_with_what_to_do(gpu, text):
+    path = cache.path("sm_90")
+    path.parent.mkdir(parents=True)
+    path.write_text(text.replace("%s", cache._FORMAT))
+    with pytest.raises(ValueError, match=r"sm90\.json is no table of launch settings.*delete it"):
+        config_for(PUSH, (5,), F32, gpu)
+
+
+def test_installations_at_once_all_arrive():
+    def add(number):
+        for i in range(10):
+            cache.install("sm_90", {f"{number} {i}": entry(32)})
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    path = cache.path("sm_90")
+    assert len(cache.read(path)) == 40
+    assert {file.suffix for file in path.parent.iterdir()} == {".json", ".lock"}
+
+
+def test_the_cache_lies_where_the_variables_say(monkeypatch, tmp_path):
+    assert cache.folder() == tmp_path / "cache"
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / "tritonsyn"
+
+
+# Spaces
+
+
+def test_a_space_is_every_combination():
+    assert len(configs_of({**SPACE, "unroll": [1, 2, 4]})) == 18
+    assert configs_of({"block": [32]}) == [LaunchConfig(32)]
+
+
+@pytest.mark.parametrize("kernel", HEURISTICS)
+def test_the_default_space_begins_with_the_heuristic(kernel):
+    work = WORKLOADS[kernel].work(Shape(1000, 64, 1024))
+    configs = default_configs(kernel, work, F32)
+    assert configs[0] == HEURISTICS[kernel](work, F32)
+    assert len(set(configs)) == len(configs) > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "is no JSON"),
+        ("[]", "must be an object of lists, by block, num_warps"),
+        ('{"num_warps": [4]}', "has no values of block"),
+        ('{"blocks": [32]}', "has 'blocks', but settings are block, num_warps, unroll, chunks"),
+        ('{"block": 32}', "block must be a list of values, but is 32"),
+        ('{"block": []}', "block must be a list"),
+        ('{"block": [33]}', "block must be a power of two, but is 33"),
+        ('{"ring_push_kernel": {"block": [32]}, "x": {}}', "has 'x', but kernels are ring_push"),
+        ('{"ring_push_kernel": {"block": ["a"]}}', "ring_push_kernel: block must be a positive"),
+    ],
+)
+def test_a_broken_space_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "space.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_spaces(path)
+
+
+def test_a_space_file_may_be_for_all_kernels_or_by_kernel(tmp_path):
+    path = tmp_path / "space.json"
+    path.write_text('{"block": [32, 64]}')
+    assert read_spaces(path).keys() == HEURISTICS.keys()
+    path.write_text('{"ring_push_kernel": {"block": [32, 64]}}')
+    assert read_spaces(path) == {PUSH: [LaunchConfig(32), LaunchConfig(64)]}
+    with pytest.raises(ValueError, match="has nothing for ring_take_kernel, but for ring_push"):
+        sweep(["ring_take_kernel"], [SHAPE], space=read_spaces(path), timer=small_blocks)
+
+
+# Sweeps
+
+
+def test_a_failure_is_a_row_and_no_end(tmp_path):
+    rows = sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
+    assert len(rows) == 6
+    failed = [row for row in rows if row.cost is None]
+    assert [row.trial.config.block for row in failed] == [64, 64]
+    assert failed[0].error == "RuntimeError: no such luck"
+    assert best(rows)[PUSH, SHAPE, "float32"].trial.config == LaunchConfig(32, 2)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert tuple(next(csv.reader(file))) == COLUMNS
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [row["cost"] for row in content] == [row.cost for row in rows]
+    assert content[0]["details"] == {"note": 1}
+    assert read_rows(tmp_path / "results.csv") == rows
+
+
+def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
+    tried = []
+
+    def cut_off(trial):
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        tried.append(trial)
+        return small_blocks(trial)
+
+    cut_off.__name__ = "t"
+    with pytest.raises(KeyboardInterrupt):
+        sweep([PUSH], [SHAPE], space=SPACE, timer=cut_off, out=tmp_path)
+    path = tmp_path / "results.csv"
+    assert len(read_rows(path)) == 3
+    with path.open("a") as file:  # half a line, as a crash leaves it
+        file.write("ring_push_ke")
+    assert len(read_rows(path)) == 3
+
+    def rest(trial):
+        assert trial not in tried
+        return small_blocks(trial)
+
+    rest.__name__ = "t"
+    assert len(sweep([PUSH], [SHAPE], space=SPACE, timer=rest, out=tmp_path)) == 6
+    assert len(read_rows(path)) == 6
+    # Another timer's results are no results of this one.
+    rows = sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
+    assert {row.timer for row in rows} == {"small_blocks"}
+    assert len(read_rows(path)) == 12
+
+
+def test_a_full_disk_leaves_the_rows_before_it(tmp_path, monkeypatch):
+    lines, written = search._lines, []
+
+    def full(rows):
+        if len(written) == 3:  # the header and two rows
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(rows)
+        return lines(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "_lines", full)
+        with pytest.raises(OSError, match="No space left"):
+            sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
+    assert len(read_rows(tmp_path / "results.csv")) == 2
+
+
+def test_one_sweep_at_a_time_in_a_folder(tmp_path):
+    def again(trial):
+        with pytest.raises(ValueError, match="another sweep writes to"):
+            sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
+        return {"cost": 1.0}
+
+    rows = sweep([PUSH], [SHAPE], space={"block": [32]}, timer=again, out=tmp_path)
+    assert rows[0].cost == 1.0, rows[0].error
+
+
+def test_a_file_of_something_else_is_not_overwritten(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is no results file"):
+        sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_the_winner_is_used_once_it_is_installed(gpu):
+    rows = sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks)
+    assert config_for(PUSH, (2 * 64,), F32, gpu) != LaunchConfig(32, 2)
+    assert install(rows, "sm_90") == cache.path("sm_90")
+    assert config_for(PUSH, (2 * 64,), F32, gpu) == LaunchConfig(32, 2)
+
+
+@pytest.mark.parametrize("kernel", WORKLOADS)
+def test_what_is_timed_launches_the_kernel(kernel, device, monkeypatch):
+    """Launched with the settings of the trial, under the sizes by which they are looked up."""
+    asked = []
+
+    def chosen(name, work, dtype, device):
+        asked.append((name, work, dtype))
+        return HEURISTICS[name](work, dtype), ""
+
+    call = WORKLOADS[kernel].call(SHAPE, F32, device)
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "_chosen", chosen)
+        call()
+    assert (kernel, WORKLOADS[kernel].work(SHAPE), F32) in asked
+
+
+def test_a_device_timer_needs_a_device(monkeypatch):
+    from tritonsyn.tuning.timers import DeviceTimer
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="needs a GPU, and this machine has none"):
+        DeviceTimer()
+
+
+@pytest.mark.gpu
+def test_a_device_timer_measures():
+    from tritonsyn.tuning.timers import DeviceTimer
+
+    rows = sweep(list(WORKLOADS), [SHAPE], space={"block": [32, 64]}, timer=DeviceTimer())
+    assert all(row.cost > 0 for row in rows), [row.error for row in rows]
+
+
+# The commands
+
+
+def tune(out, *arguments):
+    return cli.main(["tune", "--timer", "static", "--out", str(out), *arguments])
+
+
+def test_a_static_sweep_from_end_to_end(tmp_path, capsys):
+    space, out = tmp_path / "space.json", tmp_path / "out"
+    # The last has more elements than Triton allows: it cannot be compiled.
+    space.write_text(f'{{"block": [128, 1024, {2**21}], "num_warps": [4]}}')
+    arguments = ["--kernel", PUSH, "--shape", "1x64x1024", "--space", str(space), "--install"]
+    assert tune(out, *arguments) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "an estimate, nothing is measured",
+        "1024, 4 warps",
+        "1 of 3 configurations failed, such as: CompileError",
+        "installed 1 winners",
+    ):
+        assert words in told
+    rows = read_rows(out / "results.csv")
+    assert [row.timer for row in rows] == ["static sm_90"] * 3
+    assert rows[0].cost > rows[1].cost >= 1  # one element of a thread against eight
+    assert (out / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+
+    assert cli.main(["configs", "--device", "sm_90", "--shape", "1x64x1024"]) == 0
+    told = capsys.readouterr().out
+    assert f"user's cache {cache.path('sm_90')}" in told
+    assert "cached: ring_push_kernel float32 65536: 1024, 4 warps (static sm_90)" in told
+
+
+def test_configs_tells_what_differs(capsys):
+    key = cache.key(PUSH, "float32", (64 * 1024,))
+    cache.install("NVIDIA Test 1", {key: entry(64, 1)})
+    command = ["configs", "--device", "NVIDIA Test 1", "--diff", "--json"]
+    assert cli.main(command) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["kernel"], row["config"]["block"], row["heuristic"]["block"]) == (PUSH, 64, 1024)
+    assert cli.main(["configs", "--device", "sm_80", "--diff"]) == 0
+    assert "all as the heuristics say" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kernel", "nonsense"], "kernel is 'nonsense', but must be one of ring_push_kernel"),
+        (["--shape", "12x3"], "shape is '12x3', but must be three positive sizes"),
+        (["--shape", "0x1x1"], "shape is '0x1x1', but must be three positive sizes"),
+        (["--dtype", "float"], "dtype of ring_push_kernel is 'float', but must be one of float32"),
+        (["--target", "sm_1"], "target is 'sm_1', but must be one of sm_75"),
+        (["--space", "nowhere.json"], "space nowhere.json cannot be read: No such file"),
+        (["--kernel", "batch_dot_kernel", "--dtype", "bfloat16"], "not compiled for bfloat16"),
+    ],
+)
+def test_tune_refuses_in_one_line(capsys, tmp_path, arguments, message):
+    assert tune(tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_tune_measures_only_where_there_is_a_gpu(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["tune", "--timer", "device", "--out", str(tmp_path / "out")]) == 2
+    assert "timer static ranks by the compiled code" in capsys.readouterr().err
+
+
+def test_tune_refuses_a_folder_it_cannot_make(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert tune(tmp_path / "file" / "out", "--kernel", PUSH) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_settings_are_chosen_without_triton_or_what_only_sweeps_need():
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import tritonsyn, tritonsyn.cli, tritonsyn.tuning\n"
+        "heavy = {'triton', 'matplotlib', 'tqdm'} & (sys.modules.keys() - before)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,109 @@
+"""``tritonsyn check``: compiles every kernel, without a GPU, and tells what came out."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .common import UserError, needs_triton, progress, settings
+
+_EPILOG = """\
+Each line is one variant of a kernel (element types of its streams) on one target:
+
+  registers, spills    per thread; spills are bytes in local memory, and ought to be 0
+  shared               bytes of shared memory per program
+  loads, stores        global memory instructions in the machine code, by width in bits x count
+  bytes                per element of the kernel's streams: what the machine code moves / what
+                       the kernel cannot do without, as its docstring counts
+  occupancy            part of a multiprocessor's warps that can be resident at once
+
+The status is 1 if something is not as it should be: a spill, an access that is narrower than it
+could be, or more bytes than needed. Nothing is run and nothing is measured.
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "check",
+        help="compile every kernel without a GPU, and tell what came out",
+        description="Compiles every kernel in every configuration that tritonsyn launches by "
+        "itself, and reads the machine code. Needs no GPU.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--target", nargs="+", action="extend", metavar="sm_NN",
+        help="architectures to compile for (default: sm_80 sm_90 sm_100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kernel", nargs="+", action="extend", metavar="NAME", help="only these kernels"
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of JSON objects")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compiles, prints, and returns the exit status."""
+    needs_triton()
+    from ..tuning import checking
+
+    def bar(jobs: Sequence[Any], outcomes: Iterable[checking.Outcome]) -> Any:
+        return progress(outcomes, len(jobs), quiet=arguments.json)
+
+    try:
+        outcomes = checking.check(
+            arguments.target or checking.USUAL_TARGETS, arguments.kernel, progress=bar
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    rows = [checking.as_dict(*outcome) for outcome in outcomes]
+    if arguments.json:
+        json.dump(rows, sys.stdout, indent=1)
+        print()
+    else:
+        _print(rows)
+    return int(any(row["findings"] for row in rows))
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    kernel = None
+    for row in rows:
+        if row["kernel"] != kernel:
+            kernel = row["kernel"]
+            print(f"\n{kernel}")
+            print(f"  {_LINE.format(*_TITLES)}")
+        print(f"  {_LINE.format(*_cells(row))}".rstrip())
+        for finding in row["findings"]:
+            print(f"      {finding}")
+    count = sum(len(row["findings"]) for row in rows)
+    compiled = f"{len(rows)} compiled, {len({row['kernel'] for row in rows})} kernels"
+    print(f"\n{compiled}: " + (f"{count} findings" if count else "all as it should be"))
+
+
+_TITLES = (
+    "target", "variant", "configuration", "registers", "spills", "shared", "loads", "stores",
+    "bytes", "occupancy",
+)  # fmt: skip
+_LINE = "{:<7} {:<42} {:<20} {:>9} {:>6} {:>6} {:<18} {:<14} {:<9} {:>9}"
+_WIDEST = 42
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    head = (row["target"], _variant(row), settings(row["config"]))
+    if row["registers"] is None:
+        return (*head, *("" for _ in _TITLES[3:]))
+    return (
+        *head,
+        *(str(row[name]) for name in ("registers", "spills", "shared")),
+        *(" ".join(f"{b}x{n}" for b, n in row[name].items()) for name in ("loads", "stores")),
+        f"{row['bytes_per_element']:g} / {row['minimum']}" if row["streams"] else "",
+        f"{row['occupancy']:.0%}",
+    )
+
+
+def _variant(row: dict[str, Any]) -> str:
+    types = (f"{name.removesuffix('_ptr')} {row['types'][name]}" for name in row["streams"])
+    text = " ".join([f"{row['variant']}", "" if row["aligned"] else "unaligned", ", ".join(types)])
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."

@@ -1,0 +1,80 @@
+"""``tritonsyn info``: versions, devices, backends, caches."""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="versions, devices, backends, caches",
+        description="Tells what is installed, which backend runs where, and where caches lie.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    found = facts()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for topic, entries in found.items():
+        print(topic)
+        for name, value in entries.items():
+            print(f"  {name:<20} {value}")
+
+
+def facts() -> dict[str, dict[str, Any]]:
+    import torch
+
+    from .. import __version__, backend
+    from ..tuning import cache
+
+    cuda = torch.cuda.is_available()
+    devices: dict[str, Any] = {"cpu": platform.processor() or platform.machine()}
+    if cuda:
+        for index in range(torch.cuda.device_count()):
+            devices[f"cuda:{index}"] = torch.cuda.get_device_name(index)
+    backends: dict[str, Any] = {}
+    for name in ("cpu", "cuda"):
+        if name == "cuda" and not cuda:
+            backends[name] = "no CUDA device on this machine"
+            continue
+        chosen, reason = backend.explain(torch.device(name))
+        backends[name] = f"{chosen}: {reason}"
+    return {
+        "versions": {
+            "tritonsyn": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "numpy": _version("numpy"),
+        },
+        "devices": devices,
+        "backend": {"default": backend.get_backend(), **backends},
+        "caches": {"compiled kernels": _triton_cache(), "launch settings": str(cache.folder())},
+        "environment": {
+            name: os.environ.get(name)
+            for name in (backend.VARIABLE, cache.VARIABLE, "TRITON_INTERPRET", "TRITON_CACHE_DIR")
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _triton_cache() -> str:
+    """Where Triton keeps compiled kernels."""
+    home = os.environ.get("TRITON_HOME", str(Path.home()))
+    return os.environ.get("TRITON_CACHE_DIR", str(Path(home) / ".triton" / "cache"))

@@ -1,0 +1,146 @@
+"""``tritonsyn tune``: tries launch settings, and keeps a row of each."""
+
+import argparse
+import contextlib
+import importlib.util
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import USUAL_SHAPE, UserError, needs_triton, progress, settings
+
+if TYPE_CHECKING:
+    from ..tuning import Row, Trial
+
+_EPILOG = f"""\
+Shapes are TxBxN: steps of a sequence, samples of a batch, synapses of a group. A kernel that
+does one step ignores T.
+
+A space file is JSON, with values to try of each setting, for all kernels or by kernel:
+
+  {{"block": [128, 256, 512], "num_warps": [1, 2, 4]}}
+  {{"exp_scan_kernel": {{"block": [128], "num_warps": [1], "unroll": [4, 8], "chunks": [1, 8]}}}}
+
+The folder gets results.csv (a row as soon as it is there), results.json and heatmap.png. Run the
+same command again to go on where it was cut off.
+
+  tritonsyn tune --kernel exp_scan_kernel --shape {USUAL_SHAPE} --timer static
+  tritonsyn tune --timer device --install        on a machine with a GPU
+  tritonsyn configs                              what would be used from then on
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "tune",
+        help="try launch settings of kernels, and keep the best",
+        description="Sweeps launch settings over kernels, shapes and dtypes. The timer 'device' "
+        "measures on this machine's GPU; 'static' needs none, and ranks by the compiled code.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--kernel", nargs="+", action="extend", metavar="NAME", help="kernels (default: all)"
+    )
+    parser.add_argument(
+        "--shape", nargs="+", action="extend", metavar="TxBxN",
+        help=f"shapes (default: {USUAL_SHAPE})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", nargs="+", action="extend", metavar="NAME", help="dtypes (default: float32)"
+    )
+    parser.add_argument(
+        "--space", default="default", metavar="FILE", help="settings to try, or 'default'"
+    )
+    parser.add_argument(
+        "--timer", choices=("device", "static"), default="device", help="default: device"
+    )
+    parser.add_argument(
+        "--target", default="sm_90", metavar="sm_NN",
+        help="architecture that the static timer compiles for (default: sm_90)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("tune-out"), help="folder for the results")
+    parser.add_argument("--install", action="store_true", help="put the winners into your cache")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Sweeps, prints the winners, draws, and installs if asked to."""
+    needs_triton()
+    from ..tuning import Shape, sweep
+    from ..tuning.search import trials
+    from ..tuning.spaces import read_spaces
+    from ..tuning.workloads import WORKLOADS
+
+    try:
+        kernels = arguments.kernel or list(WORKLOADS)
+        shapes = [Shape.parse(text) for text in arguments.shape or [USUAL_SHAPE]]
+        dtypes = arguments.dtype or ["float32"]
+        spaces = None if arguments.space == "default" else read_spaces(Path(arguments.space))
+        if spaces is not None and arguments.kernel is None:
+            kernels = list(spaces)
+        wanted = trials(kernels, shapes, dtypes, spaces)  # refuses before anything is written
+        with contextlib.ExitStack() as stack:
+            timer = _timer(arguments, wanted, stack)
+            rows = sweep(
+                kernels, shapes, dtypes, spaces,
+                timer=timer, out=arguments.out, progress=_with_best,
+            )  # fmt: skip
+            _conclude(rows, timer, arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        name = error.filename or arguments.out
+        raise UserError(f"{name} cannot be written: {error.strerror}; rows so far stay") from None
+
+
+def _timer(
+    arguments: argparse.Namespace, wanted: "list[Trial]", stack: contextlib.ExitStack
+) -> Any:
+    from ..tuning.timers import DeviceTimer, StaticTimer, variant_for
+
+    if arguments.timer == "device":
+        return DeviceTimer()
+    timer = stack.enter_context(StaticTimer(arguments.target))
+    for trial in wanted:
+        variant_for(trial)  # refuses a dtype that a kernel is not compiled for
+    print(f"ranking by the compiled code for {timer.device}: an estimate, nothing is measured")
+    return timer
+
+
+def _with_best(rows: "Iterable[Row]", total: int) -> "Iterator[Row]":
+    """The rows, with a bar that tells the least cost so far, of the kernel that is under way."""
+    least: dict[str, float] = {}
+    bar = progress(rows, total)
+    for row in bar:
+        kernel = row.trial.kernel
+        if row.cost is not None and row.cost < least.get(kernel, float("inf")):
+            least[kernel] = row.cost
+            bar.note(f"{kernel}: {settings(row.trial.config.as_dict())}: {row.cost:.3g}")
+        yield row
+
+
+def _conclude(rows: "list[Row]", timer: Any, arguments: argparse.Namespace) -> None:
+    from ..tuning import best, install
+
+    winners = best(rows)
+    unit = "ms" if arguments.timer == "device" else "(1 is the best conceivable)"
+    for (kernel, shape, dtype), row in winners.items():
+        config = settings(row.trial.config.as_dict())
+        print(f"{kernel:<26} {shape!s:<14} {dtype:<9} {config:<34} cost {row.cost:.4g} {unit}")
+    failed = [row for row in rows if row.cost is None]
+    if failed:
+        print(f"{len(failed)} of {len(rows)} configurations failed, such as: {failed[0].error}")
+    print(f"wrote {arguments.out / 'results.csv'} and {arguments.out / 'results.json'}")
+    if not winners:
+        raise UserError("no configuration worked")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no heat map: pip install 'tritonsyn[tune]' brings matplotlib")
+    else:
+        from ..tuning.picture import draw
+
+        draw(rows, arguments.out / "heatmap.png")
+        print(f"wrote {arguments.out / 'heatmap.png'}")
+    if arguments.install:
+        print(f"installed {len(winners)} winners: {install(rows, timer.device)}")

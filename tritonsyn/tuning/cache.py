@@ -1,0 +1,118 @@
+"""Tables of tuned launch settings: the user's cache, and those that tritonsyn brings along.
+
+A table is a JSON file per device. It is read once per process; changes replace it as a whole, one
+writer at a time.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "TRITONSYN_CACHE_DIR"
+_FORMAT = "tritonsyn launch configurations 1"
+
+_SHIPPED = Path(__file__).parent
+
+Entries = dict[str, dict[str, Any]]
+"""``{"config": {...}, "timer": ..., "cost": ...}`` by key."""
+
+
+def key(kernel: str, dtype: str, work: tuple[int, ...]) -> str:
+    """Under which settings are kept: sizes count by the power of two that they round up to."""
+    buckets = "x".join(str(1 << max(size - 1, 0).bit_length()) for size in work)
+    return f"{kernel} {dtype} {buckets}"
+
+
+def folder() -> Path:
+    """Where the user's tables lie: ``$TRITONSYN_CACHE_DIR``, else in the user's cache."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tritonsyn"
+
+
+def path(device: str) -> Path:
+    """The user's table of a device, by its name or its architecture (``sm_90``)."""
+    return folder() / _file(device)
+
+
+def tables(devices: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """The tables of a device in the order in which they count, each with its origin."""
+    return [("user's cache", path(device)) for device in devices] + [
+        ("shipped table", _SHIPPED / _file(device)) for device in devices
+    ]
+
+
+def shipped() -> list[Path]:
+    """The tables that tritonsyn brings along: of GPUs on which they were measured."""
+    return sorted(_SHIPPED.glob("*.json"))
+
+
+def _file(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower().replace("_", "")).strip("-") + ".json"
+
+
+@lru_cache
+def read(path: Path) -> Entries:
+    """The entries of a table, none if there is no such file; read once.
+
+    Raises ``ValueError`` for a file that is not such a table, with what to do.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, not {_FORMAT!r}")
+        entries = content["entries"]
+        for entry in entries.values():
+            entry["config"]["block"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} is no table of launch settings: {reason}; delete it") from None
+    return dict(entries)
+
+
+def install(device: str, entries: Entries) -> Path:
+    """Adds entries to the user's table of a device, or replaces those with the same keys.
+
+    Others that do the same at that time wait. Raises ``OSError`` if the table cannot be written;
+    it is then as it was.
+    """
+    target = path(device)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target.with_suffix(".lock")):
+        read.cache_clear()
+        content = {"format": _FORMAT, "device": device, "entries": {**read(target), **entries}}
+        write_whole(target, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        read.cache_clear()
+    return target
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """One process at a time; the system frees the lock of a process that dies.
+
+    Raises ``BlockingIOError`` where another has it and this one does not want to wait.
+    """
+    import fcntl  # Windows has none, and no Triton either
+
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes beside and renames, so that a reader never sees half a file."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

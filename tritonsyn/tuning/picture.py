@@ -1,0 +1,89 @@
+"""Draws a sweep: the cost of each configuration, a panel for each kernel, shape and dtype."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from .search import Row
+
+_INK, _BEST = "#333333", "#D55E00"
+_WORST = 4.0  # times the best: all beyond has one colour
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Writes a PNG. Raises ``ValueError`` where no configuration worked."""
+    panels = _panels([row for row in rows if row.cost is not None])
+    if not panels:
+        raise ValueError("no configuration worked, so there is nothing to draw")
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(5.4 * columns, 3.6 * lines + 0.7), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        image = _panel(axis, panel)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_axis_off()
+    timers = ", ".join(sorted({row.timer for row in rows}))
+    measured = "ranked by the compiled code, not measured" if "static" in timers else "measured"
+    figure.suptitle(f"{timers}: {measured}", color=_INK, fontsize=11)
+    bar = figure.colorbar(image, ax=axes, label="cost, times the best", shrink=0.8)
+    bar.outline.set_visible(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # layouts that a small figure cannot hold
+        figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    return row.trial.kernel, str(row.trial.shape), row.trial.dtype
+
+
+def _panels(rows: Sequence[Row]) -> list[list[Row]]:
+    return [list(group) for _, group in groupby(sorted(rows, key=_place), key=_place)]
+
+
+def _panel(axis: Axes, rows: Sequence[Row]) -> AxesImage:
+    """Blocks down, warps and unrolling across; of several chunks the best counts."""
+    blocks = sorted({row.trial.config.block for row in rows})
+    others = sorted({(r.trial.config.num_warps, r.trial.config.unroll) for r in rows})
+    costs = [[math.nan] * len(others) for _ in blocks]
+    for row in rows:
+        config = row.trial.config
+        line = costs[blocks.index(config.block)]
+        index = others.index((config.num_warps, config.unroll))
+        line[index] = min(row.cost or math.nan, *(c for c in [line[index]] if c == c), math.inf)
+    least = min(cost for line in costs for cost in line if cost == cost)
+    relative = [[cost / least for cost in line] for line in costs]
+    image = axis.imshow(relative, cmap="cividis_r", vmin=1, vmax=_WORST, aspect="auto")
+    for y, line in enumerate(relative):
+        for x, value in enumerate(line):
+            if value == value:
+                colour = "white" if value > 2.5 else _INK
+                text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
+                axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
+            if value == 1:
+                axis.add_patch(
+                    Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2)
+                )
+    unrolled = any(unroll > 1 for _, unroll in others)
+    names = [f"{warps}, {unroll}" if unrolled else f"{warps}" for warps, unroll in others]
+    axis.set_xticks(range(len(others)), names, rotation=90 if unrolled else 0, fontsize=8)
+    axis.set_yticks(range(len(blocks)), [str(block) for block in blocks], fontsize=8)
+    axis.set_xlabel("warps, unroll" if unrolled else "warps", color=_INK)
+    axis.set_ylabel("block", color=_INK)
+    kernel, shape, dtype = _place(rows[0])
+    axis.set_title(f"{kernel}\n{shape}, {dtype}", fontsize=9.5, color=_INK, loc="left")
+    axis.spines[:].set_visible(False)
+    return image
