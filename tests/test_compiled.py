@@ -12,6 +12,16 @@ from tritonsyn.ops import registered
 ROW = (2, 3)
 
 
+def fixed(cls, device, capturable):
+    """A synapse whose constants are numbers."""
+    names = ["time_constant"] if cls is SingleExponentialCurrent else ["tc_decay", "tc_rise"]
+    constants = dict(zip(names, (6.0, 2.0), strict=False))
+    return cls(
+        3, 1.0, spike_charge=2.0, delay=3.0, batch_size=2, device=device, capturable=capturable,
+        **constants,
+    )  # fmt: skip
+
+
 def learned(cls, device, capturable):
     """A synapse whose constants learn: one charge, and a slow time constant per synapse."""
     charge = torch.nn.Parameter(torch.tensor(2.0, device=device))
@@ -34,9 +44,10 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("cls", [SingleExponentialCurrent, DoubleExponentialCurrent])
+@pytest.mark.parametrize("make", [fixed, learned])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_compiled_operations_equal_eager_ones_without_recompiling(device, cls, name):
-    compiled, eager = (learned(cls, device, capturable=flag) for flag in (True, False))
+def test_compiled_operations_equal_eager_ones_without_recompiling(device, cls, make, name):
+    compiled, eager = (make(cls, device, capturable=flag) for flag in (True, False))
     torch._dynamo.reset()
     counters.clear()
     # What the back end makes of the graph is tested once, below: it takes its time.
@@ -82,6 +93,50 @@ def test_compiled_steps_learn_as_eager_ones_do(device):
             torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("strategy", ["shift", "gemm", "auto"])
+@pytest.mark.parametrize("name", ["scan", "step"])
+def test_a_compiled_layer_equals_an_eager_one(device, name, strategy):
+    physics = DoubleExponentialCurrent.partialconstructor(2.0, 6.0, 2.0)
+
+    def make(capturable):
+        torch.manual_seed(0)
+        return tritonsyn.DelayedLinear(
+            3, 4, 1.0, synapse=physics, delay=3.0, bias=True, batch_size=2, device=device,
+            strategy=strategy, capturable=capturable,
+        )  # fmt: skip
+
+    compiled, eager = make(True), make(False)
+    torch._dynamo.reset()
+    counters.clear()
+    operation = torch.compile(
+        compiled.scan if name == "scan" else compiled, fullgraph=True, backend="aot_eager"
+    )
+    for steps in (5, 6, 8, 7):
+        x = torch.rand(*(() if name == "step" else (steps,)), *ROW, device=device)
+        results = []
+        for layer, run in ((compiled, operation), (eager, eager.scan if name == "scan" else eager)):
+            given = x.clone().requires_grad_()
+            layer.zero_grad()
+            y = run(given)
+            y.square().sum().backward()
+            results.append([y, given.grad, *(p.grad for p in layer.parameters())])
+            layer.detach_state()
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_a_walk_over_spikes_is_refused_under_compile(device):
+    physics = SingleExponentialCurrent.partialconstructor(2.0, 6.0)
+    layer = tritonsyn.DelayedLinear(
+        3, 4, 1.0, synapse=physics, delay=3.0, device=device, strategy="events", capturable=True
+    )
+    torch._dynamo.reset()
+    scan = torch.compile(layer.scan, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="'events' cannot be compiled"):
+        scan(torch.rand(4, 1, 3, device=device) < 0.5)
+
+
 def test_a_host_pointer_is_refused_under_compile(device):
     synapse = learned(SingleExponentialCurrent, device, capturable=False)
     torch._dynamo.reset()
@@ -114,6 +169,10 @@ def test_operators_pass_opcheck(device):
     rule = ("previous", [1.0, 4.0, 0.0], 0.0, 1, backend)
     opcheck(registered.select, ([spikes], sel.detach(), [], pointers[:1], *rule))
     opcheck(registered.hold, (pointers[0],))
+
+    weight, back = leaf(4, 3, device=device), torch.tensor([[0, 1, 2]] * 4, device=device).int()
+    for strategy in ("shift", "gemm"):
+        opcheck(registered.project, (records[0], weight, back, 3, strategy, backend))
 
 
 def test_capturable_equals_plain(device, backend):

@@ -47,6 +47,7 @@ class DelayedLinear(nn.Module):
             longest delay), ``"gemm"`` (a product of matrices for each delay, for short ones),
             ``"events"`` (in proportion to the spikes; for bool or packed input and one time
             constant), or ``"auto"``: the one that is counted to be the cheapest.
+        capturable, backend: as for the synapses.
 
     Attributes:
         weight: ``[out, in]``. With currents in nA and a dimensionless weight the output is in nA.
@@ -90,6 +91,8 @@ class DelayedLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         strategy: str = "auto",
+        capturable: bool = False,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         self.in_features = arguments.positive_integer("in_features", in_features)
@@ -102,8 +105,9 @@ class DelayedLinear(nn.Module):
             )
         dtype = arguments.record_dtype(dtype)
         made = synapse(
-            (self.in_features,), step_time, delay, batch_size, device=device, dtype=dtype
-        )
+            (self.in_features,), step_time, delay, batch_size,
+            device=device, dtype=dtype, capturable=capturable, backend=backend,
+        )  # fmt: skip
         if not isinstance(made, ExponentialCurrent):
             raise TypeError(f"synapse must make a synapse of tritonsyn, but makes {made!r:.80}")
         self.synapse = made
@@ -222,7 +226,8 @@ class DelayedLinear(nn.Module):
         storages = [record.storage for record in records]
         backend = synapse.backend
         wanted = [*taps.weights, *storages]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted):
+        graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
+        if graph or torch.compiler.is_compiling():
             sequences = [record.history(record.recordsz) for record in records]
             y = ops.project(sequences, taps, 1, strategy="shift", backend=backend)[0]
         else:

@@ -21,7 +21,7 @@ Interpolation = Callable[..., torch.Tensor]
 @contextmanager
 def ordinary_tensors() -> Iterator[None]:
     """In inference mode too, makes tensors that training may use later; as there, no graph."""
-    if torch.is_inference_mode_enabled():
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             yield
     else:
@@ -366,7 +366,7 @@ class RecordTensor(nn.Module):
             return
         self.storage = self.storage.detach().fill_(fill)
         self.cursor = 0
-        self._rest = self._stamp() if fill == 0 else None
+        self._rest = self._stamp() if fill == 0 and not torch.compiler.is_compiling() else None
 
     @property
     def at_rest(self) -> bool:
@@ -374,7 +374,9 @@ class RecordTensor(nn.Module):
 
         So it is from ``reset(0)`` until anything writes to the storage; False may mean unknown.
         """
-        return self._rest is not None and self._rest == self._stamp()
+        if self._rest is None or torch.compiler.is_compiling():
+            return False
+        return self._rest == self._stamp()
 
     def _stamp(self) -> tuple[int, int] | None:
         """Which storage it is and how often it has been written; None if that is not counted."""

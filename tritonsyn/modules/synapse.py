@@ -167,8 +167,10 @@ class ExponentialCurrent(nn.Module):
         with ordinary_tensors():
             fixed = [torch.tensor(v, dtype=dtype, device=device) for v in (gain, *decays, *rates)]
         count = len(decays)
-        self._fixed = Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :]))
-        return self._fixed
+        made = Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :]))
+        if not torch.compiler.is_compiling():
+            self._fixed = made
+        return made
 
     def _as_coefficient(
         self, value: Constant, dtype: torch.dtype, device: torch.device

@@ -17,6 +17,7 @@ from ..packing import PackedSpikes
 from ..reference.interp import locate
 from ..rules import ReadRule, Slot, compute_dtype
 from ..tuning.strategy import STRATEGIES, Work, cheapest, precision
+from . import registered
 from .checks import check_input
 from .common import chained
 from .decay import Coefficient, coefficient, output_dtype, pack_spikes, scan, unpack_spikes
@@ -142,10 +143,14 @@ def choose(
             "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
             f"but {reason}"
         )
+    compiling = torch.compiler.is_compiling()
+    if strategy == "events" and compiling:
+        raise ValueError("strategy 'events' cannot be compiled: call the layer outside of it")
     if strategy != "auto":
         return strategy
     arrivals = None
-    if spikes and commutes and x.device.type == "cpu":  # on a GPU counting would wait for it
+    # On a GPU counting would wait for it.
+    if spikes and commutes and x.device.type == "cpu" and not compiling:
         arrivals = _count(x) * outputs
     steps, batch, inputs = x.shape
     row = batch * inputs * outputs
@@ -177,6 +182,11 @@ def project(
     ``gemm``. Returns ``[steps, B, O]`` in the dtype of the weights. Differentiable to sequences and
     weights.
     """
+    if torch.compiler.is_compiling():
+        pairs = zip(sequences, taps.weights, strict=True)
+        return _total(
+            [registered.project(s, w, taps.back, steps, strategy, backend) for s, w in pairs]
+        )
     module = implementation("project", taps.back.device, backend)
     way = _Way(module, strategy, precision())
     parts = []

@@ -1,4 +1,4 @@
-"""Scans and reads as operators that ``torch.compile`` takes whole.
+"""Scans, reads and projections as operators that ``torch.compile`` takes whole.
 
 They compute what the autograd Functions beside them do, and call the same implementations; they are
 functional, so that a compiled graph may order them freely. Eager code takes the Functions, whose
@@ -13,6 +13,7 @@ import torch
 from ..backend import implementation
 from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
+from ..tuning.strategy import precision
 
 Tensors = list[torch.Tensor]
 
@@ -218,3 +219,56 @@ def _select_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
 
 
 select.register_autograd(_select_gradients, setup_context=_keep_select)
+
+
+@torch.library.custom_op("tritonsyn::project", mutates_args=())
+def project(
+    sequence: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    steps: int,
+    strategy: str,
+    backend: str | None,
+) -> torch.Tensor:
+    """The delayed projection ``[steps, B, O]`` of one component ``[K - 1 + steps, B, I]``."""
+    module = implementation("project", back.device, backend)
+    return module.project(sequence, weight, back, steps, strategy, precision())
+
+
+@project.register_fake
+def _(sequence, weight, back, steps, strategy, backend):  # type: ignore[no-untyped-def]
+    return weight.new_empty((steps, sequence.shape[1], weight.shape[0]))
+
+
+@torch.library.custom_op("tritonsyn::project_backward", mutates_args=())
+def project_backward(
+    dy: torch.Tensor,
+    sequence: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    strategy: str,
+    backend: str | None,
+) -> Tensors:
+    """``[dsequence, dweight]``."""
+    module = implementation("project", back.device, backend)
+    way = (strategy, precision())
+    dsequence = module.project_input(dy, weight, back, sequence.shape[0], *way)
+    return [dsequence.to(sequence.dtype), module.project_weight(dy, sequence, back, *way)]
+
+
+@project_backward.register_fake
+def _(dy, sequence, weight, back, strategy, backend):  # type: ignore[no-untyped-def]
+    return [torch.empty_like(sequence), torch.empty_like(weight)]
+
+
+def _keep_project(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    sequence, weight, back, _, *ctx.rest = inputs
+    ctx.save_for_backward(sequence, weight, back)
+
+
+def _project_gradients(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    dsequence, dweight = project_backward(dy, *ctx.saved_tensors, *ctx.rest)
+    return dsequence, dweight, None, None, None, None
+
+
+project.register_autograd(_project_gradients, setup_context=_keep_project)

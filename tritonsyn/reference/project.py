@@ -37,7 +37,7 @@ def project(
         return _temporal_gemm(sequence, _masked(weight, back, slots), steps)
     lines = _lines(sequence)
     out = _shifted_sum(lines, weight, (slots - 1 - back) * batch, steps * batch)
-    return out.t().reshape(steps, batch, weight.shape[0])
+    return out.t().contiguous().view(steps, batch, weight.shape[0])
 
 
 def project_input(
@@ -62,7 +62,7 @@ def project_input(
     margin = (slots - 1) * batch
     lines = torch.nn.functional.pad(_lines(dy), (margin, margin))
     out = _shifted_sum(lines, weight.t(), back.t() * batch, rows * batch)
-    return out.t().reshape(rows, batch, weight.shape[1])
+    return out.t().contiguous().view(rows, batch, weight.shape[1])
 
 
 def project_weight(

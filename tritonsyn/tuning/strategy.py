@@ -40,7 +40,8 @@ def cheapest(work: Work, device: torch.device) -> str:
     """``"shift"``, ``"gemm"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
     tap = {"shift": cost["shift"], "gemm": work.slots * cost["gemm"]}
+    if work.arrivals is None:
+        return min(tap, key=tap.__getitem__)
     costs = {strategy: work.taps * each for strategy, each in tap.items()}
-    if work.arrivals is not None:
-        costs["events"] = work.arrivals * cost["events"] + work.past * min(tap.values())
+    costs["events"] = work.arrivals * cost["events"] + work.past * min(tap.values())
     return min(costs, key=costs.__getitem__)
