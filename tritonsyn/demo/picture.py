@@ -6,6 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from .data import COPIES, QUIET_STEPS, ROW_STEPS, ROWS, STEP_TIME, STEPS, Digits, encode_test
 from .network import Network
@@ -82,14 +83,15 @@ def _draw_currents(axes: Axes, network: Network, spikes: torch.Tensor) -> None:
 
 def _draw_delays(axes: Axes, run: Run, index: int, name: str) -> None:
     layer = run.network.layers()[index]
-    longest = layer.synapse.delay
+    longest = layer.max_delay
     bins = torch.linspace(0, longest, 27).tolist()
     before = run.initial_delays[index].flatten()
     after = layer.delay.detach().cpu().flatten()
     axes.hist(before, bins, color=GREY, alpha=0.45, label="at the start")
     axes.hist(after, bins, histtype="step", color=ORANGE, lw=2, label="learned")
     axes.set(title=f"Delays of the {name}", xlabel="delay (ms)", ylabel="connections")
-    axes.legend(frameon=False)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
+    axes.legend(frameon=False, loc="upper right", ncols=2)
 
 
 def _draw_accuracy(axes: Axes, learned: Run, frozen: Run) -> None:
@@ -97,6 +99,7 @@ def _draw_accuracy(axes: Axes, learned: Run, frozen: Run) -> None:
         epochs = range(1, len(run.accuracy) + 1)
         axes.plot(epochs, [100 * a for a in run.accuracy], "o-", color=colour, label=label, lw=2)
     axes.set(title="What delays are worth", xlabel="epoch", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 100)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
@@ -105,4 +108,6 @@ def _draw_accuracy(axes: Axes, learned: Run, frozen: Run) -> None:
 def _shade_quiet(axes: Axes) -> None:
     start = (STEPS - QUIET_STEPS) * STEP_TIME
     axes.axvspan(start - 0.5, STEPS - 0.5, color=GREY, alpha=0.15, lw=0)
-    axes.text(STEPS - 0.6, axes.get_ylim()[1], "decision", ha="right", va="bottom", color=GREY)
+    middle = (start + STEPS - 1) / 2
+    within = axes.get_xaxis_transform()  # heights from 0 to 1
+    axes.text(middle, 0.97, "decision", transform=within, ha="center", va="top", color=GREY)
