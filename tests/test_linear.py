@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 from synapses import both, gradcheck, interpreted, same, snapshot, spikes, uniform
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tritonsyn
 from tritonsyn import DelayedLinear, functional
@@ -213,6 +215,37 @@ def test_dtypes(device, each_backend, dtype, strategy):
     wanted = exact.scan(x)
     error = (y.to(F64) - wanted).abs().max()
     assert error <= 8 * torch.finfo(dtype).eps * wanted.abs().max()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        # A window over a line is a view of it, whatever its shape says.
+        if function not in (torch.ops.aten.unfold.default, torch.ops.aten.as_strided.default):
+            self.elements = max([self.elements, *made])
+        return result
+
+
+@both
+@pytest.mark.parametrize("strategy", ["shift", "events"])
+def test_the_tensor_of_delayed_currents_is_never_made(kind, strategy):
+    steps, batch, inputs, outputs, slots = 3, 64, 40, 50, 4
+    layer = DelayedLinear(
+        inputs, outputs, 1.0, synapse=physics(kind), delay=3.0, batch_size=batch, strategy=strategy
+    )
+    x = spikes(steps, batch, inputs, rate=0.1)
+    with Largest() as largest:
+        layer.scan(x).sum().backward()
+    assert layer.delay.grad is not None
+    assert largest.elements < batch * inputs * outputs
+    # Inputs with what came before them, outputs, parameters: a small multiple of the largest.
+    sizes = ((steps + slots) * batch * inputs, steps * batch * outputs, inputs * outputs)
+    assert largest.elements <= 4 * max(sizes)
 
 
 def test_nan_delay_stays_with_its_output(device, each_backend):
