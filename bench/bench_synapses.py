@@ -1,120 +1,225 @@
 """Times every provider on every workload: ``pytest bench``, with ``--record`` to keep the figures.
 
-A provider is timed in pairs: a round of inferno-ai, then a round of the provider, so that the
-ratio of a pair does not see the machine drift. Pairs during which other processes used more than
-a tenth of the machine do not count, unless there are too few without them. A provider whose first
-round is wrong is not timed.
+A provider whose first round is wrong is reported and not timed. tritonsyn is timed in turn with
+those that it is compared with: a round of each rival, then a round of tritonsyn, so that the ratio
+of a pair does not see the machine drift. Rounds during which other processes used more than a
+tenth of the machine do not count, unless there are too few without them.
 """
 
 import time
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from statistics import median
+from statistics import median, quantiles
 
 import pytest
+import timing
 import torch
 from machine import Usage, others
-from providers import DEVICES, INFERNO, PROVIDERS
+from peers import PROVIDERS
+from providers import Tritonsyn
 from results import Result
-from workloads import WORKLOADS
+from table import WORKLOADS
+from workloads import Workload
 
-SECONDS = 6.0
-"""Time spent on the pairs of one provider on one workload."""
-PAIRS = 5, 60
+BY_NAME = {provider.name: provider for provider in PROVIDERS}
+ROUNDS = 5, 60
 """Fewest and most."""
 CALM = 0.1
-"""Part of the machine that others may use during a pair."""
-
-CASES = [
-    pytest.param(workload, device, provider, id=f"{workload.name}-{device}-{provider.name}")
-    for workload in WORKLOADS
-    for device in DEVICES
-    for provider in PROVIDERS
-    if provider.runs_on(device)
-]
+"""Part of the machine that others may use during a round."""
+OURS = {"cpu": "tritonsyn reference", "cuda": "tritonsyn triton"}
+"""What the targets speak of, on each device."""
 
 
-class Runner:
-    """One provider on one workload: checked once, then run round after round."""
+@dataclass(frozen=True)
+class Case:
+    """A provider on a workload on a device."""
 
-    def __init__(self, workload, provider, inputs):
-        self.workload, self.provider, self.inputs = workload, provider, inputs
-        self.module = workload.prepare(provider, inputs)
+    work: Workload
+    device: str
+    provider: str
 
-    def prepare(self):
-        if self.workload.fresh:
-            self.module = self.workload.prepare(self.provider, self.inputs)
-        synchronize(self.inputs[0].device)
+    def __str__(self) -> str:
+        work, dtype = self.work, str(self.work.dtype).removeprefix("torch.")
+        return f"{work.name} ({work.size}, {dtype}), {self.device}, {self.provider}"
 
-    def run(self):
-        results = self.workload.run(self.provider, self.module, self.inputs)
-        synchronize(self.inputs[0].device)
-        return results
+    @property
+    def targets(self):
+        """What the provider has to reach."""
+        ours = self.provider == OURS[self.device]
+        return tuple(t for t in self.work.targets if ours and t.device == self.device)
 
-    def seconds(self):
-        """Time of one round."""
-        self.prepare()
-        start = time.perf_counter()
-        self.run()
-        return time.perf_counter() - start
+    @property
+    def rivals(self):
+        """Who is timed in turn with it."""
+        return dict.fromkeys(t.rival for t in self.targets if t.rival)
 
 
-def checked(workload, provider, inputs, expected):
-    """A runner whose first round was right; the test fails where it was wrong."""
-    runner = Runner(workload, provider, inputs)
-    complaint = workload.complaint(runner.run(), expected)
+def cases(config):
+    """The cases that were asked for."""
+    kinds, devices = (config.getoption(name) for name in ("--work", "--on"))
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for work in WORKLOADS:
+        if kinds and work.work not in kinds.split(","):
+            continue
+        for device in devices.split(",") if devices else there:
+            if device not in work.devices or device not in there:
+                continue
+            if device == "cpu" and work.sweep and not config.getoption("--sweep"):
+                continue
+            targets = [t for t in work.targets if t.device == device]
+            if config.getoption("--gates") and not targets:
+                continue
+            for provider in PROVIDERS:
+                if provider.offers(work, device):
+                    yield Case(work, device, provider.name)
+
+
+def pytest_generate_tests(metafunc):
+    found = [
+        pytest.param(
+            case,
+            id=str(case),
+            marks=pytest.mark.benchmark(
+                timer=timing.stopwatch, group=f"{case.work.name} ({case.work.size}, {case.device})"
+            ),
+        )
+        for case in cases(metafunc.config)
+    ]
+    metafunc.parametrize("case", found)
+
+
+@lru_cache(maxsize=1)  # the providers of a workload come one after another
+def questions(work, device):
+    """Inputs and right answers."""
+    inputs = work.inputs(torch.device(device))
+    return inputs, work.expected(inputs)
+
+
+class UntimedError(Exception):
+    """Why a provider was not timed."""
+
+
+class WrongError(UntimedError):
+    """It computes something else."""
+
+
+def prepared(case):
+    """A timer of the case's job, whose first round was right, with what is known of it."""
+    work, provider = case.work, BY_NAME[case.provider]
+    reason = provider.missing(work)
+    if reason:
+        raise UntimedError(reason)
+    inputs, expected = questions(work, case.device)
+    try:
+        return _prepared(case, provider, inputs, expected)
+    except torch.OutOfMemoryError:
+        raise UntimedError("out of memory") from None
+    finally:
+        if case.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _prepared(case, provider, inputs, expected):
+    work, device = case.work, torch.device(case.device)
+    job = provider.job(work, inputs)
+    job.reset()
+    results = job.finish(job.run())
+    timing.synchronize(device)
+    complaint = None if provider.ceiling else work.complaint(results, expected, job.leniency)
     if complaint:
-        pytest.fail(f"{provider.name} is wrong and was not timed: {complaint}")
-    return runner
+        raise WrongError(f"wrong: {complaint}")
+    del results
+    calls = job.calls or work.calls
+    if device.type != "cuda" or work.host:
+        return timing.HostTimer(job, calls), job
+    jobs = [job]
+    for _ in range(1, timing.copies(device, (job.moved or work.moved) * calls)):
+        jobs.append(provider.job(work, tuple(tensor.clone() for tensor in inputs)))
+    for other in jobs:
+        other.reset()
+    make = timing.GraphTimer if job.graph else timing.EventTimer
+    return make(jobs, calls), job
 
 
-def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@pytest.mark.parametrize("workload, device, provider", CASES)
-def test_provider(workload, device, provider, benchmark, record_result):
-    benchmark.group = f"{workload.name} ({workload.size}, {device})"
-    inputs = workload.inputs(device)
-    expected = workload.expected(inputs)
-    runner = checked(workload, provider, inputs, expected)
-    rival = None
-    if provider is not INFERNO and INFERNO.runs_on(device):
-        rival = checked(workload, INFERNO, inputs, expected)
-    theirs, usage = [], []
+def test_provider(case, benchmark, report, pytestconfig):
+    if report.late:
+        report.leave_out(str(case), "no time was left")
+        pytest.skip("no time was left")
+    try:
+        timer, job = prepared(case)
+    except UntimedError as reason:
+        report.leave_out(str(case), str(reason))
+        (pytest.fail if isinstance(reason, WrongError) else pytest.skip)(f"{case}: {reason}")
+    rivals = {}
+    for name in case.rivals:
+        try:
+            rivals[name], _ = prepared(Case(case.work, case.device, name))
+        except UntimedError as reason:
+            report.leave_out(str(Case(case.work, case.device, name)), str(reason))
+    theirs, usage = {name: [] for name in rivals}, []
 
     def setup():
         usage.append(Usage.now())
-        if rival is not None:
-            theirs.append(rival.seconds())
-        runner.prepare()
+        for name, rival in rivals.items():
+            rival.prepare()
+            theirs[name].append(rival.seconds())
+        timer.prepare()
 
-    fewest, most = PAIRS
-    pair = runner.seconds() + (rival.seconds() if rival else 0.0)
-    # inferno-ai's own row needs few rounds: what counts is its time in the pairs.
-    rounds = min(max(round(SECONDS / pair), fewest), most) if rival else 3
-    benchmark.pedantic(runner.run, setup=setup, rounds=rounds)
+    def run():
+        timing.advance(timer.seconds())
+
+    rounds = how_many(timer, rivals.values(), pytestconfig.getoption("--seconds"), case)
+    benchmark.pedantic(run, setup=setup, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
     usage.append(Usage.now())
     shares = [others(before, after) for before, after in pairwise(usage)]
     counting = [i for i, share in enumerate(shares) if share <= CALM]
-    if len(counting) < fewest:
-        counting = list(range(len(shares)))
+    if len(counting) < min(ROUNDS[0], rounds):
+        counting = list(range(rounds))
     ours = [benchmark.stats.stats.data[i] for i in counting]
-    theirs = [theirs[i] for i in counting] if rival else []
-    record_result(
-        Result(
-            workload=workload.name,
-            size=workload.size,
-            provider=provider.name,
-            dtype=str(workload.dtype).removeprefix("torch."),
-            device=device.type,
-            milliseconds=1e3 * median(ours) / workload.calls,
-            inferno_milliseconds=1e3 * median(theirs) / workload.calls if rival else None,
-            ratio=median(a / b for a, b in zip(theirs, ours, strict=True)) if rival else None,
-            target=workload.target if device.type == "cpu" else None,
-            pairs=len(ours),
-            others=median(shares[i] for i in counting),
-        )
+    ratios = {
+        name: median(times[i] / mine for i, mine in zip(counting, ours, strict=True))
+        for name, times in theirs.items()
+    }
+    report.add(result(case, timer, job, ours, median(shares[i] for i in counting), ratios))
+
+
+def how_many(timer, rivals, seconds, case):
+    """Rounds that fit into the time; few for those that are timed only to be shown."""
+    start = time.perf_counter()
+    for each in (*rivals, timer):
+        each.prepare()
+        each.seconds()
+    passed = time.perf_counter() - start
+    fewest, most = ROUNDS
+    if not rivals and not isinstance(BY_NAME[case.provider], Tritonsyn):
+        fewest, seconds = 3, seconds / 4
+    return min(max(round(seconds / max(passed, 1e-4)), fewest), most)
+
+
+def result(case, timer, job, seconds, share, ratios):
+    """The line of a case."""
+    work, milliseconds = case.work, 1e3 * median(seconds)
+    low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    amount = work.operations or job.moved or work.moved
+    memory = timing.peak_memory(job, torch.device(case.device)) if not work.host else None
+    return Result(
+        workload=work.name,
+        size=work.size,
+        provider=case.provider,
+        dtype=str(work.dtype).removeprefix("torch."),
+        device=case.device,
+        milliseconds=milliseconds,
+        low=1e3 * low,
+        high=1e3 * high,
+        timer=timer.method,
+        rounds=len(seconds),
+        others=share,
+        rate=1e-6 * amount / milliseconds,
+        unit="Gop/s" if work.operations else "GB/s",
+        peak_mb=None if memory is None else 1e-6 * memory,
+        ratios=ratios,
+        targets=case.targets,
     )

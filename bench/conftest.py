@@ -1,42 +1,95 @@
-"""Options and the final table of ``pytest bench``."""
+"""Options and the final tables of ``pytest bench``."""
+
+import time
+from pathlib import Path
 
 import pytest
 import results
 import torch
 from machine import device_name
 
-_RESULTS = pytest.StashKey[list[results.Result]]()
+
+class Report:
+    """What a run has found so far; kept in a file as it grows, if one is asked for."""
+
+    def __init__(self, path: Path | None, deadline: float) -> None:
+        self.results: list[results.Result] = []
+        self.untimed: list[str] = []
+        self.path, self._end = path, time.monotonic() + deadline
+
+    def add(self, result: results.Result) -> None:
+        """Keeps a result."""
+        self.results.append(result)
+        if self.path is not None:
+            results.write(self.results, self.path)
+
+    def leave_out(self, case: str, reason: str) -> None:
+        """Keeps why something was not timed."""
+        self.untimed.append(f"{case}: {reason}")
+
+    @property
+    def late(self) -> bool:
+        """Whether the time for the run is over."""
+        return time.monotonic() > self._end
+
+
+_REPORT = pytest.StashKey[Report]()
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--record", action="store_true", help="append the figures to bench/results/ as CSV"
+    group = parser.getgroup("tritonsyn's benchmarks")
+    group.addoption(
+        "--record", nargs="?", type=Path, const=results.FILE, metavar="FILE",
+        help=f"keep the figures as CSV, in bench/results/{results.FILE.name} if none is named",
+    )  # fmt: skip
+    group.addoption("--work", help="kinds of work, of step,read,scan,project; all if none is named")
+    group.addoption("--on", help="devices, of cpu,cuda; all that are there if none is named")
+    group.addoption(
+        "--gates", action="store_true", help="only what has a target, and what it is compared with"
     )
+    group.addoption("--sweep", action="store_true", help="the many sizes on a CPU, too")
+    group.addoption(
+        "--seconds", type=float, default=3.0, help="time for the rounds of a provider on a workload"
+    )
+    group.addoption(
+        "--deadline", type=float, default=float("inf"), metavar="SECONDS",
+        help="start no further timing after this time",
+    )  # fmt: skip
 
 
 def pytest_configure(config):
-    config.stash[_RESULTS] = []
+    config.stash[_REPORT] = Report(config.getoption("--record"), config.getoption("--deadline"))
 
 
 @pytest.fixture
-def record_result(request):
-    """Hands a result over to the final table."""
-    return request.config.stash[_RESULTS].append
+def report(request):
+    """Takes results and reasons for the final tables."""
+    return request.config.stash[_REPORT]
 
 
 @pytest.hookimpl(trylast=True)  # after the tables of pytest-benchmark
 def pytest_terminal_summary(terminalreporter, config):
-    found = config.stash[_RESULTS]
-    if not found:
-        return
-    terminalreporter.section("tritonsyn against inferno-ai: medians of interleaved pairs")
-    for line in results.table(found):
-        terminalreporter.write_line(line)
-    terminalreporter.write_line("others: the part of the machine that other processes used")
-    terminalreporter.write_line(f"cpu: {device_name('cpu')}")
-    if torch.cuda.is_available():
-        terminalreporter.write_line(f"cuda: {device_name('cuda')}")
-    else:
-        terminalreporter.write_line("no CUDA device here: the Triton backend was not timed")
-    if config.getoption("--record"):
-        terminalreporter.write_line(f"recorded in {results.write(found)}")
+    report, out = config.stash[_REPORT], terminalreporter
+    if report.results:
+        out.section("times: medians and quartiles of calls")
+        for line in results.table(report.results):
+            out.write_line(line)
+        out.write_line("others: the part of the machine that other processes used")
+        out.write_line("rate: of the least bytes that the work has to move, or of its operations")
+        out.write_line(f"cpu: {device_name('cpu')}")
+        if torch.cuda.is_available():
+            out.write_line(f"cuda: {device_name('cuda')}")
+        else:
+            out.write_line("no CUDA device here: the Triton backend was not timed")
+    found = results.verdicts(report.results)
+    if found:
+        out.section("targets")
+        for line in results.target_table(found):
+            out.write_line(line)
+    if report.untimed:
+        out.section("not timed")
+        for line in dict.fromkeys(report.untimed):
+            out.write_line(line)
+    if report.path is not None and report.results:
+        results.write(report.results, report.path)
+        out.write_line(f"recorded in {report.path}")

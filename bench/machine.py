@@ -27,13 +27,13 @@ class Usage(NamedTuple):
     """Used by everything, and taken by the host of a virtual machine."""
     process: float
     """Used by this process."""
-    passed: float
-    """On the clock, times the number of processors."""
+    seconds: float
+    """On the clock."""
 
     @classmethod
     def now(cls) -> "Usage":
         """Zero for the machine where the system does not tell (it does on Linux)."""
-        times, cpus = os.times(), os.cpu_count() or 1
+        times = os.times()
         machine = 0.0
         stat = Path("/proc/stat")
         if stat.exists():
@@ -42,10 +42,11 @@ class Usage(NamedTuple):
             )
             ticks = user + nice + system + irq + softirq + steal
             machine = ticks / os.sysconf("SC_CLK_TCK")
-        return cls(machine, times.user + times.system, times.elapsed * cpus)
+        return cls(machine, times.user + times.system, times.elapsed)
 
 
 def others(before: Usage, after: Usage) -> float:
     """The part of the machine that other processes used between two moments, 0 to 1."""
     used = (after.machine - before.machine) - (after.process - before.process)
-    return min(max(used / max(after.passed - before.passed, 1e-9), 0.0), 1.0)
+    there = (after.seconds - before.seconds) * (os.cpu_count() or 1)
+    return min(max(used / max(there, 1e-9), 0.0), 1.0)

@@ -1,15 +1,15 @@
 """The right answers, in float64 and as the formulas read: slow, and of no provider's making."""
 
-import math
-
 import torch
 
-Components = list[tuple[float, torch.Tensor]]
+Physics = dict[str, float | torch.Tensor]
+"""Constants of a synapse by name."""
+Components = list[tuple[float | torch.Tensor, torch.Tensor]]
 """Time constant and values ``[T, B, N]`` of each component."""
 
 
-def components(kind: str, x: torch.Tensor, step_time: float, **physics: float) -> Components:
-    """Every step of a synapse that starts at rest."""
+def components(kind: str, x: torch.Tensor, step_time: float, physics: Physics) -> Components:
+    """Every step of a synapse that starts at rest; differentiable to all that is a tensor."""
     charge = physics["spike_charge"]
     if kind == "single":
         constants = [physics["time_constant"]]
@@ -17,11 +17,12 @@ def components(kind: str, x: torch.Tensor, step_time: float, **physics: float) -
     else:
         constants = [physics["tc_decay"], physics["tc_rise"]]
         gain = charge / (physics["tc_decay"] - physics["tc_rise"])
-    found = []
+    found: Components = []
     for constant in constants:
+        decay = torch.exp(-step_time / torch.as_tensor(constant, dtype=torch.float64))
         value, values = torch.zeros_like(x[0], dtype=torch.float64), []
         for row in x.double().unbind():
-            value = value * math.exp(-step_time / constant) + gain * row
+            value = value * decay + gain * row
             values.append(value)
         found.append((constant, torch.stack(values)))
     return found
@@ -33,13 +34,42 @@ def total(parts: Components) -> torch.Tensor:
 
 
 def delayed(parts: Components, times: torch.Tensor, step_time: float) -> torch.Tensor:
-    """The current ``times`` before the last step, decayed from the observation before."""
-    back = (times.double() / step_time).ceil()
-    since = back * step_time - times.double()
-    values = []
+    """The current ``times`` before the last step, decayed from the observation before.
+
+    ``times`` is ``[1 or B, N]`` or ``[1 or B, N, D]``.
+    """
+    times = times.double()
+    back = (times / step_time).ceil()
+    since = back * step_time - times
+    values: Components = []
     for constant, steps in parts:
         newest_first = steps.flip(0)
-        index = back.long().expand(steps.shape[1:]).unsqueeze(0)
-        observed = newest_first.gather(0, index).squeeze(0)
+        batch, synapses = steps.shape[1:]
+        index = back.long().expand(batch, *times.shape[1:]).reshape(batch, synapses, -1)
+        # [D, B, N] of [T, B, N], and back to the times' shape
+        observed = newest_first.gather(0, index.permute(2, 0, 1)).permute(1, 2, 0)
+        observed = observed.reshape(batch, *times.shape[1:])
         values.append((constant, observed * torch.exp(-since / constant)))
     return total(values)
+
+
+def projected(
+    parts: Components, weight: torch.Tensor, delay: torch.Tensor, step_time: float
+) -> torch.Tensor:
+    """``y[t, b, o] = sum_i weight[o, i] * I_i(t - delay[o, i])``, tap after tap; from rest.
+
+    Weighted, the connections that share a tap are one matrix product, so that what would be
+    ``[T, B, I, O]`` numbers is never there. Differentiable to everything.
+    """
+    back = (delay.detach() / step_time).ceil()
+    outputs = []
+    for constant, steps in parts:
+        scaled = weight * torch.exp(-(back * step_time - delay) / constant)
+        y = steps.new_zeros(*steps.shape[:2], weight.shape[0])
+        for tap in back.unique().long().tolist():
+            if tap < len(steps):
+                matrix = torch.where(back == tap, scaled, 0.0)
+                reached = steps[: len(steps) - tap] @ matrix.T
+                y = y + torch.nn.functional.pad(reached, (0, 0, 0, 0, tap, 0))
+        outputs.append((constant, y))
+    return total(outputs)

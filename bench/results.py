@@ -1,21 +1,25 @@
-"""Results: the table printed at the end of a run, and the lines of ``bench/results``."""
+"""Results: the lines of the CSV, and the tables printed at the end of a run."""
 
 import csv
 import datetime
+import functools
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from machine import device_name
+from workloads import Target
 
-FOLDER = Path(__file__).parent / "results"
-FIELDS = (
-    "workload", "size", "provider", "dtype", "device", "torch", "triton", "commit", "date",
-    "milliseconds", "inferno_milliseconds", "ratio", "target", "pairs", "others",
-)  # fmt: skip
+FILE = Path(__file__).parent / "results" / "synapses.csv"
 KEY = ("workload", "size", "provider", "dtype", "device", "torch", "triton", "commit", "date")
+FIELDS = (
+    *KEY, "milliseconds", "low", "high", "timer", "rounds", "others", "rate", "unit", "peak_mb",
+    "ratios", "targets",
+)  # fmt: skip
+
+Lines = dict[tuple[str, ...], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -29,66 +33,137 @@ class Result:
     device: str
     milliseconds: float
     """Median time of a call."""
-    inferno_milliseconds: float | None
-    """The same of inferno-ai in the pairs."""
-    ratio: float | None
-    """Median over the pairs of inferno-ai's time over the provider's."""
-    target: float | None
-    pairs: int
-    """Pairs of timings that count."""
+    low: float
+    high: float
+    """Quartiles."""
+    timer: str
+    """``host``, ``events`` or ``graph``."""
+    rounds: int
+    """Rounds that count."""
     others: float
-    """Part of the machine that other processes used during these pairs, at the median."""
+    """Part of the machine that other processes used during these rounds, at the median."""
+    rate: float
+    unit: str
+    """What the time amounts to: GB/s of the least bytes, or Gop/s."""
+    peak_mb: float | None
+    """Memory that a call has allocated at the most, MB."""
+    ratios: dict[str, float] = field(default_factory=dict)
+    """Time over the provider's, of each rival timed in turn with it: medians of pairs."""
+    targets: tuple[Target, ...] = ()
 
 
-def table(results: list[Result]) -> list[str]:
-    """The ratios and the targets, one line each."""
-    rows = [
-        (
-            "workload", "device", "provider", "ms a call", "inferno ms", "ratio", "target", "",
-            "pairs", "others",
-        )
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a target is reached."""
+
+    result: Result
+    target: Target
+    ratio: float | None
+    """The rival's time over the provider's; None where the rival has none."""
+
+    def __str__(self) -> str:
+        if self.ratio is None:
+            return f"{self.target}: not compared"
+        shown = self.ratio if self.target.least else 1 / self.ratio
+        verdict = "reached" if self.target.reached(self.ratio) else "missed"
+        return f"{self.target}: {shown:.3g}x, {verdict}"
+
+
+def verdicts(results: list[Result]) -> list[Verdict]:
+    """Each target of these results, against the pairs or against another line of the same run."""
+    times = {(r.workload, r.size, r.provider, r.dtype, r.device): r.milliseconds for r in results}
+    found = []
     for r in results:
-        if r.ratio is None or r.inferno_milliseconds is None:
-            continue
-        times = f"{r.milliseconds:.3g}", f"{r.inferno_milliseconds:.3g}", f"{r.ratio:.1f}x"
-        target = ("", "")
-        if r.target is not None:
-            target = f">= {r.target:g}x", "reached" if r.ratio >= r.target else "missed"
-        quality = str(r.pairs), f"{r.others:.0%}"
-        rows.append((f"{r.workload} ({r.size})", r.device, r.provider, *times, *target, *quality))
+        for target in r.targets:
+            ratio = r.ratios.get(target.rival)
+            if ratio is None:
+                size, provider = target.size or r.size, target.rival or r.provider
+                rival = times.get((r.workload, size, provider, r.dtype, r.device))
+                ratio = None if rival is None else rival / r.milliseconds
+            found.append(Verdict(r, target, ratio))
+    return found
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines, with their entries below each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def write(results: list[Result]) -> Path:
+def table(results: list[Result]) -> list[str]:
+    """Times of all, one line each."""
+    heads = ("ms a call", "quartiles", "rate", "peak MB", "others", "timer", "times as fast as")
+    rows = [("workload", "dtype", "device", "provider", *heads)]
+    for r in results:
+        rows.append(
+            (
+                f"{r.workload} ({r.size})", r.dtype, r.device, r.provider,
+                f"{r.milliseconds:.3g}", f"{r.low:.3g} to {r.high:.3g}", f"{r.rate:.3g} {r.unit}",
+                "" if r.peak_mb is None else f"{r.peak_mb:.3g}", f"{r.others:.0%}", r.timer,
+                _ratios(r),
+            )
+        )  # fmt: skip
+    return columns(rows)
+
+
+def target_table(found: list[Verdict]) -> list[str]:
+    """What had to be reached, one line each."""
+    rows = [("workload", "dtype", "device", "provider", "target and what was measured")]
+    for v in found:
+        r = v.result
+        rows.append((f"{r.workload} ({r.size})", r.dtype, r.device, r.provider, str(v)))
+    return columns(rows)
+
+
+def _ratios(result: Result) -> str:
+    return ", ".join(f"{name} {ratio:.3g}" for name, ratio in result.ratios.items())
+
+
+# -- the file -------------------------------------------------------------------------------------
+
+
+def write(results: list[Result], path: Path) -> None:
     """Puts the results into the file, where a line with the same key is replaced."""
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / "synapses.csv"
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for line in csv.DictReader(file):
-                lines[tuple(line[name] for name in KEY)] = line
+    lines = read(path)
+    said: dict[int, list[str]] = {}
+    for verdict in verdicts(results):
+        said.setdefault(id(verdict.result), []).append(str(verdict))
     for result in results:
-        line = _line(result)
-        lines[tuple(line[name] for name in KEY)] = line
-    with path.open("w", newline="") as file:
+        line = _line(result, said.get(id(result), []))
+        lines[_key(line)] = line
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines.values())
-    return path
 
 
-def _line(result: Result) -> dict[str, str]:
-    values = {name: _text(getattr(result, name)) for name in FIELDS if hasattr(result, name)}
+def read(path: Path) -> Lines:
+    """The lines of a file by their keys; none where it is not there."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {_key(line): line for line in csv.DictReader(file)}
+
+
+def _key(line: dict[str, str]) -> tuple[str, ...]:
+    return tuple(line[name] for name in KEY)
+
+
+def _line(result: Result, said: list[str]) -> dict[str, str]:
+    plain = (name for name in FIELDS if name not in ("ratios", "targets") and hasattr(result, name))
     return {
-        **values,
+        **{name: _text(getattr(result, name)) for name in plain},
         "device": device_name(result.device),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
+        "ratios": _ratios(result),
+        "targets": "; ".join(said),
     }
 
 
@@ -105,6 +180,7 @@ def _version(name: str) -> str:
         return ""
 
 
+@functools.cache
 def commit() -> str:
     """Short hash of the checkout, with a plus where it has changes."""
     here = Path(__file__).parent

@@ -1,15 +1,17 @@
-"""What is timed: one table of workloads, and how each kind of them is run and checked.
+"""The kinds of work: what each asks for, and what the right answer is.
 
-To add a size, a dtype or a delay, add a row to ``WORKLOADS``. To add another kind of work, write a
-subclass of ``Workload`` with its ``inputs``, ``run`` and ``expected``, and add rows of it.
+The rows, with their sizes and targets, are in ``table.py``. To add another kind of work, write a
+subclass of ``Workload``, give the providers a method named like its ``work``, and add rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import oracle
 import torch
-from providers import Provider
+
+Tensors = tuple[torch.Tensor, ...]
 
 STEP_TIME = 1.0  # ms
 PHYSICS: dict[str, dict[str, float]] = {
@@ -20,94 +22,138 @@ FIRING = 0.1
 """Part of the inputs that are spikes."""
 FILL = 5
 """Steps beyond its length that fill a record, so that it is past its end once."""
+EVERYWHERE, GPU = ("cpu", "cuda"), ("cuda",)
 
-# Rounding errors of a run, in units of the dtype's epsilon and relative to the largest value.
-_ERROR = 32
+
+def uniform(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Numbers between 0 and 1, the same at every call."""
+    generator = torch.Generator(device).manual_seed(1)
+    return torch.rand(shape, generator=generator, device=device)
+
+
+def normal(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Numbers of either sign, the same at every call."""
+    generator = torch.Generator(device).manual_seed(2)
+    return torch.randn(shape, generator=generator, device=device)
+
+
+@dataclass(frozen=True)
+class Target:
+    """How tritonsyn's time has to compare with another time of the same run."""
+
+    device: str
+    limit: float
+    rival: str
+    """A provider; "" for tritonsyn itself at another size."""
+    size: str = ""
+    """The rival's size; "" for the same."""
+    least: bool = True
+    """The rival's time is at least ``limit`` times as long; else ours at most ``limit`` times."""
+
+    def reached(self, ratio: float) -> bool:
+        """Whether a ratio, the rival's time over ours, is good enough."""
+        return ratio >= self.limit if self.least else ratio >= 1 / self.limit
+
+    def __str__(self) -> str:
+        against = self.rival or f"at {self.size}"
+        return f"{'at least' if self.least else 'at most'} {self.limit:g}x {against}"
+
+
+def faster(device: str, limit: float, rival: str) -> Target:
+    """At least ``limit`` times as fast as the rival."""
+    return Target(device, limit, rival)
+
+
+def within(device: str, limit: float, rival: str = "", size: str = "") -> Target:
+    """At most ``limit`` times the rival's time."""
+    return Target(device, limit, rival, size, least=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A piece of work that every provider does."""
+    """A piece of work that several providers do."""
 
-    kind: str
+    kind: str = "single"
     """``"single"`` or ``"double"``."""
     batch: int = 128
     synapses: int = 4096
     record: int = 20
     """Steps of delay that the record spans."""
     dtype: torch.dtype = torch.float32
-    target: float | None = None
-    """How many times faster than inferno-ai on two CPU cores it has to be."""
     calls: int = 1
     """Calls in one timed round; times are given for one call."""
+    host: bool = False
+    """Time what a call costs the host, not what it costs the device."""
+    devices: tuple[str, ...] = EVERYWHERE
+    sweep: bool = False
+    """One of many sizes: on a CPU only if asked for."""
+    targets: tuple[Target, ...] = ()
 
-    title: ClassVar[str]
+    work: ClassVar[str]
+    """The method of a provider that does it."""
+
+    @property
+    def title(self) -> str:
+        """What is done, in words."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
-        return f"{self.title}, {self.kind}"
+        return f"{self.title}, {self.kind}" + (", host time of a call" if self.host else "")
 
     @property
     def size(self) -> str:
-        return f"B={self.batch}, N={self.synapses}, {self.record} steps of delay"
+        return f"B={self.batch}, N={self.synapses}, K={self.record + 1}"
 
-    def generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(1)
+    @property
+    def components(self) -> int:
+        return len(PHYSICS[self.kind]) - 1
 
-    def spikes(self, steps: int, device: torch.device) -> torch.Tensor:
-        """Spikes ``[steps, B, N]``, bool as inferno-ai's neurons make them."""
-        shape = (steps, self.batch, self.synapses)
-        return (torch.rand(shape, generator=self.generator()) < FIRING).to(device)
-
-    def synapse(self, provider: Provider, device: torch.device, **options: Any) -> Any:
-        """The provider's synapse module for this workload."""
-        return provider.synapse(
-            self.kind, self.synapses, STEP_TIME, **PHYSICS[self.kind],
-            delay=self.record * STEP_TIME, batch_size=self.batch, dtype=self.dtype, device=device,
-            **options,
-        )  # fmt: skip
-
-    def model(self, x: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
-        """Oracle: time constant and values ``[T, B, N]`` of each component."""
-        return oracle.components(self.kind, x, STEP_TIME, **PHYSICS[self.kind])
-
-    # -- what a kind of work defines ----------------------------------------------------------
-
-    def inputs(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+    def inputs(self, device: torch.device) -> Tensors:
         """The tensors that every provider gets."""
         raise NotImplementedError
 
-    def prepare(self, provider: Provider, inputs: tuple[torch.Tensor, ...]) -> Any:
-        """The module, in the state from which a round starts; not timed."""
+    def expected(self, inputs: Tensors) -> Tensors:
+        """What a first round must compute, in float64."""
         raise NotImplementedError
 
-    fresh: ClassVar[bool] = False
-    """Whether every round has to start from a module prepared anew."""
-
-    def run(
-        self, provider: Provider, module: Any, inputs: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        """One round, ``calls`` calls, and what it computed."""
+    @property
+    def moved(self) -> float:
+        """Bytes that a call has to move at the least: inputs read and outputs written once."""
         raise NotImplementedError
 
-    def expected(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """What the first round must compute, in float64."""
-        raise NotImplementedError
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions of a call, where these are what it costs; else 0."""
+        return 0
+
+    # -- helps --------------------------------------------------------------------------------
+
+    def spikes(self, steps: int, device: torch.device, firing: float = FIRING) -> torch.Tensor:
+        """Spikes ``[steps, B, N]``, bool as inferno-ai's neurons make them."""
+        return uniform((steps, self.batch, self.synapses), device) < firing
+
+    def model(self, x: torch.Tensor, physics: oracle.Physics | None = None) -> oracle.Components:
+        return oracle.components(self.kind, x, STEP_TIME, physics or PHYSICS[self.kind])
 
     # -- the gate -----------------------------------------------------------------------------
 
-    def complaint(
-        self, results: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]
-    ) -> str | None:
+    def limits(self) -> tuple[float, ...]:
+        """Largest error of each result, relative to its largest value."""
+        # Rounding errors of a run: many steps in float32, few that add up in shorter dtypes.
+        units = 32 if self.dtype.itemsize >= 4 else 4
+        return (units * torch.finfo(self.dtype).eps,)
+
+    def complaint(self, results: Tensors, expected: Tensors, leniency: float = 1.0) -> str | None:
         """What is wrong with the results of a first round; None if nothing is."""
-        for result, wanted in zip(results, expected, strict=True):
+        limits = self.limits() * len(expected) if len(self.limits()) == 1 else self.limits()
+        for result, wanted, limit in zip(results, expected, limits, strict=True):
             if result.dtype != self.dtype or result.shape != wanted.shape:
                 return f"{result.dtype} {tuple(result.shape)} instead of {tuple(wanted.shape)}"
             scale = wanted.abs().max().item()
             error = (result.double() - wanted).abs().max().item() / scale
-            limit = _ERROR * torch.finfo(self.dtype).eps
-            if not error <= limit:
-                return f"largest error {error:.1e} of the largest value, more than {limit:.1e}"
+            if not error <= leniency * limit:
+                return f"error {error:.1e} of the largest value, more than {leniency * limit:.1e}"
         return None
 
 
@@ -116,23 +162,20 @@ class Step(Workload):
     """Steps without gradient; ``inplace`` is the streaming mode."""
 
     inplace: bool = False
+    work: ClassVar[str] = "step"
 
     @property
-    def title(self) -> str:  # type: ignore[override]
+    def title(self):
         return "step, streaming" if self.inplace else "step, default"
+
+    @property
+    def moved(self):
+        newest_and_slot, current, spikes = 2 * self.components, 1, 2
+        values = (newest_and_slot + current) * self.dtype.itemsize
+        return self.batch * self.synapses * (values + spikes)
 
     def inputs(self, device):
         return (self.spikes(self.record + FILL + self.calls, device),)
-
-    def prepare(self, provider, inputs):
-        module = self.synapse(provider, inputs[0].device, inplace=self.inplace)
-        return stepped(module, inputs[0][: -self.calls])
-
-    def run(self, provider, module, inputs):
-        with torch.no_grad():
-            for x in inputs[0][-self.calls :].unbind():
-                current = module(x)
-        return (current,)
 
     def expected(self, inputs):
         return (oracle.total(self.model(inputs[0]))[-1],)
@@ -144,30 +187,36 @@ class Read(Workload):
 
     shared: bool = False
     """Whether all of the batch reads at the same times, one per synapse."""
+    selectors: int = 0
+    """Times per synapse, as a last axis; 0 for one, without that axis."""
+    work: ClassVar[str] = "read"
 
     @property
-    def title(self) -> str:  # type: ignore[override]
+    def title(self):
         return "current_at, per synapse" if self.shared else "current_at, per element"
+
+    @property
+    def size(self):
+        return super().size + (f", D={self.selectors}" if self.selectors else "")
+
+    @property
+    def moved(self):
+        read = self.batch * self.synapses * max(self.selectors, 1)
+        times = read // self.batch if self.shared else read
+        # Several times per synapse find the record's lines in a cache after the first.
+        record = self.batch * self.synapses * min(max(self.selectors, 1), self.record + 1)
+        return (times + read + self.components * record) * self.dtype.itemsize
 
     def inputs(self, device):
         rows = 1 if self.shared else self.batch
-        steps = torch.rand((rows, self.synapses), generator=self.generator()) * self.record
+        shape = (rows, self.synapses) + ((self.selectors,) if self.selectors else ())
+        steps = uniform(shape, device) * self.record
         # The libraries differ on purpose within rounding of an observation: keep clear of them.
         distance = steps - steps.round()
         steps = torch.where(distance.abs() < 1e-3, steps.round() + 1e-3, steps)
         steps = steps.clamp(max=self.record - 1e-3)
         x = self.spikes(self.record + FILL, device)
-        return x, (steps * STEP_TIME).to(device, self.dtype)
-
-    def prepare(self, provider, inputs):
-        return stepped(self.synapse(provider, inputs[0].device, inplace=True), inputs[0])
-
-    def run(self, provider, module, inputs):
-        times = provider.times(inputs[1], self.batch)
-        with torch.no_grad():
-            for _ in range(self.calls):
-                value = module.current_at(times)
-        return (value,)
+        return x, (steps * STEP_TIME).to(self.dtype)
 
     def expected(self, inputs):
         return (oracle.delayed(self.model(inputs[0]), inputs[1], STEP_TIME),)
@@ -175,60 +224,126 @@ class Read(Workload):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan(Workload):
-    """A whole sequence, forward and backward to the input."""
+    """A whole sequence from rest, with gradients to what ``gradients`` names."""
 
     steps: int = 500
     batch: int = 16
     synapses: int = 256
-
-    fresh: ClassVar[bool] = True
+    source: str = "float"
+    """What the input is: ``"float"``, ``"bool"`` or packed ``"bits"``."""
+    gradients: tuple[str, ...] = ("input",)
+    """Of ``"input"`` and ``"tau"``, in this order."""
+    work: ClassVar[str] = "scan"
 
     @property
-    def title(self) -> str:  # type: ignore[override]
-        return "sequence with its gradient" + ("" if self.record else ", no delay")
+    def title(self):
+        if not self.gradients:
+            return f"sequence from {self.source}"
+        return "sequence with gradient to " + " and ".join(self.gradients)
 
     @property
-    def size(self) -> str:
-        delay = f"{self.record} steps of delay" if self.record else "no delay"
-        return f"T={self.steps}, B={self.batch}, N={self.synapses}, {delay}"
+    def size(self):
+        return f"T={self.steps}, {super().size}"
+
+    @property
+    def moved(self):
+        values, item = self.steps * self.batch * self.synapses, self.dtype.itemsize
+        read = {"float": item, "bool": 1, "bits": 1 / 8}[self.source]
+        forward = read + item
+        backward = 2 * item if "input" in self.gradients else 0
+        return values * (forward + backward + (read if "tau" in self.gradients else 0))
 
     def inputs(self, device):
-        x = self.spikes(self.steps, device).to(self.dtype)
-        return x, torch.randn(x.shape, generator=self.generator()).to(device, self.dtype)
-
-    def prepare(self, provider, inputs):
-        return self.synapse(provider, inputs[0].device)
-
-    def run(self, provider, module, inputs):
-        x = inputs[0].detach().requires_grad_()
-        current = provider.sequence(module, x)
-        (dx,) = torch.autograd.grad(current, x, inputs[1])
-        return current.detach(), dx
+        x = self.spikes(self.steps, device)
+        x = x.to(self.dtype) if self.source == "float" else x
+        if not self.gradients:
+            return (x,)
+        return x, normal(x.shape, device).to(self.dtype)
 
     def expected(self, inputs):
+        if not self.gradients:
+            return (oracle.total(self.model(inputs[0])),)
         x = inputs[0].double().requires_grad_()
-        current = oracle.total(self.model(x))
-        (dx,) = torch.autograd.grad(current, x, inputs[1].double())
-        return current.detach(), dx
+        physics: oracle.Physics = dict(PHYSICS[self.kind])
+        leaves = {"input": x}
+        if "tau" in self.gradients:
+            leaves["tau"] = torch.tensor(
+                PHYSICS[self.kind]["time_constant"], dtype=torch.float64, device=x.device
+            ).requires_grad_()
+            physics["time_constant"] = leaves["tau"]
+        current = oracle.total(self.model(x, physics))
+        wanted = [leaves[name] for name in self.gradients]
+        gradients = torch.autograd.grad(current, wanted, inputs[1].double())
+        return current.detach(), *gradients
+
+    def limits(self):
+        (limit,) = super().limits()
+        # A sum of T*B*N numbers of either sign: what remains of it is small.
+        return (limit, *(1e-3 if name == "tau" else limit for name in self.gradients))
 
 
-def stepped(module: Any, x: torch.Tensor) -> Any:
-    """The module after these steps."""
-    with torch.no_grad():
-        for row in x.unbind():
-            module(row)
-    return module
+@dataclass(frozen=True, kw_only=True)
+class Project(Workload):
+    """A delayed linear layer over a sequence from rest, forward or with all gradients."""
 
+    steps: int = 50
+    batch: int = 32
+    synapses: int = 140
+    outputs: int = 128
+    record: int = 25
+    firing: float = 0.05
+    gradient: bool = False
+    """To the input, the weights and, unless ``whole``, the delays."""
+    whole: bool = False
+    """Delays at whole steps, where a temporal convolution computes the same."""
+    work: ClassVar[str] = "project"
 
-WORKLOADS: list[Workload] = [
-    workload
-    for kind in PHYSICS
-    for workload in (
-        Step(kind=kind, inplace=True, calls=40, target=2),
-        Step(kind=kind, calls=2, target=30),
-        Read(kind=kind, calls=3, target=8),
-        Read(kind=kind, shared=True, calls=3, target=8),
-        Scan(kind=kind, record=0, target=10),
-        Scan(kind=kind, target=50),
-    )
-]
+    @property
+    def title(self):
+        delays = " at whole steps" if self.whole else ""
+        return f"delayed linear{delays}, forward" + (" and backward" if self.gradient else "")
+
+    @property
+    def size(self):
+        shape = f"T={self.steps}, B={self.batch}, I={self.synapses}, O={self.outputs}"
+        return f"{shape}, K={self.record + 1}, spikes={self.firing:g}"
+
+    @property
+    def moved(self):
+        passes = 3 if self.gradient else 1
+        return passes * self.steps * self.batch * (self.synapses + self.outputs) * 4
+
+    @property
+    def operations(self):
+        taps = self.steps * self.batch * self.synapses * self.outputs
+        return 2 * taps * (3 if self.gradient else 1)
+
+    def inputs(self, device):
+        weight = normal((self.outputs, self.synapses), device)
+        delay = uniform(weight.shape, device) * (self.record - 2e-3) + 1e-3
+        # Away from observations, where one-sided derivatives differ, or on them.
+        distance = delay - delay.round()
+        delay = torch.where(distance.abs() < 1e-3, delay.round() + 2e-3, delay)
+        delay = delay.round() if self.whole else delay
+        x = self.spikes(self.steps, device, self.firing)
+        found = [x, weight.to(self.dtype), (delay * STEP_TIME).to(self.dtype)]
+        if self.gradient:
+            found[0] = x.to(self.dtype)
+            shape = (self.steps, self.batch, self.outputs)
+            found.append(normal(shape, device).to(self.dtype))
+        return tuple(found)
+
+    def expected(self, inputs):
+        x, weight, delay = (tensor.double() for tensor in inputs[:3])
+        leaves = [x, weight] if self.whole else [x, weight, delay]
+        with torch.set_grad_enabled(self.gradient):
+            for leaf in leaves:
+                leaf.requires_grad_(self.gradient)
+            y = oracle.projected(self.model(x), weight, delay, STEP_TIME)
+        if not self.gradient:
+            return (y,)
+        return y.detach(), *torch.autograd.grad(y, leaves, inputs[3].double())
+
+    def limits(self):
+        # Sums over a thousand products and more, in another order.
+        return (8 * super().limits()[0],)

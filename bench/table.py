@@ -1,0 +1,115 @@
+"""The rows: every size that is timed, and what it has to reach.
+
+To add a size, a dtype or a delay, add a row.
+"""
+
+from dataclasses import replace
+
+import torch
+from workloads import GPU, PHYSICS, Project, Read, Scan, Step, Workload, faster, within
+
+CPU = ("cpu",)
+INFERNO, LOOP, COPY, CLONE = "inferno-ai", "plain PyTorch", "copy_", "clone"
+
+
+def at_rates(rates: tuple[float, ...], row: Project) -> list[Workload]:
+    """The row at several densities of spikes."""
+    return [replace(row, firing=rate, targets=(), sweep=True) for rate in rates]
+
+
+# -- steps and reads ------------------------------------------------------------------------------
+
+SYNAPSES: list[Workload] = [
+    row
+    for kind in PHYSICS
+    for row in (
+        Step(kind=kind, inplace=True, calls=40, devices=CPU, targets=(faster("cpu", 2, INFERNO),)),
+        Step(kind=kind, calls=2, devices=CPU, targets=(faster("cpu", 30, INFERNO),)),
+        Read(kind=kind, calls=3, targets=(faster("cpu", 8, INFERNO),)),
+        Read(kind=kind, shared=True, calls=3, targets=(faster("cpu", 8, INFERNO),)),
+    )
+]
+
+_STEP = Step(inplace=True, record=25, devices=GPU, targets=(within("cuda", 1.3, COPY),))
+_FLAT = within("cuda", 1.1, size=_STEP.size)
+STEPS: list[Workload] = [
+    _STEP,
+    replace(_STEP, record=1023, targets=(*_STEP.targets, _FLAT)),
+    replace(_STEP, kind="double"),
+    replace(_STEP, record=255, targets=(), sweep=True),
+    *(replace(_STEP, synapses=n, targets=(), sweep=True) for n in (256, 1024, 16384)),
+    *(
+        replace(_STEP, dtype=dtype, targets=(), sweep=True)
+        for dtype in (torch.float64, torch.bfloat16, torch.float16)
+    ),
+    Read(batch=128, synapses=256, record=25, shared=True, selectors=256, devices=GPU, sweep=True),
+]
+
+# -- sequences ------------------------------------------------------------------------------------
+
+SEQUENCES: list[Workload] = [
+    row
+    for kind in PHYSICS
+    for row in (
+        Scan(kind=kind, record=0, targets=(faster("cpu", 10, INFERNO),)),
+        Scan(kind=kind, targets=(faster("cpu", 50, INFERNO),)),
+    )
+]
+
+_LONG = Scan(steps=1000, batch=64, synapses=1024, record=0, gradients=(), devices=GPU)
+_TRAINED = replace(_LONG, gradients=("input", "tau"))
+SCANS: list[Workload] = [
+    replace(_LONG, source="bool", targets=(within("cuda", 0.75, CLONE),)),
+    replace(_LONG, source="bits", targets=(within("cuda", 0.65, CLONE),)),
+    replace(
+        _TRAINED,
+        targets=(faster("cuda", 80, LOOP), faster("cuda", 1.4, "accelerated-scan")),
+    ),
+    _LONG,
+    # A toy, the spoken digits as they are usually binned (700 channels, 100 steps), and beyond.
+    Scan(steps=20, batch=4, synapses=32, record=0, devices=GPU, sweep=True),
+    Scan(steps=100, batch=256, synapses=700, record=0, devices=GPU, sweep=True),
+    *(replace(_TRAINED, steps=steps, sweep=True) for steps in (100, 300, 3000)),
+    *(replace(_LONG, source="bool", steps=steps, sweep=True) for steps in (100, 300, 3000)),
+    *(replace(_LONG, source="bool", synapses=n, sweep=True) for n in (64, 256, 4096)),
+    *(replace(_LONG, dtype=d, sweep=True) for d in (torch.bfloat16, torch.float16)),
+]
+
+# -- delayed layers -------------------------------------------------------------------------------
+
+_DENSE = Project(steps=100, batch=256, synapses=256, outputs=256, devices=GPU)
+_DENSE_BOTH = replace(_DENSE, gradient=True)
+_TEMPORAL = Project(
+    steps=1000, batch=64, synapses=256, outputs=256, whole=True, firing=0.05, devices=GPU
+)
+LAYERS: list[Workload] = [
+    Project(targets=(faster("cpu", 30, INFERNO),)),
+    Project(gradient=True, targets=(faster("cpu", 15, INFERNO),)),
+    replace(_DENSE, targets=(faster("cuda", 250, INFERNO),)),
+    _DENSE_BOTH,
+    replace(_DENSE_BOTH, record=251, targets=(within("cuda", 1.15, size=_DENSE_BOTH.size),)),
+    *(
+        replace(_TEMPORAL, gradient=gradient, record=k, targets=(faster("cuda", limit, "DCLS"),))
+        for k, limit in ((25, 1), (61, 2), (251, 4))
+        for gradient in (False, True)
+    ),
+    *at_rates((0.01, 0.02, 0.1, 0.2, 0.5), _DENSE),
+    replace(_DENSE, record=61, sweep=True),
+    replace(_DENSE, record=251, sweep=True),
+]
+
+# -- what a call costs the host -------------------------------------------------------------------
+
+CALLS: list[Workload] = [
+    replace(row, batch=4, synapses=32, record=4, host=True)
+    for row in (
+        Step(inplace=True, calls=100),
+        Step(calls=100),
+        Read(calls=100),
+        Scan(steps=8, gradients=()),
+        Scan(steps=8),
+        Project(steps=8, outputs=32),
+    )
+]
+
+WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *LAYERS, *SCANS, *STEPS, *CALLS]
