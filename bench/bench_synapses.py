@@ -67,8 +67,8 @@ def cases(config):
                 continue
             if device == "cpu" and work.sweep and not config.getoption("--sweep"):
                 continue
-            targets = [t for t in work.targets if t.device == device]
-            if config.getoption("--gates") and not targets:
+            group = "gates" if any(t.device == device for t in work.targets) else "rest"
+            if config.getoption("--only") not in (None, group):
                 continue
             for provider in PROVIDERS:
                 if provider.offers(work, device):

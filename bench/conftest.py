@@ -45,7 +45,7 @@ def pytest_addoption(parser):
     group.addoption("--work", help="kinds of work, of step,read,scan,project; all if none is named")
     group.addoption("--on", help="devices, of cpu,cuda; all that are there if none is named")
     group.addoption(
-        "--gates", action="store_true", help="only what has a target, and what it is compared with"
+        "--only", choices=("gates", "rest"), help="only what has a target there, or what has none"
     )
     group.addoption("--sweep", action="store_true", help="the many sizes on a CPU, too")
     group.addoption(

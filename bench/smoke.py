@@ -1,0 +1,100 @@
+"""Runs every kernel once through the modules and compares it with the reference, on one device.
+
+``python bench/smoke.py [device]``; small enough for ``compute-sanitizer``. Prints a line for each
+operation, and fails if one is wrong.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import tritonsyn
+
+BATCH, SYNAPSES, STEPS = 3, 37, 9
+KINDS: dict[str, tuple[Any, tuple[float, ...]]] = {
+    "single": (tritonsyn.SingleExponentialCurrent, (10.0, 5.0)),
+    "double": (tritonsyn.DoubleExponentialCurrent, (10.0, 6.0, 2.0)),
+}
+Tensors = list[torch.Tensor]
+Operation = Callable[[str], Tensors]
+
+
+def operations(device: torch.device) -> Iterator[tuple[str, Operation]]:
+    """What is run, by name: a function of the backend that gives all that it computes."""
+    generator = torch.Generator().manual_seed(0)
+    spikes = (torch.rand((STEPS, BATCH, SYNAPSES), generator=generator) < 0.3).to(device)
+    times = (torch.rand((BATCH, SYNAPSES, 2), generator=generator) * 5).to(device)
+    for kind, (cls, physics) in KINDS.items():
+
+        def synapse(backend: str, learned: bool = False, cls=cls, physics=physics) -> Any:
+            constants = [
+                torch.nn.Parameter(torch.full((SYNAPSES,), p)) if learned else p for p in physics
+            ]
+            make = cls.partialconstructor(*constants)
+            return make(SYNAPSES, 1.0, 5.0, BATCH, backend=backend).to(device)
+
+        def streaming(backend: str, synapse=synapse) -> Tensors:
+            module = synapse(backend)
+            with torch.no_grad():
+                currents = [module(row) for row in spikes.unbind()]
+                return [*currents, module.current_at(times), module.spike_at(times).float()]
+
+        def training(backend: str, synapse=synapse) -> Tensors:
+            module, x = synapse(backend, learned=True), spikes.float().requires_grad_()
+            selector = times.clone().requires_grad_()
+            total = sum(
+                (module(row) * i).sum() + module.current_at(selector).square().sum()
+                for i, row in enumerate(x.unbind())
+            )
+            return list(torch.autograd.grad(total, [x, selector, *module.parameters()]))
+
+        def sequence(backend: str, synapse=synapse) -> Tensors:
+            module, x = synapse(backend, learned=True), spikes.float().requires_grad_()
+            y = module.scan(x)
+            gradients = torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+            module.clear()
+            packed = tritonsyn.functional.pack_spikes(spikes, backend=backend)
+            return [y.detach(), *gradients, module.scan(packed).detach()]
+
+        yield f"{kind}: steps and reads", streaming
+        yield f"{kind}: steps and reads with gradients", training
+        yield f"{kind}: sequences with gradients, and from bits", sequence
+    if hasattr(tritonsyn, "DelayedLinear"):
+        yield "delayed linear layer with gradients", lambda backend: layer(backend, spikes)
+
+
+def layer(backend: str, spikes: torch.Tensor) -> Tensors:
+    """A sequence through the layer, with gradients to everything."""
+    torch.manual_seed(0)
+    with tritonsyn.use_backend(backend):
+        module = tritonsyn.DelayedLinear(
+            SYNAPSES, 11, 1.0, delay=5.0, batch_size=BATCH, bias=True, device=spikes.device,
+            synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+        )  # fmt: skip
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.rand(parameter.shape))
+        x = spikes.float().requires_grad_()
+        y = module.scan(x)
+        gradients = torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+    return [y.detach(), *gradients]
+
+
+def main() -> int:
+    """Compares all operations; 0 if all agree."""
+    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    wrong = 0
+    for name, operation in operations(device):
+        pairs = zip(operation("triton"), operation("reference"), strict=True)
+        errors = [((a - b).abs().max() / b.abs().max().clamp(min=1e-6)).item() for a, b in pairs]
+        right = all(error < 1e-4 for error in errors)
+        wrong += not right
+        print(f"{'agrees' if right else 'WRONG '}  {max(errors):.1e}  {name}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""A visit to a machine with a GPU, in one command: ``python bench/visit.py --out DIR --budget 540``.
+
+Needs no network: the package is installed from this tree into a folder of its own, and what the
+machine lacks is skipped. Runs the stages below, the most valuable first, each with a part of the
+time; one that fails or runs out of time does not stop the others. ``DIR`` is left with few files:
+``summary.md``, ``summary.json``, ``bench.csv``, pictures, and ``logs.tar.gz`` with everything that
+was printed. A second visit to the same folder goes on with the stages that did not finish.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESERVE = 10.0
+"""Seconds kept for the summary."""
+LEAST = 5.0
+"""Seconds under which no stage is started."""
+GRACE = 10.0
+"""Seconds in which an interrupted stage may say what it has found."""
+FINISHED = ("passed", "failed")
+
+Reason = str | None
+
+
+def needs_nothing() -> Reason:
+    """For stages that run everywhere."""
+    return None
+
+
+def needs_gpu() -> Reason:
+    """Why the kernels cannot run here; None if they can."""
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def needs_sanitizer() -> Reason:
+    """The same for ``compute-sanitizer``."""
+    return needs_gpu() or (
+        None if shutil.which("compute-sanitizer") else "no compute-sanitizer on this machine"
+    )
+
+
+def needs_tune() -> Reason:
+    """The same for the sweep over launch settings."""
+    if reason := needs_gpu():
+        return reason
+    there = any((ROOT / "tritonsyn").glob("cli/tune.py"))
+    return None if there else "tritonsyn has no command `tune`"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command."""
+
+    name: str
+    command: tuple[str, ...]
+    """With {python}, {root}, {out}, {logs}, and {seconds}, a little under what it may take."""
+    share: float
+    """Part of the budget that it may take."""
+    missing: Callable[[], Reason] = needs_nothing
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+_PYTEST = ("{python}", "-m", "pytest", "-p", "no:cacheprovider")
+_BENCH = (
+    *_PYTEST, "{root}/bench", "-q", "--on", "cuda", "--record", "{out}/bench.csv", "--seconds",
+    "0.6", "--deadline", "{seconds}", "--benchmark-columns", "median,iqr,rounds",
+)  # fmt: skip
+_SIDE_BY_SIDE = ("-n", "4") if importlib.util.find_spec("xdist") else ()
+_CLI = ("{python}", "-c", "from tritonsyn.cli import main; raise SystemExit(main())")
+
+STAGES = (
+    Stage("environment", (*_CLI, "info"), 0.06),
+    Stage("smoke", ("{python}", "{root}/bench/smoke.py"), 0.15, needs_gpu),
+    Stage("gpu-tests", (*_PYTEST, "{root}/tests", "-q", "-m", "gpu"), 0.15, needs_gpu),
+    Stage("bench-gates", (*_BENCH, "--only", "gates", "--benchmark-json", "{logs}/gates.json"),
+          0.35, needs_gpu),
+    Stage("tests", (*_PYTEST, "{root}/tests", "-q", *_SIDE_BY_SIDE), 0.3, needs_gpu),
+    Stage("bench-rest", (*_BENCH, "--only", "rest", "--benchmark-json", "{logs}/rest.json"),
+          0.25, needs_gpu),
+    Stage(
+        "memcheck",
+        ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1", "{python}",
+         "{root}/bench/smoke.py"),
+        0.15, needs_sanitizer,
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # else it sees one large allocation
+    ),
+    Stage(
+        "racecheck",
+        ("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "1", "{python}",
+         "{root}/bench/smoke.py"),
+        0.1, needs_sanitizer,
+    ),
+    Stage("tune", (*_CLI, "tune", "--out", "{logs}/tune"), 0.12, needs_tune),
+    Stage("pictures", ("{python}", "{root}/docs/draw_bench.py", "{out}/bench.csv", "{out}"), 0.1),
+)  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What came of a stage."""
+
+    status: str
+    """``passed``, ``failed``, ``out of time``, ``not reached`` or ``skipped: ...``."""
+    seconds: float = 0.0
+    tail: str = ""
+    """The end of what it printed."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether another visit need not run it again."""
+        return self.status in FINISHED
+
+
+class Visit:
+    """A folder for results, and what came of the stages so far."""
+
+    def __init__(self, out: Path, budget: float, logs: Path) -> None:
+        self.out, self.logs, self.budget = out, logs, budget
+        self._start = time.monotonic()
+        self.environment = dict(os.environ)
+        self.outcomes: dict[str, Outcome] = {}
+        self.notes: list[str] = []
+        out.mkdir(parents=True, exist_ok=True)
+        logs.mkdir(parents=True, exist_ok=True)
+        summary = out / "summary.json"
+        if summary.exists():
+            stages = json.loads(summary.read_text(encoding="utf-8"))["stages"]
+            self.outcomes = {name: Outcome(**found) for name, found in stages.items()}
+        if (out / "logs.tar.gz").exists():
+            with tarfile.open(out / "logs.tar.gz") as archive:
+                archive.extractall(logs, filter="data")
+
+    @property
+    def left(self) -> float:
+        """Seconds left for stages."""
+        return self.budget - RESERVE - (time.monotonic() - self._start)
+
+    def run(self, stages: tuple[Stage, ...], again: tuple[str, ...] = ()) -> None:
+        """Runs the stages that have not finished, and those named again."""
+        for stage in stages:
+            before = self.outcomes.get(stage.name)
+            if before is not None and before.finished and stage.name not in again:
+                print(f"{stage.name}: {before.status} in an earlier visit", flush=True)
+                continue
+            self.outcomes[stage.name] = self._outcome(stage)
+            outcome = self.outcomes[stage.name]
+            print(f"{stage.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
+            self.summarize()
+
+    def _outcome(self, stage: Stage) -> Outcome:
+        reason = stage.missing()
+        if reason:
+            return Outcome(f"skipped: {reason}")
+        limit = min(stage.share * self.budget, self.left)
+        if limit < LEAST:
+            return Outcome("not reached")
+        log = self.logs / f"{stage.name}.log"
+        start = time.monotonic()
+        code = run(self.filled(stage.command, limit), limit, log, self._variables(stage))
+        status = {None: "out of time", 0: "passed"}.get(code, "failed")
+        return Outcome(status, round(time.monotonic() - start, 1), tail(log))
+
+    def filled(self, command: tuple[str, ...], limit: float) -> list[str]:
+        """The command for this visit."""
+        names = {
+            "python": sys.executable, "root": str(ROOT), "out": str(self.out),
+            "logs": str(self.logs), "seconds": f"{max(limit - GRACE, 1):.0f}",
+        }  # fmt: skip
+        return [part.format(**names) for part in command]
+
+    def _variables(self, stage: Stage) -> dict[str, str]:
+        return {**self.environment, **stage.environment}
+
+    # -- the package ----------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Makes ``tritonsyn`` of this tree importable for the stages, without a network."""
+        site = self.logs.parent / "site"
+        command = (
+            "{python}", "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+            "--no-index", "--upgrade", "--target", str(site), "{root}",
+        )  # fmt: skip
+        code = run(self.filled(command, 90), 90, self.logs / "install.log", self.environment)
+        if code != 0:
+            self.notes.append("pip could not install the tree, so it was linked instead")
+            link(site)
+        before = self.environment.get("PYTHONPATH")
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(site), *([before] if before else [])])
+        # The working folder would come first, and its tritonsyn has no kernels.
+        self.environment["PYTHONSAFEPATH"] = "1"
+
+    # -- the summary ----------------------------------------------------------------------------
+
+    def summarize(self) -> None:
+        """Writes the summary and packs the logs."""
+        lines = bench_lines(self.out / "bench.csv")
+        stages = {name: asdict(outcome) for name, outcome in self.outcomes.items()}
+        found = {"stages": stages, "notes": self.notes, "bench": lines}
+        (self.out / "summary.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        (self.out / "summary.md").write_text(self._page(lines), encoding="utf-8")
+        with tarfile.open(self.out / "logs.tar.gz", "w:gz") as archive:
+            for path in sorted(self.logs.iterdir()):
+                archive.add(path, path.name)
+
+    def _page(self, lines: list[dict[str, str]]) -> str:
+        page = ["# Visit", "", "| stage | outcome | s |", "|---|---|---|"]
+        page += [f"| {name} | {o.status} | {o.seconds:g} |" for name, o in self.outcomes.items()]
+        page += ["", *self.notes, "", "## Targets", ""]
+        page += ["| workload | size | dtype | ms | target |", "|---|---|---|---|---|"]
+        for line in lines:
+            if line["targets"]:
+                what = (line[name] for name in ("workload", "size", "dtype", "milliseconds"))
+                page.append(f"| {' | '.join(what)} | {line['targets']} |")
+        page += ["", "## Times", "", "| workload | size | dtype | provider | ms | rate |"]
+        page.append("|---|---|---|---|---|---|")
+        for line in lines:
+            what = (line[name] for name in ("workload", "size", "dtype", "provider"))
+            rate = f"{line['rate']} {line['unit']}"
+            page.append(f"| {' | '.join(what)} | {line['milliseconds']} | {rate} |")
+        for name, outcome in self.outcomes.items():
+            if outcome.status in ("failed", "out of time"):
+                page += ["", f"## {name}: {outcome.status}", "", "```", outcome.tail, "```"]
+        return "\n".join(page) + "\n"
+
+
+def run(command: list[str], limit: float, log: Path, environment: dict[str, str]) -> int | None:
+    """The exit status of a command, whose output goes into ``log``; None if it ran too long."""
+    with log.open("w", encoding="utf-8") as file:
+        print("$", *command, file=file, flush=True)
+        try:
+            process = subprocess.Popen(
+                command, cwd=log.parent, env=environment, stdin=subprocess.DEVNULL,
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            print(error, file=file)
+            return 127
+        for patience, stop in ((limit, signal.SIGINT), (GRACE, signal.SIGKILL)):
+            try:
+                code = process.wait(patience)
+                return code if stop == signal.SIGINT else None
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, stop)
+        process.wait()
+        return None
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    """The end of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def link(site: Path) -> None:
+    """The packages of the tree as links: ``tritonsyn.kernels`` is the folder ``kernels``."""
+    package = site / "tritonsyn"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    for source in (*(ROOT / "tritonsyn").iterdir(), ROOT / "kernels"):
+        target = package / source.name
+        if not target.is_symlink():
+            target.symlink_to(source)
+
+
+def bench_lines(path: Path) -> list[dict[str, str]]:
+    """The lines of the benchmarks' CSV; none where it is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a visit; 0 if no stage failed or ran out of time."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--budget", type=float, default=540, help="seconds for all of it (540)")
+    parser.add_argument(
+        "--again", nargs="*", metavar="STAGE", help="run these again, or all if none is named"
+    )
+    arguments = parser.parse_args(argv)
+    names = tuple(stage.name for stage in STAGES)
+    again = () if arguments.again is None else tuple(arguments.again) or names
+    if unknown := set(again) - set(names):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        visit = Visit(arguments.out.resolve(), arguments.budget, Path(scratch, "logs"))
+        visit.install()
+        visit.run(STAGES, again)
+        visit.summarize()
+        bad = [n for n, o in visit.outcomes.items() if o.status in ("failed", "out of time")]
+    print(f"{arguments.out / 'summary.md'}", *(f"{name} did not pass" for name in bad), sep="\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
