@@ -203,7 +203,7 @@ def result(case, timer, job, seconds, share, ratios):
     """The line of a case."""
     work, milliseconds = case.work, 1e3 * median(seconds)
     low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-    amount = work.operations or job.moved or work.moved
+    amount = 0 if work.host else work.operations or job.moved or work.moved
     memory = timing.peak_memory(job, torch.device(case.device)) if not work.host else None
     return Result(
         workload=work.name,
@@ -217,8 +217,8 @@ def result(case, timer, job, seconds, share, ratios):
         timer=timer.method,
         rounds=len(seconds),
         others=share,
-        rate=1e-6 * amount / milliseconds,
-        unit="Gop/s" if work.operations else "GB/s",
+        rate=1e-6 * amount / milliseconds if amount else None,
+        unit=("Gop/s" if work.operations else "GB/s") if amount else "",
         peak_mb=None if memory is None else 1e-6 * memory,
         ratios=ratios,
         targets=case.targets,

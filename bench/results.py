@@ -42,9 +42,9 @@ class Result:
     """Rounds that count."""
     others: float
     """Part of the machine that other processes used during these rounds, at the median."""
-    rate: float
+    rate: float | None
     unit: str
-    """What the time amounts to: GB/s of the least bytes, or Gop/s."""
+    """What the time amounts to: GB/s of the least bytes, or Gop/s; none for the host's time."""
     peak_mb: float | None
     """Memory that a call has allocated at the most, MB."""
     ratios: dict[str, float] = field(default_factory=dict)
@@ -98,10 +98,11 @@ def table(results: list[Result]) -> list[str]:
     heads = ("ms a call", "quartiles", "rate", "peak MB", "others", "timer", "times as fast as")
     rows = [("workload", "dtype", "device", "provider", *heads)]
     for r in results:
+        rate = "" if r.rate is None else f"{r.rate:.3g} {r.unit}"
         rows.append(
             (
                 f"{r.workload} ({r.size})", r.dtype, r.device, r.provider,
-                f"{r.milliseconds:.3g}", f"{r.low:.3g} to {r.high:.3g}", f"{r.rate:.3g} {r.unit}",
+                f"{r.milliseconds:.3g}", f"{r.low:.3g} to {r.high:.3g}", rate,
                 "" if r.peak_mb is None else f"{r.peak_mb:.3g}", f"{r.others:.0%}", r.timer,
                 _ratios(r),
             )

@@ -98,6 +98,20 @@ LAYERS: list[Workload] = [
     replace(_DENSE, record=251, sweep=True),
 ]
 
+# -- smaller sizes for a CPU ----------------------------------------------------------------------
+
+_SMALL_SCAN, _SMALL_LAYER = (
+    Scan(record=0, devices=CPU, sweep=True),
+    Project(devices=CPU, sweep=True),
+)
+SMALL: list[Workload] = [
+    *(replace(_SMALL_SCAN, steps=steps) for steps in (50, 150, 1500)),
+    *(replace(_SMALL_SCAN, synapses=n) for n in (32, 128, 1024)),
+    *(Step(inplace=True, record=k, calls=40, devices=CPU, sweep=True) for k in (5, 60)),
+    *(replace(_SMALL_LAYER, record=k) for k in (5, 60)),
+    *at_rates((0.01, 0.1, 0.5), _SMALL_LAYER),
+]
+
 # -- what a call costs the host -------------------------------------------------------------------
 
 CALLS: list[Workload] = [
@@ -112,4 +126,4 @@ CALLS: list[Workload] = [
     )
 ]
 
-WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *LAYERS, *SCANS, *STEPS, *CALLS]
+WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *LAYERS, *SCANS, *STEPS, *SMALL, *CALLS]

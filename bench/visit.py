@@ -1,4 +1,6 @@
-"""A visit to a machine with a GPU, in one command: ``python bench/visit.py --out DIR --budget 540``.
+"""A visit to a machine with a GPU, in one command.
+
+``python bench/visit.py --out DIR --budget 540``
 
 Needs no network: the package is installed from this tree into a folder of its own, and what the
 machine lacks is skipped. Runs the stages below, the most valuable first, each with a part of the
@@ -190,10 +192,15 @@ class Visit:
 
     def install(self) -> None:
         """Makes ``tritonsyn`` of this tree importable for the stages, without a network."""
-        site = self.logs.parent / "site"
+        site, tree = self.logs.parent / "site", self.logs.parent / "tree"
+        tree.mkdir(exist_ok=True)
+        for name in ("tritonsyn", "kernels"):
+            shutil.copytree(ROOT / name, tree / name, symlinks=True, dirs_exist_ok=True)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, tree)
         command = (
             "{python}", "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-            "--no-index", "--upgrade", "--target", str(site), "{root}",
+            "--no-index", "--upgrade", "--target", str(site), str(tree),
         )  # fmt: skip
         code = run(self.filled(command, 90), 90, self.logs / "install.log", self.environment)
         if code != 0:

@@ -1,0 +1,202 @@
+"""The helpers of the benchmarks: right answers, lines of the CSV, the stages of a visit."""
+
+import json
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import oracle
+import peers
+import providers
+import results
+import table
+import visit
+import workloads
+from workloads import Project, Read, Scan, Step
+
+CPU = torch.device("cpu")
+TINY = {"batch": 3, "synapses": 5, "record": 4}
+ROWS = [
+    Step(**TINY, calls=2),
+    Step(**TINY, kind="double", inplace=True, calls=2),
+    Read(**TINY),
+    Read(**TINY, kind="double", shared=True),
+    Read(**TINY, shared=True, selectors=2),
+    Scan(**TINY, steps=7),
+    Scan(**TINY, steps=7, kind="double"),
+    Scan(**TINY, steps=7, source="bits", gradients=()),
+    Scan(**TINY, steps=7, gradients=("input", "tau")),
+    Project(**TINY, steps=7, outputs=2),
+    Project(**TINY, steps=7, outputs=2, gradient=True),
+    Project(**TINY, steps=7, outputs=2, gradient=True, whole=True),
+]
+HERE = [
+    providers.Tritonsyn("reference", ("cpu",)),
+    providers.Inferno(),
+    providers.Plain(),
+    peers.Dcls(),
+]
+
+
+@pytest.mark.parametrize(
+    "provider, row",
+    [
+        pytest.param(provider, row, id=f"{provider.name}: {row.name}, {row.size}")
+        for provider in HERE
+        for row in ROWS
+        if provider.offers(row, "cpu")
+    ],
+)
+def test_a_provider_agrees_with_the_oracle(provider, row):
+    row = replace(row, dtype=torch.float64 if provider.name != "DCLS" else torch.float32)
+    if reason := provider.missing(row):
+        pytest.skip(reason)
+    inputs = row.inputs(CPU)
+    job = provider.job(row, inputs)
+    job.reset()
+    found = job.finish(job.run())
+    assert row.complaint(found, row.expected(inputs)) is None
+    wrong = [tensor.clone(memory_format=torch.contiguous_format) for tensor in found]
+    wrong[-1].view(-1)[0] += 0.1 * wrong[-1].abs().max()
+    assert "error" in row.complaint(tuple(wrong), row.expected(inputs))
+    assert row.moved > 0
+
+
+@pytest.mark.parametrize("kind", workloads.PHYSICS)
+def test_taps_weigh_what_a_materialised_read_gives(kind):
+    x = torch.rand(8, 2, 3) < 0.5
+    weight, delay = torch.randn(4, 3).double(), torch.rand(4, 3).double() * 5
+    parts = oracle.components(kind, x, 1.0, workloads.PHYSICS[kind])
+    y = oracle.projected(parts, weight, delay, 1.0)
+    for t in range(len(x)):
+        past = [(c, torch.nn.functional.pad(v[: t + 1], (0, 0, 0, 0, 8, 0))) for c, v in parts]
+        read = oracle.delayed(past, delay.T.unsqueeze(0), 1.0)
+        torch.testing.assert_close(y[t], torch.einsum("bio,oi->bo", read, weight))
+
+
+def test_rows_differ_and_their_targets_name_providers_and_rows():
+    rows = [(row.name, row.size, row.dtype, row.devices) for row in table.WORKLOADS]
+    assert len(set(rows)) == len(rows)
+    names = {provider.name for provider in peers.PROVIDERS}
+    for row in table.WORKLOADS:
+        for target in row.targets:
+            assert not target.rival or target.rival in names
+            others = [(r.name, r.size) for r in table.WORKLOADS if target.device in r.devices]
+            assert (row.name, target.size or row.size) in others
+            assert target.device in row.devices
+
+
+def result(**changes):
+    made = results.Result(
+        "step", "B=1", "tritonsyn reference", "float32", "cpu", 2.0, 1.5, 2.5, "host", 5, 0.0,
+        1.0, "GB/s", None,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def test_a_line_with_the_same_key_is_replaced(tmp_path):
+    path = tmp_path / "new" / "lines.csv"
+    results.write([result(), result(size="B=2")], path)
+    results.write([result(milliseconds=3.0)], path)
+    lines = results.read(path)
+    assert len(lines) == 2
+    assert {line["size"]: line["milliseconds"] for line in lines.values()} == {
+        "B=1": "3",
+        "B=2": "2",
+    }
+    assert all(set(line) == set(results.FIELDS) for line in lines.values())
+
+
+def test_targets_are_judged_by_pairs_or_by_another_line():
+    least = workloads.faster("cpu", 30, "inferno-ai")
+    most = workloads.within("cpu", 1.3, "copy_")
+    flat = workloads.within("cpu", 1.1, size="B=2")
+    lines = [
+        result(targets=(least, most, flat), ratios={"inferno-ai": 31.0}),
+        result(provider="copy_", milliseconds=1.0),
+        result(size="B=2", milliseconds=1.9),
+    ]
+    said = [str(verdict) for verdict in results.verdicts(lines)]
+    assert said == [
+        "at least 30x inferno-ai: 31x, reached",
+        "at most 1.3x copy_: 2x, missed",
+        "at most 1.1x at B=2: 1.05x, reached",
+    ]
+    assert "not compared" in str(results.verdicts(lines[:1])[1])
+
+
+def stage(name, code, share=0.5, **options):
+    return visit.Stage(name, (sys.executable, "-c", code), share, **options)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(visit, "RESERVE", 0.0)
+    monkeypatch.setattr(visit, "LEAST", 0.5)
+    monkeypatch.setattr(visit, "GRACE", 1.0)
+
+
+@pytest.fixture
+def visits(tmp_path):
+    """Begins a visit to the folder; what came of its stages is in ``statuses``."""
+    return lambda budget=60.0: visit.Visit(tmp_path / "out", budget, tmp_path / "logs")
+
+
+def statuses(there):
+    return {name: outcome.status for name, outcome in there.outcomes.items()}
+
+
+def test_a_bad_stage_does_not_stop_the_others(tmp_path, quick, visits):
+    stages = (
+        stage("slow", "import time; print('began', flush=True); time.sleep(60)", share=0.1),
+        stage("broken", "raise SystemExit('it broke')"),
+        stage("absent", "", missing=lambda: "no CUDA device"),
+        visit.Stage("unknown", ("there-is-no-such-command",), 0.5),
+        stage("good", "print('{seconds} {out}')"),
+    )
+    there = visits(budget=20.0)
+    there.run(stages)
+    assert statuses(there) == {
+        "slow": "out of time",
+        "broken": "failed",
+        "absent": "skipped: no CUDA device",
+        "unknown": "failed",
+        "good": "passed",
+    }
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "logs.tar.gz", "summary.json", "summary.md",
+    ]  # fmt: skip
+    page = (out / "summary.md").read_text()
+    assert "it broke" in page and "| slow | out of time |" in page
+    assert "began" in json.loads((out / "summary.json").read_text())["stages"]["slow"]["tail"]
+    with tarfile.open(out / "logs.tar.gz") as archive:
+        assert archive.extractfile("good.log").read().decode().split()[-1] == str(out)
+
+
+def test_a_second_visit_goes_on_with_what_has_not_finished(tmp_path, quick, visits):
+    mark = tmp_path / "mark"
+    stages = (stage("done", f"open({str(mark)!r}, 'a').write('x')"), stage("later", ""))
+    first = visits()
+    first.run(stages[:1])
+    first.budget = 0.0
+    first.run(stages)
+    assert statuses(first) == {"done": "passed", "later": "not reached"}
+    second = visits()
+    second.run(stages)
+    assert statuses(second) == {"done": "passed", "later": "passed"}
+    assert mark.read_text() == "x"
+    visits().run(stages, again=("done",))
+    assert mark.read_text() == "xx"
+
+
+def test_the_tree_can_be_linked_where_pip_cannot_install_it(tmp_path):
+    visit.link(tmp_path)
+    assert (tmp_path / "tritonsyn" / "kernels" / "decay.py").exists()
+    assert (tmp_path / "tritonsyn" / "__init__.py").exists()
