@@ -46,8 +46,8 @@ class Case:
     @property
     def targets(self):
         """What the provider has to reach."""
-        ours = self.provider == OURS[self.device]
-        return tuple(t for t in self.work.targets if ours and t.device == self.device)
+        here = (t for t in self.work.targets if t.device == self.device)
+        return tuple(t for t in here if self.provider == (t.of or OURS[self.device]))
 
     @property
     def rivals(self):

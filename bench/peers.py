@@ -19,6 +19,7 @@ from providers import (
     Job,
     Plain,
     Provider,
+    Strategy,
     Tritonsyn,
     differentiate,
     not_installed,
@@ -192,4 +193,5 @@ PROVIDERS: list[Provider] = [
     Dcls(),
     Tritonsyn("reference", ("cpu", "cuda")),
     Tritonsyn("triton", ("cuda",)),
+    *(Strategy(strategy, "triton", ("cuda",)) for strategy in ("shift", "gemm", "events")),
 ]

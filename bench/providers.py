@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from workloads import PHYSICS, STEP_TIME, Project, Read, Scan, Step, Tensors, Workload
@@ -243,6 +243,7 @@ class Tritonsyn(Modules):
     """tritonsyn on one backend."""
 
     packs = True
+    layer_options: ClassVar[dict[str, str]] = {}
 
     def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
         self.name, self._backend, self.devices = f"tritonsyn {backend}", backend, devices
@@ -270,6 +271,7 @@ class Tritonsyn(Modules):
         return tritonsyn.DelayedLinear(
             work.synapses, work.outputs, STEP_TIME, synapse=constructor(**PHYSICS[work.kind]),
             delay=work.record * STEP_TIME, batch_size=work.batch, dtype=work.dtype, device=device,
+            **self.layer_options,
         )  # fmt: skip
 
     def packed(self, x):
@@ -278,6 +280,20 @@ class Tritonsyn(Modules):
     def sequence(self, module, x):
         with tritonsyn.use_backend(self._backend):
             return module.scan(x)
+
+
+class Strategy(Tritonsyn):
+    """tritonsyn's delayed layer computed in one of the ways that it else chooses from."""
+
+    def __init__(self, strategy: str, backend: str, devices: tuple[str, ...]) -> None:
+        super().__init__(backend, devices)
+        self.name, self._strategy = f"{self.name}, {strategy}", strategy
+        self.layer_options = {"strategy": strategy}
+
+    def offers(self, work, device):
+        if not isinstance(work, Project) or work.host or device not in self.devices:
+            return False
+        return self._strategy != "events" or not work.gradient  # the gradient to spikes is dense
 
 
 # -- plain PyTorch, eager and compiled ------------------------------------------------------------

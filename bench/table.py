@@ -10,6 +10,7 @@ from workloads import GPU, PHYSICS, Project, Read, Scan, Step, Workload, faster,
 
 CPU = ("cpu",)
 INFERNO, LOOP, COPY, CLONE = "inferno-ai", "plain PyTorch", "copy_", "clone"
+SHIFT, EVENTS = "tritonsyn triton, shift", "tritonsyn triton, events"
 
 
 def at_rates(rates: tuple[float, ...], row: Project) -> list[Workload]:
@@ -85,7 +86,7 @@ _TEMPORAL = Project(
 LAYERS: list[Workload] = [
     Project(targets=(faster("cpu", 30, INFERNO),)),
     Project(gradient=True, targets=(faster("cpu", 15, INFERNO),)),
-    replace(_DENSE, targets=(faster("cuda", 250, INFERNO),)),
+    replace(_DENSE, targets=(faster("cuda", 250, INFERNO), faster("cuda", 2, SHIFT, of=EVENTS))),
     _DENSE_BOTH,
     replace(_DENSE_BOTH, record=251, targets=(within("cuda", 1.15, size=_DENSE_BOTH.size),)),
     *(

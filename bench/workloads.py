@@ -49,6 +49,8 @@ class Target:
     """The rival's size; "" for the same."""
     least: bool = True
     """The rival's time is at least ``limit`` times as long; else ours at most ``limit`` times."""
+    of: str = ""
+    """The provider it speaks of; "" for tritonsyn on the backend that users get there."""
 
     def reached(self, ratio: float) -> bool:
         """Whether a ratio, the rival's time over ours, is good enough."""
@@ -59,9 +61,9 @@ class Target:
         return f"{'at least' if self.least else 'at most'} {self.limit:g}x {against}"
 
 
-def faster(device: str, limit: float, rival: str) -> Target:
+def faster(device: str, limit: float, rival: str, of: str = "") -> Target:
     """At least ``limit`` times as fast as the rival."""
-    return Target(device, limit, rival)
+    return Target(device, limit, rival, of=of)
 
 
 def within(device: str, limit: float, rival: str = "", size: str = "") -> Target:

@@ -38,6 +38,7 @@ ROWS = [
 ]
 HERE = [
     providers.Tritonsyn("reference", ("cpu",)),
+    *(providers.Strategy(s, "reference", ("cpu",)) for s in ("shift", "gemm", "events")),
     providers.Inferno(),
     providers.Plain(),
     peers.Dcls(),
@@ -86,7 +87,7 @@ def test_rows_differ_and_their_targets_name_providers_and_rows():
     names = {provider.name for provider in peers.PROVIDERS}
     for row in table.WORKLOADS:
         for target in row.targets:
-            assert not target.rival or target.rival in names
+            assert {target.rival, target.of} <= {"", *names}
             others = [(r.name, r.size) for r in table.WORKLOADS if target.device in r.devices]
             assert (row.name, target.size or row.size) in others
             assert target.device in row.devices
