@@ -49,7 +49,7 @@ def pytest_addoption(parser):
     )
     group.addoption("--sweep", action="store_true", help="the many sizes on a CPU, too")
     group.addoption(
-        "--seconds", type=float, default=3.0, help="time for the rounds of a provider on a workload"
+        "--seconds", type=float, default=2.0, help="time for the rounds of a provider on a workload"
     )
     group.addoption(
         "--deadline", type=float, default=float("inf"), metavar="SECONDS",

@@ -7,7 +7,7 @@ such method.
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -206,9 +206,10 @@ class Inferno(Modules):
     name = "inferno-ai"
 
     def offers(self, work, device):
-        # Its time constants are fixed.
+        # Its time constants are fixed; and the long rows are for temporal convolutions.
         learns = isinstance(work, Scan) and "tau" in work.gradients
-        return super().offers(work, device) and not learns
+        temporal = isinstance(work, Project) and work.whole
+        return super().offers(work, device) and not learns and not temporal
 
     def missing(self, work):
         return not_installed("inferno")
@@ -248,6 +249,10 @@ class Tritonsyn(Modules):
     def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
         self.name, self._backend, self.devices = f"tritonsyn {backend}", backend, devices
         self.graphs = backend == "triton"
+
+    def offers(self, work, device):
+        slow = self._backend == "reference" and device == "cuda" and work.sweep
+        return super().offers(work, device) and not slow
 
     def missing(self, work):
         if isinstance(work, Project) and not hasattr(tritonsyn, "DelayedLinear"):
@@ -349,7 +354,12 @@ class Plain(Provider):
 
     def offers(self, work, device):
         bits = isinstance(work, Scan) and work.source == "bits"
-        return super().offers(work, device) and not bits
+        temporal = isinstance(work, Project) and work.whole
+        return super().offers(work, device) and not bits and not temporal
+
+    def job(self, work, inputs):
+        # Its coefficients are rounded to the dtype.
+        return replace(super().job(work, inputs), leniency=1 if work.dtype.itemsize >= 4 else 4)
 
     def step(self, work: Step, inputs: Tensors) -> Job:
         (x,) = inputs
@@ -450,8 +460,9 @@ class Compiled(Plain):
     name = "torch.compile"
 
     def offers(self, work, device):
-        # Compiling takes half a minute a row on a small machine; one component says enough.
-        return super().offers(work, device) and work.kind == "single" and not work.host
+        # Compiling takes many seconds a row; one component and few sizes say enough.
+        few = work.kind == "single" and not work.host and not work.sweep
+        return super().offers(work, device) and few
 
     def wrap(self, function):
         torch._dynamo.config.recompile_limit = 256  # one function, many sizes

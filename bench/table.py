@@ -127,4 +127,4 @@ CALLS: list[Workload] = [
     )
 ]
 
-WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *LAYERS, *SCANS, *STEPS, *SMALL, *CALLS]
+WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *SCANS, *STEPS, *LAYERS, *SMALL, *CALLS]

@@ -16,6 +16,7 @@ import peers
 import providers
 import results
 import table
+import timing
 import visit
 import workloads
 from workloads import Project, Read, Scan, Step
@@ -130,6 +131,47 @@ def test_targets_are_judged_by_pairs_or_by_another_line():
         "at most 1.1x at B=2: 1.05x, reached",
     ]
     assert "not compared" in str(results.verdicts(lines[:1])[1])
+
+
+class FakeEvent:
+    """An event on a clock that what is timed moves on."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = FakeEvent.clock
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+class FakeGraph:
+    def replay(self):
+        FakeEvent.clock += 1e-4
+
+
+def test_events_time_one_call_of_many(monkeypatch):
+    monkeypatch.setattr(timing.torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(timing.torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(timing, "_captured", lambda work: FakeGraph())
+
+    def run():
+        FakeEvent.clock += 3.0
+        return ()
+
+    jobs = [providers.Job(run), providers.Job(run)]
+    assert timing.EventTimer(jobs, calls=3).seconds() == pytest.approx(1.0)
+    timer = timing.GraphTimer(jobs, calls=5)
+    timer.prepare()
+    before = FakeEvent.clock
+    assert timer.seconds() == pytest.approx(1e-5)
+    assert FakeEvent.clock - before == pytest.approx(2e-3)  # as long as a round has to be
 
 
 def stage(name, code, share=0.5, **options):
