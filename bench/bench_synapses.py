@@ -16,11 +16,11 @@ from statistics import median, quantiles
 import pytest
 import timing
 import torch
-from machine import Usage, others
+from machine import Usage, is_there, others
 from peers import PROVIDERS
 from providers import Tritonsyn
 from results import Result
-from table import WORKLOADS
+from table import WORKLOADS, is_gate
 from workloads import Step, Workload
 
 BY_NAME = {provider.name: provider for provider in PROVIDERS}
@@ -32,6 +32,11 @@ OURS = {"cpu": "tritonsyn reference", "cuda": "tritonsyn triton"}
 """What the targets speak of, on each device."""
 
 
+def dtype_of(work):
+    """The dtype's name."""
+    return str(work.dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Case:
     """A provider on a workload on a device."""
@@ -41,8 +46,8 @@ class Case:
     provider: str
 
     def __str__(self) -> str:
-        work, dtype = self.work, str(self.work.dtype).removeprefix("torch.")
-        return f"{work.name} ({work.size}, {dtype}), {self.device}, {self.provider}"
+        work = self.work
+        return f"{work.name} ({work.size}, {dtype_of(work)}), {self.device}, {self.provider}"
 
     @property
     def targets(self):
@@ -59,7 +64,7 @@ class Case:
 def cases(config):
     """The cases that were asked for."""
     kinds, devices = (config.getoption(name) for name in ("--work", "--on"))
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there = [kind for kind in ("cpu", "cuda") if is_there(kind)]
     for work in WORKLOADS:
         if kinds and work.work not in kinds.split(","):
             continue
@@ -68,7 +73,7 @@ def cases(config):
                 continue
             if device == "cpu" and work.sweep and not config.getoption("--sweep"):
                 continue
-            group = "gates" if any(t.device == device for t in work.targets) else "rest"
+            group = "gates" if is_gate(work, device) else "rest"
             if config.getoption("--only") not in (None, group):
                 continue
             for provider in PROVIDERS:
@@ -116,6 +121,13 @@ def prepared(case):
         return _prepared(case, provider, inputs, expected)
     except torch.OutOfMemoryError:
         pass  # what holds the memory is let go of at the end of this block
+    except UntimedError:
+        raise
+    except Exception as error:
+        if isinstance(provider, Tritonsyn):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UntimedError(f"raises {type(error).__name__}: {reason:.120}") from None
     gc.collect()
     torch.cuda.empty_cache()
     raise UntimedError("out of memory")
@@ -146,6 +158,9 @@ def _prepared(case, provider, inputs, expected):
 
 
 def test_provider(case, benchmark, report, pytestconfig):
+    work = case.work
+    if report.knows(work.name, work.size, case.provider, dtype_of(work), case.device):
+        pytest.skip("timed before")
     if report.late:
         report.leave_out(str(case), "no time was left")
         pytest.skip("no time was left")
@@ -212,7 +227,7 @@ def result(case, timer, job, seconds, share, ratios):
         workload=work.name,
         size=work.size,
         provider=case.provider,
-        dtype=str(work.dtype).removeprefix("torch."),
+        dtype=dtype_of(work),
         device=case.device,
         milliseconds=milliseconds,
         low=1e3 * low,

@@ -12,16 +12,22 @@ from machine import device_name
 class Report:
     """What a run has found so far; kept in a file as it grows, if one is asked for."""
 
-    def __init__(self, path: Path | None, deadline: float) -> None:
+    def __init__(self, path: Path | None, deadline: float, resume: bool) -> None:
         self.results: list[results.Result] = []
         self.untimed: list[str] = []
+        self.unfinished = False
         self.path, self._end = path, time.monotonic() + deadline
+        self.before = results.times_in(path) if resume and path is not None else {}
 
     def add(self, result: results.Result) -> None:
         """Keeps a result."""
         self.results.append(result)
         if self.path is not None:
-            results.write(self.results, self.path)
+            results.write(self.results, self.path, self.before)
+
+    def knows(self, workload: str, size: str, provider: str, dtype: str, device: str) -> bool:
+        """Whether an earlier run that is gone on with has timed it."""
+        return (workload, size, provider, dtype, device) in self.before
 
     def leave_out(self, case: str, reason: str) -> None:
         """Keeps why something was not timed."""
@@ -29,10 +35,13 @@ class Report:
 
     @property
     def late(self) -> bool:
-        """Whether the time for the run is over."""
-        return time.monotonic() > self._end
+        """Whether the time for the run is over; asked before each timing."""
+        self.unfinished |= time.monotonic() > self._end
+        return self.unfinished
 
 
+UNFINISHED = 75
+"""Exit status of a run that has not come to its end in time."""
 _REPORT = pytest.StashKey[Report]()
 
 
@@ -55,16 +64,26 @@ def pytest_addoption(parser):
         "--deadline", type=float, default=float("inf"), metavar="SECONDS",
         help="start no further timing after this time",
     )  # fmt: skip
+    group.addoption(
+        "--resume", action="store_true",
+        help="leave out what the recorded file has of this machine and commit",
+    )  # fmt: skip
 
 
 def pytest_configure(config):
-    config.stash[_REPORT] = Report(config.getoption("--record"), config.getoption("--deadline"))
+    record, deadline, resume = map(config.getoption, ("--record", "--deadline", "--resume"))
+    config.stash[_REPORT] = Report(record, deadline, resume)
 
 
 @pytest.fixture
 def report(request):
     """Takes results and reasons for the final tables."""
     return request.config.stash[_REPORT]
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.stash[_REPORT].unfinished and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = UNFINISHED
 
 
 @pytest.hookimpl(trylast=True)  # after the tables of pytest-benchmark
@@ -81,7 +100,7 @@ def pytest_terminal_summary(terminalreporter, config):
             out.write_line(f"cuda: {device_name('cuda')}")
         else:
             out.write_line("no CUDA device here: the Triton backend was not timed")
-    found = results.verdicts(report.results)
+    found = results.verdicts(report.results, report.before)
     if found:
         out.section("targets")
         for line in results.target_table(found):
@@ -91,5 +110,5 @@ def pytest_terminal_summary(terminalreporter, config):
         for line in dict.fromkeys(report.untimed):
             out.write_line(line)
     if report.path is not None and report.results:
-        results.write(report.results, report.path)
+        results.write(report.results, report.path, report.before)
         out.write_line(f"recorded in {report.path}")

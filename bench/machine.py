@@ -8,6 +8,11 @@ from typing import NamedTuple
 import torch
 
 
+def is_there(kind: str) -> bool:
+    """Whether this machine has such a device."""
+    return kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
+
+
 def device_name(kind: str) -> str:
     """The device in words."""
     if kind == "cuda":

@@ -3,13 +3,14 @@
 import csv
 import datetime
 import functools
+import os
 import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from machine import device_name
+from machine import device_name, is_there
 from workloads import Target
 
 FILE = Path(__file__).parent / "results" / "synapses.csv"
@@ -19,6 +20,8 @@ FIELDS = (
     "ratios", "targets",
 )  # fmt: skip
 
+Times = dict[tuple[str, str, str, str, str], float]
+"""Milliseconds by workload, size, provider, dtype and kind of device."""
 Lines = dict[tuple[str, ...], dict[str, str]]
 
 
@@ -69,9 +72,10 @@ class Verdict:
         return f"{self.target}: {shown:.3g}x, {verdict}"
 
 
-def verdicts(results: list[Result]) -> list[Verdict]:
+def verdicts(results: list[Result], before: Times | None = None) -> list[Verdict]:
     """Each target of these results, against the pairs or against another line of the same run."""
     times = {(r.workload, r.size, r.provider, r.dtype, r.device): r.milliseconds for r in results}
+    times = {**(before or {}), **times}
     found = []
     for r in results:
         for target in r.targets:
@@ -126,11 +130,11 @@ def _ratios(result: Result) -> str:
 # -- the file -------------------------------------------------------------------------------------
 
 
-def write(results: list[Result], path: Path) -> None:
+def write(results: list[Result], path: Path, before: Times | None = None) -> None:
     """Puts the results into the file, where a line with the same key is replaced."""
     lines = read(path)
     said: dict[int, list[str]] = {}
-    for verdict in verdicts(results):
+    for verdict in verdicts(results, before):
         said.setdefault(id(verdict.result), []).append(str(verdict))
     for result in results:
         line = _line(result, said.get(id(result), []))
@@ -150,6 +154,18 @@ def read(path: Path) -> Lines:
         return {_key(line): line for line in csv.DictReader(file)}
 
 
+def times_in(path: Path) -> Times:
+    """What the file has of this machine, these versions and this commit."""
+    found: Times = {}
+    names = {device_name(kind): kind for kind in ("cpu", "cuda") if is_there(kind)}
+    for line in read(path).values():
+        same = {name: line[name] for name in ("torch", "triton", "commit")} == _versions()
+        if same and line["device"] in names:
+            what = line["workload"], line["size"], line["provider"], line["dtype"]
+            found[(*what, names[line["device"]])] = float(line["milliseconds"])
+    return found
+
+
 def _key(line: dict[str, str]) -> tuple[str, ...]:
     return tuple(line[name] for name in KEY)
 
@@ -159,13 +175,15 @@ def _line(result: Result, said: list[str]) -> dict[str, str]:
     return {
         **{name: _text(getattr(result, name)) for name in plain},
         "device": device_name(result.device),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "commit": commit(),
+        **_versions(),
         "date": datetime.date.today().isoformat(),
         "ratios": _ratios(result),
         "targets": "; ".join(said),
     }
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "triton": _version("triton"), "commit": commit()}
 
 
 def _text(value: object) -> str:
@@ -183,7 +201,10 @@ def _version(name: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """Short hash of the checkout, with a plus where it has changes."""
+    """Short hash of the checkout, with a plus where it has changes.
+
+    Of a tree without git, what ``TRITONSYN_COMMIT`` says.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -194,4 +215,4 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return os.environ.get("TRITONSYN_COMMIT", "")

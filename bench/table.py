@@ -127,4 +127,14 @@ CALLS: list[Workload] = [
     )
 ]
 
-WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *SCANS, *STEPS, *LAYERS, *SMALL, *CALLS]
+WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *CALLS, *SCANS, *STEPS, *LAYERS, *SMALL]
+
+
+def is_gate(row: Workload, device: str) -> bool:
+    """Whether the row has a target on the device, or one of another size is compared with it."""
+    return any(
+        target.device == device
+        and (other is row or (other.name, target.size) == (row.name, row.size))
+        for other in WORKLOADS
+        for target in other.targets
+    )

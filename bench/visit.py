@@ -32,6 +32,8 @@ LEAST = 5.0
 """Seconds under which no stage is started."""
 GRACE = 10.0
 """Seconds in which an interrupted stage may say what it has found."""
+UNFINISHED = 75
+"""What the benchmarks exit with where they have more to do."""
 FINISHED = ("passed", "failed")
 
 Reason = str | None
@@ -75,41 +77,53 @@ class Stage:
     """Part of the budget that it may take."""
     missing: Callable[[], Reason] = needs_nothing
     environment: dict[str, str] = field(default_factory=dict)
+    kept: float = 0.0
+    """Seconds that the stages before it leave to it."""
 
 
 _PYTEST = ("{python}", "-m", "pytest", "-p", "no:cacheprovider")
 _BENCH = (
-    *_PYTEST, "{root}/bench", "-q", "--on", "cuda", "--record", "{out}/bench.csv", "--seconds",
-    "0.6", "--deadline", "{seconds}", "--benchmark-columns", "median,iqr,rounds",
+    *_PYTEST, "{root}/bench", "-q", "--on", "cuda", "--record", "{out}/bench.csv", "--resume",
+    "--seconds", "0.6", "--deadline", "{seconds}", "--benchmark-columns", "median,iqr,rounds",
 )  # fmt: skip
 _SIDE_BY_SIDE = ("-n", "4") if importlib.util.find_spec("xdist") else ()
 _CLI = ("{python}", "-c", "from tritonsyn.cli import main; raise SystemExit(main())")
+_SMOKE = ("{python}", "{root}/bench/smoke.py")
+_SANITIZER = ("compute-sanitizer", "--error-exitcode", "1", "--tool")
 
 STAGES = (
     Stage("environment", (*_CLI, "info"), 0.06),
-    Stage("smoke", ("{python}", "{root}/bench/smoke.py"), 0.15, needs_gpu),
+    Stage("smoke", _SMOKE, 0.15, needs_gpu),
     Stage("gpu-tests", (*_PYTEST, "{root}/tests", "-q", "-m", "gpu"), 0.15, needs_gpu),
-    Stage("bench-gates", (*_BENCH, "--only", "gates", "--benchmark-json", "{logs}/gates.json"),
-          0.35, needs_gpu),
-    Stage("tests", (*_PYTEST, "{root}/tests", "-q", *_SIDE_BY_SIDE), 0.3, needs_gpu),
-    Stage("bench-rest", (*_BENCH, "--only", "rest", "--benchmark-json", "{logs}/rest.json"),
-          0.25, needs_gpu),
+    Stage(
+        "bench-gates",
+        (*_BENCH, "--only", "gates", "--benchmark-json", "{logs}/gates.json"),
+        0.4,
+        needs_gpu,
+    ),
+    Stage("tests", (*_PYTEST, "{root}/tests", "-q", *_SIDE_BY_SIDE), 0.25, needs_gpu),
     Stage(
         "memcheck",
-        ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1", "{python}",
-         "{root}/bench/smoke.py"),
-        0.15, needs_sanitizer,
+        (*_SANITIZER, "memcheck", *_SMOKE),
+        0.12,
+        needs_sanitizer,
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # else it sees one large allocation
     ),
-    Stage(
-        "racecheck",
-        ("compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "1", "{python}",
-         "{root}/bench/smoke.py"),
-        0.1, needs_sanitizer,
-    ),
+    Stage("racecheck", (*_SANITIZER, "racecheck", *_SMOKE), 0.08, needs_sanitizer),
     Stage("tune", (*_CLI, "tune", "--out", "{logs}/tune"), 0.12, needs_tune),
-    Stage("pictures", ("{python}", "{root}/docs/draw_bench.py", "{out}/bench.csv", "{out}"), 0.1),
-)  # fmt: skip
+    Stage(
+        "bench-rest",
+        (*_BENCH, "--only", "rest", "--benchmark-json", "{logs}/rest.json"),
+        1.0,
+        needs_gpu,
+    ),
+    Stage(
+        "pictures",
+        ("{python}", "{root}/docs/draw_bench.py", "{out}/bench.csv", "{out}"),
+        0.1,
+        kept=15.0,
+    ),
+)
 
 
 @dataclass
@@ -154,27 +168,29 @@ class Visit:
 
     def run(self, stages: tuple[Stage, ...], again: tuple[str, ...] = ()) -> None:
         """Runs the stages that have not finished, and those named again."""
-        for stage in stages:
+        for place, stage in enumerate(stages):
             before = self.outcomes.get(stage.name)
             if before is not None and before.finished and stage.name not in again:
                 print(f"{stage.name}: {before.status} in an earlier visit", flush=True)
                 continue
-            self.outcomes[stage.name] = self._outcome(stage)
+            later = sum(other.kept for other in stages[place + 1 :])
+            self.outcomes[stage.name] = self._outcome(stage, self.left - later)
             outcome = self.outcomes[stage.name]
             print(f"{stage.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
             self.summarize()
 
-    def _outcome(self, stage: Stage) -> Outcome:
+    def _outcome(self, stage: Stage, left: float) -> Outcome:
         reason = stage.missing()
         if reason:
             return Outcome(f"skipped: {reason}")
-        limit = min(stage.share * self.budget, self.left)
+        limit = min(stage.share * self.budget, left)
         if limit < LEAST:
             return Outcome("not reached")
         log = self.logs / f"{stage.name}.log"
         start = time.monotonic()
         code = run(self.filled(stage.command, limit), limit, log, self._variables(stage))
-        status = {None: "out of time", 0: "passed"}.get(code, "failed")
+        late = dict.fromkeys((None, UNFINISHED), "out of time")
+        status = {**late, 0: "passed"}.get(code, "failed")
         return Outcome(status, round(time.monotonic() - start, 1), tail(log))
 
     def filled(self, command: tuple[str, ...], limit: float) -> list[str]:
@@ -301,6 +317,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--again", nargs="*", metavar="STAGE", help="run these again, or all if none is named"
     )
+    parser.add_argument(
+        "--commit", default="", help="what this tree is, where it is not a checkout"
+    )
     arguments = parser.parse_args(argv)
     names = tuple(stage.name for stage in STAGES)
     again = () if arguments.again is None else tuple(arguments.again) or names
@@ -308,6 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     with tempfile.TemporaryDirectory() as scratch:
         visit = Visit(arguments.out.resolve(), arguments.budget, Path(scratch, "logs"))
+        visit.environment.setdefault("TRITONSYN_COMMIT", arguments.commit)
         visit.install()
         visit.run(STAGES, again)
         visit.summarize()

@@ -115,6 +115,14 @@ def test_a_line_with_the_same_key_is_replaced(tmp_path):
     assert all(set(line) == set(results.FIELDS) for line in lines.values())
 
 
+def test_a_run_goes_on_with_what_this_machine_has_not_timed(tmp_path):
+    path = tmp_path / "lines.csv"
+    results.write([result()], path)
+    assert results.times_in(path) == {("step", "B=1", "tritonsyn reference", "float32", "cpu"): 2.0}
+    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    assert results.times_in(path) == {}
+
+
 def test_targets_are_judged_by_pairs_or_by_another_line():
     least = workloads.faster("cpu", 30, "inferno-ai")
     most = workloads.within("cpu", 1.3, "copy_")
@@ -130,6 +138,8 @@ def test_targets_are_judged_by_pairs_or_by_another_line():
         "at most 1.3x copy_: 2x, missed",
         "at most 1.1x at B=2: 1.05x, reached",
     ]
+    known = {("step", "B=1", "copy_", "float32", "cpu"): 4.0}
+    assert "0.5x, reached" in str(results.verdicts(lines[:1], known)[1])
     assert "not compared" in str(results.verdicts(lines[:1])[1])
 
 
