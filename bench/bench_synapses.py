@@ -153,8 +153,7 @@ def _prepared(case, provider, inputs, expected):
             jobs.append(provider.job(work, tuple(tensor.clone() for tensor in inputs)))
     for other in jobs:
         other.reset()
-    make = timing.GraphTimer if job.graph else timing.EventTimer
-    return make(jobs, calls), job
+    return timing.on_device(jobs, calls), job
 
 
 def test_provider(case, benchmark, report, pytestconfig):

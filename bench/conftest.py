@@ -105,6 +105,11 @@ def pytest_terminal_summary(terminalreporter, config):
         out.section("targets")
         for line in results.target_table(found):
             out.write_line(line)
+    host = results.host_table(report.results)
+    if host:
+        out.section("what an eager call costs the host")
+        for line in host:
+            out.write_line(line)
     if report.untimed:
         out.section("not timed")
         for line in dict.fromkeys(report.untimed):

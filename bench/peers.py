@@ -44,7 +44,7 @@ class SnnTorch(Provider):
     def offers(self, work, device):
         # No delays, hence no record; one time constant; and its Alpha is another double.
         plain = isinstance(work, Scan) and work.record == 0 and work.kind == "single"
-        return plain and work.source != "bits" and "tau" not in work.gradients
+        return plain and work.source == "float" and "tau" not in work.gradients
 
     def missing(self, work):
         return not_installed("snntorch")

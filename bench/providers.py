@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from workloads import PHYSICS, STEP_TIME, Project, Read, Scan, Step, Tensors, Workload
+from workloads import ADDITION, PHYSICS, STEP_TIME, Project, Read, Scan, Step, Tensors, Workload
 
 import tritonsyn
 
@@ -209,7 +209,8 @@ class Inferno(Modules):
         # Its time constants are fixed; and the long rows are for temporal convolutions.
         learns = isinstance(work, Scan) and "tau" in work.gradients
         temporal = isinstance(work, Project) and work.whole
-        return super().offers(work, device) and not learns and not temporal
+        stateless = isinstance(work, Scan) and work.stateless
+        return super().offers(work, device) and not (learns or temporal or stateless)
 
     def missing(self, work):
         return not_installed("inferno")
@@ -278,6 +279,21 @@ class Tritonsyn(Modules):
             delay=work.record * STEP_TIME, batch_size=work.batch, dtype=work.dtype, device=device,
             **self.layer_options,
         )  # fmt: skip
+
+    def scan(self, work, inputs):
+        if not work.stateless:
+            return super().scan(work, inputs)
+        x = self.packed(inputs[0]) if work.source == "bits" else inputs[0]
+        gain, (decay,), _ = _coefficients(work, inputs[0].device)
+
+        @torch.no_grad()
+        def run() -> Tensors:
+            y, _ = tritonsyn.functional.exp_scan(
+                x, decay, gain, dtype=work.dtype, backend=self._backend
+            )
+            return (y,)
+
+        return Job(run, graph=self.graphs)
 
     def packed(self, x):
         return tritonsyn.functional.pack_spikes(x, backend=self._backend)
@@ -562,5 +578,5 @@ CEILINGS: list[Provider] = [
     Ceiling("copy_", _copy_of_state),
     Ceiling("clone", _clone_of_result),
     Ceiling("matrix product", _undelayed_product),
-    Ceiling("torch.add", _one_addition),
+    Ceiling(ADDITION, _one_addition),
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from machine import device_name, is_there
-from workloads import Target
+from workloads import ADDITION, Target
 
 FILE = Path(__file__).parent / "results" / "synapses.csv"
 KEY = ("workload", "size", "provider", "dtype", "device", "torch", "triton", "commit", "date")
@@ -121,6 +121,20 @@ def target_table(found: list[Verdict]) -> list[str]:
         r = v.result
         rows.append((f"{r.workload} ({r.size})", r.dtype, r.device, r.provider, str(v)))
     return columns(rows)
+
+
+def host_table(results: list[Result]) -> list[str]:
+    """What a call costs the host, beside a bare addition; empty without such rows."""
+    additions = {
+        (r.workload, r.size, r.device): r.milliseconds for r in results if r.provider == ADDITION
+    }
+    rows = [("call", "device", "provider", "us", f"times {ADDITION}")]
+    for r in results:
+        addition = additions.get((r.workload, r.size, r.device))
+        if addition and r.provider != ADDITION:
+            times = f"{1e3 * r.milliseconds:.3g}", f"{r.milliseconds / addition:.3g}"
+            rows.append((r.workload, r.device, r.provider, *times))
+    return columns(rows) if len(rows) > 1 else []
 
 
 def _ratios(result: Result) -> str:

@@ -62,25 +62,29 @@ def operations(device: torch.device) -> Iterator[tuple[str, Operation]]:
         yield f"{kind}: steps and reads with gradients", training
         yield f"{kind}: sequences with gradients, and from bits", sequence
     if hasattr(tritonsyn, "DelayedLinear"):
-        yield "delayed linear layer with gradients", lambda backend: layer(backend, spikes)
+        for strategy in ("shift", "gemm", "events"):
+            name = f"delayed linear layer with gradients, {strategy}"
+            yield name, lambda backend, strategy=strategy: layer(backend, spikes, strategy)
 
 
-def layer(backend: str, spikes: torch.Tensor) -> Tensors:
-    """A sequence through the layer, with gradients to everything."""
+def layer(backend: str, spikes: torch.Tensor, strategy: str) -> Tensors:
+    """A sequence and a step through the layer, with gradients to all that the strategy allows."""
     torch.manual_seed(0)
     with tritonsyn.use_backend(backend):
         module = tritonsyn.DelayedLinear(
-            SYNAPSES, 11, 1.0, delay=5.0, batch_size=BATCH, bias=True, device=spikes.device,
+            SYNAPSES, 11, 1.0, delay=5.0, batch_size=BATCH, bias=True, strategy=strategy,
             synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
-        )  # fmt: skip
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.copy_(torch.rand(parameter.shape))
-        x = spikes.float().requires_grad_()
+        ).to(spikes.device)  # fmt: skip
+        leaves = list(module.parameters())
+        x = spikes
+        if strategy != "events":  # which takes spikes as they are
+            x = spikes.float().requires_grad_()
+            leaves.append(x)
         y = module.scan(x)
-        gradients = torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
-    return [y.detach(), *gradients]
+        gradients = torch.autograd.grad(y.square().sum(), leaves)
+        module.detach_state()
+        with torch.no_grad():
+            return [y.detach(), *gradients, module(spikes[0])]
 
 
 def main() -> int:

@@ -60,13 +60,14 @@ SEQUENCES: list[Workload] = [
 _LONG = Scan(steps=1000, batch=64, synapses=1024, record=0, gradients=(), devices=GPU)
 _TRAINED = replace(_LONG, gradients=("input", "tau"))
 SCANS: list[Workload] = [
-    replace(_LONG, source="bool", targets=(within("cuda", 0.75, CLONE),)),
-    replace(_LONG, source="bits", targets=(within("cuda", 0.65, CLONE),)),
+    replace(_LONG, stateless=True, source="bool", targets=(within("cuda", 0.75, CLONE),)),
+    replace(_LONG, stateless=True, source="bits", targets=(within("cuda", 0.65, CLONE),)),
     replace(
         _TRAINED,
         targets=(faster("cuda", 80, LOOP), faster("cuda", 1.4, "accelerated-scan")),
     ),
-    _LONG,
+    replace(_LONG, stateless=True),
+    *(replace(_LONG, source=source) for source in ("bool", "bits", "float")),
     # A toy, the spoken digits as they are usually binned (700 channels, 100 steps), and beyond.
     Scan(steps=20, batch=4, synapses=32, record=0, devices=GPU, sweep=True),
     Scan(steps=100, batch=256, synapses=700, record=0, devices=GPU, sweep=True),

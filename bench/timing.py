@@ -113,6 +113,17 @@ class GraphTimer(EventTimer):
             self._graph.replay()
 
 
+def on_device(jobs: Sequence[Job], calls: int) -> EventTimer:
+    """The timer of these jobs on a GPU: of a graph, where one can hold them."""
+    if jobs[0].graph:
+        try:
+            return GraphTimer(jobs, calls)
+        except RuntimeError as error:  # some operation waits for the host after all
+            print(f"not captured: {error}")
+            torch.cuda.synchronize()
+    return EventTimer(jobs, calls)
+
+
 def _captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """The work as a graph; run before on a stream of its own, as a capture wants it."""
     stream = torch.cuda.Stream()

@@ -81,10 +81,10 @@ class Stage:
     """Seconds that the stages before it leave to it."""
 
 
-_PYTEST = ("{python}", "-m", "pytest", "-p", "no:cacheprovider")
+_PYTEST = ("{python}", "-m", "pytest", "-c", "{root}/pyproject.toml", "-p", "no:cacheprovider")
 _BENCH = (
-    *_PYTEST, "{root}/bench", "-q", "--on", "cuda", "--record", "{out}/bench.csv", "--resume",
-    "--seconds", "0.6", "--deadline", "{seconds}", "--benchmark-columns", "median,iqr,rounds",
+    *_PYTEST, "{root}/bench", "-q", "--on=cuda", "--record={out}/bench.csv", "--resume",
+    "--seconds=0.6", "--deadline={seconds}", "--benchmark-columns=median,iqr,rounds",
 )  # fmt: skip
 _SIDE_BY_SIDE = ("-n", "4") if importlib.util.find_spec("xdist") else ()
 _CLI = ("{python}", "-c", "from tritonsyn.cli import main; raise SystemExit(main())")
@@ -97,7 +97,7 @@ STAGES = (
     Stage("gpu-tests", (*_PYTEST, "{root}/tests", "-q", "-m", "gpu"), 0.15, needs_gpu),
     Stage(
         "bench-gates",
-        (*_BENCH, "--only", "gates", "--benchmark-json", "{logs}/gates.json"),
+        (*_BENCH, "--only=gates", "--benchmark-json={logs}/gates.json"),
         0.4,
         needs_gpu,
     ),
@@ -113,7 +113,7 @@ STAGES = (
     Stage("tune", (*_CLI, "tune", "--out", "{logs}/tune"), 0.12, needs_tune),
     Stage(
         "bench-rest",
-        (*_BENCH, "--only", "rest", "--benchmark-json", "{logs}/rest.json"),
+        (*_BENCH, "--only=rest", "--benchmark-json={logs}/rest.json"),
         1.0,
         needs_gpu,
     ),

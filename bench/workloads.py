@@ -22,6 +22,8 @@ FIRING = 0.1
 """Part of the inputs that are spikes."""
 FILL = 5
 """Steps beyond its length that fill a record, so that it is past its end once."""
+ADDITION = "torch.add"
+"""What the host's time for a call is held against."""
 EVERYWHERE, GPU = ("cpu", "cuda"), ("cuda",)
 
 
@@ -235,12 +237,14 @@ class Scan(Workload):
     """What the input is: ``"float"``, ``"bool"`` or packed ``"bits"``."""
     gradients: tuple[str, ...] = ("input",)
     """Of ``"input"`` and ``"tau"``, in this order."""
+    stateless: bool = False
+    """The function alone, without the state of a module; forward."""
     work: ClassVar[str] = "scan"
 
     @property
     def title(self):
         if not self.gradients:
-            return f"sequence from {self.source}"
+            return f"{'exp_scan' if self.stateless else 'sequence'} from {self.source}"
         return "sequence with gradient to " + " and ".join(self.gradients)
 
     @property

@@ -33,6 +33,7 @@ ROWS = [
     Scan(**TINY, steps=7, kind="double"),
     Scan(**TINY, steps=7, source="bits", gradients=()),
     Scan(**TINY, steps=7, gradients=("input", "tau")),
+    Scan(**TINY, steps=7, source="bool", gradients=(), stateless=True),
     Project(**TINY, steps=7, outputs=2),
     Project(**TINY, steps=7, outputs=2, gradient=True),
     Project(**TINY, steps=7, outputs=2, gradient=True, whole=True),
@@ -143,6 +144,16 @@ def test_targets_are_judged_by_pairs_or_by_another_line():
     assert "not compared" in str(results.verdicts(lines[:1])[1])
 
 
+def test_a_call_of_the_host_is_held_against_an_addition():
+    lines = [
+        result(provider="torch.add", milliseconds=0.001),
+        result(milliseconds=0.05),
+        result(size="B=2"),
+    ]
+    assert results.host_table(lines)[1].split()[-2:] == ["50", "50"]
+    assert results.host_table(lines[1:]) == []
+
+
 class FakeEvent:
     """An event on a clock that what is timed moves on."""
 
@@ -176,8 +187,11 @@ def test_events_time_one_call_of_many(monkeypatch):
         return ()
 
     jobs = [providers.Job(run), providers.Job(run)]
-    assert timing.EventTimer(jobs, calls=3).seconds() == pytest.approx(1.0)
-    timer = timing.GraphTimer(jobs, calls=5)
+    timer = timing.on_device(jobs, calls=3)
+    assert (timer.method, timer.seconds()) == ("events", pytest.approx(1.0))
+    jobs[0].graph = True
+    timer = timing.on_device(jobs, calls=5)
+    assert timer.method == "graph"
     timer.prepare()
     before = FakeEvent.clock
     assert timer.seconds() == pytest.approx(1e-5)
