@@ -24,7 +24,7 @@ SYNAPSES: list[Workload] = [
     row
     for kind in PHYSICS
     for row in (
-        Step(kind=kind, inplace=True, calls=40, devices=CPU, targets=(faster("cpu", 2, INFERNO),)),
+        Step(kind=kind, inplace=True, calls=20, devices=CPU, targets=(faster("cpu", 2, INFERNO),)),
         Step(kind=kind, calls=2, devices=CPU, targets=(faster("cpu", 30, INFERNO),)),
         Read(kind=kind, calls=3, targets=(faster("cpu", 8, INFERNO),)),
         Read(kind=kind, shared=True, calls=3, targets=(faster("cpu", 8, INFERNO),)),

@@ -81,13 +81,23 @@ class Stage:
     """Seconds that the stages before it leave to it."""
 
 
-_PYTEST = ("{python}", "-m", "pytest", "-c", "{root}/pyproject.toml", "-p", "no:cacheprovider")
+# -P: not the working folder's tritonsyn, should there be one, but the installed one.
+_PYTEST = (
+    "{python}",
+    "-P",
+    "-m",
+    "pytest",
+    "-c",
+    "{root}/pyproject.toml",
+    "-p",
+    "no:cacheprovider",
+)
 _BENCH = (
     *_PYTEST, "{root}/bench", "-q", "--on=cuda", "--record={out}/bench.csv", "--resume",
     "--seconds=0.6", "--deadline={seconds}", "--benchmark-columns=median,iqr,rounds",
 )  # fmt: skip
 _SIDE_BY_SIDE = ("-n", "4") if importlib.util.find_spec("xdist") else ()
-_CLI = ("{python}", "-c", "from tritonsyn.cli import main; raise SystemExit(main())")
+_CLI = ("{python}", "-P", "-c", "from tritonsyn.cli import main; raise SystemExit(main())")
 _SMOKE = ("{python}", "{root}/bench/smoke.py")
 _SANITIZER = ("compute-sanitizer", "--error-exitcode", "1", "--tool")
 
@@ -224,8 +234,6 @@ class Visit:
             link(site)
         before = self.environment.get("PYTHONPATH")
         self.environment["PYTHONPATH"] = os.pathsep.join([str(site), *([before] if before else [])])
-        # The working folder would come first, and its tritonsyn has no kernels.
-        self.environment["PYTHONSAFEPATH"] = "1"
 
     # -- the summary ----------------------------------------------------------------------------
 
