@@ -10,6 +10,7 @@ Left out, and why:
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from providers import (
@@ -21,8 +22,8 @@ from providers import (
     Provider,
     Strategy,
     Tritonsyn,
-    differentiate,
     not_installed,
+    trained,
 )  # fmt: skip
 from workloads import PHYSICS, STEP_TIME, Project, Scan, Tensors
 
@@ -56,7 +57,7 @@ class SnnTorch(Provider):
         cell = snntorch.Synaptic(decay, 0.5, threshold=1e9, reset_mechanism="none")
         cell = cell.to(inputs[0].device, work.dtype)
 
-        def run() -> Tensors:
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
             with torch.set_grad_enabled(bool(work.gradients)):
                 x = inputs[0].detach().requires_grad_(bool(work.gradients))
                 current = membrane = torch.zeros_like(x[0], dtype=work.dtype)
@@ -65,9 +66,9 @@ class SnnTorch(Provider):
                     _, current, membrane = cell(row * gain, current, membrane)
                     currents.append(current)
                 y = torch.stack(currents)
-            return differentiate(work, y, [x] if work.gradients else [], inputs)
+            return y, [x] if work.gradients else []
 
-        return Job(run)
+        return trained(work, forward, inputs[-1])
 
 
 class AcceleratedScan(Provider):
@@ -95,11 +96,11 @@ class AcceleratedScan(Provider):
         x = theirs[0] * gain
         gates = torch.full_like(x, decay)
 
-        def run() -> Tensors:
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
             with torch.set_grad_enabled(bool(work.gradients)):
                 leaves = [t.detach().requires_grad_(bool(work.gradients)) for t in (x, gates)]
                 y = scan(leaves[1], leaves[0])
-            return differentiate(work, y, leaves if work.gradients else [], (theirs[-1],))
+            return y, leaves if work.gradients else []
 
         def finish(results: Tensors) -> Tensors:
             y, *gradients = results
@@ -112,14 +113,15 @@ class AcceleratedScan(Provider):
                 found.append((by_decay + by_gain).to(work.dtype))
             return tuple(found[: 1 + len(work.gradients)])
 
-        return Job(run, finish=finish)
+        return trained(work, forward, theirs[-1], finish=finish)
 
 
 class Dcls(Provider):
     """DCLS's temporal convolution of currents that are already there, in its own layout.
 
     One tap per connection, linear between two steps: at whole steps it computes the delayed layer.
-    On a GPU it may use TF32, as its users do. Making the currents is not timed.
+    On a GPU it may use TF32, which PyTorch allows convolutions by default. Making the currents is
+    not timed.
     """
 
     name = "DCLS"
@@ -148,17 +150,11 @@ class Dcls(Provider):
         currents = torch.nn.functional.pad(currents, (taps - 1, 0)).contiguous()
         theirs = [t.permute(1, 2, 0).contiguous() for t in inputs[3:]]
 
-        def run() -> Tensors:
-            before = torch.backends.cudnn.allow_tf32
-            torch.backends.cudnn.allow_tf32 = True
-            try:
-                with torch.set_grad_enabled(work.gradient):
-                    given = currents.detach().requires_grad_(work.gradient)
-                    y = layer(given)
-                leaves = [given, layer.weight, layer.P] if work.gradient else []
-                return differentiate(work, y, leaves, tuple(theirs))
-            finally:
-                torch.backends.cudnn.allow_tf32 = before
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
+            with torch.set_grad_enabled(work.gradient):
+                given = currents.detach().requires_grad_(work.gradient)
+                y = layer(given)
+            return y, [given, layer.weight, layer.P] if work.gradient else []
 
         def finish(results: Tensors) -> Tensors:
             y, *gradients = results
@@ -169,7 +165,8 @@ class Dcls(Provider):
             return tuple(found)
 
         # TF32 keeps 10 bits of a factor; exact in float32, but for its normalisation's 1e-7.
-        return Job(run, finish=finish, leniency=100 if x.is_cuda else 1)
+        job = trained(work, forward, theirs[-1] if theirs else x, finish=finish)
+        return replace(job, leniency=100 if x.is_cuda else 1)
 
 
 def _to_spikes(dcurrent: torch.Tensor) -> torch.Tensor:

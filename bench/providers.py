@@ -80,13 +80,28 @@ def not_installed(module: str) -> str | None:
     return None if found else "not installed"
 
 
-def differentiate(
-    work: Scan | Project, results: torch.Tensor, leaves: list[torch.Tensor], inputs: Tensors
-) -> Tensors:
-    """The results with the gradients to the leaves."""
-    if not leaves:
-        return (results,)
-    return results.detach(), *torch.autograd.grad(results, leaves, inputs[-1])
+def trained(
+    work: Scan | Project,
+    forward: Callable[[], tuple[torch.Tensor, list[torch.Tensor]]],
+    dy: torch.Tensor,
+    reset: Callable[[], None] = _nothing,
+    finish: Callable[[Tensors], Tensors] = _same,
+) -> Job:
+    """The job of a forward pass that gives results and leaves, and of gradients to the leaves.
+
+    Without leaves it ends there; where the backward pass alone is timed, it is part of the reset.
+    """
+    begun: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+
+    def begin() -> None:
+        reset()
+        begun[:] = [forward()] if work.backward else []
+
+    def run() -> Tensors:
+        y, leaves = begun.pop() if work.backward else forward()
+        return (y.detach(), *torch.autograd.grad(y, leaves, dy)) if leaves else (y,)
+
+    return Job(run, begin, finish)
 
 
 # -- modules: inferno-ai and tritonsyn ------------------------------------------------------------
@@ -156,7 +171,7 @@ class Modules(Provider):
         def reset() -> None:
             present["module"] = self.synapse(work, inputs[0].device)
 
-        def run() -> Tensors:
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
             module = present["module"]
             with torch.set_grad_enabled(bool(work.gradients)):
                 leaves, given = {}, x
@@ -165,10 +180,9 @@ class Modules(Provider):
                 if "tau" in work.gradients:
                     leaves["tau"] = module.time_constant
                 current = self.sequence(module, given)
-            wanted = [leaves[name] for name in work.gradients]
-            return differentiate(work, current, wanted, inputs)
+            return current, [leaves[name] for name in work.gradients]
 
-        return Job(run, reset)
+        return trained(work, forward, inputs[-1], reset)
 
     def project(self, work: Project, inputs: Tensors) -> Job:
         x, weight, delay = inputs[:3]
@@ -180,16 +194,16 @@ class Modules(Provider):
             layer.delay.data = delay.clone()
             present["layer"] = layer
 
-        def run() -> Tensors:
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
             layer, leaves = present["layer"], []
             given = x.detach().requires_grad_(work.gradient)
             with torch.set_grad_enabled(work.gradient):
                 if work.gradient:
                     leaves = [given, layer.weight, layer.delay]
                 y = self.sequence(layer, given)
-            return differentiate(work, y, leaves, inputs)
+            return y, leaves
 
-        return Job(run, reset, _without_delays if work.whole else _same)
+        return trained(work, forward, inputs[-1], reset, _without_delays if work.whole else _same)
 
 
 def _stepped(module: Any, x: torch.Tensor) -> Any:
@@ -428,7 +442,7 @@ class Plain(Provider):
         x, device = inputs[0], inputs[0].device
         advance = self.wrap(_advance)
 
-        def run() -> Tensors:
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
             with torch.set_grad_enabled(bool(work.gradients)):
                 leaves, given = {}, x
                 if "input" in work.gradients:
@@ -443,17 +457,16 @@ class Plain(Provider):
                     values = advance(values, frame, gain, decays)
                     currents.append(_total(values))
                 current = torch.stack(currents)
-            wanted = [leaves[name] for name in work.gradients]
-            return differentiate(work, current, wanted, inputs)
+            return current, [leaves[name] for name in work.gradients]
 
-        return Job(run)
+        return trained(work, forward, inputs[-1])
 
     def project(self, work: Project, inputs: Tensors) -> Job:
         x, weight, delay = inputs[:3]
         project = self.wrap(_project)
         gain, (decay,), (constant,) = _coefficients(work, x.device)
 
-        def run() -> Tensors:
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
             given, w, d = (t.detach().requires_grad_(work.gradient) for t in (x, weight, delay))
             with torch.set_grad_enabled(work.gradient):
                 back = torch.ceil(d.detach() / STEP_TIME).long()
@@ -465,9 +478,9 @@ class Plain(Provider):
                     past = [value, *past[:-1]]
                     outputs.append(project(torch.stack(past), back, scaled))
                 y = torch.stack(outputs)
-            return differentiate(work, y, [given, w, d] if work.gradient else [], inputs)
+            return y, [given, w, d] if work.gradient else []
 
-        return Job(run, finish=_without_delays if work.whole else _same)
+        return trained(work, forward, inputs[-1])
 
 
 class Compiled(Plain):

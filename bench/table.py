@@ -66,6 +66,7 @@ SCANS: list[Workload] = [
         _TRAINED,
         targets=(faster("cuda", 80, LOOP), faster("cuda", 1.4, "accelerated-scan")),
     ),
+    replace(_TRAINED, backward=True),
     replace(_LONG, stateless=True),
     *(replace(_LONG, source=source) for source in ("bool", "bits", "float")),
     # A toy, the spoken digits as they are usually binned (700 channels, 100 steps), and beyond.
@@ -95,6 +96,7 @@ LAYERS: list[Workload] = [
         for k, limit in ((25, 1), (61, 2), (251, 4))
         for gradient in (False, True)
     ),
+    replace(_DENSE_BOTH, backward=True),
     *at_rates((0.01, 0.02, 0.1, 0.2, 0.5), _DENSE),
     replace(_DENSE, record=61, sweep=True),
     replace(_DENSE, record=251, sweep=True),
@@ -112,6 +114,8 @@ SMALL: list[Workload] = [
     *(Step(inplace=True, record=k, calls=40, devices=CPU, sweep=True) for k in (5, 60)),
     *(replace(_SMALL_LAYER, record=k) for k in (5, 60)),
     *at_rates((0.01, 0.1, 0.5), _SMALL_LAYER),
+    replace(_SMALL_SCAN, backward=True),
+    replace(_SMALL_LAYER, gradient=True, backward=True),
 ]
 
 # -- what a call costs the host -------------------------------------------------------------------

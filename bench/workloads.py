@@ -239,13 +239,16 @@ class Scan(Workload):
     """Of ``"input"`` and ``"tau"``, in this order."""
     stateless: bool = False
     """The function alone, without the state of a module; forward."""
+    backward: bool = False
+    """Time the backward pass alone."""
     work: ClassVar[str] = "scan"
 
     @property
     def title(self):
         if not self.gradients:
             return f"{'exp_scan' if self.stateless else 'sequence'} from {self.source}"
-        return "sequence with gradient to " + " and ".join(self.gradients)
+        alone = ", backward alone" if self.backward else ""
+        return "sequence with gradient to " + " and ".join(self.gradients) + alone
 
     @property
     def size(self):
@@ -255,7 +258,7 @@ class Scan(Workload):
     def moved(self):
         values, item = self.steps * self.batch * self.synapses, self.dtype.itemsize
         read = {"float": item, "bool": 1, "bits": 1 / 8}[self.source]
-        forward = read + item
+        forward = 0 if self.backward else read + item
         backward = 2 * item if "input" in self.gradients else 0
         return values * (forward + backward + (read if "tau" in self.gradients else 0))
 
@@ -302,11 +305,15 @@ class Project(Workload):
     """To the input, the weights and, unless ``whole``, the delays."""
     whole: bool = False
     """Delays at whole steps, where a temporal convolution computes the same."""
+    backward: bool = False
+    """Time the backward pass alone."""
     work: ClassVar[str] = "project"
 
     @property
     def title(self):
         delays = " at whole steps" if self.whole else ""
+        if self.backward:
+            return f"delayed linear{delays}, backward alone"
         return f"delayed linear{delays}, forward" + (" and backward" if self.gradient else "")
 
     @property
@@ -316,13 +323,17 @@ class Project(Workload):
 
     @property
     def moved(self):
-        passes = 3 if self.gradient else 1
-        return passes * self.steps * self.batch * (self.synapses + self.outputs) * 4
+        return self.passes * self.steps * self.batch * (self.synapses + self.outputs) * 4
 
     @property
     def operations(self):
         taps = self.steps * self.batch * self.synapses * self.outputs
-        return 2 * taps * (3 if self.gradient else 1)
+        return 2 * taps * self.passes
+
+    @property
+    def passes(self) -> int:
+        """Of results, gradients to the input, and those to the parameters."""
+        return (not self.backward) + 2 * self.gradient
 
     def inputs(self, device):
         weight = normal((self.outputs, self.synapses), device)

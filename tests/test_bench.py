@@ -37,6 +37,8 @@ ROWS = [
     Project(**TINY, steps=7, outputs=2),
     Project(**TINY, steps=7, outputs=2, gradient=True),
     Project(**TINY, steps=7, outputs=2, gradient=True, whole=True),
+    Scan(**TINY, steps=7, backward=True),
+    Project(**TINY, steps=7, outputs=2, gradient=True, backward=True),
 ]
 HERE = [
     providers.Tritonsyn("reference", ("cpu",)),
