@@ -35,6 +35,8 @@ GRACE = 10.0
 UNFINISHED = 75
 """What the benchmarks exit with where they have more to do."""
 FINISHED = ("passed", "failed")
+SHOWN = ("environment", "device")
+"""Stages of which the summary shows the end of the output, however they went."""
 
 Reason = str | None
 
@@ -103,6 +105,7 @@ _SANITIZER = ("compute-sanitizer", "--error-exitcode", "1", "--tool")
 
 STAGES = (
     Stage("environment", (*_CLI, "info"), 0.06),
+    Stage("device", ("nvidia-smi",), 0.03, needs_gpu),
     Stage("smoke", _SMOKE, 0.15, needs_gpu),
     Stage("gpu-tests", (*_PYTEST, "{root}/tests", "-q", "-m", "gpu"), 0.15, needs_gpu),
     Stage(
@@ -264,7 +267,7 @@ class Visit:
             rate = f"{line['rate']} {line['unit']}"
             page.append(f"| {' | '.join(what)} | {line['milliseconds']} | {rate} |")
         for name, outcome in self.outcomes.items():
-            if outcome.status in ("failed", "out of time"):
+            if outcome.status in ("failed", "out of time") or name in SHOWN:
                 page += ["", f"## {name}: {outcome.status}", "", "```", outcome.tail, "```"]
         return "\n".join(page) + "\n"
 
