@@ -41,31 +41,36 @@ SHOWN = ("environment", "device")
 Reason = str | None
 
 
-def needs_nothing() -> Reason:
+def needs_nothing(out: Path) -> Reason:
     """For stages that run everywhere."""
     return None
 
 
-def needs_gpu() -> Reason:
+def needs_gpu(out: Path) -> Reason:
     """Why the kernels cannot run here; None if they can."""
     import torch
 
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
-def needs_sanitizer() -> Reason:
+def needs_sanitizer(out: Path) -> Reason:
     """The same for ``compute-sanitizer``."""
-    return needs_gpu() or (
+    return needs_gpu(out) or (
         None if shutil.which("compute-sanitizer") else "no compute-sanitizer on this machine"
     )
 
 
-def needs_tune() -> Reason:
+def needs_tune(out: Path) -> Reason:
     """The same for the sweep over launch settings."""
-    if reason := needs_gpu():
+    if reason := needs_gpu(out):
         return reason
     there = any((ROOT / "tritonsyn").glob("cli/tune.py"))
     return None if there else "tritonsyn has no command `tune`"
+
+
+def needs_figures(out: Path) -> Reason:
+    """The same for the pictures."""
+    return None if (out / "bench.csv").exists() else "no bench.csv"
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,12 @@ class Stage:
     """With {python}, {root}, {out}, {logs}, and {seconds}, a little under what it may take."""
     share: float
     """Part of the budget that it may take."""
-    missing: Callable[[], Reason] = needs_nothing
+    missing: Callable[[Path], Reason] = needs_nothing
     environment: dict[str, str] = field(default_factory=dict)
     kept: float = 0.0
     """Seconds that the stages before it leave to it."""
+    always: bool = False
+    """Run it in every visit: what it shows may have grown."""
 
 
 # -P: not the working folder's tritonsyn, should there be one, but the installed one.
@@ -134,7 +141,9 @@ STAGES = (
         "pictures",
         ("{python}", "{root}/docs/draw_bench.py", "{out}/bench.csv", "{out}"),
         0.1,
+        needs_figures,
         kept=15.0,
+        always=True,
     ),
 )
 
@@ -183,7 +192,8 @@ class Visit:
         """Runs the stages that have not finished, and those named again."""
         for place, stage in enumerate(stages):
             before = self.outcomes.get(stage.name)
-            if before is not None and before.finished and stage.name not in again:
+            due = stage.always or stage.name in again
+            if before is not None and before.finished and not due:
                 print(f"{stage.name}: {before.status} in an earlier visit", flush=True)
                 continue
             later = sum(other.kept for other in stages[place + 1 :])
@@ -193,7 +203,7 @@ class Visit:
             self.summarize()
 
     def _outcome(self, stage: Stage, left: float) -> Outcome:
-        reason = stage.missing()
+        reason = stage.missing(self.out)
         if reason:
             return Outcome(f"skipped: {reason}")
         limit = min(stage.share * self.budget, left)
