@@ -198,7 +198,8 @@ class RecordTensor(nn.Module):
 
     def read(self, offset: int = 1) -> torch.Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
-        self.storage, value = ops.read(self.storage, self._slot(offset))
+        storage, value = ops.read(self.storage, self._slot(offset))
+        self.keep(storage)
         return value
 
     def readrange(
@@ -278,7 +279,7 @@ class RecordTensor(nn.Module):
             inplace: record no autograd graph, and drop the one there is.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
-            self.storage = ops.push(self.storage, obs, self._slot(offset), backend=self.backend)
+            self.keep(ops.push(self.storage, obs, self._slot(offset), backend=self.backend))
 
     def writerange(
         self,
@@ -319,7 +320,7 @@ class RecordTensor(nn.Module):
         """
         steps = rows.shape[0] if steps is None else steps
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
-            self.storage = ops.write_rows(self.storage, rows, self._slot(rows.shape[0] - steps))
+            self.keep(ops.write_rows(self.storage, rows, self._slot(rows.shape[0] - steps)))
         self.advance(steps)
 
     def history(self, length: int) -> torch.Tensor:

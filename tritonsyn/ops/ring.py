@@ -148,6 +148,12 @@ def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Te
         return traced.write_rows(record, rows, row_slots(slot, rows.shape[0], record))
     if record.is_floating_point() and chained(record, rows):
         return _WriteRows.apply(record, rows, slot)
-    record = unchained(record)
-    slots = row_slots(slot, rows.shape[0], record)
-    return record.index_copy_(0, slots, rows.detach().to(record.dtype))
+    record, rows = unchained(record), rows.detach()
+    if isinstance(slot, torch.Tensor):
+        slots = row_slots(slot, rows.shape[0], record)
+        return record.index_copy_(0, slots, rows.to(record.dtype))
+    before_end = min(rows.shape[0], record.shape[0] - slot)
+    record[slot : slot + before_end] = rows[:before_end]
+    if before_end < rows.shape[0]:
+        record[: rows.shape[0] - before_end] = rows[before_end:]
+    return record
