@@ -18,7 +18,7 @@ def shift_sum_kernel(
     first, R, C, J, L, unit, slots,
     stride_src_c, stride_src_j, stride_out_r, stride_out_j, stride_w_r, stride_w_c,
     ADJOINT: tl.constexpr, RING: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_J: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """``out[r, j] = sum_c weight[r, c] * src[c, j + (first - back[r, c]) * unit]``.
 
@@ -30,12 +30,12 @@ def shift_sum_kernel(
     output, and comes from L1 but for the first time.
     """
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
-    offs_j = tl.program_id(0).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
+    offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_j = offs_j < J
     mask_r = offs_r < R
     newest = position(first).to(tl.int32)
-    acc = tl.zeros([BLOCK_R, BLOCK_J], ACC)
+    acc = tl.zeros([BLOCK_R, BLOCK], ACC)
     for start in range(0, C, UNROLL):
         values = ()
         weights = ()
@@ -68,7 +68,7 @@ def shift_sum_kernel(
 def shift_dot_kernel(
     dy_ptr, src_ptr, back_ptr, partial_ptr,
     first, R, C, J, share, unit, stride_dy_r, stride_dy_j, stride_src_c, stride_src_j,
-    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``sum_j dy[r, j] * src[c, j + (first - back[r, c]) * unit]``, partials over parts of ``j``.
 
@@ -87,9 +87,9 @@ def shift_dot_kernel(
     shift = (first - back).to(tl.int64) * unit
     begin = part * share
     end = tl.minimum(begin + share, J)
-    acc = tl.zeros([BLOCK_C, BLOCK_R, BLOCK_J], ACC)
-    for start in range(begin, end, BLOCK_J):
-        offs_j = start + tl.arange(0, BLOCK_J).to(tl.int64)
+    acc = tl.zeros([BLOCK_C, BLOCK_R, BLOCK], ACC)
+    for start in range(begin, end, BLOCK):
+        offs_j = start + tl.arange(0, BLOCK).to(tl.int64)
         mask_j = offs_j < end
         dy_at = offs_r.to(tl.int64)[:, None] * stride_dy_r + offs_j[None, :] * stride_dy_j
         dy = tl.load(dy_ptr + dy_at, mask=mask_r[:, None] & mask_j[None, :], other=0.0).to(ACC)
@@ -106,7 +106,7 @@ def temporal_gemm_kernel(
     src_ptr, out_ptr, weight_ptr, back_ptr,
     first, slots, R, C, J, L, unit, stride_w_r, stride_w_c,
     ADJOINT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``out[j, r] = sum_k sum_c (back[r, c] == k) weight[r, c] * src[j + (first - k) * unit, c]``.
 
@@ -115,12 +115,12 @@ def temporal_gemm_kernel(
     cores in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of
     the offset. No streams: tiles wait in shared memory for many products.
     """
-    offs_j = tl.program_id(0).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)
+    offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_j = offs_j < J
     mask_r = offs_r < R
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
-    acc = tl.zeros([BLOCK_J, BLOCK_R], ACC)
+    acc = tl.zeros([BLOCK, BLOCK_R], ACC)
     for k in range(slots):
         shift = first - k
         if ADJOINT:
@@ -147,7 +147,7 @@ def temporal_gemm_dot_kernel(
     dy_ptr, src_ptr, back_ptr, dweight_ptr,
     first, R, C, J, unit,
     PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``dweight[r, c] = sum_j dy[j, r] * src[j + (first - k) * unit, c]`` where ``back[r, c] ==
     k``.
@@ -163,8 +163,8 @@ def temporal_gemm_dot_kernel(
     mask_c = offs_c < C
     ACC: tl.constexpr = dweight_ptr.dtype.element_ty
     acc = tl.zeros([BLOCK_R, BLOCK_C], ACC)
-    for start in range(0, J, BLOCK_J):
-        offs_j = start + tl.arange(0, BLOCK_J).to(tl.int64)
+    for start in range(0, J, BLOCK):
+        offs_j = start + tl.arange(0, BLOCK).to(tl.int64)
         mask_j = offs_j < J
         dy_ptrs = dy_ptr + offs_j[None, :] * R + offs_r[:, None]
         dy = tl.load(dy_ptrs, mask=mask_r[:, None] & mask_j[None, :], other=0.0)
@@ -189,17 +189,17 @@ def _lowest_bit(word):
 def spike_sum_kernel(
     words_ptr, weight_ptr, back_ptr, out_ptr,
     T, B, W, N,
-    BLOCK_O: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``out[t, b, o] += sum_i weight[i, o] * x[t - back[i, o], b, i]``, spike after spike.
 
     ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``; ``out [T, B, O]``
-    zeros. A program owns one row of the batch and ``BLOCK_O`` outputs, so that it adds without
+    zeros. A program owns one row of the batch and ``BLOCK`` outputs, so that it adds without
     atomics and in the order of time. Moves 1/8 byte per input and step, and 16 bytes per spike and
     output. No streams: what is read depends on the spikes.
     """
     b = tl.program_id(0).to(tl.int64)
-    offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    offs_o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask_o = offs_o < N
     for t in range(T):
         for w in range(W):
@@ -219,7 +219,7 @@ def spike_sum_kernel(
 def spike_dot_kernel(
     words_ptr, dy_ptr, back_ptr, partial_ptr,
     V, share, J, unit, C, N,
-    ACC: tl.constexpr, BLOCK_O: tl.constexpr,
+    ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``sum_j x[j, i] * dy[j + back[i, o] * unit, o]``, partials over parts of the words.
 
@@ -229,11 +229,11 @@ def spike_dot_kernel(
     spikes.
     """
     i = tl.program_id(0).to(tl.int64)
-    offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    offs_o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     part = tl.program_id(2).to(tl.int64)
     mask_o = offs_o < N
     delay = tl.load(back_ptr + i * N + offs_o, mask=mask_o, other=0).to(tl.int64) * unit
-    acc = tl.zeros([BLOCK_O], ACC)
+    acc = tl.zeros([BLOCK], ACC)
     begin = part * share
     for v in range(begin, tl.minimum(begin + share, V)):
         word = tl.load(words_ptr + i * V + v)

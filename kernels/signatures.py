@@ -36,13 +36,13 @@ class Variant(NamedTuple):
     constants: dict[str, Any]
     """Value of each compile-time argument but the tiles that the launch configuration gives; None
     for a pointer that is absent."""
-    num_warps: int = 4
-    """Where no launch configuration is known for the kernel."""
     enable_fp_fusion: bool = True
     aligned: bool = True
     """Whether pointers, and sizes that may be specialised, are multiples of 16."""
     dtype: str = "fp32"
     """By which a launch looks its configuration up."""
+    work: tuple[int, ...] = (1 << 10, 1 << 20)
+    """Sizes, large ones, by which a launch looks its configuration up."""
     streams: dict[str, Stream] = {}  # noqa: RUF012 (no one changes it)
     """The pointers that make up the traffic. Not in here: coefficients, which programs share;
     what is touched once per chunk or program; and gathers, whose neighbours may lie apart."""
@@ -234,49 +234,53 @@ def _shift_sum(source, out, acc, adjoint=False, ring=False, **options):
     if ring:
         sizes += " stride_src_j"
         del constants["stride_src_j"]
-    constants.update(BLOCK_R=8, BLOCK_J=256, UNROLL=2 if ring else 4)
+    work = (1 if ring else 1 << 10, 1 << 10, 1 << 10, 1 << 20)
     # Of a record, neighbours in a row lie apart by the inputs.
     streams = {} if ring else _streams(pointers, src=_READ)
-    elements = ("BLOCK_R", "BLOCK_J", "UNROLL")
-    return _variant(pointers, sizes, constants, streams=streams, elements=elements, **options)
+    options |= {"dtype": source, "work": work, "elements": ("BLOCK_R", "BLOCK", "UNROLL")}
+    return _variant(pointers, sizes, constants, streams=streams, **options)
 
 
 def _shift_dot(source, acc):
     pointers = {"dy_ptr": acc, "src_ptr": source, "back_ptr": "i32", "partial_ptr": acc}
     sizes = "first R C J share unit stride_dy_r stride_src_c"
     constants = {"stride_dy_j": 1, "stride_src_j": 1, "ACC": _TYPES[acc]}
-    constants.update(BLOCK_R=8, BLOCK_C=4, BLOCK_J=128)
-    options = {"streams": _streams(pointers, src=_READ), "num_warps": 8}
-    elements = ("BLOCK_R", "BLOCK_C", "BLOCK_J")
+    options = {"dtype": source, "work": (1 << 10, 1 << 10, 1 << 20)}
+    options |= {"streams": _streams(pointers, src=_READ)}
+    elements = ("BLOCK_R", "BLOCK_C", "BLOCK")
     return _variant(pointers, sizes, constants, elements=elements, **options)
 
 
-_GEMM_TILE = {"BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_J": 64}
+def _product(source, precision):
+    """By which launches look up the configuration of a product of matrices."""
+    passes = {"ieee": 0, "tf32": 1, "tf32x3": 3}[precision]
+    return {"dtype": source, "work": (passes, 1 << 4, 1 << 10, 1 << 10, 1 << 20)}
 
 
 def _temporal_gemm(source, precision, adjoint=False, acc="fp32"):
     pointers = {"src_ptr": source, "out_ptr": acc, "weight_ptr": acc, "back_ptr": "i32"}
     near, far = ("stride_w_r", "stride_w_c") if adjoint else ("stride_w_c", "stride_w_r")
-    constants = {near: 1, "ADJOINT": adjoint, "PRECISION": precision, **_GEMM_TILE}
-    num_warps = 8 if precision == "ieee" and acc == "fp32" else 4
-    return _variant(pointers, f"first slots R C J L unit {far}", constants, num_warps=num_warps)
+    constants = {near: 1, "ADJOINT": adjoint, "PRECISION": precision}
+    sizes = f"first slots R C J L unit {far}"
+    return _variant(pointers, sizes, constants, **_product(source, precision))
 
 
 def _temporal_gemm_dot(source, precision, acc="fp32"):
     pointers = {"dy_ptr": acc, "src_ptr": source, "back_ptr": "i32", "dweight_ptr": acc}
-    constants = {"PRECISION": precision, "BLOCK_R": 32, "BLOCK_C": 32, "BLOCK_J": 64}
-    return _variant(pointers, "first R C J unit", constants)
+    constants = {"PRECISION": precision}
+    return _variant(pointers, "first R C J unit", constants, **_product(source, precision))
 
 
 def _spike_sum(acc):
     pointers = {"words_ptr": "i32", "weight_ptr": acc, "back_ptr": "i32", "out_ptr": acc}
-    return _variant(pointers, "T B W N", {"BLOCK_O": 128})
+    work = (1 << 10, 1 << 10, 1 << 10, 1 << 10)
+    return _variant(pointers, "T B W N", {}, dtype=acc, work=work)
 
 
 def _spike_dot(acc):
     pointers = {"words_ptr": "i32", "dy_ptr": acc, "back_ptr": "i32", "partial_ptr": acc}
-    constants = {"ACC": _TYPES[acc], "BLOCK_O": 128}
-    return _variant(pointers, "V share J unit C N", constants)
+    options = {"dtype": acc, "work": (1 << 15, 1 << 10, 1 << 10)}
+    return _variant(pointers, "V share J unit C N", {"ACC": _TYPES[acc]}, **options)
 
 
 SIGNATURES: dict[str, list[Variant]] = {
@@ -365,14 +369,15 @@ SIGNATURES: dict[str, list[Variant]] = {
     "temporal_gemm_kernel": [
         _temporal_gemm("fp32", "ieee"),
         _temporal_gemm("fp32", "tf32"),
-        _temporal_gemm("bf16", "tf32x3"),
+        _temporal_gemm("bf16", "ieee"),
         _temporal_gemm("fp32", "tf32x3", adjoint=True),
         _temporal_gemm("fp64", "ieee", acc="fp64"),
     ],
     "temporal_gemm_dot_kernel": [
         _temporal_gemm_dot("fp32", "ieee"),
         _temporal_gemm_dot("fp32", "tf32"),
-        _temporal_gemm_dot("fp16", "tf32x3"),
+        _temporal_gemm_dot("fp32", "tf32x3"),
+        _temporal_gemm_dot("fp16", "ieee"),
         _temporal_gemm_dot("fp64", "ieee", acc="fp64"),
     ],
     "spike_sum_kernel": [_spike_sum("fp32"), _spike_sum("fp64")],

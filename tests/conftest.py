@@ -46,14 +46,14 @@ def each_backend(backend: str) -> Iterator[str]:
 @pytest.fixture
 def small_tiles() -> Iterator[None]:
     """Kernels run in the smallest tiles, so that small shapes have edges."""
-    with override_config(LaunchConfig(32)):
+    with override_config(LaunchConfig(32, rows=16, columns=16)):
         yield
 
 
 @pytest.fixture
 def large_tiles() -> Iterator[None]:
-    """Kernels run in tiles that hold all of a test's work, which the interpreter does quickly."""
-    with override_config(LaunchConfig(8192)):
+    """Reads run in tiles that hold all of a test's work, which the interpreter does quickly."""
+    with override_config(LaunchConfig(8192), "select_fwd_kernel"):
         yield
 
 

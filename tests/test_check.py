@@ -10,10 +10,11 @@ import pytest
 from tritonsyn import cli
 from tritonsyn.kernels.signatures import SIGNATURES
 from tritonsyn.tuning import checking, compiled, sass
-from tritonsyn.tuning.config import LaunchConfig
+from tritonsyn.tuning.config import HEURISTICS, LaunchConfig
 from tritonsyn.tuning.occupancy import LIMITS, occupancy, resident_warps
 from tritonsyn.tuning.report import Report, StreamReport
 from tritonsyn.tuning.workers import CompileError, Compilers, Job
+from tritonsyn.tuning.workloads import WORKLOADS
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def told(outcomes, words=""):
 
 def test_every_kernel_has_a_signature_with_all_of_its_arguments():
     kernels = compiled.all_kernels()
-    assert kernels.keys() == SIGNATURES.keys()
+    assert kernels.keys() == SIGNATURES.keys() == HEURISTICS.keys() == WORKLOADS.keys()
     for name, kernel in kernels.items():
         for variant in SIGNATURES[name]:
             config = checking.shipped_configs(name, variant)[0]
@@ -244,9 +245,3 @@ def test_check_refuses_in_one_line(capsys, arguments, message):
     assert cli.main(["check", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_a_kernel_without_a_heuristic_is_checked_as_its_variants_say(monkeypatch):
-    variant = SIGNATURES["ring_push_kernel"][0]
-    monkeypatch.setattr(checking, "HEURISTICS", {})
-    assert checking.shipped_configs("ring_push_kernel", variant) == [None]

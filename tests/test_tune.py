@@ -73,6 +73,8 @@ def small_blocks(trial):
         ((32, 64), "num_warps must be at most 32, but is 64"),
         ((32, 4, 1.5), "unroll must be a positive integer, but is 1.5"),
         ((32, 4, 1, True), "chunks must be a positive integer, but is True"),
+        ((32, 4, 1, 1, 3), "rows must be a power of two, but is 3"),
+        ((32, 4, 1, 1, 1, 6), "columns must be a power of two, but is 6"),
     ],
 )
 def test_impossible_settings_are_refused(values, message):
@@ -333,7 +335,8 @@ def test_a_device_timer_needs_a_device(monkeypatch):
 def test_a_device_timer_measures():
     from tritonsyn.tuning.timers import DeviceTimer
 
-    rows = sweep(list(WORKLOADS), [SHAPE], space={"block": [32, 64]}, timer=DeviceTimer())
+    space = {"block": [32, 64], "rows": [16], "columns": [16]}
+    rows = sweep(list(WORKLOADS), [SHAPE], space=space, timer=DeviceTimer())
     assert all(row.cost > 0 for row in rows), [row.error for row in rows]
 
 

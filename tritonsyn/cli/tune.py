@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from ..tuning import Row, Trial
 
 _EPILOG = f"""\
-Shapes are TxBxN: steps of a sequence, samples of a batch, synapses of a group. A kernel that
-does one step ignores T.
+Shapes are TxBxN: steps of a sequence, samples of a batch, synapses of a group; or TxBxIxOxK, with
+the inputs, outputs and slots of a delayed projection (O is as large as I, and K is 21, where they
+are left out). A kernel that does one step ignores T, all but those of projections ignore O and K.
 
 A space file is JSON, with values to try of each setting, for all kernels or by kernel:
 
@@ -44,7 +45,7 @@ def add(commands: Any) -> None:
         "--kernel", nargs="+", action="extend", metavar="NAME", help="kernels (default: all)"
     )
     parser.add_argument(
-        "--shape", nargs="+", action="extend", metavar="TxBxN",
+        "--shape", nargs="+", action="extend", metavar="TxBxN[xOxK]",
         help=f"shapes (default: {USUAL_SHAPE})",
     )  # fmt: skip
     parser.add_argument(

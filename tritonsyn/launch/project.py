@@ -12,18 +12,10 @@ from ..kernels.project import (
 )
 from ..packing import WORD, PackedSpikes, words_per_row
 from ..rules import Slot
+from ..tuning.config import config_for
+from ..tuning.strategy import PASSES
 from .common import accumulator, on_device, tiles
 from .decay import pack
-
-# Outputs of a tile and places of a row; four connections' reads are in flight.
-_ROWS, _PLACES, _UNROLL = 8, 256, 4
-# Tile of the reduction over a row.
-_DOT_ROWS, _DOT_COLUMNS, _DOT_PLACES = 8, 4, 128
-# Tile of a product of matrices: places of a row, and outputs or inputs.
-_GEMM_PLACES, _GEMM_SIDE = 64, 32
-_LANES = 128
-# Programs that keep a large GPU busy; a reduction with fewer is cut into parts.
-_BUSY = 1024
 
 
 def project(
@@ -100,31 +92,45 @@ def project_weight(
     if dy.numel() == 0 or sequence.numel() == 0:
         return dy.new_zeros(back.shape)
     if strategy == "gemm":
-        dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
-        grid = (tiles(outputs, _GEMM_SIDE), tiles(inputs, _GEMM_SIDE), first + 1)
-        with on_device(dy):
-            temporal_gemm_dot_kernel[grid](
-                dy.contiguous(), sequence.contiguous(), back, dweight,
-                first, outputs, inputs, places, batch,
-                PRECISION=precision,
-                BLOCK_R=_GEMM_SIDE, BLOCK_C=_GEMM_SIDE, BLOCK_J=_GEMM_PLACES,
-            )  # fmt: skip
-        return dweight
+        return _gemm_dot(dy, sequence, back, precision)
     lines, dlines = _lines(sequence), _lines(dy)
-    programs = tiles(outputs, _DOT_ROWS) * tiles(inputs, _DOT_COLUMNS)
-    parts = max(1, min(_BUSY // programs, tiles(places, 4 * _DOT_PLACES)))
-    share = tiles(tiles(places, parts), _DOT_PLACES) * _DOT_PLACES
-    partial = torch.empty((parts, *back.shape), dtype=dy.dtype, device=dy.device)
-    grid = (tiles(outputs, _DOT_ROWS), tiles(inputs, _DOT_COLUMNS), parts)
+    work = (inputs, outputs, places)
+    config = config_for("shift_dot_kernel", work, sequence.dtype, dy.device)
+    share = tiles(tiles(places, config.chunks), config.block) * config.block
+    partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
+    grid = (tiles(outputs, config.rows), tiles(inputs, config.columns), config.chunks)
     with on_device(dy):
         shift_dot_kernel[grid](
             dlines, lines, back, partial,
             first, outputs, inputs, places, share, batch,
             dlines.shape[1], 1, lines.shape[1], 1,
-            ACC=accumulator(dy.dtype), BLOCK_R=_DOT_ROWS, BLOCK_C=_DOT_COLUMNS, BLOCK_J=_DOT_PLACES,
-            num_warps=8,
+            ACC=accumulator(dy.dtype),
+            BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+            num_warps=config.num_warps,
         )  # fmt: skip
     return partial.sum(0)
+
+
+def _gemm_dot(
+    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, precision: str
+) -> torch.Tensor:
+    """The same by a product of matrices for each delay."""
+    steps, batch, outputs = dy.shape
+    rows, _, inputs = sequence.shape
+    places, first = steps * batch, rows - steps
+    work = (PASSES[precision], first + 1, inputs, outputs, places)
+    config = config_for("temporal_gemm_dot_kernel", work, sequence.dtype, dy.device)
+    dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
+    grid = (tiles(outputs, config.rows), tiles(inputs, config.columns), first + 1)
+    with on_device(dy):
+        temporal_gemm_dot_kernel[grid](
+            dy.contiguous(), sequence.contiguous(), back, dweight,
+            first, outputs, inputs, places, batch,
+            PRECISION=precision,
+            BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+            num_warps=config.num_warps,
+        )  # fmt: skip
+    return dweight
 
 
 def _lines(sequence: torch.Tensor) -> torch.Tensor:
@@ -145,16 +151,18 @@ def _shift_sum(
 ) -> None:
     """``out [T, B, R]`` from a source of so many ``rows`` of the batch with these strides."""
     steps, batch, outputs = out.shape
-    places = steps * batch
-    block = min(_PLACES, max(16, 1 << (places - 1).bit_length()))
-    grid = (tiles(places, block), tiles(outputs, _ROWS))
+    inputs, places = weight.shape[1], steps * batch
+    work = (steps, inputs, outputs, places)
+    config = config_for("shift_sum_kernel", work, source.dtype, out.device)
+    grid = (tiles(places, config.block), tiles(outputs, config.rows))
     with on_device(out):
         shift_sum_kernel[grid](
             source, out, weight, back,
-            first, outputs, weight.shape[1], places, rows * batch, batch, rows,
+            first, outputs, inputs, places, rows * batch, batch, rows,
             *strides, 1, outputs, *weight.stride(),
-            ADJOINT=adjoint, RING=ring, BLOCK_R=_ROWS, BLOCK_J=block,
-            UNROLL=_UNROLL // 2 if ring else _UNROLL,  # a record's places cost registers
+            ADJOINT=adjoint, RING=ring,
+            BLOCK_R=config.rows, BLOCK=config.block, UNROLL=config.unroll,
+            num_warps=config.num_warps,
         )  # fmt: skip
 
 
@@ -170,18 +178,18 @@ def _gemm(
 ) -> None:
     """``out [T, B, R]`` from a source ``[rows, B, C]``, a product of matrices for each delay."""
     steps, batch, outputs = out.shape
-    places = steps * batch
-    grid = (tiles(places, _GEMM_PLACES), tiles(outputs, _GEMM_SIDE))
-    # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps.
-    num_warps = 8 if precision == "ieee" and out.dtype == torch.float32 else 4
+    inputs, places = weight.shape[1], steps * batch
+    work = (PASSES[precision], slots, inputs, outputs, places)
+    config = config_for("temporal_gemm_kernel", work, source.dtype, out.device)
+    grid = (tiles(places, config.block), tiles(outputs, config.rows))
     with on_device(out):
         temporal_gemm_kernel[grid](
             source.contiguous(), out, weight, back,
-            first, slots, outputs, weight.shape[1], places, source.shape[0] * batch, batch,
+            first, slots, outputs, inputs, places, source.shape[0] * batch, batch,
             *weight.stride(),
             ADJOINT=adjoint, PRECISION=precision,
-            BLOCK_R=_GEMM_SIDE, BLOCK_C=_GEMM_SIDE, BLOCK_J=_GEMM_PLACES,
-            num_warps=num_warps,
+            BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+            num_warps=config.num_warps,
         )  # fmt: skip
 
 
@@ -195,15 +203,17 @@ def project_spikes(
     proportion to the spikes. Returns ``[T, B, O]``.
     """
     steps, batch, _ = spikes.shape
-    outputs = weight.shape[0]
+    outputs, inputs = weight.shape
     v = weight.new_zeros(steps, batch, outputs)
     words = spikes.words.contiguous()
     if v.numel() and words.numel():
+        work = (steps, inputs, batch, outputs)
+        config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
         with on_device(v):
-            spike_sum_kernel[(batch, tiles(outputs, _LANES))](
+            spike_sum_kernel[(batch, tiles(outputs, config.block))](
                 words, weight.t().contiguous(), back.t().contiguous(), v,
                 steps, batch, words.shape[-1], outputs,
-                BLOCK_O=_LANES,
+                BLOCK=config.block, num_warps=config.num_warps,
             )  # fmt: skip
     return v
 
@@ -218,14 +228,13 @@ def project_spikes_weight(
         return dv.new_zeros(back.shape)
     words = pack(_columns(spikes))
     width = words.shape[1]
-    programs = inputs * tiles(outputs, _LANES)
-    parts = max(1, min(_BUSY // programs, width))
-    partial = torch.empty((parts, inputs, outputs), dtype=dv.dtype, device=dv.device)
+    config = config_for("spike_dot_kernel", (width, inputs, outputs), dv.dtype, dv.device)
+    partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
     with on_device(dv):
-        spike_dot_kernel[(inputs, tiles(outputs, _LANES), parts)](
+        spike_dot_kernel[(inputs, tiles(outputs, config.block), config.chunks)](
             words, dv.contiguous(), back.t().contiguous(), partial,
-            width, tiles(width, parts), steps * batch, batch, inputs, outputs,
-            ACC=accumulator(dv.dtype), BLOCK_O=_LANES,
+            width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
+            ACC=accumulator(dv.dtype), BLOCK=config.block, num_warps=config.num_warps,
         )  # fmt: skip
     return partial.sum(0).t().contiguous()
 

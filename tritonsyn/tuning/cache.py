@@ -24,7 +24,7 @@ Entries = dict[str, dict[str, Any]]
 
 def key(kernel: str, dtype: str, work: tuple[int, ...]) -> str:
     """Under which settings are kept: sizes count by the power of two that they round up to."""
-    buckets = "x".join(str(1 << max(size - 1, 0).bit_length()) for size in work)
+    buckets = "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in work)
     return f"{kernel} {dtype} {buckets}"
 
 

@@ -23,9 +23,6 @@ DTYPES = {
 }  # fmt: skip
 """PyTorch's name of each element type of the signatures."""
 
-# Heuristics settle on one configuration for all work of at least this size, and on another below.
-_LARGE, _SMALL = (1 << 10, 1 << 20), (1, 1)
-
 Outcome = tuple[Job, Report | CompileError]
 
 
@@ -58,7 +55,7 @@ def as_dict(job: Job, outcome: Report | CompileError) -> dict[str, Any]:
     """An outcome as plain data; where the kernel did not compile, its figures are None."""
     if isinstance(outcome, Report):
         return outcome.as_dict()
-    config = {} if job.config is None else job.config.as_dict()
+    config = job.config.as_dict()
     figures = dict.fromkeys(("registers", "spills", "shared", "occupancy", "loads", "stores"))
     place = {"kernel": job.kernel, "variant": job.variant, "target": job.target, "config": config}
     nothing = {"types": {}, "streams": {}, "aligned": SIGNATURES[job.kernel][job.variant].aligned}
@@ -72,13 +69,13 @@ def known(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
             raise ValueError(f"{what} is {name!r}, but must be one of {', '.join(allowed)}")
 
 
-def shipped_configs(kernel: str, variant: Variant) -> list[LaunchConfig | None]:
+def shipped_configs(kernel: str, variant: Variant) -> list[LaunchConfig]:
     """The configurations in which tritonsyn itself launches a variant: heuristics and tables."""
-    if kernel not in HEURISTICS:
-        return [None]
     dtype = DTYPES[variant.dtype]
-    # Odd sizes come in all sizes, and are the only ones that small tiles are for.
-    works = [_LARGE] if variant.aligned else [_LARGE, _SMALL]
+    # Heuristics settle on one configuration for all large work, and on another for small. Odd sizes
+    # come in all sizes, and are the only ones that small tiles are for.
+    small = (1,) * len(variant.work)
+    works = [variant.work] if variant.aligned else [variant.work, small]
     configs = [HEURISTICS[kernel](work, dtype) for work in works]
     start = f"{kernel} {str(dtype).removeprefix('torch.')} "
     for path in cache.shipped():

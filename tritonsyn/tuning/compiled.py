@@ -42,16 +42,16 @@ def all_kernels() -> dict[str, Any]:
 
 
 def report(
-    kernel: str, index: int, target: str, config: LaunchConfig | None, read_code: bool = True
+    kernel: str, index: int, target: str, config: LaunchConfig, read_code: bool = True
 ) -> Report:
     """What variant ``index`` of a kernel becomes on a target (``"sm_90"``).
 
-    ``config`` None takes what the variant itself says. Without ``read_code``, which takes most of
-    the time, only registers and memory are told. Raises whatever the compiler raises.
+    Without ``read_code``, which takes most of the time, only registers and memory are told. Raises
+    whatever the compiler raises.
     """
     function, variant = all_kernels()[kernel], SIGNATURES[kernel][index]
     constants = constants_of(function.arg_names, variant, config)
-    num_warps = variant.num_warps if config is None else config.num_warps
+    num_warps = config.num_warps
     cubin, shared = _compile(function, variant, constants, num_warps, target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -65,7 +65,7 @@ def report(
         kernel=kernel,
         variant=index,
         target=target,
-        config=_settings(constants, num_warps, config),
+        config=config.as_dict(),
         types={name: kind[1:] for name, kind in variant.types.items() if kind.startswith("*")},
         aligned=variant.aligned,
         registers=used["REG"],
@@ -82,11 +82,12 @@ def report(
     )
 
 
-def constants_of(
-    arguments: list[str], variant: Variant, config: LaunchConfig | None
-) -> dict[str, Any]:
+def constants_of(arguments: list[str], variant: Variant, config: LaunchConfig) -> dict[str, Any]:
     """The compile-time arguments of a variant, with the tiles of a configuration."""
-    tiles = {} if config is None else {"BLOCK": config.block, "UNROLL": config.unroll}
+    tiles = {
+        "BLOCK": config.block, "BLOCK_R": config.rows, "BLOCK_C": config.columns,
+        "UNROLL": config.unroll,
+    }  # fmt: skip
     return {**variant.constants, **{name: v for name, v in tiles.items() if name in arguments}}
 
 
@@ -169,13 +170,3 @@ def _widths(accesses: Counter[sass.Access], store: bool) -> dict[int, int]:
         if access.store == store:
             found[access.bits] = found.get(access.bits, 0) + count
     return found
-
-
-def _settings(
-    constants: dict[str, Any], num_warps: int, config: LaunchConfig | None
-) -> dict[str, int]:
-    """What a report calls the configuration: a LaunchConfig's, or the variant's own tiles."""
-    if config is not None:
-        return config.as_dict()
-    tiles = {n: v for n, v in constants.items() if n.startswith("BLOCK") or n == "UNROLL"}
-    return {**{name.lower(): value for name, value in tiles.items()}, "num_warps": num_warps}

@@ -25,13 +25,19 @@ class LaunchConfig:
     unroll: int = 1
     """Steps of a scan whose loads are in flight ahead of the recurrence."""
     chunks: int = 1
-    """Parts of a sequence that are scanned side by side; if more than one, each is read twice."""
+    """Parts of a sequence that are handled side by side; a scan reads each twice if there are more
+    than one."""
+    rows: int = 1
+    """Outputs of the tile of a projection, a power of two; ``block`` are its places of a row."""
+    columns: int = 1
+    """Inputs of the tile of a projection, a power of two."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, but is {value!r}")
-        for name, value in (("block", self.block), ("num_warps", self.num_warps)):
+        for name in ("block", "num_warps", "rows", "columns"):
+            value = getattr(self, name)
             if value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, but is {value}")
         if self.num_warps > 32:
@@ -53,9 +59,9 @@ _BUSY = 1024
 _SHORTEST_CHUNK = 64
 
 
-def _tile(size: int, largest: int = _LARGEST) -> int:
+def _tile(size: int, largest: int = _LARGEST, smallest: int = _SMALLEST) -> int:
     """A power of two, no larger than the work."""
-    return min(largest, max(_SMALLEST, 1 << max(size - 1, 0).bit_length()))
+    return min(largest, max(smallest, 1 << max(size - 1, 0).bit_length()))
 
 
 def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -91,8 +97,48 @@ def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
     steps, size = work
     programs = -(-size // config.block)
     chunks = max(1, min(_BUSY // max(programs, 1), steps // _SHORTEST_CHUNK))
-    return replace(config, chunks=chunks)
+    return config.with_chunks(chunks)
 
+
+def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Of a record, or of one step, the places of a row lie apart and cost registers.
+    steps, *_, places = work
+    return LaunchConfig(_tile(places, 256, 16), unroll=2 if steps == 1 else 4, rows=8)
+
+
+def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    inputs, outputs, places = work
+    config = LaunchConfig(128, num_warps=8, rows=8, columns=4)
+    programs = -(-outputs // config.rows) * -(-inputs // config.columns)
+    return _in_parts(config, programs, -(-places // (4 * config.block)))
+
+
+def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps.
+    exact = work[0] == 0 and dtype != torch.float64
+    return LaunchConfig(64, num_warps=8 if exact else 4, rows=32, columns=32)
+
+
+def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    return LaunchConfig(64, rows=32, columns=32)
+
+
+def _spike_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    return LaunchConfig(128)
+
+
+def _spike_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    words, inputs, outputs = work
+    config = LaunchConfig(128)
+    return _in_parts(config, inputs * -(-outputs // config.block), words)
+
+
+def _in_parts(config: LaunchConfig, programs: int, most: int) -> LaunchConfig:
+    """A reduction of so many programs, in parts that keep the GPU busy."""
+    return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
+
+
+SCANS = ("exp_scan_kernel", "exp_scan_constants_kernel")
 
 HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "ring_push_kernel": _elementwise,
@@ -105,6 +151,12 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "batch_dot_kernel": _elementwise,
     "exp_scan_kernel": _scan,
     "exp_scan_constants_kernel": _scan_constants,
+    "shift_sum_kernel": _shift_sum,
+    "shift_dot_kernel": _shift_dot,
+    "temporal_gemm_kernel": _gemm,
+    "temporal_gemm_dot_kernel": _gemm_dot,
+    "spike_sum_kernel": _spike_sum,
+    "spike_dot_kernel": _spike_dot,
 }
 """What is launched where nothing was tuned: the settings by a kernel's work and dtype."""
 

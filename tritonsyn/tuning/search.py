@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -40,9 +39,7 @@ class Trial:
     @property
     def programs(self) -> int:
         """How many a launch has."""
-        *rows, size = self.work
-        outer = self.config.chunks if self.kernel.startswith("exp_scan") else math.prod(rows)
-        return outer * math.ceil(size / self.config.block)
+        return WORKLOADS[self.kernel].programs(self.work, self.config)
 
 
 @dataclass(frozen=True)

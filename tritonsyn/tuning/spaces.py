@@ -9,29 +9,53 @@ from typing import Any
 
 import torch
 
-from .config import HEURISTICS, LaunchConfig, Work
+from .config import HEURISTICS, SCANS, LaunchConfig, Work
 
 Space = Mapping[str, Iterable[int]]
 """Values to try of each setting; what is left out is 1 (``num_warps``: 4)."""
 
 _SETTINGS = tuple(field.name for field in fields(LaunchConfig))
-_SCANS = ("exp_scan_kernel", "exp_scan_constants_kernel")
 # Elements of a thread: fewer waste lanes or width, more overflow the registers.
 _FEWEST, _MOST = 2, 16
+
+_SPIKES: Space = {"block": [32, 64, 128, 256], "num_warps": [1, 2, 4]}
+_PROJECTIONS: dict[str, Space] = {
+    "shift_sum_kernel": {
+        "block": [128, 256], "num_warps": [4, 8], "unroll": [2, 4, 8], "rows": [4, 8, 16],
+    },
+    "shift_dot_kernel": {
+        "block": [64, 128, 256], "num_warps": [4, 8], "rows": [4, 8], "columns": [2, 4, 8],
+    },
+    "temporal_gemm_kernel": {
+        "block": [32, 64, 128], "num_warps": [4, 8], "rows": [32, 64], "columns": [16, 32, 64],
+    },
+    "temporal_gemm_dot_kernel": {
+        "block": [32, 64], "num_warps": [4, 8], "rows": [32, 64], "columns": [32, 64],
+    },
+    "spike_sum_kernel": _SPIKES,
+    "spike_dot_kernel": _SPIKES,
+}  # fmt: skip
 
 
 def default_configs(kernel: str, work: Work, dtype: torch.dtype) -> list[LaunchConfig]:
     """What a sweep tries unless told otherwise: the heuristic's choice and all around it."""
     usual = HEURISTICS[kernel](work, dtype)
-    scan = kernel in _SCANS
+    if kernel in _PROJECTIONS:
+        around = configs_of({**_PROJECTIONS[kernel], "chunks": [usual.chunks]})
+    else:
+        around = _of_streams(usual, kernel in SCANS)
+    return list(dict.fromkeys([usual, *around]))
+
+
+def _of_streams(usual: LaunchConfig, scan: bool) -> list[LaunchConfig]:
+    """For kernels that go through arrays in order: what gives threads neither little nor much."""
     space: Space = {
         "block": [64, 128, 256, 512] if scan else [128, 256, 512, 1024, 2048, 4096],
         "num_warps": [1, 2, 4] if scan else [1, 2, 4, 8],
         "unroll": [1, 2, 4, 8, 16] if scan else [1],
         "chunks": sorted({1, usual.chunks, 2 * usual.chunks}) if scan else [1],
     }
-    fitting = [c for c in configs_of(space) if _FEWEST <= c.block / (32 * c.num_warps) <= _MOST]
-    return list(dict.fromkeys([usual, *fitting]))
+    return [c for c in configs_of(space) if _FEWEST <= c.block / (32 * c.num_warps) <= _MOST]
 
 
 def configs_of(space: Space, origin: str = "space") -> list[LaunchConfig]:

@@ -6,6 +6,8 @@ import torch
 
 STRATEGIES = ("auto", "shift", "gemm", "events")
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+PASSES = {"ieee": 0, "tf32": 1, "tf32x3": 3}
+"""Products on tensor cores that make up one, by precision; exact float32 products take none."""
 
 
 class Work(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 
 from ..kernels.signatures import SIGNATURES
 from .checking import DTYPES, TARGETS, known
-from .config import override_config
+from .config import SCANS, override_config
 from .occupancy import LIMITS
 from .report import Report
 from .search import Trial
@@ -144,7 +144,7 @@ def _traffic(report: Report, trial: Trial) -> float:
         return 1.0
     streams = SIGNATURES[report.kernel][report.variant].streams
     read = sum(report.streams[name].itemsize * s.loads for name, s in streams.items())
-    again = read if trial.config.chunks > 1 else 0
+    again = read if trial.kernel in SCANS and trial.config.chunks > 1 else 0
     return (report.bytes_per_element + again) / report.minimum
 
 

@@ -24,8 +24,7 @@ class Job(NamedTuple):
     kernel: str
     variant: int
     target: str
-    config: LaunchConfig | None
-    """None: the tiles that the variant itself names."""
+    config: LaunchConfig
     read_code: bool = True
     """Whether to read the machine code, not only registers and memory."""
 
@@ -53,8 +52,7 @@ class Compilers:
     def compile(self, job: Job) -> Report:
         """Compiles one job; raises :class:`CompileError`, also where the compiler crashes."""
         process = self._process()
-        config = None if job.config is None else job.config.as_dict()
-        line = json.dumps({**job._asdict(), "config": config})
+        line = json.dumps({**job._asdict(), "config": job.config.as_dict()})
         try:
             print(line, file=process.stdin, flush=True)
             answer = json.loads(process.stdout.readline())  # type: ignore[union-attr]
@@ -133,7 +131,7 @@ def _serve() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            config = job["config"] and LaunchConfig(**job["config"])
+            config = LaunchConfig(**job["config"])
             answer: dict[str, Any] = asdict(report(*Job(**{**job, "config": config})))
         except Exception as error:  # whatever it is, it is this configuration's and no end
             # The compiler quotes the source first and gives the reason at the end.

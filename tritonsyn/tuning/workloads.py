@@ -1,4 +1,4 @@
-"""What each kernel does for a shape ``[T, B, N]``, as sizes, and as a call that can be timed."""
+"""What each kernel does for a shape, as sizes, and as a call that can be timed."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .config import Work
+from ..packing import PackedSpikes
+from ..rules import compute_dtype
+from .config import LaunchConfig, Work
+from .strategy import PASSES
 
 if TYPE_CHECKING:
     from ..rules import ReadRule
@@ -15,28 +18,43 @@ Call = Callable[[], Any]
 
 FLOATING = ("float32", "float64", "bfloat16", "float16")
 DTYPES = (*FLOATING, "bool", "uint8", "int64")
+_ARITHMETIC = ("float32", "float64")
 
 
 class Shape(NamedTuple):
-    """Steps of a sequence, samples of a batch, synapses of a group."""
+    """Steps of a sequence, samples of a batch, synapses of a group, which projections take for
+    their inputs."""
 
     steps: int
     batch: int
     synapses: int
+    outputs: int | None = None
+    """Of a projection; None: as many as inputs."""
+    slots: int | None = None
+    """Whole steps that the delays of a projection can be; None: 21."""
 
     def __str__(self) -> str:
-        return "x".join(map(str, self))
+        return "x".join(str(size) for size in self if size is not None)
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """From ``"1000x64x1024"``; ``ValueError`` for anything else."""
+        """From ``"1000x64x1024"`` or ``"100x64x256x512x21"``; ``ValueError`` for anything else."""
         parts = text.split("x")
-        if len(parts) != 3 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        if len(parts) not in (3, 5) or not all(p.isdecimal() and int(p) > 0 for p in parts):
             raise ValueError(
                 f"shape is {text!r}, but must be three positive sizes TxBxN (steps, batch, "
-                "synapses), such as 1000x64x1024"
+                "synapses), such as 1000x64x1024, or five TxBxIxOxK (inputs, outputs, slots)"
             )
         return cls(*map(int, parts))
+
+
+def _tiles(size: int, block: int) -> int:
+    return math.ceil(size / block)
+
+
+def _row_programs(work: Work, config: LaunchConfig) -> int:
+    *rows, size = work
+    return math.prod(rows) * _tiles(size, config.block)
 
 
 class Workload(NamedTuple):
@@ -48,6 +66,8 @@ class Workload(NamedTuple):
     """Makes the tensors, and returns what launches the kernel on them."""
     dtypes: tuple[str, ...] = FLOATING
     """For which it can be tuned."""
+    programs: Callable[[Work, LaunchConfig], int] = _row_programs
+    """How many a launch has."""
 
 
 def _step_work(shape: Shape) -> Work:
@@ -66,6 +86,83 @@ def _pack_work(shape: Shape) -> Work:
     return (shape.steps * shape.batch * math.ceil(shape.synapses / 32),)
 
 
+def _scan_programs(work: Work, config: LaunchConfig) -> int:
+    return config.chunks * _tiles(work[-1], config.block)
+
+
+class _Layer(NamedTuple):
+    """The sizes of a projection."""
+
+    steps: int
+    batch: int
+    inputs: int
+    outputs: int
+    slots: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> "_Layer":
+        return cls(*shape[:3], shape.outputs or shape.synapses, shape.slots or _SLOTS)
+
+    @property
+    def places(self) -> int:
+        """Steps and samples."""
+        return self.steps * self.batch
+
+
+def _shift_sum_work(shape: Shape) -> Work:
+    layer = _Layer.of(shape)
+    return layer.steps, layer.inputs, layer.outputs, layer.places
+
+
+def _shift_dot_work(shape: Shape) -> Work:
+    layer = _Layer.of(shape)
+    return layer.inputs, layer.outputs, layer.places
+
+
+def _gemm_work(shape: Shape) -> Work:
+    layer = _Layer.of(shape)
+    return PASSES[_PRECISION], layer.slots, layer.inputs, layer.outputs, layer.places
+
+
+def _spike_sum_work(shape: Shape) -> Work:
+    layer = _Layer.of(shape)
+    return layer.steps, layer.inputs, layer.batch, layer.outputs
+
+
+def _spike_dot_work(shape: Shape) -> Work:
+    layer = _Layer.of(shape)
+    return math.ceil(layer.places / 32), layer.inputs, layer.outputs
+
+
+def _sum_programs(work: Work, config: LaunchConfig) -> int:
+    """Those of a projection, shifted or by products of matrices."""
+    *_, outputs, places = work
+    return _tiles(places, config.block) * _tiles(outputs, config.rows)
+
+
+def _connection_programs(work: Work, config: LaunchConfig) -> int:
+    *_, inputs, outputs, _ = work
+    return _tiles(outputs, config.rows) * _tiles(inputs, config.columns)
+
+
+def _shift_dot_programs(work: Work, config: LaunchConfig) -> int:
+    return config.chunks * _connection_programs(work, config)
+
+
+def _gemm_dot_programs(work: Work, config: LaunchConfig) -> int:
+    return work[1] * _connection_programs(work, config)
+
+
+def _spike_sum_programs(work: Work, config: LaunchConfig) -> int:
+    *_, batch, outputs = work
+    return batch * _tiles(outputs, config.block)
+
+
+def _spike_dot_programs(work: Work, config: LaunchConfig) -> int:
+    _, inputs, outputs = work
+    return config.chunks * inputs * _tiles(outputs, config.block)
+
+
 def _random(*sizes: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return (torch.rand(sizes, device=device) * 2).to(dtype)
 
@@ -80,6 +177,8 @@ def _constant(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 
 
 _SLOTS = 21  # of the records: 20 steps of delay
+_PRECISION = "ieee"  # of products of matrices: PyTorch's default
+_RATE = 0.02  # spikes per input and step
 
 
 def _push(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
@@ -157,7 +256,7 @@ def _batch_dot(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
 def _scan(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
     from ..launch import decay
 
-    x, one = _random(*shape, dtype=dtype, device=device), _constant(dtype, device)
+    x, one = _random(*shape[:3], dtype=dtype, device=device), _constant(dtype, device)
     return lambda: decay.scan(x, one, [one], [None], 1, dtype)
 
 
@@ -165,8 +264,83 @@ def _scan_constants(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
     """The whole backward pass of a scan, of which the kernel is a part."""
     from ..launch import decay
 
-    x, one = _random(*shape, dtype=dtype, device=device), _constant(dtype, device)
+    x, one = _random(*shape[:3], dtype=dtype, device=device), _constant(dtype, device)
     return lambda: decay.scan_backward(x, [None], 1, x, one, [one], [None], dtype)
+
+
+def _connections(
+    shape: Shape, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and delays of a projection."""
+    layer = _Layer.of(shape)
+    size = layer.outputs, layer.inputs
+    weight = _random(*size, dtype=compute_dtype(dtype), device=device)
+    return weight, torch.randint(layer.slots, size, dtype=torch.int32, device=device)
+
+
+def _sequence(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    layer = _Layer.of(shape)
+    rows = layer.slots - 1 + layer.steps
+    return _random(rows, layer.batch, layer.inputs, dtype=dtype, device=device)
+
+
+def _current(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Like the output of a projection."""
+    layer = _Layer.of(shape)
+    size = layer.steps, layer.batch, layer.outputs
+    return _random(*size, dtype=compute_dtype(dtype), device=device)
+
+
+def _spikes(shape: Shape, device: torch.device) -> PackedSpikes:
+    from ..launch import decay
+
+    steps, batch, inputs, *_ = shape
+    x = torch.rand(steps * batch, inputs, device=device) < _RATE
+    return PackedSpikes(decay.pack(x).view(steps, batch, -1), shape[:3])
+
+
+def _projection(strategy: str) -> Callable[[Shape, torch.dtype, torch.device], Call]:
+    """The whole projection, of which the kernel is the largest part."""
+
+    def make(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
+        from ..launch import project
+
+        weight, back = _connections(shape, dtype, device)
+        source = _sequence(shape, dtype, device)
+        steps = shape.steps
+        return lambda: project.project(source, weight, back, steps, strategy, _PRECISION)
+
+    return make
+
+
+def _projection_weight(strategy: str) -> Callable[[Shape, torch.dtype, torch.device], Call]:
+    """The whole adjoint to the weight, of which the kernel is the largest part."""
+
+    def make(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
+        from ..launch import project
+
+        _, back = _connections(shape, dtype, device)
+        source, dy = _sequence(shape, dtype, device), _current(shape, dtype, device)
+        return lambda: project.project_weight(dy, source, back, strategy, _PRECISION)
+
+    return make
+
+
+def _spike_sum(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
+    from ..launch import project
+
+    weight, back = _connections(shape, dtype, device)
+    spikes, slots = _spikes(shape, device), _Layer.of(shape).slots
+    return lambda: project.project_spikes(spikes, weight, back, slots)
+
+
+def _spike_dot(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
+    from ..launch import project
+
+    _, back = _connections(shape, dtype, device)
+    spikes, slots = _spikes(shape, device), _Layer.of(shape).slots
+    dv = _current(shape, dtype, device)
+    return lambda: project.project_spikes_weight(dv, spikes, back, slots)
 
 
 WORKLOADS = {
@@ -178,7 +352,17 @@ WORKLOADS = {
     "select_fwd_kernel": Workload(_row_work, _select),
     "select_bwd_kernel": Workload(_row_work, _select_backward),
     "batch_dot_kernel": Workload(_row_work, _batch_dot),
-    "exp_scan_kernel": Workload(_scan_work, _scan),
-    "exp_scan_constants_kernel": Workload(_scan_work, _scan_constants),
+    "exp_scan_kernel": Workload(_scan_work, _scan, programs=_scan_programs),
+    "exp_scan_constants_kernel": Workload(_scan_work, _scan_constants, programs=_scan_programs),
+    "shift_sum_kernel": Workload(_shift_sum_work, _projection("shift"), programs=_sum_programs),
+    "shift_dot_kernel": Workload(
+        _shift_dot_work, _projection_weight("shift"), programs=_shift_dot_programs
+    ),
+    "temporal_gemm_kernel": Workload(_gemm_work, _projection("gemm"), programs=_sum_programs),
+    "temporal_gemm_dot_kernel": Workload(
+        _gemm_work, _projection_weight("gemm"), programs=_gemm_dot_programs
+    ),
+    "spike_sum_kernel": Workload(_spike_sum_work, _spike_sum, _ARITHMETIC, _spike_sum_programs),
+    "spike_dot_kernel": Workload(_spike_dot_work, _spike_dot, _ARITHMETIC, _spike_dot_programs),
 }
 """By kernel. Those with a heuristic, and no others, can be tuned."""
