@@ -378,6 +378,7 @@ SIGNATURES: dict[str, list[Variant]] = {
         _temporal_gemm_dot("fp32", "tf32"),
         _temporal_gemm_dot("fp32", "tf32x3"),
         _temporal_gemm_dot("fp16", "ieee"),
+        _temporal_gemm_dot("bf16", "tf32x3"),
         _temporal_gemm_dot("fp64", "ieee", acc="fp64"),
     ],
     "spike_sum_kernel": [_spike_sum("fp32"), _spike_sum("fp64")],

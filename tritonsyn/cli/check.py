@@ -86,7 +86,7 @@ _TITLES = (
     "target", "variant", "configuration", "registers", "spills", "shared", "loads", "stores",
     "bytes", "occupancy",
 )  # fmt: skip
-_LINE = "{:<7} {:<42} {:<20} {:>9} {:>6} {:>6} {:<18} {:<14} {:<9} {:>9}"
+_LINE = "{:<7} {:<42} {:<32} {:>9} {:>6} {:>6} {:<18} {:<14} {:<9} {:>9}"
 _WIDEST = 42
 
 
