@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -26,10 +27,17 @@ from tritonsyn.tuning import (
 from tritonsyn.tuning.config import HEURISTICS
 from tritonsyn.tuning.search import COLUMNS, read_rows
 from tritonsyn.tuning.spaces import configs_of, default_configs, read_spaces
+from tritonsyn.tuning.strategy import PASSES
+from tritonsyn.tuning.timers import StaticTimer
 from tritonsyn.tuning.workloads import WORKLOADS
 
 F32 = torch.float32
 SHAPE = Shape(12, 2, 64)
+LAYER = Shape(3, 11, 33, 20, 4)
+PROJECTIONS = (
+    "shift_sum_kernel", "shift_dot_kernel", "temporal_gemm_kernel", "temporal_gemm_dot_kernel",
+    "spike_sum_kernel", "spike_dot_kernel",
+)  # fmt: skip
 SPACE = {"block": [32, 64, 128], "num_warps": [1, 2]}
 PUSH = "ring_push_kernel"
 
@@ -307,8 +315,12 @@ def test_the_winner_is_used_once_it_is_installed(gpu):
     assert config_for(PUSH, (2 * 64,), F32, gpu) == LaunchConfig(32, 2)
 
 
-@pytest.mark.parametrize("kernel", WORKLOADS)
-def test_what_is_timed_launches_the_kernel(kernel, device, monkeypatch):
+@pytest.mark.parametrize(
+    ("kernel", "shape"),
+    [*((kernel, SHAPE) for kernel in WORKLOADS), *((kernel, LAYER) for kernel in PROJECTIONS)],
+    ids=str,
+)
+def test_what_is_timed_launches_the_kernel(kernel, shape, device, monkeypatch):
     """Launched with the settings of the trial, under the sizes by which they are looked up."""
     asked = []
 
@@ -316,11 +328,51 @@ def test_what_is_timed_launches_the_kernel(kernel, device, monkeypatch):
         asked.append((name, work, dtype))
         return HEURISTICS[name](work, dtype), ""
 
-    call = WORKLOADS[kernel].call(SHAPE, F32, device)
+    call = WORKLOADS[kernel].call(shape, F32, device)
     with monkeypatch.context() as patch:
         patch.setattr(config, "_chosen", chosen)
         call()
-    assert (kernel, WORKLOADS[kernel].work(SHAPE), F32) in asked
+    assert (kernel, WORKLOADS[kernel].work(shape), F32) in asked
+
+
+@pytest.mark.parametrize("kernel", PROJECTIONS)
+def test_a_trial_knows_the_programs_of_its_launch(kernel, device, monkeypatch):
+    from tritonsyn.launch import project
+
+    grids = []
+
+    class Noted:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return launched[grid]
+
+    launched = getattr(project, kernel)
+    monkeypatch.setattr(project, kernel, Noted())
+    trial = search.Trial(kernel, LAYER, "float32", LaunchConfig(16, chunks=2, rows=16, columns=16))
+    call = WORKLOADS[kernel].call(LAYER, F32, device)
+    with override_config(trial.config, kernel):
+        call()
+    assert [math.prod(grid) for grid in grids] == [trial.programs]
+
+
+def test_settings_of_exact_products_are_not_those_of_others():
+    keys = {
+        cache.key("temporal_gemm_kernel", "float32", (passes, 4, 32, 32, 32))
+        for passes in PASSES.values()
+    }
+    assert len(keys) == len(PASSES)
+
+
+@pytest.mark.parametrize("text", ["12x2x64", "3x11x33x20x4"])
+def test_a_shape_reads_as_it_is_written(text):
+    assert str(Shape.parse(text)) == text
+
+
+def test_a_static_timer_ranks_projections():
+    with StaticTimer() as timer:
+        space = {k: [HEURISTICS[k](WORKLOADS[k].work(LAYER), F32)] for k in PROJECTIONS}
+        rows = sweep(PROJECTIONS, [LAYER], space=space, timer=timer)
+    assert all(row.cost is not None and row.cost >= 1 for row in rows), [row.error for row in rows]
 
 
 def test_a_device_timer_needs_a_device(monkeypatch):
@@ -388,6 +440,7 @@ def test_configs_tells_what_differs(capsys):
     [
         (["--kernel", "nonsense"], "kernel is 'nonsense', but must be one of ring_push_kernel"),
         (["--shape", "12x3"], "shape is '12x3', but must be three positive sizes"),
+        (["--shape", "3x4x5x6"], "shape is '3x4x5x6', but must be three positive sizes"),
         (["--shape", "0x1x1"], "shape is '0x1x1', but must be three positive sizes"),
         (["--dtype", "float"], "dtype of ring_push_kernel is 'float', but must be one of float32"),
         (["--target", "sm_1"], "target is 'sm_1', but must be one of sm_75"),

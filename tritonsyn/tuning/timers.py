@@ -45,6 +45,9 @@ class StaticTimer:
     * a last wave of programs that leaves multiprocessors idle;
     * spills: 2.
 
+    Of kernels without streams, products of matrices and walks over spikes, it knows what a pass of
+    their code moves, not what that pass achieves: it cannot compare tiles of different sizes.
+
     Raises ``ValueError`` for an unknown target. A context manager; leaving it ends its processes.
     """
 
@@ -139,13 +142,16 @@ def _cost(report: Report, trial: Trial) -> float:
 
 
 def _traffic(report: Report, trial: Trial) -> float:
-    """Bytes against the minimum: chunks read the input of a scan a second time."""
+    """Bytes against the minimum: chunks read the input of a scan a second time.
+
+    Never below 1: of addresses that were spilled, the accesses cannot be told from others.
+    """
     if not report.minimum:
         return 1.0
     streams = SIGNATURES[report.kernel][report.variant].streams
     read = sum(report.streams[name].itemsize * s.loads for name, s in streams.items())
     again = read if trial.kernel in SCANS and trial.config.chunks > 1 else 0
-    return (report.bytes_per_element + again) / report.minimum
+    return max(1.0, (report.bytes_per_element + again) / report.minimum)
 
 
 class DeviceTimer:
