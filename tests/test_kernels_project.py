@@ -1,5 +1,7 @@
 """Kernels of the delayed projection against plain PyTorch: every strategy, dtype and edge."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
@@ -10,12 +12,27 @@ from tritonsyn.packing import PackedSpikes
 from tritonsyn.reference import project as reference
 from tritonsyn.rules import compute_dtype
 from tritonsyn.testing import assert_close_as_torch, poisoned_empty
+from tritonsyn.tuning.config import LaunchConfig, override_config
 
 # Steps, batch, inputs, outputs, slots: single ones, and one more or less than a tile.
 SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), (3, 17, 4, 8, 12)]
 EMPTY = [(2, 0, 3, 2, 2), (2, 3, 0, 2, 2)]
 STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm"])
 sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
+
+
+@pytest.fixture
+def tiny_tiles() -> Iterator[None]:
+    """Tiles that sizes go beyond in every direction, and more parts than some sizes can fill."""
+    shifts = LaunchConfig(16, unroll=3, chunks=3, rows=4, columns=2)
+    products = LaunchConfig(16, rows=16, columns=16)  # tensor cores take no smaller ones
+    walks = LaunchConfig(4, chunks=3)
+    with (
+        override_config(shifts, "shift_sum_kernel", "shift_dot_kernel"),
+        override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),
+        override_config(walks, "spike_sum_kernel", "spike_dot_kernel"),
+    ):
+        yield
 
 
 def connections(size, dtype=F64):
@@ -75,16 +92,27 @@ def test_adjoint_to_the_weight(device, strategy, size):
     check(device, "project_weight", dy, sequence, back, strategy, "ieee")
 
 
-@pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@STRATEGIES
-def test_every_dtype_of_the_records(device, strategy, dtype):
-    size = steps, batch, inputs, outputs, slots = SIZES[1]
+def check_all(device, strategy, size, dtype):
+    """The projection of records of a dtype, and its adjoints."""
+    steps, batch, inputs, outputs, slots = size
     weight, back = connections(size, compute_dtype(dtype))
     sequence = signal(steps + slots - 1, batch, inputs, dtype=dtype)
     dy = signal(steps, batch, outputs, dtype=compute_dtype(dtype))
     check(device, "project", sequence, weight, back, steps, strategy, "ieee")
     check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
     check(device, "project_weight", dy, sequence, back, strategy, "ieee")
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@STRATEGIES
+def test_every_dtype_of_the_records(device, strategy, dtype):
+    check_all(device, strategy, SIZES[1], dtype)
+
+
+@sized
+@STRATEGIES
+def test_edges_of_tiles(device, tiny_tiles, strategy, size):
+    check_all(device, strategy, size, F32)
 
 
 @pytest.mark.parametrize("dtype", [F64, BF16], ids=str)
@@ -100,6 +128,13 @@ def test_one_step_reads_the_ring_around_its_end(device, dtype, on_device):
         expected = by_reference("project", "project", oldest_first, weight, back, 1, "shift", "")
         actual = by_reference("project", "project", record, weight, back, 1, "shift", "", pointer)
         torch.testing.assert_close(actual.returned[0], expected.returned[0])
+
+
+def test_edges_of_tiles_of_a_ring(device, tiny_tiles):
+    steps, batch, inputs, outputs, slots = 1, 17, 5, 3, 4
+    weight, back = connections((steps, batch, inputs, outputs, slots), F32)
+    record = signal(slots, batch, inputs, dtype=F32)
+    check(device, "project", record, weight, back, 1, "shift", "ieee", 2)
 
 
 @pytest.mark.gpu
@@ -153,6 +188,12 @@ def test_adjoint_of_the_walk(device, size, rate):
     dense = torch.cat((silence, (uniform(*spikes.shape, seed=4) < rate).to(F64)))
     dense = reference.project_weight(dv, dense, back, "gemm", "ieee")
     torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
+
+
+@sized
+def test_edges_of_tiles_of_the_walks(device, tiny_tiles, size):
+    test_walk_over_spikes(device, size, 0.3)
+    test_adjoint_of_the_walk(device, size, 0.3)
 
 
 def test_a_word_with_its_sign_bit_set(device):
