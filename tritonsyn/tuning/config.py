@@ -11,7 +11,7 @@ import torch
 from . import cache
 
 Work = tuple[int, ...]
-"""Sizes of what a kernel does; tiles divide the last. Of a scan: steps, and all synapses."""
+"""Sizes of what a kernel does; blocks divide the last. Of a scan: steps, and all synapses."""
 
 
 @dataclass(frozen=True)
