@@ -328,14 +328,15 @@ class ExponentialCurrent(nn.Module):
         """
         if not inputs:
             raise TypeError("forward needs one input of shape (B, *shape), but none was given")
-        components = self.component_records()
-        x = check_input("input", inputs[0], self.batchedshape, self.spike_.storage.device)
+        components, spikes = self.component_records(), self.spike_
+        storage = spikes.storage
+        x = check_input("input", inputs[0], self.batchedshape, storage.device)
         coefficients = self.coefficients()
         ring = ops.Ring(
-            tuple(record.storage for record in components),
-            tuple(record.cursor for record in components),
-            self.spike_.storage,
-            self.spike_.cursor,
+            tuple([record.storage for record in components]),
+            tuple([record.cursor for record in components]),
+            storage,
+            spikes.cursor,
         )
         current, storages = ops.step(
             x,
@@ -348,7 +349,7 @@ class ExponentialCurrent(nn.Module):
         for record, storage in zip(components, storages, strict=True):
             record.keep(storage)
             record.advance()
-        self.spike_.advance()
+        spikes.advance()
         return current
 
     def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:

@@ -72,7 +72,12 @@ def held(slot: Slot) -> Slot:
 
 def flat_record(record: torch.Tensor) -> torch.Tensor:
     """``[K, B, *shape]`` as ``[K, B, N]``."""
-    return record.view(record.shape[0], record.shape[1], -1)
+    return record if record.ndim == 3 else record.view(*record.shape[:2], -1)
+
+
+def flat_observation(x: torch.Tensor) -> torch.Tensor:
+    """``[B, *shape]`` as ``[B, N]``."""
+    return x if x.ndim == 2 else x.reshape(x.shape[0], -1)
 
 
 def flat_coefficients(

@@ -13,6 +13,7 @@ from .common import (
     Layout,
     chained,
     flat_coefficients,
+    flat_observation,
     flat_record,
     hand_over,
     held,
@@ -116,7 +117,7 @@ def _run(
 ) -> torch.Tensor:
     """The step on flat tensors; the current comes back in the shape of an observation."""
     y = module.step(
-        x.reshape(flat[0].shape[1:]),
+        flat_observation(x),
         flat,
         flat_record(ring.spikes),
         *flat_coefficients([gain]),
@@ -124,7 +125,7 @@ def _run(
         ring.pointers,
         ring.spike_pointer,
     )
-    return y.view(x.shape)
+    return y if y.shape == x.shape else y.view(x.shape)
 
 
 def step(
