@@ -10,7 +10,7 @@ from ..kernels.decay import exp_scan_constants_kernel, exp_scan_kernel
 from ..kernels.ring import pack_bits_kernel
 from ..packing import PackedSpikes, words_per_row
 from ..tuning.config import LaunchConfig, config_for
-from .common import on_device, tiles
+from .common import launch, tiles
 
 Pair = Sequence[torch.Tensor | None]
 _NONE: Pair = (None, None)
@@ -135,16 +135,15 @@ def _constants(
     narrower = _narrower(x, dy.dtype)
     own = config_for("exp_scan_constants_kernel", work, narrower, dy.device)
     grid = (tiles(work[1], own.block), config.chunks)
-    with on_device(dy):
-        exp_scan_constants_kernel[grid](
-            data, dy, dtails[0], dtails[-1],
-            carries[0], carries[-1], dcarries[0], dcarries[-1],
-            ddecay, drise, dgain,
-            *arguments["coefficients"],
-            dy.shape[0], _chunk_length(dy.shape[0], config), keep, *arguments["sizes"],
-            **flags, BLOCK=own.block, UNROLL=own.unroll,
-            num_warps=own.num_warps, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        exp_scan_constants_kernel, grid,
+        data, dy, dtails[0], dtails[-1],
+        carries[0], carries[-1], dcarries[0], dcarries[-1],
+        ddecay, drise, dgain,
+        *arguments["coefficients"],
+        dy.shape[0], _chunk_length(dy.shape[0], config), keep, *arguments["sizes"],
+        **flags, BLOCK=own.block, UNROLL=own.unroll, num_warps=own.num_warps,
+    )  # fmt: skip
     return [partial.sum(0) for partial in (dgain, ddecay, drise)[: 1 + len(decays)]]
 
 
@@ -163,15 +162,15 @@ def _launch(
     steps, *row = _shape(x)
     data, arguments, flags = _arguments(x, gain, decays)
     grid = (tiles(row[0] * row[1], config.block), config.chunks)
-    with on_device(data):
-        exp_scan_kernel[grid](
-            data, y, tails[0], tails[-1],
-            carry_in[0], carry_in[-1], carry_out[0], carry_out[-1],
-            *arguments["coefficients"],
-            steps, _chunk_length(steps, config), keep, *arguments["sizes"],
-            REVERSE=reverse, **flags, BLOCK=config.block, UNROLL=config.unroll,
-            num_warps=config.num_warps, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        exp_scan_kernel, grid,
+        data, y, tails[0], tails[-1],
+        carry_in[0], carry_in[-1], carry_out[0], carry_out[-1],
+        *arguments["coefficients"],
+        steps, _chunk_length(steps, config), keep, *arguments["sizes"],
+        REVERSE=reverse, **flags, BLOCK=config.block, UNROLL=config.unroll,
+        num_warps=config.num_warps,
+    )  # fmt: skip
 
 
 def _arguments(
@@ -220,9 +219,9 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
     if words.numel():
         config = config_for("pack_bits_kernel", (words.numel(),), x.dtype, x.device)
-        with on_device(x):
-            pack_bits_kernel[(tiles(words.numel(), config.block),)](
-                x.contiguous(), words, rows, synapses, width,
-                BLOCK=config.block, num_warps=config.num_warps,
-            )  # fmt: skip
+        launch(
+            pack_bits_kernel, (tiles(words.numel(), config.block),),
+            x.contiguous(), words, rows, synapses, width,
+            BLOCK=config.block, num_warps=config.num_warps,
+        )  # fmt: skip
     return words

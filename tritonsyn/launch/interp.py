@@ -8,7 +8,7 @@ import torch
 from ..kernels.interp import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
 from ..rules import ReadRule, Slot
 from ..tuning.config import config_for
-from .common import accumulator, on_device, tiles
+from .common import accumulator, launch, tiles
 
 # Rows of one batch that a program of the batch reduction adds up.
 _ROWS = 16
@@ -77,14 +77,14 @@ def select(
     times, sel_rows = _times(sel)
     row = synapses * selectors
     config = config_for("select_fwd_kernel", (shape[0], row), value.dtype, value.device)
-    with on_device(value):
-        select_fwd_kernel[(shape[0] * tiles(row, config.block),)](
-            times, records[0], records[-1], rates[0], rates[-1],
-            value, slope, *((rate_slopes[0], rate_slopes[-1]) if rate_slopes else (None, None)),
-            pointers[0], pointers[-1],
-            rows - steps + 1, batch, synapses, selectors, sel_rows, steps,
-            **constants, BLOCK=config.block, num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        select_fwd_kernel, (shape[0] * tiles(row, config.block),),
+        times, records[0], records[-1], rates[0], rates[-1],
+        value, slope, *((rate_slopes[0], rate_slopes[-1]) if rate_slopes else (None, None)),
+        pointers[0], pointers[-1],
+        rows - steps + 1, batch, synapses, selectors, sel_rows, steps,
+        **constants, BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
     return value, slope, rate_slopes
 
 
@@ -104,13 +104,13 @@ def select_backward(
     times, sel_rows = _times(sel)
     like = drecords[0]
     config = config_for("select_bwd_kernel", (batch, synapses), like.dtype, like.device)
-    with on_device(dvalue):
-        select_bwd_kernel[(batch * tiles(synapses, config.block),)](
-            times, dvalue.contiguous(), drecords[0], drecords[-1], rates[0], rates[-1],
-            pointers[0], pointers[-1],
-            rows - steps + 1, batch, synapses, sel.shape[2], sel_rows, steps,
-            **_constants(sel, like, rates, rule), BLOCK=config.block, num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        select_bwd_kernel, (batch * tiles(synapses, config.block),),
+        times, dvalue.contiguous(), drecords[0], drecords[-1], rates[0], rates[-1],
+        pointers[0], pointers[-1],
+        rows - steps + 1, batch, synapses, sel.shape[2], sel_rows, steps,
+        **_constants(sel, like, rates, rule), BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
 
 
 def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -121,9 +121,9 @@ def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.numel() == 0:
         return a.new_zeros(columns)
     config = config_for("batch_dot_kernel", (batch, columns), a.dtype, a.device)
-    with on_device(a):
-        batch_dot_kernel[(groups * tiles(columns, config.block),)](
-            a.contiguous(), b.contiguous(), partial, batch, columns,
-            ROWS=_ROWS, ACC=accumulator(a.dtype), BLOCK=config.block, num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        batch_dot_kernel, (groups * tiles(columns, config.block),),
+        a.contiguous(), b.contiguous(), partial, batch, columns,
+        ROWS=_ROWS, ACC=accumulator(a.dtype), BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
     return partial.sum(0)

@@ -14,7 +14,7 @@ from ..packing import WORD, PackedSpikes, words_per_row
 from ..rules import Slot
 from ..tuning.config import config_for
 from ..tuning.strategy import PASSES
-from .common import accumulator, on_device, tiles
+from .common import accumulator, launch, tiles
 from .decay import pack
 
 
@@ -99,15 +99,15 @@ def project_weight(
     share = tiles(tiles(places, config.chunks), config.block) * config.block
     partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
     grid = (tiles(outputs, config.rows), tiles(inputs, config.columns), config.chunks)
-    with on_device(dy):
-        shift_dot_kernel[grid](
-            dlines, lines, back, partial,
-            first, outputs, inputs, places, share, batch,
-            dlines.shape[1], 1, lines.shape[1], 1,
-            ACC=accumulator(dy.dtype),
-            BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
-            num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        shift_dot_kernel, grid,
+        dlines, lines, back, partial,
+        first, outputs, inputs, places, share, batch,
+        dlines.shape[1], 1, lines.shape[1], 1,
+        ACC=accumulator(dy.dtype),
+        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+        num_warps=config.num_warps,
+    )  # fmt: skip
     return partial.sum(0)
 
 
@@ -122,14 +122,14 @@ def _gemm_dot(
     config = config_for("temporal_gemm_dot_kernel", work, sequence.dtype, dy.device)
     dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
     grid = (tiles(outputs, config.rows), tiles(inputs, config.columns), first + 1)
-    with on_device(dy):
-        temporal_gemm_dot_kernel[grid](
-            dy.contiguous(), sequence.contiguous(), back, dweight,
-            first, outputs, inputs, places, batch,
-            PRECISION=precision,
-            BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
-            num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        temporal_gemm_dot_kernel, grid,
+        dy.contiguous(), sequence.contiguous(), back, dweight,
+        first, outputs, inputs, places, batch,
+        PRECISION=precision,
+        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+        num_warps=config.num_warps,
+    )  # fmt: skip
     return dweight
 
 
@@ -155,15 +155,15 @@ def _shift_sum(
     work = (steps, inputs, outputs, places)
     config = config_for("shift_sum_kernel", work, source.dtype, out.device)
     grid = (tiles(places, config.block), tiles(outputs, config.rows))
-    with on_device(out):
-        shift_sum_kernel[grid](
-            source, out, weight, back,
-            first, outputs, inputs, places, rows * batch, batch, rows,
-            *strides, 1, outputs, *weight.stride(),
-            ADJOINT=adjoint, RING=ring,
-            BLOCK_R=config.rows, BLOCK=config.block, UNROLL=config.unroll,
-            num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        shift_sum_kernel, grid,
+        source, out, weight, back,
+        first, outputs, inputs, places, rows * batch, batch, rows,
+        *strides, 1, outputs, *weight.stride(),
+        ADJOINT=adjoint, RING=ring,
+        BLOCK_R=config.rows, BLOCK=config.block, UNROLL=config.unroll,
+        num_warps=config.num_warps,
+    )  # fmt: skip
 
 
 def _gemm(
@@ -182,15 +182,15 @@ def _gemm(
     work = (PASSES[precision], slots, inputs, outputs, places)
     config = config_for("temporal_gemm_kernel", work, source.dtype, out.device)
     grid = (tiles(places, config.block), tiles(outputs, config.rows))
-    with on_device(out):
-        temporal_gemm_kernel[grid](
-            source.contiguous(), out, weight, back,
-            first, slots, outputs, inputs, places, source.shape[0] * batch, batch,
-            *weight.stride(),
-            ADJOINT=adjoint, PRECISION=precision,
-            BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
-            num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        temporal_gemm_kernel, grid,
+        source.contiguous(), out, weight, back,
+        first, slots, outputs, inputs, places, source.shape[0] * batch, batch,
+        *weight.stride(),
+        ADJOINT=adjoint, PRECISION=precision,
+        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+        num_warps=config.num_warps,
+    )  # fmt: skip
 
 
 def project_spikes(
@@ -209,12 +209,12 @@ def project_spikes(
     if v.numel() and words.numel():
         work = (steps, inputs, batch, outputs)
         config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
-        with on_device(v):
-            spike_sum_kernel[(batch, tiles(outputs, config.block))](
-                words, weight.t().contiguous(), back.t().contiguous(), v,
-                steps, batch, words.shape[-1], outputs,
-                BLOCK=config.block, num_warps=config.num_warps,
-            )  # fmt: skip
+        launch(
+            spike_sum_kernel, (batch, tiles(outputs, config.block)),
+            words, weight.t().contiguous(), back.t().contiguous(), v,
+            steps, batch, words.shape[-1], outputs,
+            BLOCK=config.block, num_warps=config.num_warps,
+        )  # fmt: skip
     return v
 
 
@@ -230,12 +230,12 @@ def project_spikes_weight(
     width = words.shape[1]
     config = config_for("spike_dot_kernel", (width, inputs, outputs), dv.dtype, dv.device)
     partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
-    with on_device(dv):
-        spike_dot_kernel[(inputs, tiles(outputs, config.block), config.chunks)](
-            words, dv.contiguous(), back.t().contiguous(), partial,
-            width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
-            ACC=accumulator(dv.dtype), BLOCK=config.block, num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        spike_dot_kernel, (inputs, tiles(outputs, config.block), config.chunks),
+        words, dv.contiguous(), back.t().contiguous(), partial,
+        width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
+        ACC=accumulator(dv.dtype), BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
     return partial.sum(0).t().contiguous()
 
 

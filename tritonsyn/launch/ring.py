@@ -5,7 +5,7 @@ import torch
 from ..kernels.ring import ring_push_kernel, ring_take_kernel
 from ..rules import Slot
 from ..tuning.config import config_for
-from .common import on_device, tiles
+from .common import launch, tiles
 
 
 def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
@@ -14,10 +14,11 @@ def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
     if size == 0:
         return
     config = config_for("ring_push_kernel", (size,), record.dtype, record.device)
-    with on_device(record):
-        ring_push_kernel[(tiles(size, config.block),)](
-            value.contiguous(), record, slot, size, BLOCK=config.block, num_warps=config.num_warps
-        )
+    launch(
+        ring_push_kernel, (tiles(size, config.block),),
+        value.contiguous(), record, slot, size,
+        BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
 
 
 def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
@@ -26,8 +27,9 @@ def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
     size = taken.numel()
     if size:
         config = config_for("ring_take_kernel", (size,), drecord.dtype, drecord.device)
-        with on_device(drecord):
-            ring_take_kernel[(tiles(size, config.block),)](
-                drecord, taken, slot, size, BLOCK=config.block, num_warps=config.num_warps
-            )
+        launch(
+            ring_take_kernel, (tiles(size, config.block),),
+            drecord, taken, slot, size,
+            BLOCK=config.block, num_warps=config.num_warps,
+        )  # fmt: skip
     return taken

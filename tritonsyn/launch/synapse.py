@@ -7,7 +7,7 @@ import torch
 from ..kernels.synapse import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..rules import Slot
 from ..tuning.config import config_for
-from .common import on_device, tiles
+from .common import launch, tiles
 
 
 def _coefficients(
@@ -35,20 +35,20 @@ def step(
     or ``[N]``. Returns the current: the first component, or the first minus the second.
     """
     slots, batch, synapses = records[0].shape
-    y = torch.empty_like(records[0][0])
+    y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
     size = y.numel()
     if size == 0:
         return y
     config = config_for("synapse_step_fwd_kernel", (size,), y.dtype, y.device)
     coefficients, flags = _coefficients(gain, decays)
-    with on_device(y):
-        synapse_step_fwd_kernel[(tiles(size, config.block),)](
-            x.contiguous(), y, spikes, records[0], records[-1],
-            *coefficients,
-            pointers[0], pointers[-1], spike_pointer,
-            slots, size, synapses,
-            DOUBLE=len(records) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        synapse_step_fwd_kernel, (tiles(size, config.block),),
+        x.contiguous(), y, spikes, records[0], records[-1],
+        *coefficients,
+        pointers[0], pointers[-1], spike_pointer,
+        slots, size, synapses,
+        DOUBLE=len(records) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
     return y
 
 
@@ -76,13 +76,13 @@ def step_backward(
         return dx, zs
     config = config_for("synapse_step_bwd_kernel", (size,), like.dtype, like.device)
     coefficients, flags = _coefficients(gain, decays)
-    with on_device(like):
-        synapse_step_bwd_kernel[(tiles(size, config.block),)](
-            None if dy is None else dy.contiguous(), dx, drecords[0], drecords[-1],
-            zs[0] if zs else None, zs[-1] if zs else None,
-            *coefficients,
-            pointers[0], pointers[-1],
-            slots, size, synapses,
-            DOUBLE=len(drecords) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(
+        synapse_step_bwd_kernel, (tiles(size, config.block),),
+        None if dy is None else dy.contiguous(), dx, drecords[0], drecords[-1],
+        zs[0] if zs else None, zs[-1] if zs else None,
+        *coefficients,
+        pointers[0], pointers[-1],
+        slots, size, synapses,
+        DOUBLE=len(drecords) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
     return dx, zs
