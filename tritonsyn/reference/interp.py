@@ -59,7 +59,9 @@ def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
     nearest = steps.round()
     observed = nearest if rule.step == 1.0 else nearest * rule.step
     hit = (observed - bounded).abs_() <= tolerance
-    steps = torch.where(hit, nearest, steps).clamp_(max=slots - 1)
+    steps = torch.where(hit, nearest, steps)
+    if rule.step != 1.0 or rule.limit > slots - 1:
+        steps.clamp_(max=slots - 1)
     older = steps.ceil()
     return Located(older, torch.sub(older, steps, out=steps), inside, within)
 
@@ -97,13 +99,15 @@ class _Window(NamedTuple):
         return record.view(-1)[self.rows.start * record.shape[2] :]
 
 
-def _windows(
-    count: int, slots: int, synapses: int, selectors: int, device: torch.device
-) -> Iterator[_Window]:
+def _windows(count: int, slots: int, record: torch.Tensor, selectors: int) -> Iterator[_Window]:
     """Windows of few enough rows that what is made between stays in the cache."""
-    groups = _row_groups(count, synapses * selectors, device)
+    _, batch, synapses = record.shape
+    groups = _row_groups(count, synapses * selectors, record.device)
     longest = len(groups[0]) if groups else 0
-    cells = torch.arange(longest * synapses, device=device).view(longest, synapses, 1)
+    # Half the bytes wherever it suffices.
+    integer = torch.int32 if (slots + 1) * batch * synapses < 2**31 else torch.int64
+    cells = torch.arange(longest * synapses, dtype=integer, device=record.device)
+    cells = cells.view(longest, synapses, 1)
     for rows in groups:
         yield _Window(rows, slots, cells[: len(rows)])
 
@@ -116,16 +120,12 @@ def _addresses(
     ``size = B * N`` is that of an observation. Unless all are ``valid`` some may be NaN; their
     place is any.
     """
-    # Half the bytes wherever it suffices.
-    integer = torch.int32 if (window.slots + 1) * size < 2**31 else torch.int64
-    back = (steps_back if valid else steps_back.nan_to_num(0.0)).to(integer)
-    slot = back.neg_().add_(pointer - 1)
-    # A negative number has its sign in every bit of the shifted one: K is added to those alone.
-    slot.add_((slot >> 31).bitwise_and_(window.slots))
-    cells = window.cells.to(integer)
-    if slot.shape[0] == cells.shape[0]:
-        return slot.mul_(size).add_(cells)
-    return slot.mul_(size) + cells
+    cells = window.cells
+    back = (steps_back if valid else steps_back.nan_to_num(0.0)).to(cells.dtype)
+    start = torch.rsub(back, (pointer - 1) * size, alpha=size)
+    # A negative number has its sign, -1, in every bit of the shifted one.
+    start.sub_(start >> (cells.dtype.itemsize * 8 - 1), alpha=window.slots * size)
+    return start.add_(cells) if start.shape[0] == cells.shape[0] else start + cells
 
 
 def _tap(
@@ -173,7 +173,7 @@ def select(
     shared = locate(sel, rule, slots) if sel.shape[0] == 1 else None
     if steps > 1 and shared is None:
         sel = sel.expand(steps, *sel.shape).flatten(0, 1)
-    for window in _windows(shape[0], slots, synapses, sel.shape[2], device):
+    for window in _windows(shape[0], slots, records[0], sel.shape[2]):
         rows = window.rows
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
         parts = [
@@ -294,8 +294,7 @@ def select_backward(
     if steps > 1 and shared is None:
         sel = sel.expand(steps, *sel.shape).flatten(0, 1)
     acc = compute_dtype(drecords[0].dtype)
-    _, synapses, selectors = dvalue.shape
-    for window in _windows(dvalue.shape[0], slots, synapses, selectors, dvalue.device):
+    for window in _windows(dvalue.shape[0], slots, drecords[0], dvalue.shape[2]):
         rows = window.rows
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
         kept = _kept(dvalue[rows.start : rows.stop].to(acc), here, rule)
