@@ -51,12 +51,14 @@ def scan_backward(
     decays: Sequence[torch.Tensor],
     initials: Pair,
     dx_dtype: torch.dtype | None,
+    want_initials: bool = True,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
 
     ``dtails [keep, B, N]`` or None are the gradients of the last values of the components. With
     ``x`` given, the gradients of the gain and of each decay are returned too, ``[B, N]`` each, to
-    be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted.
+    be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted;
+    without ``want_initials`` theirs are an empty list.
     """
     row, carried = dy.shape[1:], decays[0].dtype
     narrower = _narrower(dy, dx_dtype or dy.dtype)
@@ -64,13 +66,15 @@ def scan_backward(
     if dy.numel() == 0:
         dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
         zeros = [dy.new_zeros(row, dtype=carried) for _ in range(1 + len(decays))]
-        return dx, zeros[1:], zeros if x is not None else []
+        return dx, zeros[1:] if want_initials else [], [] if x is None else zeros
     dy = dy.contiguous()
     dtails = [None if d is None else d.contiguous() for d in dtails]
     dx = None if dx_dtype is None else torch.empty_like(dy, dtype=dx_dtype)
     dcarries = _carries(dy, None, decays, _NONE, dtails, keep, config, reverse=True)
-    outs = [torch.empty((config.chunks, *row), dtype=carried, device=dy.device) for _ in decays]
-    _launch(dy, dx, dtails, dcarries, outs, gain, decays, keep, config, reverse=True)
+    size = (config.chunks, *row)
+    outs = [torch.empty(size, dtype=carried, device=dy.device) for _ in decays if want_initials]
+    if dx is not None or want_initials:
+        _launch(dy, dx, dtails, dcarries, outs or _NONE, gain, decays, keep, config, reverse=True)
     signs = (1.0, -1.0)
     dinitials = [out[0] * (d * s) for out, d, s in zip(outs, decays, signs, strict=False)]
     if x is None:

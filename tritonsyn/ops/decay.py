@@ -54,6 +54,7 @@ class _Scan(torch.autograd.Function):
             dy = torch.zeros(size, dtype=dtype, device=device)
         gain, *saved = ctx.saved_tensors
         decays, x, initials = saved[:count], saved[count], saved[count + 1 :]
+        needed = ctx.needs_input_grad[6 + count :]
         dx, dinitials, constants = ctx.module.scan_backward(
             dy,
             dtails,
@@ -63,12 +64,13 @@ class _Scan(torch.autograd.Function):
             decays,
             initials,
             ctx.x_dtype if ctx.needs_input_grad[4] else None,
+            any(needed),
         )
         coefficients: list[torch.Tensor | None] = [None] * (1 + count)
         if constants:
             pairs = zip(constants, [gain, *decays], strict=True)
             coefficients = [total.sum(0) if c.ndim else total.sum() for total, c in pairs]
-        needed = ctx.needs_input_grad[6 + count :]
+        dinitials = dinitials or [None] * count
         given = [d if need else None for d, need in zip(dinitials, needed, strict=True)]
         return None, None, None, None, dx, *coefficients, *given
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from ..packing import WORD, PackedSpikes, words_per_row
-from .synapse import as_real
+from .synapse import as_real, scaled
 
 Pair = Sequence[torch.Tensor | None]
 
@@ -71,12 +71,15 @@ def _accumulate(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
         row.addcmul_(before, decay)
 
 
-def _adjoint(dy: torch.Tensor, dtail: torch.Tensor | None, decay: torch.Tensor) -> torch.Tensor:
-    """``z[t] = dy[t] + dtail[t] + decay * z[t+1]``, in place."""
+def _adjoint(
+    dy: torch.Tensor, dtail: torch.Tensor | None, decay: torch.Tensor, factor: torch.Tensor
+) -> torch.Tensor:
+    """``z[t] = factor * dy[t] + dtail[t] + decay * z[t+1]`` in new memory."""
+    z = scaled(dy, factor)
     if dtail is not None:
-        dy[dy.shape[0] - dtail.shape[0] :] += dtail
-    _accumulate(dy.unbind(0)[::-1], decay)
-    return dy
+        z[z.shape[0] - dtail.shape[0] :] += dtail
+    _accumulate(z.unbind(0)[::-1], decay)
+    return z
 
 
 def scan_backward(
@@ -88,26 +91,34 @@ def scan_backward(
     decays: Sequence[torch.Tensor],
     initials: Pair,
     dx_dtype: torch.dtype | None,
+    want_initials: bool = True,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
 
     ``dtails [keep, B, N]`` or None are the gradients of the last values of the components. With
     ``x`` given, the gradients of the gain and of each decay are returned too, ``[B, N]`` each, to
-    be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted.
+    be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted;
+    without ``want_initials`` theirs are an empty list.
     """
     if dy.shape[0] == 0:
         zeros = [gain.new_zeros(dy.shape[1:]) for _ in range(1 + len(decays))]
         dx = None if dx_dtype is None else dy.to(dx_dtype)
-        return dx, zeros[1:], [] if x is None else zeros
-    zs = [_adjoint(dy.to(gain.dtype, copy=True), dtails[0], decays[0])]
-    if len(decays) == 2:
-        zs.append(_adjoint(dy.to(gain.dtype).neg(), dtails[1], decays[1]))
-    dinitials = [z[0] * decay for z, decay in zip(zs, decays, strict=True)]
+        return dx, zeros[1:] if want_initials else [], [] if x is None else zeros
+    # The adjoint is linear: where nothing but the input's gradient is wanted, the gain goes first.
+    only_dx = x is None and not want_initials
+    factor = gain if only_dx else torch.ones_like(gain)
+    zs = [
+        _adjoint(dy, None if dtail is None else dtail * factor, decay, sign * factor)
+        for dtail, decay, sign in zip(dtails, decays, (1.0, -1.0), strict=False)
+    ]
+    dinitials = []
+    if want_initials:
+        dinitials = [z[0] * decay for z, decay in zip(zs, decays, strict=True)]
     constants = [] if x is None else _constants(zs, x, gain, decays, initials)
     dx = None
     if dx_dtype is not None:
         total = zs[0] if len(zs) == 1 else zs[0].add_(zs[1])
-        dx = total.mul_(gain).to(dx_dtype)
+        dx = (total if only_dx else total.mul_(gain)).to(dx_dtype)
     return dx, dinitials, constants
 
 

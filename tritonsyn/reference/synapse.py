@@ -23,7 +23,7 @@ def step(
     or ``[N]``. Returns the current: the first component, or the first minus the second.
     """
     spikes[int(spike_pointer)].copy_(x)
-    drive = _drive(x, gain)
+    drive = scaled(x, gain)
     currents: list[torch.Tensor] = []
     for record, decay, pointer in zip(records, decays, map(int, pointers), strict=True):
         before = record[pointer - 1].to(gain.dtype)
@@ -43,8 +43,8 @@ def as_real(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.to(dtype)
 
 
-def _drive(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """``gain * x`` in new memory."""
+def scaled(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """``gain * x`` in new memory, in the dtype of the gain."""
     real = as_real(x, gain.dtype)
     return real * gain if real is x else real.mul_(gain)
 
