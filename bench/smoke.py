@@ -61,10 +61,20 @@ def operations(device: torch.device) -> Iterator[tuple[str, Operation]]:
         yield f"{kind}: steps and reads", streaming
         yield f"{kind}: steps and reads with gradients", training
         yield f"{kind}: sequences with gradients, and from bits", sequence
-    if hasattr(tritonsyn, "DelayedLinear"):
-        for strategy in ("shift", "gemm", "events"):
-            name = f"delayed linear layer with gradients, {strategy}"
-            yield name, lambda backend, strategy=strategy: layer(backend, spikes, strategy)
+    yield "record with gradients", lambda backend: record(backend, times)
+    for strategy in ("shift", "gemm", "events"):
+        name = f"delayed linear layer with gradients, {strategy}"
+        yield name, lambda backend, strategy=strategy: layer(backend, spikes, strategy)
+
+
+def record(backend: str, values: torch.Tensor) -> Tensors:
+    """Observations pushed into a record around its end, and a read between them."""
+    kept = tritonsyn.RecordTensor(1.0, 3.0, torch.zeros_like(values[..., 0]), backend=backend)
+    leaf = values.clone().requires_grad_()
+    for column in (*leaf.unbind(-1), *leaf.square().unbind(-1)):
+        kept.push(column)
+    value = kept.select(torch.full_like(values[..., 0], 0.5), "linear")
+    return [value.detach(), *torch.autograd.grad(value.square().sum(), leaf)]
 
 
 def layer(backend: str, spikes: torch.Tensor, strategy: str) -> Tensors:

@@ -1,7 +1,10 @@
 """Run by ``test_launches.py`` in a process of its own, without the interpreter and without a GPU.
 
-Calls kernels in many ways, each by tritonsyn's launch, twice, and by Triton's own. All three must
-have launched the same compiled kernel with the same grid and arguments.
+``compare`` calls kernels in many ways, each by tritonsyn's launch, twice, and by Triton's own. All
+three must have launched the same compiled kernel with the same grid and arguments.
+
+``operations`` runs every operation through the modules, so that each kernel is compiled for a GPU
+as it is really called. What comes out is garbage.
 """
 
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import null_driver
+import smoke
 import torch
 
 from tritonsyn.kernels.ring import ring_push_kernel
@@ -54,7 +58,7 @@ def shown(args):
     return [(a.dtype, a.data_ptr() % 16) if isinstance(a, torch.Tensor) else a for a in args]
 
 
-def main():
+def compare():
     count, kernels = 0, set()
     with null_driver.null_driver():
         for kernel, grid, args, options in (*pushes(), *retreats()):
@@ -70,5 +74,14 @@ def main():
     print(f"{count} ways to call, {len(kernels)} compiled kernels")
 
 
+def operations():
+    with null_driver.null_driver():
+        null_driver.launches = made = []
+        for name, operation in smoke.operations(torch.device("cpu")):
+            operation("triton")
+            print(name)
+    print("launched:", *sorted({name for (name, _), _, _ in made}))
+
+
 if __name__ == "__main__":
-    main()
+    {"compare": compare, "operations": operations}[sys.argv[1]]()

@@ -1,4 +1,4 @@
-"""What tritonsyn launches is what Triton would have launched."""
+"""What tritonsyn launches on a GPU, seen without one: ``launches.py`` with a null driver."""
 
 import os
 import re
@@ -6,16 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tritonsyn.launch import common
+from tritonsyn.kernels.signatures import SIGNATURES
 
 
-def test_a_kept_kernel_is_the_one_that_triton_finds():
+def launches(what: str) -> str:
+    """What the script prints, in a process without the interpreter."""
     script = Path(__file__).with_name("launches.py")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+        [sys.executable, str(script), what], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    found = re.match(r"(\d+) ways to call, (\d+) compiled kernels", run.stdout)
+    return run.stdout
+
+
+def test_a_kept_kernel_is_the_one_that_triton_finds():
+    found = re.match(r"(\d+) ways to call, (\d+) compiled kernels", launches("compare"))
     assert found and int(found[1]) > int(found[2]) > 50
-    assert not common._compiled, "the kernels of another process"
+
+
+def test_every_kernel_compiles_as_the_modules_launch_it():
+    *_, last = launches("operations").splitlines()
+    assert last.split()[1:] == sorted(SIGNATURES)
