@@ -25,7 +25,7 @@ SYNAPSES: list[Workload] = [
     for kind in PHYSICS
     for row in (
         Step(kind=kind, inplace=True, calls=20, devices=CPU, targets=(faster("cpu", 2, INFERNO),)),
-        Step(kind=kind, calls=2, devices=CPU, targets=(faster("cpu", 30, INFERNO),)),
+        Step(kind=kind, calls=10, devices=CPU, targets=(faster("cpu", 30, INFERNO),)),
         Read(kind=kind, calls=3, targets=(faster("cpu", 8, INFERNO),)),
         Read(kind=kind, shared=True, calls=3, targets=(faster("cpu", 8, INFERNO),)),
     )
