@@ -126,15 +126,36 @@ def test_a_compiled_layer_equals_an_eager_one(device, name, strategy):
     assert counters["stats"]["unique_graphs"] <= 2
 
 
-def test_a_walk_over_spikes_is_refused_under_compile(device):
-    physics = SingleExponentialCurrent.partialconstructor(2.0, 6.0)
-    layer = tritonsyn.DelayedLinear(
-        3, 4, 1.0, synapse=physics, delay=3.0, device=device, strategy="events", capturable=True
-    )
+@pytest.mark.parametrize("learned_constants", [False, True])
+def test_a_compiled_walk_over_spikes_equals_an_eager_one(device, learned_constants):
+    constants = [
+        torch.nn.Parameter(torch.tensor(v)) if learned_constants else v for v in (2.0, 6.0)
+    ]
+    physics = SingleExponentialCurrent.partialconstructor(*constants)
+
+    def make(capturable):
+        torch.manual_seed(0)
+        return tritonsyn.DelayedLinear(
+            3, 4, 1.0, synapse=physics, delay=3.0, batch_size=2, device=device,
+            strategy="events", capturable=capturable,
+        )  # fmt: skip
+
+    compiled, eager = make(True), make(False)
     torch._dynamo.reset()
-    scan = torch.compile(layer.scan, fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match="'events' cannot be compiled"):
-        scan(torch.rand(4, 1, 3, device=device) < 0.5)
+    counters.clear()
+    scan = torch.compile(compiled.scan, fullgraph=True, backend="aot_eager")
+    for steps in (5, 6, 8, 7):
+        x = torch.rand(steps, *ROW, device=device) < 0.5
+        results = []
+        for layer, run in ((compiled, scan), (eager, eager.scan)):
+            layer.zero_grad()
+            y = run(x)
+            y.square().sum().backward()
+            results.append([y, *(p.grad for p in layer.parameters())])
+            layer.detach_state()
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] <= 2
 
 
 def test_a_host_pointer_is_refused_under_compile(device):
@@ -173,6 +194,10 @@ def test_operators_pass_opcheck(device):
     weight, back = leaf(4, 3, device=device), torch.tensor([[0, 1, 2]] * 4, device=device).int()
     for strategy in ("shift", "gemm"):
         opcheck(registered.project, (records[0], weight, back, 3, strategy, backend))
+    opcheck(registered.pack_spikes, (torch.rand(6, 40, device=device) < 0.5, backend))
+    packed = functional.pack_spikes(torch.rand(4, 2, 3, device=device) < 0.5)
+    walk = (packed.words, list(packed.shape), back, weight, 3, backend)
+    opcheck(registered.project_spikes, walk)
 
 
 def test_capturable_equals_plain(device, backend):

@@ -238,8 +238,11 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     if not isinstance(x, torch.Tensor) or x.ndim < 3:
         raise ValueError("x must be a tensor [T, B, *shape] with at least three axes")
     shape = tuple(x.shape)
-    module = implementation("decay", x.device, backend)
-    words = module.pack(x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:])))
+    rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
+    if torch.compiler.is_compiling():
+        words = registered.pack_spikes(rows, backend)
+    else:
+        words = implementation("decay", x.device, backend).pack(rows)
     return PackedSpikes(words.view(*shape[:2], words_per_row(math.prod(shape[2:]))), shape)
 
 

@@ -143,14 +143,12 @@ def choose(
             "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
             f"but {reason}"
         )
-    compiling = torch.compiler.is_compiling()
-    if strategy == "events" and compiling:
-        raise ValueError("strategy 'events' cannot be compiled: call the layer outside of it")
     if strategy != "auto":
         return strategy
     arrivals = None
-    # On a GPU counting would wait for it.
-    if spikes and commutes and x.device.type == "cpu" and not compiling:
+    # On a GPU counting would wait for it, and a compiled graph cannot branch on a number of spikes.
+    counted = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if spikes and commutes and counted:
         arrivals = _count(x) * outputs
     steps, batch, inputs = x.shape
     row = batch * inputs * outputs
@@ -231,16 +229,13 @@ def project_spikes(
     filtered there. ``histories`` are the components' last K values ``[K, B, I]``, oldest first, or
     None for rest. Returns ``[T, B, O]`` in the dtype of the weights.
     """
-    module = implementation("project", taps.back.device, backend)
     packed = spikes
     if not isinstance(packed, PackedSpikes):
         packed = pack_spikes(packed, backend=backend)
     unit = torch.ones((), dtype=gain.dtype, device=gain.device)
     parts = []
     for i, (weight, decay) in enumerate(zip(taps.weights, decays, strict=True)):
-        arriving = _ProjectSpikes.apply(
-            module, packed.shape, slots, packed.words, taps.back, weight * gain
-        )
+        arriving = _arriving(packed, taps.back, weight * gain, slots, backend)
         initial = None
         if histories is not None:
             tap = Taps(taps.back, (weight,))
@@ -250,6 +245,17 @@ def project_spikes(
         y, _ = scan(arriving, unit, (decay,), (initial,), dtype=weight.dtype, backend=backend)
         parts.append(y)
     return _total(parts)
+
+
+def _arriving(
+    spikes: PackedSpikes, back: torch.Tensor, weight: torch.Tensor, slots: int, backend: str | None
+) -> torch.Tensor:
+    """What spikes bring to the outputs, ``[T, B, O]``."""
+    if torch.compiler.is_compiling():
+        shape = list(spikes.shape)
+        return registered.project_spikes(spikes.words, shape, back, weight, slots, backend)
+    module = implementation("project", back.device, backend)
+    return _ProjectSpikes.apply(module, spikes.shape, slots, spikes.words, back, weight)
 
 
 def _add_past(

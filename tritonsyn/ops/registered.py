@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..backend import implementation
-from ..packing import PackedSpikes
+from ..packing import PackedSpikes, words_per_row
 from ..rules import ReadRule, compute_dtype
 from ..tuning.strategy import precision
 
@@ -272,3 +272,66 @@ def _project_gradients(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
 
 
 project.register_autograd(_project_gradients, setup_context=_keep_project)
+
+
+@torch.library.custom_op("tritonsyn::pack_spikes", mutates_args=())
+def pack_spikes(x: torch.Tensor, backend: str | None) -> torch.Tensor:
+    """Spikes ``[rows, N]`` as bits, ``[rows, ceil(N / 32)]``."""
+    return implementation("decay", x.device, backend).pack(x)
+
+
+@pack_spikes.register_fake
+def _(x, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty((x.shape[0], words_per_row(x.shape[1])), dtype=torch.int32)
+
+
+@torch.library.custom_op("tritonsyn::project_spikes", mutates_args=())
+def project_spikes(
+    words: torch.Tensor,
+    shape: list[int],
+    back: torch.Tensor,
+    weight: torch.Tensor,
+    slots: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The delayed projection ``[T, B, O]`` of packed spikes; ``shape`` is theirs."""
+    module = implementation("project", back.device, backend)
+    return module.project_spikes(PackedSpikes(words, tuple(shape)), weight, back, slots)
+
+
+@project_spikes.register_fake
+def _(words, shape, back, weight, slots, backend):  # type: ignore[no-untyped-def]
+    return weight.new_empty((*words.shape[:2], weight.shape[0]))
+
+
+@torch.library.custom_op("tritonsyn::project_spikes_backward", mutates_args=())
+def project_spikes_backward(
+    dv: torch.Tensor,
+    words: torch.Tensor,
+    shape: list[int],
+    back: torch.Tensor,
+    slots: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The gradient of the weight."""
+    module = implementation("project", back.device, backend)
+    return module.project_spikes_weight(dv, PackedSpikes(words, tuple(shape)), back, slots)
+
+
+@project_spikes_backward.register_fake
+def _(dv, words, shape, back, slots, backend):  # type: ignore[no-untyped-def]
+    return dv.new_empty(back.shape)
+
+
+def _keep_project_spikes(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    words, ctx.shape, back, _, ctx.slots, ctx.backend = inputs
+    ctx.save_for_backward(words, back)
+
+
+def _project_spikes_gradients(ctx: Any, dv: torch.Tensor) -> tuple[Any, ...]:
+    words, back = ctx.saved_tensors
+    dweight = project_spikes_backward(dv, words, ctx.shape, back, ctx.slots, ctx.backend)
+    return None, None, None, dweight, None, None
+
+
+project_spikes.register_autograd(_project_spikes_gradients, setup_context=_keep_project_spikes)
