@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -339,14 +339,15 @@ class RecordTensor(nn.Module):
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""
         if self._buffers["position"] is None and not torch.compiler.is_compiling():
-            # Past nn.Module's __setattr__: every step comes here.
-            self.__dict__["_cursor"] = (self._cursor + steps) % self.storage.shape[0]
+            # Past nn.Module's __getattr__ and __setattr__: every step comes here.
+            slots = cast(torch.Tensor, self._buffers["storage"]).shape[0]
+            self.__dict__["_cursor"] = (self._cursor + steps) % slots
         else:
             self.cursor = (self.cursor + steps) % self.recordsz
 
     def keep(self, storage: torch.Tensor) -> None:
         """The storage from now on: what an operation on the present one returned."""
-        if storage is not self.storage:
+        if storage is not self._buffers["storage"]:
             self.storage = storage
 
     def align(self, index: int = 0) -> None:

@@ -1,6 +1,7 @@
 """What the differentiable operations share: flat views, ownership of gradients, reductions."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -53,6 +54,11 @@ def hand_over(node: Any, gradient: torch.Tensor, index: int) -> torch.Tensor:
 def chained(*tensors: torch.Tensor | None) -> bool:
     """Whether an operation on these tensors is to be recorded by autograd."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def without_graph() -> AbstractContextManager[object]:
+    """``torch.no_grad()``, or where that is on already something cheaper."""
+    return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
 def unchained(record: torch.Tensor) -> torch.Tensor:

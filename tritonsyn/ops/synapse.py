@@ -20,6 +20,7 @@ from .common import (
     own_gradient,
     reduce_coefficient,
     unchained,
+    without_graph,
 )
 from .ring import read, row_slots
 
@@ -153,8 +154,8 @@ def step(
         modules = (module, implementation("interp", device, backend))
         y, *records = _Step.apply(modules, ring, x, gain, *decays, *ring.components)
         return y, tuple(records)
-    records = tuple(unchained(record) for record in ring.components)
-    with torch.no_grad():
+    records = tuple([unchained(record) for record in ring.components])
+    with without_graph():
         y = _run(module, ring, [flat_record(record) for record in records], x, gain, decays)
     return y, records
 
