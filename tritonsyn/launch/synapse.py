@@ -14,9 +14,13 @@ def _coefficients(
     gain: torch.Tensor, decays: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], dict[str, bool]]:
     """Gain, decay and rise, and the flags that say which of them has a value per synapse."""
-    tensors = [gain.contiguous(), decays[0].contiguous(), decays[-1].contiguous()]
-    names = ("GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE", "RISE_PER_SYNAPSE")
-    return tensors, {name: t.ndim > 0 for name, t in zip(names, tensors, strict=True)}
+    decay, rise = decays[0], decays[-1]
+    flags = {
+        "GAIN_PER_SYNAPSE": gain.ndim > 0,
+        "DECAY_PER_SYNAPSE": decay.ndim > 0,
+        "RISE_PER_SYNAPSE": rise.ndim > 0,
+    }
+    return [gain.contiguous(), decay.contiguous(), rise.contiguous()], flags
 
 
 def step(
