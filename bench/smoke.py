@@ -6,13 +6,23 @@ operation, and fails if one is wrong.
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import tritonsyn
 
-BATCH, SYNAPSES, STEPS = 3, 37, 9
+
+class Size(NamedTuple):
+    """How much is run."""
+
+    steps: int = 9
+    batch: int = 3
+    synapses: int = 37
+    delay: float = 5.0
+
+
+USUAL = Size()
 KINDS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "single": (tritonsyn.SingleExponentialCurrent, (10.0, 5.0)),
     "double": (tritonsyn.DoubleExponentialCurrent, (10.0, 6.0, 2.0)),
@@ -21,19 +31,20 @@ Tensors = list[torch.Tensor]
 Operation = Callable[[str], Tensors]
 
 
-def operations(device: torch.device) -> Iterator[tuple[str, Operation]]:
+def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, Operation]]:
     """What is run, by name: a function of the backend that gives all that it computes."""
+    steps, batch, synapses, delay = size
     generator = torch.Generator().manual_seed(0)
-    spikes = (torch.rand((STEPS, BATCH, SYNAPSES), generator=generator) < 0.3).to(device)
-    times = (torch.rand((BATCH, SYNAPSES, 2), generator=generator) * 5).to(device)
+    spikes = (torch.rand((steps, batch, synapses), generator=generator) < 0.3).to(device)
+    times = (torch.rand((batch, synapses, 2), generator=generator) * delay).to(device)
     for kind, (cls, physics) in KINDS.items():
 
         def synapse(backend: str, learned: bool = False, cls=cls, physics=physics) -> Any:
             constants = [
-                torch.nn.Parameter(torch.full((SYNAPSES,), p)) if learned else p for p in physics
+                torch.nn.Parameter(torch.full((synapses,), p)) if learned else p for p in physics
             ]
             make = cls.partialconstructor(*constants)
-            return make(SYNAPSES, 1.0, 5.0, BATCH, backend=backend).to(device)
+            return make(synapses, 1.0, delay, batch, backend=backend).to(device)
 
         def streaming(backend: str, synapse=synapse) -> Tensors:
             module = synapse(backend)
@@ -64,7 +75,7 @@ def operations(device: torch.device) -> Iterator[tuple[str, Operation]]:
     yield "record with gradients", lambda backend: record(backend, times)
     for strategy in ("shift", "gemm", "events"):
         name = f"delayed linear layer with gradients, {strategy}"
-        yield name, lambda backend, strategy=strategy: layer(backend, spikes, strategy)
+        yield name, lambda backend, strategy=strategy: layer(backend, spikes, delay, strategy)
 
 
 def record(backend: str, values: torch.Tensor) -> Tensors:
@@ -77,12 +88,13 @@ def record(backend: str, values: torch.Tensor) -> Tensors:
     return [value.detach(), *torch.autograd.grad(value.square().sum(), leaf)]
 
 
-def layer(backend: str, spikes: torch.Tensor, strategy: str) -> Tensors:
+def layer(backend: str, spikes: torch.Tensor, delay: float, strategy: str) -> Tensors:
     """A sequence and a step through the layer, with gradients to all that the strategy allows."""
     torch.manual_seed(0)
     with tritonsyn.use_backend(backend):
         module = tritonsyn.DelayedLinear(
-            SYNAPSES, 11, 1.0, delay=5.0, batch_size=BATCH, bias=True, strategy=strategy,
+            spikes.shape[2], 11, 1.0, delay=delay, batch_size=spikes.shape[1], bias=True,
+            strategy=strategy,
             synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
         ).to(spikes.device)  # fmt: skip
         leaves = list(module.parameters())

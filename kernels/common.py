@@ -1,4 +1,7 @@
-"""Device functions that several kernels share: slots, time arithmetic, coefficients."""
+"""Device functions that several kernels share: slots, time arithmetic, coefficients.
+
+A run-time integer that is 1 reaches a kernel as a plain Python number: ``tl.cast`` takes both.
+"""
 
 import triton
 import triton.language as tl
@@ -91,6 +94,6 @@ def locate(
     steps = divide(bounded, step)
     nearest = round_half_even(steps)
     hit = tl.abs(nearest * step - bounded) <= tolerance
-    steps = tl.minimum(tl.where(hit, nearest, steps), (K - 1).to(time.dtype))
+    steps = tl.minimum(tl.where(hit, nearest, steps), tl.cast(K - 1, time.dtype))
     older = tl.ceil(steps)
     return older, older - steps, tl.abs(time - bounded) <= tolerance, time == bounded

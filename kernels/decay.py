@@ -58,7 +58,7 @@ def exp_scan_kernel(
     mask = offs < size
     offs_n = (offs % N).to(tl.int32)
     chunk = tl.program_id(1).to(tl.int64)
-    stride = size.to(tl.int64)
+    stride = tl.cast(size, tl.int64)
     first = chunk * L
     length = tl.minimum(T - first, L)
     # As vectors, because the interpreter cannot mask a vector with a scalar.
@@ -151,7 +151,7 @@ def exp_scan_constants_kernel(
     mask = offs < size
     offs_n = (offs % N).to(tl.int32)
     chunk = tl.program_id(1).to(tl.int64)
-    stride = size.to(tl.int64)
+    stride = tl.cast(size, tl.int64)
     first = chunk * L
     length = tl.minimum(T - first, L)
     # As vectors, because the interpreter cannot mask a vector with a scalar.

@@ -74,7 +74,7 @@ def select_fwd_kernel(
     offs = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < N * D
     offs_n = offs // D
-    size = B.to(tl.int64) * N
+    size = tl.cast(B, tl.int64) * N
     cell = pid_b * N + offs_n
 
     sel_row = (pid_b % sel_rows) * N * D
@@ -141,9 +141,12 @@ def _scatter(
 
 @triton.jit
 def _add_at(drecord_ptr, pointer, steps, value, K, size, offs, mask):
+    """Adds to the observations ``steps`` before the newest; a later call sees the sums."""
     ptrs = drecord_ptr + ring_slot(pointer, steps + 1, K).to(tl.int64) * size + offs
     total = tl.load(ptrs, mask=mask).to(value.dtype) + value
     tl.store(ptrs, total.to(drecord_ptr.dtype.element_ty), mask=mask)
+    # Another thread than the one that stores an element may load it next.
+    tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["pos_pointer", "neg_pointer", "steps"])
@@ -167,7 +170,7 @@ def select_bwd_kernel(
     pid_b = (pid // tiles).to(tl.int64)
     offs_n = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
     mask = offs_n < N
-    size = B.to(tl.int64) * N
+    size = tl.cast(B, tl.int64) * N
 
     pos_slot = position(pos_pointer)
     neg_slot = position(neg_pointer)

@@ -25,8 +25,8 @@ def shift_sum_kernel(
     A row of ``src`` holds time and batch, ``j = t * B + b`` with ``unit = B``, so that a delay is
     an offset and a tile of ``j`` is one contiguous read for each connection. ``ADJOINT`` turns the
     sign of the offset, with zeros outside of ``0 <= j < L``. ``RING``: ``src`` is a record,
-    ``first`` the slot of its newest observation (or where the device keeps the one after),
-    ``slots`` their number. Bytes per element in float32: src 4; an element is a connection at one
+    ``first`` the slot of its newest observation (or where the device keeps it), ``slots`` their
+    number. Bytes per element in float32: src 4; an element is a connection at one
     output, and comes from L1 but for the first time.
     """
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
@@ -40,7 +40,7 @@ def shift_sum_kernel(
         values = ()
         weights = ()
         for i in tl.static_range(UNROLL):
-            c = start + i
+            c = tl.cast(start + i, tl.int64)
             live = mask_r & (tl.zeros_like(offs_r) + c < C)
             connection = offs_r.to(tl.int64) * stride_w_r + c * stride_w_c
             back = tl.load(back_ptr + connection, mask=live, other=0)
@@ -132,7 +132,8 @@ def temporal_gemm_kernel(
             mask_c = offs_c < C
             a_ptrs = src_ptr + row[:, None] * C + offs_c[None, :]
             a = tl.load(a_ptrs, mask=mask_row[:, None] & mask_c[None, :], other=0.0)
-            connection = offs_r[None, :] * stride_w_r + offs_c[:, None] * stride_w_c
+            row_places = offs_r.to(tl.int64)[None, :] * stride_w_r
+            connection = row_places + offs_c.to(tl.int64)[:, None] * stride_w_c
             live = mask_c[:, None] & mask_r[None, :]
             back = tl.load(back_ptr + connection, mask=live, other=-1)
             weight = tl.load(weight_ptr + connection, mask=live, other=0.0)
@@ -212,6 +213,8 @@ def spike_sum_kernel(
                 out_ptrs = out_ptr + (row.to(tl.int64) * B + b) * N + offs_o
                 total = tl.load(out_ptrs, mask=live, other=0.0) + weight
                 tl.store(out_ptrs, total, mask=live)
+                # Another thread than the one that stores an element may load it next.
+                tl.debug_barrier()
                 word = word & (word - 1)
 
 

@@ -35,6 +35,8 @@ def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
     row_ptr = drecord_ptr + position(slot).to(tl.int64) * size
     taken = tl.load(row_ptr + offs, mask=mask)
     tl.store(dvalue_ptr + offs, taken.to(dvalue_ptr.dtype.element_ty), mask=mask)
+    # Another thread than the one that loaded an element may empty it.
+    tl.debug_barrier()
     tl.store(row_ptr + offs, tl.zeros([BLOCK], drecord_ptr.dtype.element_ty), mask=mask)
 
 
@@ -46,7 +48,7 @@ def pack_bits_kernel(x_ptr, words_ptr, rows, N, W, BLOCK: tl.constexpr):
     float32: x 4 (bool 1); and 1/8 of the words.
     """
     offs_w = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = offs_w < rows.to(tl.int64) * W
+    live = offs_w < tl.cast(rows, tl.int64) * W
     row = offs_w // W
     bits = tl.arange(0, 32)
     offs_n = (offs_w % W)[:, None] * 32 + bits[None, :]

@@ -62,8 +62,11 @@ def _retreat(drecord_ptr, pointer, dy, decay, K, size, offs, mask):
     newest_ptr = drecord_ptr + ring_slot(pointer, 1, K).to(tl.int64) * size + offs
     element: tl.constexpr = drecord_ptr.dtype.element_ty
     z = dy + tl.load(written_ptr, mask=mask).to(dy.dtype)
-    # The order matters where both are one slot (K = 1): emptied first, then added to.
+    # The order matters where both are one slot (K = 1): emptied first, then added to. Barriers,
+    # because the thread that stores an element need not be the one that loads it.
+    tl.debug_barrier()
     tl.store(written_ptr, tl.zeros(dy.shape, element), mask=mask)
+    tl.debug_barrier()
     carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z
     tl.store(newest_ptr, carried.to(element), mask=mask)
     return z

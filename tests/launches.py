@@ -23,6 +23,12 @@ from tritonsyn.launch.common import launch
 
 SIZES = (1, 16, 33, 2**31, 2**31 + 16)
 SLOTS = (0, 1, 16, 17)
+# Triton compiles a 1 in, and drops the argument.
+WORK = (
+    smoke.USUAL,
+    smoke.Size(batch=1, delay=0.0),
+    smoke.Size(steps=1, batch=1, synapses=1),
+)
 FLAGS = ("DOUBLE", "GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE", "RISE_PER_SYNAPSE")
 
 
@@ -77,9 +83,10 @@ def compare():
 def operations():
     with null_driver.null_driver():
         null_driver.launches = made = []
-        for name, operation in smoke.operations(torch.device("cpu")):
-            operation("triton")
-            print(name)
+        for size in WORK:
+            for name, operation in smoke.operations(torch.device("cpu"), size):
+                operation("triton")
+                print(size, name)
     print("launched:", *sorted({name for (name, _), _, _ in made}))
 
 
