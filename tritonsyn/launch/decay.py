@@ -1,7 +1,6 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,7 +103,7 @@ def _carries(
     shape = (config.chunks, *row)
     left = [torch.empty(shape, dtype=decays[0].dtype, device=x.device) for _ in decays]
     _launch(x, None, tails if reverse else _NONE, _NONE, left, gain, decays, keep, config, reverse)
-    one_by_one = replace(config, unroll=1, chunks=1)
+    whole_length = config.with_chunks(1)
     carries: list[torch.Tensor | None] = []
     for out, decay, initial in zip(left, decays, initials, strict=False):
         carry = torch.zeros_like(out)
@@ -113,7 +112,7 @@ def _carries(
         source, target = (out[1:], carry[:-1]) if reverse else (out[:-1], carry[1:])
         whole = [decay ** _chunk_length(steps, config)]
         first = [None if initial is None else initial.contiguous()]
-        _launch(source, target, _NONE, first, _NONE, None, whole, 0, one_by_one, reverse)
+        _launch(source, target, _NONE, first, _NONE, None, whole, 0, whole_length, reverse)
         carries.append(carry)
     return carries
 
@@ -131,8 +130,9 @@ def _constants(
 ) -> list[torch.Tensor]:
     """Gradients of the gain and of each decay, ``[B, N]``: partials of the chunks and their sum."""
     shape = (config.chunks, *dy.shape[1:])
-    partials = [torch.empty(shape, dtype=decays[0].dtype, device=dy.device) for _ in range(3)]
-    ddecay, drise, dgain = partials
+    dgain, *ddecays = (
+        torch.empty(shape, dtype=decays[0].dtype, device=dy.device) for _ in (gain, *decays)
+    )
     data, arguments, flags = _arguments(x, gain, decays)
     work = (dy.shape[0], dy[0].numel())
     # The chunks are those of the scans that made the carries.
@@ -143,12 +143,12 @@ def _constants(
         exp_scan_constants_kernel, grid,
         data, dy, dtails[0], dtails[-1],
         carries[0], carries[-1], dcarries[0], dcarries[-1],
-        ddecay, drise, dgain,
+        ddecays[0], ddecays[-1], dgain,
         *arguments["coefficients"],
         dy.shape[0], _chunk_length(dy.shape[0], config), keep, *arguments["sizes"],
         **flags, BLOCK=own.block, UNROLL=own.unroll, num_warps=own.num_warps,
     )  # fmt: skip
-    return [partial.sum(0) for partial in (dgain, ddecay, drise)[: 1 + len(decays)]]
+    return [partial.sum(0) for partial in (dgain, *ddecays)]
 
 
 def _launch(

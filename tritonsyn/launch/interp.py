@@ -39,6 +39,11 @@ def _constants(
     }
 
 
+def _rates(rates: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """The rates of the first and the last component, packed."""
+    return [None if rate is None else rate.contiguous() for rate in (rates[0], rates[-1])]
+
+
 def _times(sel: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The times with packed rows, and how many rows there are: 1 where the batch shares them."""
     if sel.stride(0) == 0:
@@ -79,7 +84,7 @@ def select(
     config = config_for("select_fwd_kernel", (shape[0], row), value.dtype, value.device)
     launch(
         select_fwd_kernel, (shape[0] * tiles(row, config.block),),
-        times, records[0], records[-1], rates[0], rates[-1],
+        times, records[0], records[-1], *_rates(rates),
         value, slope, *((rate_slopes[0], rate_slopes[-1]) if rate_slopes else (None, None)),
         pointers[0], pointers[-1],
         rows - steps + 1, batch, synapses, selectors, sel_rows, steps,
@@ -106,7 +111,7 @@ def select_backward(
     config = config_for("select_bwd_kernel", (batch, synapses), like.dtype, like.device)
     launch(
         select_bwd_kernel, (batch * tiles(synapses, config.block),),
-        times, dvalue.contiguous(), drecords[0], drecords[-1], rates[0], rates[-1],
+        times, dvalue.contiguous(), drecords[0], drecords[-1], *_rates(rates),
         pointers[0], pointers[-1],
         rows - steps + 1, batch, synapses, sel.shape[2], sel_rows, steps,
         **_constants(sel, like, rates, rule), BLOCK=config.block, num_warps=config.num_warps,

@@ -45,7 +45,8 @@ def project(
         # One step reads each line once: a transposed copy would cost more than it saves.
         ring = pointer is not None
         newest = first if pointer is None else (pointer - 1) % rows
-        _shift_sum(sequence, (1, inputs), weight, back, y, newest, rows, ring=ring)
+        strides = (1, inputs)
+        _shift_sum(sequence.contiguous(), strides, weight, back, y, newest, rows, ring=ring)
     else:
         lines = _lines(sequence)
         _shift_sum(lines, (lines.shape[1], 1), weight, back, y, first, rows)

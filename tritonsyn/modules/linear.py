@@ -289,4 +289,4 @@ def _initialized(name: str, values: torch.Tensor, init: Initializer) -> torch.Te
     check_input(name, result, values.shape, values.device)
     if not result.isfinite().all():
         raise ValueError(f"{name} must give finite values")
-    return result.detach().to(values.dtype).clone()
+    return result.detach().to(values.dtype).clone(memory_format=torch.contiguous_format)

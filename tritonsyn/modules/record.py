@@ -12,7 +12,8 @@ from .. import ops
 from ..backend import check_backend
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.checks import check_input, check_record, check_selector
-from ..rules import ReadRule, Slot, record_size
+from ..ops.common import as_tensor
+from ..rules import ReadRule, Slot, compute_dtype, record_size
 from . import arguments
 
 Interpolation = Callable[..., torch.Tensor]
@@ -175,8 +176,7 @@ class RecordTensor(nn.Module):
     @value.setter
     def value(self, value: torch.Tensor) -> None:
         check_input("value", value, self.storage.shape, self.storage.device)
-        with ordinary_tensors():
-            self.storage = check_record("value", value.contiguous().clone())
+        self._replace(check_record("value", value.contiguous()))
 
     def extra_repr(self) -> str:
         return (
@@ -354,8 +354,7 @@ class RecordTensor(nn.Module):
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
         if not 0 <= index < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
-        with ordinary_tensors():
-            self.storage = self.storage.roll(index - self.pointer, 0)
+        self._replace(self.storage.roll(index - self.pointer, 0))
         self.cursor = index
 
     def reset(self, fill: float | bool | None = 0) -> None:
@@ -376,7 +375,8 @@ class RecordTensor(nn.Module):
 
         So it is from ``reset(0)`` until anything writes to the storage; False may mean unknown.
         """
-        if self._rest is None or torch.compiler.is_compiling():
+        # The replay of a CUDA graph writes without being counted.
+        if self._rest is None or self.capturable or torch.compiler.is_compiling():
             return False
         return self._rest == self._stamp()
 
@@ -391,6 +391,18 @@ class RecordTensor(nn.Module):
         self.storage = self.storage.detach()
 
     # -- how ----------------------------------------------------------------------------------
+
+    def _replace(self, storage: torch.Tensor) -> None:
+        """Takes other observations over, in memory of the record's own.
+
+        With the pointer on the device it stays the same memory: a CUDA graph may hold its address.
+        """
+        present = self.storage
+        with ordinary_tensors():
+            if self.capturable and storage.dtype == present.dtype and not storage.requires_grad:
+                self.storage = present.detach().copy_(storage)
+            else:
+                self.storage = storage.clone(memory_format=torch.contiguous_format)
 
     def _slot(self, offset: int) -> Slot:
         return (self.cursor - offset) % self.recordsz
@@ -439,11 +451,11 @@ class RecordTensor(nn.Module):
         if wanted not in kwargs:
             raise TypeError(f"interp_kwargs must hold {wanted!r} for the mode {mode!r}")
         value, device = kwargs[wanted], self.storage.device
-        dtype = torch.float64 if self.storage.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(self.storage.dtype)
         if isinstance(value, torch.Tensor):
             value = value.to(device, dtype)
         rate = self._dt / value if mode == "expdecay" else self._dt * value
-        rate = torch.as_tensor(rate, dtype=dtype, device=device)
+        rate = as_tensor(rate, dtype, device)
         return rate if rate.ndim == 0 else rate.expand(self.shape[1:])
 
     def _select_with(
@@ -536,11 +548,8 @@ class RecordTensor(nn.Module):
         missing_keys.extend(prefix + key for key in ("storage", "pointer") if key not in found)
         if len(found) == 2:
             saved = state_dict[prefix + "storage"].detach()
-            with ordinary_tensors():
-                if local_metadata.get("assign_to_params_buffers", False):
-                    self.storage = saved.clone(memory_format=torch.contiguous_format)
-                else:
-                    self.storage = self.storage.detach().clone().copy_(saved)
+            assign = local_metadata.get("assign_to_params_buffers", False)
+            self._replace(saved if assign else saved.to(self.storage))
             self.cursor = int(state_dict[prefix + "pointer"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from .. import ops
 from ..backend import check_backend
 from ..ops.checks import check_device, check_input, check_selector
+from ..ops.common import as_tensor
 from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
 from . import arguments
@@ -165,7 +166,7 @@ class ExponentialCurrent(nn.Module):
             )
         gain, decays, rates = self._coefficients_of(constants, math.exp)
         with ordinary_tensors():
-            fixed = [torch.tensor(v, dtype=dtype, device=device) for v in (gain, *decays, *rates)]
+            fixed = [as_tensor(v, dtype, device) for v in (gain, *decays, *rates)]
         count = len(decays)
         made = Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :]))
         if not torch.compiler.is_compiling():
@@ -176,7 +177,7 @@ class ExponentialCurrent(nn.Module):
         self, value: Constant, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
         """A constant as a tensor, 0-d or of the group's shape."""
-        value = torch.as_tensor(value, dtype=dtype, device=device)
+        value = as_tensor(value, dtype, device)
         return value.reshape(()) if value.numel() == 1 else value.expand(self._shape)
 
     def _coefficients_of(

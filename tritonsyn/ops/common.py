@@ -71,6 +71,15 @@ def unchained(record: torch.Tensor) -> torch.Tensor:
     return record.detach() if record.requires_grad else record
 
 
+def as_tensor(
+    value: float | torch.Tensor, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A tensor of this dtype on this device; a number gets there without a copy to wait for."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
 def held(slot: Slot) -> Slot:
     """A slot that stays what it is now: one kept on the device is advanced in place."""
     return slot.clone() if isinstance(slot, torch.Tensor) else slot

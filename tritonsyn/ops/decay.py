@@ -11,7 +11,7 @@ from ..backend import implementation
 from ..packing import PackedSpikes, words_per_row
 from ..rules import compute_dtype
 from . import registered
-from .common import chained
+from .common import as_tensor, chained
 
 Coefficient = float | torch.Tensor
 
@@ -201,7 +201,7 @@ def coefficient(
     device: torch.device,
 ) -> torch.Tensor:
     """0-d, or ``[N]``."""
-    tensor = torch.as_tensor(value, dtype=dtype, device=device)
+    tensor = as_tensor(value, dtype, device)
     if tensor.numel() == 1:
         return tensor.reshape(())
     sizes = tuple(tensor.shape)

@@ -49,10 +49,12 @@ def taps(
     dtype = rates[0].dtype
     bounded = delay.clamp(0.0, rule.limit)
     rest = located.frac.to(dtype) - ((bounded - bounded.detach()) / rule.step).to(dtype)
-    weights = [weight.to(dtype) * torch.exp(-rest * rate) for rate in rates]
+    # Packed rows, whatever the strides of weight and delay are.
+    weights = [(weight.to(dtype) * torch.exp(-rest * rate)).contiguous() for rate in rates]
     if len(weights) == 2:
         weights[1] = -weights[1]
-    return Taps(located.older.nan_to_num(0.0).to(torch.int32), tuple(weights))
+    back = located.older.nan_to_num(0.0).to(torch.int32).contiguous()
+    return Taps(back, tuple(weights))
 
 
 class _Way(NamedTuple):

@@ -150,6 +150,7 @@ def step(
         return _traced_step(x, ring, gain, decays, graph)
     device = ring.spikes.device
     module = implementation("synapse", device, backend)
+    torch.autograd.graph.increment_version(ring.spikes)
     if graph and chained(x, gain, *decays, *ring.components):
         modules = (module, implementation("interp", device, backend))
         y, *records = _Step.apply(modules, ring, x, gain, *decays, *ring.components)

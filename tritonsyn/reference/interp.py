@@ -55,7 +55,9 @@ def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
     tolerance = _tolerance(bounded, torch.finfo(sel.dtype).eps, rule)
     if not plain:
         inside = (time - bounded).abs_() <= tolerance
-    steps = bounded if rule.step == 1.0 else bounded / rule.step
+    # By a tensor, because a GPU multiplies by the reciprocal of a number.
+    step = torch.full((), rule.step, dtype=time.dtype, device=time.device)
+    steps = bounded if rule.step == 1.0 else bounded / step
     nearest = steps.round()
     observed = nearest if rule.step == 1.0 else nearest * rule.step
     hit = (observed - bounded).abs_() <= tolerance

@@ -1,5 +1,6 @@
 """How kernels are launched, as data: an override, else what was tuned, else a heuristic."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -80,6 +81,15 @@ def _read(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
+def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # A program walks all times of its synapses: more programs rather than larger ones.
+    batch, synapses = work
+    block = _tile(synapses)
+    while block > 128 and batch * -(-synapses // block) < _BUSY:
+        block //= 2
+    return LaunchConfig(block, num_warps=max(1, block // 256))
+
+
 def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Loads of 128 bits: 4 or 8 elements of a thread. In float64 eight steps of a double synapse
     # do not fit in the registers.
@@ -96,14 +106,17 @@ def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
 def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
     steps, size = work
     programs = -(-size // config.block)
-    chunks = max(1, min(_BUSY // max(programs, 1), steps // _SHORTEST_CHUNK))
-    return config.with_chunks(chunks)
+    # What passes between chunks is a scan of its own, over as many steps as there are chunks.
+    most = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
+    return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
 
 
 def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Of a record, or of one step, the places of a row lie apart and cost registers.
     steps, *_, places = work
-    return LaunchConfig(_tile(places, 256, 16), unroll=2 if steps == 1 else 4, rows=8)
+    if steps == 1:
+        # Few places, which lie apart: small tiles keep the GPU busy and the registers free.
+        return LaunchConfig(_tile(places, 32, 16), num_warps=1, unroll=8, rows=2)
+    return LaunchConfig(_tile(places, 256, 16), unroll=4, rows=8)
 
 
 def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -149,7 +162,7 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "synapse_step_fwd_kernel": _elementwise,
     "synapse_step_bwd_kernel": _elementwise,
     "select_fwd_kernel": _read,
-    "select_bwd_kernel": _elementwise,
+    "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,
     "exp_scan_kernel": _scan,
     "exp_scan_constants_kernel": _scan_constants,
