@@ -314,3 +314,77 @@ def test_gradients_are_the_same_on_a_second_backward(each_backend, device):
     first = torch.autograd.grad(total, inputs, retain_graph=True)
     second = torch.autograd.grad(total, inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+REFUSED_STEPS = [
+    ({"x": torch.ones(2, 5)}, "x has shape"),
+    ({"x": torch.ones(2, 4, dtype=torch.complex64)}, "x must be bool"),
+    ({"gain": torch.ones(3)}, "gain has shape"),
+    ({"decays": ()}, "decays must be 1"),
+    ({"components": (torch.ones(3, 4, 2).transpose(1, 2),)}, "must be contiguous"),
+    ({"components": (torch.ones(3, 2, 4, dtype=torch.int64),)}, "ring.components is torch.int64"),
+    ({"pointers": (3,)}, "pointer of ring.components is 3"),
+    ({"spikes": torch.zeros(3, 2, 5, dtype=torch.bool)}, "ring.spikes has shape"),
+    ({"spike_pointer": -1}, "pointer of ring.spikes is -1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED_STEPS, ids=lambda v: str(v)[:24])
+def test_step_refuses_and_changes_nothing(change, message):
+    state = Ring((torch.ones(3, 2, 4),), (0,), torch.zeros(3, 2, 4, dtype=torch.bool), 0)
+    given = {"x": torch.ones(2, 4), "gain": torch.ones(()), "decays": (torch.ones(()),)}
+    given |= {name: value for name, value in change.items() if name in given}
+    state = state._replace(**{n: v for n, v in change.items() if n not in given})
+    before = [*(record.clone() for record in state.components), state.spikes.clone()]
+    with pytest.raises((TypeError, ValueError, IndexError), match=message):
+        functional.step(given["x"], state, given["gain"], given["decays"])
+    after = [*state.components, state.spikes]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+REFUSED_READS = [
+    ({"sel": torch.ones(2, 5)}, "sel has shape"),
+    ({"sel": torch.ones(2, 4, dtype=torch.int64)}, "sel must be floating"),
+    ({"rates": (None,)}, "rates must be tensors"),
+    ({"rates": (torch.ones(()), torch.ones(()))}, "rates must be 1"),
+    ({"rates": (torch.ones(2),)}, "rates has shape"),
+    ({"rule": ReadRule("fast", 1.0, 2.0)}, "mode of the rule must be"),
+    ({"rule": ReadRule("expdecay", 1.0, 2.0, 0.0, float("nan"))}, "overbound of the rule"),
+    ({"records": (torch.ones(3, 4, 2).transpose(1, 2),)}, "must be contiguous"),
+    ({"pointers": (3,)}, "pointer of records is 3"),
+    ({"records": (torch.ones(3, 2, 4),) * 3}, "records must be one or two"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED_READS, ids=lambda v: str(v)[:24])
+def test_select_refuses(change, message):
+    given = {
+        "records": (torch.ones(3, 2, 4),), "sel": torch.ones(2, 4), "rates": (torch.ones(()),),
+        "pointers": (0,), "rule": ReadRule("expdecay", 1.0, 2.0),
+    } | change  # fmt: skip
+    with pytest.raises((TypeError, ValueError, IndexError), match=message):
+        functional.select(**given)
+    if not {"pointers", "records"} & change.keys():
+        sequence = given["records"]
+        with pytest.raises((TypeError, ValueError), match=message):
+            functional.select_scan(sequence, given["sel"], given["rates"], given["rule"], 2)
+
+
+def test_select_scan_refuses_more_steps_than_rows():
+    with pytest.raises(ValueError, match="steps must be in 1 to 3"):
+        functional.select_scan(
+            (torch.ones(3, 2, 4),), torch.ones(2, 4), (None,), ReadRule("previous", 1.0, 2.0), 4
+        )
+
+
+def test_strided_rates_and_records_of_sequences(each_backend, device):
+    """Views of larger tensors are read as what they show."""
+    wide = uniform(4, 3, 8, seed=3).to(device)
+    rates = uniform(8, seed=4, low=0.1, high=0.5).to(device)[::2]
+    sel = uniform(1, 4, seed=5).to(device).expand(3, 4)
+    rule = ReadRule("expdecay", 1.0, 2.0)
+    views, packed = (wide[..., ::2],), (wide[..., ::2].contiguous(),)
+    expected = functional.select_scan(packed, sel, (rates.clone(),), rule, 2)
+    assert torch.equal(functional.select_scan(views, sel, (rates,), rule, 2), expected)

@@ -6,7 +6,8 @@ before the sample, ``next_data`` the one a ``step_time`` later, ``sample_at`` th
 first to the sample. All are plain tensor expressions, broadcast and differentiable.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import torch
 
@@ -16,14 +17,12 @@ from .ops import (
     pack_spikes,
     push,
     read,
-    select,
-    select_scan,
     sequence_scan,
-    step,
     unpack_spikes,
 )
+from .ops.checks import check_coefficients, check_input, check_records, check_rule, check_selector
 from .packing import PackedSpikes
-from .rules import ReadRule, record_size
+from .rules import ReadRule, Slot, record_size
 
 __all__ = [
     "PackedSpikes",
@@ -127,6 +126,62 @@ INTERPOLATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "expratedecay": interp_expratedecay,
 }
 """The known modes by name."""
+
+
+@wraps(ops.step)
+def step(
+    x: torch.Tensor,
+    ring: Ring,
+    gain: torch.Tensor,
+    decays: Sequence[torch.Tensor],
+    *,
+    graph: bool = True,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    shape = check_records("ring.components", ring.components, ring.pointers)
+    check_records("ring.spikes", (ring.spikes,), (ring.spike_pointer,), shape)
+    device = ring.spikes.device
+    check_input("x", x, shape[1:], device)
+    check_coefficients("gain", (gain,), 1, shape, device)
+    check_coefficients("decays", decays, len(ring.components), shape, device)
+    return ops.step(x, ring, gain, decays, graph=graph, backend=backend)
+
+
+@wraps(ops.select)
+def select(
+    records: Sequence[torch.Tensor],
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    pointers: Sequence[Slot],
+    rule: ReadRule,
+    *,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    shape = check_records("records", records, pointers)
+    check_rule(rule, rates)
+    check_selector("sel", sel, shape[1:], records[0].device)
+    check_coefficients("rates", rates, len(records), shape, records[0].device)
+    return ops.select(records, sel, rates, pointers, rule, backend=backend)
+
+
+@wraps(ops.select_scan)
+def select_scan(
+    sequences: Sequence[torch.Tensor],
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    rule: ReadRule,
+    steps: int,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    packed = [sequence.contiguous() for sequence in sequences]
+    shape = check_records("sequences", packed, (0,) * len(packed))
+    if not 1 <= steps <= shape[0]:
+        raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
+    check_rule(rule, rates)
+    check_selector("sel", sel, shape[1:], packed[0].device)
+    check_coefficients("rates", rates, len(packed), shape, packed[0].device)
+    return ops.select_scan(packed, sel, rates, rule, steps, backend=backend)
 
 
 def exp_scan(

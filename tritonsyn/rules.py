@@ -8,7 +8,8 @@ import torch
 Slot = int | torch.Tensor
 """A slot of a record: a number, or a 0-d int64 tensor on the record's device."""
 
-MODES = ("previous", "nearest", "next", "linear", "expdecay", "expratedecay")
+READ_MODES = ("previous", "nearest", "next", "linear", "expdecay")
+"""Modes of a :class:`ReadRule`."""
 
 
 class ReadRule(NamedTuple):

@@ -1,10 +1,11 @@
 """Argument checks that the operations share; each error says what was given and what is allowed."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from ..rules import Slot
+from ..rules import READ_MODES, ReadRule, Slot
 
 RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -77,3 +78,60 @@ def check_slot(name: str, slot: Slot, slots: int) -> None:
         return
     if not 0 <= slot < slots:
         raise IndexError(f"{name} is {slot}, but the record has slots 0 to {slots - 1}")
+
+
+def check_records(
+    name: str,
+    records: Sequence[torch.Tensor],
+    pointers: Sequence[Slot],
+    shape: torch.Size | None = None,
+) -> torch.Size:
+    """One or two packed records of one shape, the given one if any, each with its slot."""
+    if len(records) not in (1, 2) or len(records) != len(pointers):
+        raise ValueError(
+            f"{name} must be one or two, each with a pointer, but there are {len(records)} and "
+            f"{len(pointers)} pointers"
+        )
+    first = check_record(name, records[0])
+    shape = first.shape if shape is None else shape
+    for record, pointer in zip(records, pointers, strict=True):
+        check_record(name, record)
+        check_input(name, record, shape, first.device)
+        check_slot(f"pointer of {name}", pointer, shape[0])
+    return shape
+
+
+def check_coefficients(
+    name: str,
+    values: Sequence[torch.Tensor | None],
+    count: int,
+    shape: torch.Size,
+    device: torch.device,
+) -> None:
+    """As many as there are components, 0-d or one for each synapse of records of this shape."""
+    if len(values) != count:
+        raise ValueError(f"{name} must be {count}, but there are {len(values)}")
+    for value in values:
+        if value is None:
+            continue
+        if value.shape not in (torch.Size(), shape[2:]):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"
+            )
+        check_device(name, value, device)
+
+
+def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
+    """The mode is known and has the rates that it needs, and the numbers are finite."""
+    if rule.mode not in READ_MODES:
+        raise ValueError(
+            f"mode of the rule must be one of {', '.join(READ_MODES)}, but is {rule.mode!r}"
+        )
+    if rule.mode == "expdecay" and any(rate is None for rate in rates):
+        raise ValueError("rates must be tensors for the mode 'expdecay', but one is None")
+    numbers = {"step": rule.step, "limit": rule.limit, "tolerance": rule.tolerance}
+    if rule.overbound is not None:
+        numbers["overbound"] = float(rule.overbound)
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{name} of the rule must be finite, but is {number}")
