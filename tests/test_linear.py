@@ -184,6 +184,26 @@ def test_packed_spikes_are_the_same_spikes(device, each_backend, strategy):
     assert_same([layer.scan(pack_spikes(x))], [again.scan(x)])
 
 
+@pytest.mark.parametrize("strategy", ["shift", "gemm", "events"])
+def test_strided_tensors_are_read_as_what_they_show(device, each_backend, strategy):
+    """Weights, delays and past of any strides; and initialisers that give such tensors."""
+    weight, delay = uniform(3, 4, seed=1).to(device), 3.0 * uniform(3, 4, seed=2).to(device)
+    past = uniform(4, 3, 2, seed=3).to(device)
+    x = spikes(6, 2, 3, seed=4).to(device)
+    options = {"decay": 0.8, "max_delay": 3.0, "strategy": strategy}
+    views = (weight.t(), delay.t()), (past.transpose(1, 2),)
+    packed = (weight.t().contiguous(), delay.t().contiguous()), (views[1][0].contiguous(),)
+    results = [
+        functional.delayed_linear(x, *layer, initial=initial, **options)[0]
+        for layer, initial in (views, packed)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+    module = layer_of(strategy=strategy, device=device)
+    turned = torch.rand(module.delay.shape[::-1], device=device).to(module.delay.dtype)
+    other = layer_of(strategy=strategy, device=device, delay_init=lambda values: turned.t())
+    assert other.delay.is_contiguous() and torch.equal(other.delay, turned.t())
+
+
 def test_no_steps_change_nothing(device, each_backend):
     layer = layer_of(device=device)
     before = snapshot(layer)

@@ -529,6 +529,34 @@ def test_select_with_time_constants(tau, device):
     torch.testing.assert_close(read, expected.expand(2, 3), rtol=1e-7, atol=0)  # 1 / tau: float32
 
 
+def test_select_with_a_time_constant_of_one_element(each_backend, device):
+    record = numbered(3, device=device)
+    times = torch.full((2, 3), 0.5, dtype=F64, device=device)
+    tau = torch.tensor([3.0], dtype=F64, device=device)
+    values = [
+        record.select(times, "expdecay", interp_kwargs={"time_constant": value})
+        for value in (tau, 3.0)
+    ]
+    assert torch.equal(*values)
+
+
+def test_a_capturable_storage_stays_where_it_is(device):
+    """A CUDA graph may hold its address; and its replays are not counted as writes."""
+    record = numbered(3, device=device, capturable=True)
+    address = record.storage.data_ptr()
+    state = {name: value.clone() for name, value in record.state_dict().items()}
+    record.push(observation((2, 3), 1, device=device))
+    pushed = record.storage.clone()
+    record.align(1)
+    assert record.pointer == 1 and not torch.equal(record.storage, pushed)
+    record.value = pushed
+    assert torch.equal(record.storage, pushed)
+    record.load_state_dict(state)
+    assert torch.equal(record.storage, state["storage"])
+    record.reset(0)
+    assert record.storage.data_ptr() == address and not record.at_rest
+
+
 def test_select_with_a_function_of_ones_own(device):
     """It gets both neighbours, the time since the older one, the step and its keywords."""
     record = RecordTensor(0.5, 2.0, torch.zeros(1, 2, dtype=F64, device=device))

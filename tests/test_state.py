@@ -11,6 +11,8 @@ import torch
 from synapses import COMPONENTS, PHYSICS, both, make, same, snapshot, spikes, uniform
 from torch import nn
 
+import tritonsyn
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -618,3 +620,15 @@ def test_other_keywords_of_forward_are_ignored(kind, device):
     x = spikes(1, 3).to(device)
     plain, other = make(kind, device=device), make(kind, device=device)
     assert torch.equal(plain(x), other(x, x, trainable=True, anything=None))
+
+
+def test_a_step_counts_as_a_write_to_the_spikes(each_backend, device):
+    """So that a backward pass that saved them is refused instead of wrong."""
+    make_one = tritonsyn.SingleExponentialCurrent
+    synapse = make_one(2, 1.0, spike_charge=1.0, time_constant=2.0, device=device)
+    for graph in (False, True):
+        mask = torch.ones(1, 1, 2, device=device, requires_grad=True)
+        y = mask * synapse.spike_.storage
+        synapse(torch.ones(1, 2, device=device, requires_grad=graph))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
