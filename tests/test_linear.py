@@ -191,13 +191,18 @@ def test_strided_tensors_are_read_as_what_they_show(device, each_backend, strate
     past = uniform(4, 3, 2, seed=3).to(device)
     x = spikes(6, 2, 3, seed=4).to(device)
     options = {"decay": 0.8, "max_delay": 3.0, "strategy": strategy}
-    views = (weight.t(), delay.t()), (past.transpose(1, 2),)
-    packed = (weight.t().contiguous(), delay.t().contiguous()), (views[1][0].contiguous(),)
-    results = [
-        functional.delayed_linear(x, *layer, initial=initial, **options)[0]
-        for layer, initial in (views, packed)
+    layer, held = (weight.t().contiguous(), delay.t().contiguous()), past.transpose(1, 2)
+    given = [
+        (layer, held.contiguous()),
+        ((weight.t(), layer[1]), held),
+        ((layer[0], delay.t()), held),
     ]
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+    expected, *results = (
+        functional.delayed_linear(x, *tensors, initial=(initial,), **options)[0]
+        for tensors, initial in given
+    )
+    for result in results:
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
     module = layer_of(strategy=strategy, device=device)
     turned = torch.rand(module.delay.shape[::-1], device=device).to(module.delay.dtype)
     other = layer_of(strategy=strategy, device=device, delay_init=lambda values: turned.t())
