@@ -388,3 +388,24 @@ def test_strided_rates_and_records_of_sequences(each_backend, device):
     views, packed = (wide[..., ::2],), (wide[..., ::2].contiguous(),)
     expected = functional.select_scan(packed, sel, (rates.clone(),), rule, 2)
     assert torch.equal(functional.select_scan(views, sel, (rates,), rule, 2), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": None}, "x must be a real tensor"),
+        ({"dtype": torch.int32}, "dtype must be one of"),
+        ({"decay": torch.tensor(0.5j)}, "decay must be real"),
+        ({"initial": torch.ones(2, dtype=torch.int64)}, "must be a floating tensor"),
+        ({"initial": 1.0}, "must be a floating tensor, but is float"),
+        ({"initial": torch.ones(3)}, "initial state has shape"),
+    ],
+)
+def test_exp_scan_refuses(change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        functional.exp_scan(**({"x": torch.ones(4, 2), "decay": 0.5} | change))
+
+
+def test_double_exp_scan_wants_a_pair():
+    with pytest.raises(ValueError, match="initial must hold 2 tensors"):
+        functional.double_exp_scan(torch.ones(4, 2), 0.5, 0.2, 1.0, (torch.ones(2),))

@@ -467,10 +467,15 @@ def test_spikes_cannot_be_walked_everywhere():
         ({"x": torch.zeros(0, 2, 3)}, "x has shape"),
         ({"weight": torch.zeros(2, 4)}, "weight has shape"),
         ({"delay": torch.zeros(3, 3)}, "delay has shape"),
-        ({"delay": torch.zeros(2, 3, dtype=torch.int64)}, "delay must be floating"),
+        ({"delay": torch.zeros(2, 3, dtype=torch.int64)}, "delay must be a floating"),
         ({"initial": (torch.zeros(2, 2, 3),)}, r"initial\[0\] has shape"),
-        ({"initial": ()}, "initial must hold 1 tensors, but holds 0"),
+        ({"initial": ()}, "initial must hold 1 tensors, but is"),
         ({"strategy": "other"}, "strategy must be one of"),
+        ({"bias": torch.zeros(2, 1)}, "bias has shape"),
+        ({"weight": None}, "weight must be a floating tensor, but is NoneType"),
+        ({"decay": 0.0}, "decay must be greater than 0"),
+        ({"step_time": 0.0}, "step_time must be finite and greater than 0"),
+        ({"max_delay": float("nan")}, "max_delay must be finite and at least 0"),
     ],
 )
 def test_the_functional_form_refuses(change, message):
@@ -480,3 +485,86 @@ def test_the_functional_form_refuses(change, message):
     }  # fmt: skip
     with pytest.raises((TypeError, ValueError), match=message):
         functional.delayed_linear(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "half"])
+def test_a_copy_of_a_layer_that_ran_is_not_taken_to_be_at_rest(how):
+    """Also where its storage comes to lie where another was at rest."""
+    x = torch.zeros(4, 1, 64, dtype=torch.bool)
+    for _ in range(20):
+        layer = DelayedLinear(
+            64, 2, 1.0, delay=3.0,
+            synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+        )  # fmt: skip
+        with torch.no_grad():
+            if how == "half":
+                layer.half().float()
+            layer(torch.ones(1, 64))
+            if how == "deepcopy":
+                layer = copy.deepcopy(copy.deepcopy(layer))
+            elif how == "pickle":
+                layer = pickle.loads(pickle.dumps(layer))
+            assert not any(record.at_rest for record in layer.synapse.component_records())
+            expected = copy.deepcopy(layer)
+            expected.strategy = "shift"
+            layer.strategy = "events"
+            torch.testing.assert_close(layer.scan(x), expected.scan(x))
+
+
+def test_truncation_at_rest_stays_at_rest():
+    layer = layer_of()
+    layer.detach_state()
+    assert all(record.at_rest for record in layer.synapse.component_records())
+
+
+def test_rounded_delays_stay_within_the_longest():
+    layer = DelayedLinear(
+        1, 4, 0.1, delay=0.75,
+        synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+        delay_init=lambda delay: delay.copy_(torch.tensor([[0.75], [0.66], [0.0], [9.0]])),
+    )  # fmt: skip
+    layer.round_delays_()
+    torch.testing.assert_close(layer.delay.flatten(), torch.tensor([0.7, 0.7, 0.0, 0.7]))
+    whole = DelayedLinear(
+        1, 1, 0.1, delay=0.7,
+        synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+        delay_init=lambda delay: delay.fill_(0.7),
+    )  # fmt: skip
+    whole.round_delays_()
+    torch.testing.assert_close(whole.delay.flatten(), torch.tensor([0.7]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delay": 5.0}, r"synapse.current_.storage of the saved state"),
+        ({"batch_size": 3}, r"synapse.current_.storage of the saved state"),
+        ({"out_features": 3}, r"weight of the saved state has shape \(3, 4\)"),
+    ],
+)
+def test_a_refused_state_of_a_layer_changes_nothing(change, message):
+    def make(out_features=2, **options):
+        physics = tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0)
+        options = {"delay": 3.0, **options}
+        return DelayedLinear(4, out_features, 1.0, synapse=physics, **options)
+
+    layer, other = make(), make(**change)
+    other.scan(torch.ones(3, other.batchsz, 4))
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(RuntimeError, match=message):
+        layer.load_state_dict(other.state_dict())
+    assert same(layer.state_dict(), before)
+
+
+def test_a_layer_on_the_meta_device():
+    physics = tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0)
+    layer = DelayedLinear(4, 3, 1.0, synapse=physics, delay=3.0, device="meta")
+    assert layer.weight.is_meta and layer.synapse.current_.storage.is_meta
+    tau = torch.nn.Parameter(torch.ones(4, device="meta"))
+    tritonsyn.SingleExponentialCurrent(4, 1.0, spike_charge=1.0, time_constant=tau, device="meta")
+
+
+@pytest.mark.parametrize("wrong", [tritonsyn.SingleExponentialCurrent, torch.nn.Identity()])
+def test_a_synapse_that_is_no_constructor_is_refused(wrong):
+    with pytest.raises(TypeError, match="synapse must be what"):
+        DelayedLinear(4, 3, 1.0, synapse=wrong, delay=3.0)

@@ -767,3 +767,50 @@ def test_refused_calls_change_nothing(call, error, words):
         call(record)
     assert torch.equal(record.value, before) and record.pointer == pointer
     assert (record.dt, record.duration) == (1.0, 4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_offsets_of_any_integer_dtype(dtype):
+    record = RecordTensor(1.0, 299.0, torch.zeros(2, dtype=F64), inclusive=True)
+    for step in range(450):
+        record.push(torch.full((2,), float(step), dtype=F64))
+    offset = torch.tensor([1, 4])
+    expected = record.readrange(2, offset)
+    assert torch.equal(record.readrange(2, offset.to(dtype)), expected)
+    written = [numbered(5, (2,)) for _ in "ab"]
+    for copy, o in zip(written, (offset, offset.to(dtype)), strict=True):
+        copy.incr(3)
+        copy.writerange(torch.full((2, 2), -1.0, dtype=F64), o)
+    assert torch.equal(written[0].storage, written[1].storage)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda r: r.incr(1.5), TypeError, "pos must be an integer"),
+        (lambda r: r.decr(float("nan")), TypeError, "pos must be an integer"),
+        (lambda r: r.write(torch.zeros(2, 3), 1.5), TypeError, "offset must be an integer"),
+        (lambda r: r.read(0.5), TypeError, "offset must be an integer"),
+        (lambda r: r.select(1.0, offset=1.5), TypeError, "offset must be an integer"),
+        (lambda r: r.history(5), ValueError, "length must be in 0 to 4"),
+        (lambda r: r.extend(torch.zeros(2, 2, 3), steps=1), ValueError, "steps must be at least"),
+        (lambda r: r.extend(torch.zeros(2, 2, 3) * 1j), TypeError, "rows must be bool"),
+    ],
+)
+def test_refused_numbers_change_nothing(call, error, words):
+    record = numbered(4)
+    before = record.pointer, record.storage.clone()
+    with pytest.raises(error, match=words):
+        call(record)
+    assert record.pointer == before[0] and torch.equal(record.storage, before[1])
+
+
+def test_a_value_is_converted_to_the_record_s_dtype():
+    record = numbered(3, dtype=torch.float32)
+    record.value = torch.ones(3, 2, 3, dtype=torch.bool)
+    assert record.storage.dtype == torch.float32 and record.storage.eq(1).all()
+
+
+def test_more_steps_than_memory_could_hold():
+    with pytest.raises(ValueError, match="a record cannot hold 1e\\+30 steps"):
+        RecordTensor(1.0, 1e30, torch.zeros(2))

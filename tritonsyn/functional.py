@@ -6,6 +6,7 @@ before the sample, ``next_data`` the one a ``step_time`` later, ``sample_at`` th
 first to the sample. All are plain tensor expressions, broadcast and differentiable.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 
@@ -289,11 +290,19 @@ def delayed_linear(
     Raises:
         TypeError, ValueError: wrong kind, shape, device or strategy.
     """
+    ops.check_layer(x, weight, delay, bias)
     decays = (decay,) if rise is None else (decay, rise)
+    for name, factor in zip(("decay", "rise"), decays, strict=False):
+        if not isinstance(factor, torch.Tensor) and not factor > 0:
+            raise ValueError(f"{name} must be greater than 0, but is {factor}")
+    if not (math.isfinite(step_time) and step_time > 0):
+        raise ValueError(f"step_time must be finite and greater than 0, but is {step_time}")
+    if not (math.isfinite(max_delay) and max_delay >= 0):
+        raise ValueError(f"max_delay must be finite and at least 0, but is {max_delay}")
     slots = record_size(step_time, max_delay, inclusive=True)
     rule = ReadRule("expdecay", step_time, max_delay)
     y, final = ops.delayed_linear(
         x, weight, delay, gain, decays, initial, rule, slots,
         strategy=strategy, dtype=dtype, backend=backend,
     )  # fmt: skip
-    return (y if bias is None else y + bias), final
+    return (y if bias is None else (y + bias).to(y.dtype)), final

@@ -39,5 +39,10 @@ _WHOLE = 1e-6
 def record_size(step_time: float, duration: float, inclusive: bool) -> int:
     """Slots of a record: ``ceil(duration / step_time)``, one more where that is included."""
     steps = duration / step_time
+    if not steps < 2**31:
+        raise ValueError(
+            f"a record cannot hold {steps:g} steps: {duration} in steps of {step_time}; "
+            "fewer than 2**31 are allowed"
+        )
     whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
     return max(whole + inclusive, 1)

@@ -2,7 +2,9 @@
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -48,6 +50,23 @@ def positive_integer(name: str, value: object) -> int:
     return int(value)
 
 
+def integer(name: str, value: Any) -> int:
+    """A whole number."""
+    if isinstance(value, torch.SymInt):
+        return cast(int, value)
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        raise TypeError(f"{name} must be an integer, but is {value!r:.80}") from None
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if isinstance(value, bool) or (isinstance(value, numbers.Real) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, but is {value!r:.80}")
+
+
 def group_shape(value: object) -> tuple[int, ...]:
     """The shape of a group: one positive integer or a sequence of them."""
     if isinstance(value, numbers.Integral):
@@ -79,7 +98,8 @@ def constant(
 ) -> Constant:  # fmt: skip
     """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
 
-    Every value must be finite and obey the rule. Reads the values of a tensor on the host.
+    Every value must be finite and obey the rule. Reads the values of a tensor on the host; those
+    on the meta device are taken on trust.
     """
     if not isinstance(value, torch.Tensor):
         number = finite(name, value)
@@ -89,12 +109,28 @@ def constant(
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating, but is {value.dtype}")
     check_broadcast(name, value, shape)
+    if value.is_meta:  # which holds no values
+        return value
     with torch.no_grad():
         good = value.isfinite() & rule(value)
         if not good.all():
             worst = value[~good].flatten()[0].item()
             raise ValueError(f"{name} must be finite and {rule_in_words}, but holds {worst}")
     return value
+
+
+def check_saved_shapes(
+    present: Mapping[str, torch.Tensor | None], state_dict: Mapping[str, Any], prefix: str
+) -> None:
+    """Refuses a saved state that holds tensors of other shapes, before anything is taken over."""
+    for name, tensor in present.items():
+        saved = state_dict.get(prefix + name)
+        if tensor is None or not isinstance(saved, torch.Tensor) or saved.shape == tensor.shape:
+            continue
+        raise RuntimeError(
+            f"{prefix}{name} of the saved state has shape {tuple(saved.shape)}, "
+            f"but this module has {tuple(tensor.shape)}"
+        )
 
 
 def check_broadcast(name: str, value: torch.Tensor, shape: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from .. import ops
 from ..ops.checks import check_input
 from ..packing import PackedSpikes
-from ..rules import ReadRule
+from ..rules import ReadRule, record_size
 from ..tuning.strategy import STRATEGIES
 from . import arguments
 from .synapse import ExponentialCurrent, SynapseConstructor
@@ -98,7 +98,7 @@ class DelayedLinear(nn.Module):
         self.in_features = arguments.positive_integer("in_features", in_features)
         self.out_features = arguments.positive_integer("out_features", out_features)
         self.strategy = arguments.one_of("strategy", strategy, STRATEGIES)
-        if not callable(synapse):
+        if not callable(synapse) or isinstance(synapse, nn.Module | type):
             raise TypeError(
                 "synapse must be what a synapse's partialconstructor returns, "
                 f"but is {synapse!r:.80}"
@@ -183,7 +183,10 @@ class DelayedLinear(nn.Module):
     @torch.no_grad()
     def round_delays_(self) -> None:
         """Rounds every delay to whole steps, for hardware that knows no others."""
-        steps = (self.delay / self.dt).round_().clamp_(0, self.synapse.spike_.recordsz - 1)
+        longest = record_size(self.dt, self.max_delay, inclusive=False)
+        if longest * self.dt > self.max_delay * (1 + 1e-6):
+            longest -= 1
+        steps = (self.delay / self.dt).round_().clamp_(0, longest)
         self.delay.copy_(steps * self.dt)
 
     def _taps(self) -> ops.Taps:
@@ -201,6 +204,11 @@ class DelayedLinear(nn.Module):
     def detach_state(self) -> None:
         """Truncates backpropagation here; the state keeps its values."""
         self.synapse.detach_state()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        arguments.check_saved_shapes(self._parameters, state_dict, prefix)
+        self.synapse.check_state(state_dict, f"{prefix}synapse.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # -- running ------------------------------------------------------------------------------
 
@@ -284,9 +292,8 @@ def _initialized(name: str, values: torch.Tensor, init: Initializer) -> torch.Te
         raise TypeError(f"{name} must be a function of a tensor, but is {init!r:.80}")
     with torch.no_grad():
         result = init(values)
-    if result is None:
-        return values
+    result = values if result is None else result
     check_input(name, result, values.shape, values.device)
-    if not result.isfinite().all():
+    if not result.is_meta and not result.isfinite().all():
         raise ValueError(f"{name} must give finite values")
     return result.detach().to(values.dtype).clone(memory_format=torch.contiguous_format)

@@ -1,6 +1,7 @@
 """A tensor with a record of its past: a ring buffer as a torch module."""
 
 import operator
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -82,7 +83,7 @@ class RecordTensor(nn.Module):
         self.register_buffer("storage", check_record("value", storage))
         self.register_buffer("position", position if capturable else None, persistent=False)
         self._cursor = 0
-        self._rest: tuple[int, int] | None = None
+        self._rest: tuple[weakref.ref[torch.Tensor], int] | None = None
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -169,14 +170,15 @@ class RecordTensor(nn.Module):
     def value(self) -> torch.Tensor:
         """The live storage ``[K, *shape]``, in slot order; later writes show in it.
 
-        Setting copies a tensor of the same shape into a new storage; the pointer stays.
+        Setting takes over a tensor of the same shape, converted to the record's dtype; the pointer
+        stays.
         """
         return self.storage
 
     @value.setter
     def value(self, value: torch.Tensor) -> None:
         check_input("value", value, self.storage.shape, self.storage.device)
-        self._replace(check_record("value", value.contiguous()))
+        self._replace(value.to(self.storage.dtype))
 
     def extra_repr(self) -> str:
         return (
@@ -198,7 +200,7 @@ class RecordTensor(nn.Module):
 
     def read(self, offset: int = 1) -> torch.Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
-        storage, value = ops.read(self.storage, self._slot(offset))
+        storage, value = ops.read(self.storage, self._slot(arguments.integer("offset", offset)))
         self.keep(storage)
         return value
 
@@ -251,7 +253,7 @@ class RecordTensor(nn.Module):
         limit = self._dt * (self.recordsz - 1)
         tolerance = arguments.nonnegative("tolerance", tolerance)
         sel = self._as_selector(time, limit, tolerance)
-        pointer = self._slot(offset - 1)
+        pointer = self._slot(arguments.integer("offset", offset) - 1)
         mode, kwargs = self._named(interp or interp_nearest), interp_kwargs or {}
         if callable(mode):
             return self._select_with(mode, sel, pointer, limit, tolerance, kwargs)
@@ -278,8 +280,9 @@ class RecordTensor(nn.Module):
             offset: steps before the pointer.
             inplace: record no autograd graph, and drop the one there is.
         """
+        slot = self._slot(arguments.integer("offset", offset))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
-            self.keep(ops.push(self.storage, obs, self._slot(offset), backend=self.backend))
+            self.keep(ops.push(self.storage, obs, slot, backend=self.backend))
 
     def writerange(
         self,
@@ -318,23 +321,28 @@ class RecordTensor(nn.Module):
                 many. None: ``L``.
             inplace: record no autograd graph, and drop the one there is.
         """
+        check_input("rows", rows, (*rows.shape[:1], *self.shape), self.storage.device)
         steps = rows.shape[0] if steps is None else steps
+        if steps < rows.shape[0]:
+            raise ValueError(f"steps must be at least the {rows.shape[0]} rows, but is {steps}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
             self.keep(ops.write_rows(self.storage, rows, self._slot(rows.shape[0] - steps)))
         self.advance(steps)
 
     def history(self, length: int) -> torch.Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
+        if not 0 <= length <= self.recordsz:
+            raise ValueError(f"length must be in 0 to {self.recordsz}, but is {length}")
         return self.storage.index_select(0, ops.row_slots(self._slot(length), length, self.storage))
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
-        self.advance(pos)
+        self.advance(arguments.integer("pos", pos))
         return self.pointer
 
     def decr(self, pos: int = 1) -> int:
         """Moves the pointer back; returns where it is."""
-        return self.incr(-pos)
+        return self.incr(-arguments.integer("pos", pos))
 
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""
@@ -378,17 +386,23 @@ class RecordTensor(nn.Module):
         # The replay of a CUDA graph writes without being counted.
         if self._rest is None or self.capturable or torch.compiler.is_compiling():
             return False
-        return self._rest == self._stamp()
+        tensor, version = self._rest
+        return tensor() is self.storage and version == self.storage._version
 
-    def _stamp(self) -> tuple[int, int] | None:
-        """Which storage it is and how often it has been written; None if that is not counted."""
+    def _stamp(self) -> tuple[weakref.ref[torch.Tensor], int] | None:
+        """Which tensor it is and how often it has been written; None if that is not counted.
+
+        Not its address: another storage, such as a copy's, may come to lie there.
+        """
         if self.storage.is_inference():
             return None
-        return self.storage.data_ptr(), self.storage._version
+        return weakref.ref(self.storage), self.storage._version
 
     def detach_state(self) -> None:
         """Drops the autograd graph; the observations and the pointer stay."""
+        rest = self.at_rest
         self.storage = self.storage.detach()
+        self._rest = self._stamp() if rest else None
 
     # -- how ----------------------------------------------------------------------------------
 
@@ -417,6 +431,7 @@ class RecordTensor(nn.Module):
                 raise TypeError(f"offset must be integer, but is {offset.dtype}")
             check_input("offset", offset, self.shape, self.storage.device)
             steps = steps.view(-1, *(1 for _ in self.shape))
+            offset = offset.to(torch.int64)
         first = offset if forward else offset + (length - 1)
         return (self.cursor - first + steps) % self.recordsz
 
@@ -522,7 +537,8 @@ class RecordTensor(nn.Module):
                 f"group), but this record has {tuple(self.storage.shape)}: "
                 "delay, step time, batch size or shape differ"
             )
-        if (saved.dtype == torch.bool) != (self.storage.dtype == torch.bool):
+        wrong = (saved.dtype == torch.bool) != (self.storage.dtype == torch.bool)
+        if wrong or saved.is_complex():
             raise RuntimeError(
                 f"{prefix}storage of the saved state is {saved.dtype}, "
                 f"but this record is {self.storage.dtype}"
@@ -554,6 +570,6 @@ class RecordTensor(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A storage with a graph can neither be copied nor pickled; its values can.
-        state = self.__dict__.copy()
+        state = {**self.__dict__, "_rest": None}
         state["_buffers"] = {**self._buffers, "storage": self.storage.detach()}
         return state

@@ -77,10 +77,12 @@ class ExponentialCurrent(nn.Module):
             if current_overbound is None
             else arguments.finite("current_overbound", current_overbound)
         )
-        self._spike_overbound = None if spike_overbound is None else bool(spike_overbound)
+        self._spike_overbound = (
+            None if spike_overbound is None else arguments.flag("spike_overbound", spike_overbound)
+        )
         self._batchsz = arguments.positive_integer("batch_size", batch_size)
-        self._inplace = bool(inplace)
-        self._capturable = bool(capturable)
+        self._inplace = arguments.flag("inplace", inplace)
+        self._capturable = arguments.flag("capturable", capturable)
         self._backend = None if backend is None else check_backend(backend)
         self._fixed: Coefficients | None = None
         for name, value in constants.items():
@@ -305,9 +307,14 @@ class ExponentialCurrent(nn.Module):
         for record in self._records():
             record.detach_state()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Refuses a saved state that does not fit, before anything of it is taken over."""
+        arguments.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
         for name, record in self._named_records():
             record.check_state(state_dict, f"{prefix}{name}.")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.check_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # -- running ------------------------------------------------------------------------------

@@ -6,7 +6,16 @@ the autograd graph if one is recorded.
 
 from .decay import pack_spikes, scan, sequence_scan, unpack_spikes
 from .interp import select, select_scan, time_since_older
-from .project import Taps, choose, delayed_linear, project, project_record, project_spikes, taps
+from .project import (
+    Taps,
+    check_layer,
+    choose,
+    delayed_linear,
+    project,
+    project_record,
+    project_spikes,
+    taps,
+)
 from .registered import hold
 from .ring import push, read, row_slots, write_rows
 from .synapse import Ring, step
@@ -14,6 +23,7 @@ from .synapse import Ring, step
 __all__ = [
     "Ring",
     "Taps",
+    "check_layer",
     "choose",
     "delayed_linear",
     "hold",

@@ -135,3 +135,6 @@ def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
     for name, number in numbers.items():
         if not math.isfinite(number):
             raise ValueError(f"{name} of the rule must be finite, but is {number}")
+        if name != "overbound" and (number < 0 or (name == "step" and number == 0)):
+            least = "greater than 0" if name == "step" else "at least 0"
+            raise ValueError(f"{name} of the rule must be {least}, but is {number}")

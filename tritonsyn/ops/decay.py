@@ -11,6 +11,7 @@ from ..backend import implementation
 from ..packing import PackedSpikes, words_per_row
 from ..rules import compute_dtype
 from . import registered
+from .checks import RECORD_DTYPES
 from .common import as_tensor, chained
 
 Coefficient = float | torch.Tensor
@@ -130,8 +131,12 @@ def sequence_scan(
     Coefficients broadcast to ``x.shape[1:]``; the last axes, which any of them spans, are the
     synapses, and the others the batch.
     """
-    shape = tuple(x.shape)
     _check_sequence(x)
+    shape = tuple(x.shape)
+    if len(initials) != len(decays):
+        raise ValueError(f"initial must hold {len(decays)} tensors, but is {initials!r:.80}")
+    for initial in initials:
+        _check_initial(initial, shape, x.device)
     dtype = output_dtype(x, initials, dtype)
     acc = compute_dtype(dtype)
     inner = _synapse_axes(shape, [gain, *decays], isinstance(x, PackedSpikes))
@@ -142,7 +147,7 @@ def sequence_scan(
         coefficient(name, c, synapses, acc, x.device)
         for name, c in zip(names, [gain, *decays], strict=False)
     ]
-    starts = [_initial(initial, shape, acc, x.device, (batch, count)) for initial in initials]
+    starts = [None if s is None else s.to(acc).reshape(batch, count) for s in initials]
     flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], batch, count)
     keep = min(shape[0], 1)
     y, tails = scan(
@@ -172,6 +177,9 @@ def output_dtype(
 ) -> torch.dtype:
     """The dtype asked for, else that of a floating input or initial state, else the default."""
     if dtype is not None:
+        if dtype not in RECORD_DTYPES:
+            allowed = ", ".join(map(str, RECORD_DTYPES))
+            raise TypeError(f"dtype must be one of {allowed}, but is {dtype}")
         return dtype
     if isinstance(x, torch.Tensor) and x.is_floating_point():
         return x.dtype
@@ -201,6 +209,8 @@ def coefficient(
     device: torch.device,
 ) -> torch.Tensor:
     """0-d, or ``[N]``."""
+    if isinstance(value, torch.Tensor) and value.is_complex():
+        raise TypeError(f"{name} must be real, but is {value.dtype}")
     tensor = as_tensor(value, dtype, device)
     if tensor.numel() == 1:
         return tensor.reshape(())
@@ -215,22 +225,21 @@ def coefficient(
     return tensor.broadcast_to(torch.broadcast_shapes(sizes, synapses)).reshape(-1)
 
 
-def _initial(
-    value: torch.Tensor | None,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    flat: tuple[int, int],
-) -> torch.Tensor | None:
-    if value is None:
-        return None
-    if tuple(value.shape) != shape[1:]:
+def _check_initial(
+    initial: torch.Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """An initial state is None, or floating and of the shape of a step."""
+    if initial is None:
+        return
+    if not isinstance(initial, torch.Tensor) or not initial.is_floating_point():
+        kind = initial.dtype if isinstance(initial, torch.Tensor) else type(initial).__name__
+        raise TypeError(f"the initial state must be a floating tensor, but is {kind}")
+    if tuple(initial.shape) != shape[1:]:
         raise ValueError(
-            f"the initial state has shape {tuple(value.shape)}, but must have {shape[1:]}"
+            f"the initial state has shape {tuple(initial.shape)}, but must have {shape[1:]}"
         )
-    if value.device != device:
-        raise ValueError(f"the initial state is on {value.device}, but the input is on {device}")
-    return value.to(dtype).reshape(flat)
+    if initial.device != device:
+        raise ValueError(f"the initial state is on {initial.device}, but the input is on {device}")
 
 
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:

@@ -302,11 +302,10 @@ def delayed_linear(
     ``initial`` are the components' last K values ``[K, B, I]``, oldest first; None for rest.
     Returns the projected currents ``[T, B, O]`` and the components' last K values now.
     """
-    _check_layer(x, weight, delay)
     steps, batch, inputs = x.shape
-    past = initial or ()
-    if initial is not None and len(initial) != len(decays):
-        raise ValueError(f"initial must hold {len(decays)} tensors, but holds {len(initial)}")
+    past = () if initial is None else initial
+    if initial is not None and len(past) != len(decays):
+        raise ValueError(f"initial must hold {len(decays)} tensors, but is {initial!r:.80}")
     dtype = output_dtype(x, past, dtype)
     acc = compute_dtype(dtype)
     names = ("gain", "decay", "rise")
@@ -339,8 +338,13 @@ def delayed_linear(
     return y.to(dtype), tuple(sequence[-slots:].clone() for sequence in whole)
 
 
-def _check_layer(x: torch.Tensor | PackedSpikes, weight: torch.Tensor, delay: torch.Tensor) -> None:
-    """The input is a sequence, and weight and delay are layers for it."""
+def check_layer(
+    x: torch.Tensor | PackedSpikes,
+    weight: torch.Tensor,
+    delay: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> None:
+    """The input is a sequence, and weight, delay and bias are layers for it."""
     if not isinstance(x, torch.Tensor | PackedSpikes):
         raise TypeError(f"x must be a tensor or PackedSpikes, but is {x!r:.80}")
     if len(x.shape) != 3 or x.shape[0] == 0:
@@ -348,8 +352,9 @@ def _check_layer(x: torch.Tensor | PackedSpikes, weight: torch.Tensor, delay: to
     if isinstance(x, torch.Tensor) and x.is_complex():
         raise TypeError(f"x must be bool, integer or floating, but is {x.dtype}")
     for name, value in (("weight", weight), ("delay", delay)):
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be floating, but is {value.dtype}")
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TypeError(f"{name} must be a floating tensor, but is {kind}")
         if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
             allowed = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
             raise ValueError(
@@ -358,6 +363,8 @@ def _check_layer(x: torch.Tensor | PackedSpikes, weight: torch.Tensor, delay: to
             )
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device}, but the input is on {x.device}")
+    if bias is not None:
+        check_input("bias", bias, weight.shape[:1], x.device)
 
 
 def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
