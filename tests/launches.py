@@ -17,7 +17,9 @@ import null_driver
 import smoke
 import torch
 
-from tritonsyn.kernels.ring import ring_push_kernel
+from tritonsyn.kernels.interp import select_bwd_kernel
+from tritonsyn.kernels.project import spike_sum_kernel
+from tritonsyn.kernels.ring import ring_push_kernel, ring_take_kernel
 from tritonsyn.kernels.synapse import synapse_step_bwd_kernel
 from tritonsyn.launch.common import launch
 
@@ -29,6 +31,8 @@ WORK = (
     smoke.Size(batch=1, delay=0.0),
     smoke.Size(steps=1, batch=1, synapses=1),
 )
+# They load and store the same elements, which Triton may lay out differently over the threads.
+ORDERED = (ring_take_kernel, select_bwd_kernel, spike_sum_kernel, synapse_step_bwd_kernel)
 FLAGS = ("DOUBLE", "GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE", "RISE_PER_SYNAPSE")
 
 
@@ -88,6 +92,11 @@ def operations():
                 operation("triton")
                 print(size, name)
     print("launched:", *sorted({name for (name, _), _, _ in made}))
+    for kernel in ORDERED:
+        compiled = kernel.device_caches[0][0].values()
+        if not all("barrier" in one.asm["ttgir"] for one in compiled):
+            raise SystemExit(f"{kernel.fn.__name__} stores without a barrier what it loads")
+    print("ordered:", *(kernel.fn.__name__ for kernel in ORDERED))
 
 
 if __name__ == "__main__":

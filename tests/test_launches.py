@@ -26,5 +26,7 @@ def test_a_kept_kernel_is_the_one_that_triton_finds():
 
 
 def test_every_kernel_compiles_as_the_modules_launch_it():
-    *_, last = launches("operations").splitlines()
-    assert last.split()[1:] == sorted(SIGNATURES)
+    """Also where a size is 1; and with a barrier where threads see each other's elements."""
+    *_, launched, ordered = launches("operations").splitlines()
+    assert launched.split()[1:] == sorted(SIGNATURES)
+    assert len(ordered.split()[1:]) == 4
