@@ -41,10 +41,11 @@ def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, 
 
         def synapse(backend: str, learned: bool = False, cls=cls, physics=physics) -> Any:
             constants = [
-                torch.nn.Parameter(torch.full((synapses,), p)) if learned else p for p in physics
+                torch.nn.Parameter(torch.full((synapses,), p, device=device)) if learned else p
+                for p in physics
             ]
             make = cls.partialconstructor(*constants)
-            return make(synapses, 1.0, delay, batch, backend=backend).to(device)
+            return make(synapses, 1.0, delay, batch, backend=backend, device=device)
 
         def streaming(backend: str, synapse=synapse) -> Tensors:
             module = synapse(backend)
@@ -94,9 +95,9 @@ def layer(backend: str, spikes: torch.Tensor, delay: float, strategy: str) -> Te
     with tritonsyn.use_backend(backend):
         module = tritonsyn.DelayedLinear(
             spikes.shape[2], 11, 1.0, delay=delay, batch_size=spikes.shape[1], bias=True,
-            strategy=strategy,
+            strategy=strategy, device=spikes.device,
             synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
-        ).to(spikes.device)  # fmt: skip
+        )  # fmt: skip
         leaves = list(module.parameters())
         x = spikes
         if strategy != "events":  # which takes spikes as they are

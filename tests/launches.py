@@ -1,4 +1,4 @@
-"""Run by ``test_launches.py`` in a process of its own, without the interpreter and without a GPU.
+"""Run by ``test_without_gpu.py`` in its own process, without the interpreter and without a GPU.
 
 ``compare`` calls kernels in many ways, each by tritonsyn's launch, twice, and by Triton's own. All
 three must have launched the same compiled kernel with the same grid and arguments.

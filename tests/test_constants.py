@@ -298,3 +298,10 @@ def test_charge_scales_the_record_not_its_past(kind, device):
     for name, old, tau in zip(COMPONENTS[kind], before, taus, strict=True):
         decay = torch.exp(torch.tensor(-1.0 / tau, dtype=F64)).to(device)
         torch.testing.assert_close(getattr(synapse, name), old * decay, rtol=1e-14, atol=0)
+
+
+@both
+def test_constants_without_values(kind):
+    """Those on the meta device are taken on trust."""
+    synapse = make(kind, (2, 3), device="meta", **values(kind, (2, 3), device="meta"))
+    assert synapse(torch.zeros(synapse.batchedshape, device="meta")).is_meta

@@ -560,8 +560,6 @@ def test_a_layer_on_the_meta_device():
     physics = tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0)
     layer = DelayedLinear(4, 3, 1.0, synapse=physics, delay=3.0, device="meta")
     assert layer.weight.is_meta and layer.synapse.current_.storage.is_meta
-    tau = torch.nn.Parameter(torch.ones(4, device="meta"))
-    tritonsyn.SingleExponentialCurrent(4, 1.0, spike_charge=1.0, time_constant=tau, device="meta")
 
 
 @pytest.mark.parametrize("wrong", [tritonsyn.SingleExponentialCurrent, torch.nn.Identity()])

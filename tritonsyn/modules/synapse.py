@@ -764,7 +764,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         if name in others and hasattr(self, others[name]):
             given = {name: constant, others[name]: getattr(self, others[name])}
             with torch.no_grad():
-                if not torch.as_tensor(given["tc_decay"] > given["tc_rise"]).all():
+                greater = torch.as_tensor(given["tc_decay"] > given["tc_rise"])
+                if not greater.is_meta and not greater.all():
                     raise ValueError(
                         f"tc_decay must be greater than tc_rise, but tc_decay is "
                         f"{given['tc_decay']} and tc_rise is {given['tc_rise']}"

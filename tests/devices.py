@@ -1,0 +1,143 @@
+"""Run by ``test_without_gpu.py`` in its own process: every operation on a GPU that is not there.
+
+Its tensors are fake ones on an invented device. They have a shape, a dtype and a device, and no
+values: whatever would make the host wait for a value raises, and so does whatever mixes them with
+tensors of the CPU or copies from there. Kernels are not launched, but given nothing that lies
+elsewhere.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import smoke
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+import tritonsyn
+from tritonsyn import functional
+from tritonsyn.modules import linear
+
+_setup_privateuseone_for_python_backend("invented")
+DEVICE = torch.device("invented", 0)
+LAUNCHING = ("decay", "interp", "project", "ring", "synapse")
+SIZES = (smoke.USUAL, smoke.Size(batch=1, delay=0.0))
+
+launched: set[str] = set()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Instead of tritonsyn's own."""
+    name = kernel.fn.__name__
+    elsewhere = [a for a in args if isinstance(a, torch.Tensor) and a.device != DEVICE]
+    if elsewhere:
+        raise RuntimeError(f"{name} was given {elsewhere}")
+    launched.add(name)
+
+
+class NoTransfers(TorchDispatchMode):
+    """Raises where an operation copies from one device to another."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        there = {a.device for a in (*args, result) if isinstance(a, torch.Tensor)}
+        if len(there) > 1:
+            raise RuntimeError(f"{func} has tensors on {there}")
+        return result
+
+
+@contextmanager
+def invented() -> Iterator[None]:
+    """Takes kernels for the device, and keeps constructors, which may wait, from doing so."""
+    patch = mock.patch.object
+    with ExitStack() as stack:
+        stack.enter_context(patch(tritonsyn.backend, "_triton_obstacle", lambda device_type: None))
+        for module in LAUNCHING:
+            launching = import_module(f"tritonsyn.launch.{module}")
+            stack.enter_context(patch(launching, "launch", launch))
+        for cls in (tritonsyn.SingleExponentialCurrent, tritonsyn.DoubleExponentialCurrent):
+            stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
+        stack.enter_context(patch(linear, "_initialized", lambda name, values, init: values))
+        yield
+
+
+def parameter(value: float, *shape: int) -> torch.nn.Parameter:
+    """A learned constant there."""
+    return torch.nn.Parameter(torch.full(shape, value, device=DEVICE))
+
+
+def mixed(backend: str) -> None:
+    """Constants of several kinds: plain and learned numbers, tensors, parameters."""
+    each = torch.full((37,), 6.0, device=DEVICE)
+    pairs = ((1.0, parameter(9.0)), (each, 9.0), (parameter(1.0), each), (parameter(1.0, 37), 9.0))
+    for charge, decay in pairs:
+        synapse = tritonsyn.SingleExponentialCurrent(
+            37, 1.0, spike_charge=charge, time_constant=decay, delay=5.0, batch_size=3,
+            current_overbound=0.5, backend=backend, device=DEVICE,
+        )  # fmt: skip
+        x = torch.ones(3, 37, device=DEVICE, requires_grad=True)
+        y = synapse(x > 0) + synapse(x) + synapse.current_at(torch.ones_like(x))
+        y = y + synapse.scan(x.expand(4, 3, 37)).sum(0)
+        y.square().sum().backward()
+        synapse.detach_state()
+        synapse.clear()
+
+
+def capturable(backend: str) -> None:
+    """The pointer on the device; half precision besides."""
+    for dtype in (torch.float32, torch.bfloat16):
+        synapse = tritonsyn.DoubleExponentialCurrent(
+            37, 1.0, spike_charge=1.0, tc_decay=9.0, tc_rise=3.0, delay=5.0, batch_size=3,
+            capturable=True, backend=backend, device=DEVICE, dtype=dtype,
+        )  # fmt: skip
+        x = torch.ones(3, 37, device=DEVICE, requires_grad=True)
+        y = synapse(x) + synapse.scan(x.expand(2, 3, 37)).sum(0)
+        times = torch.ones(1, 37, dtype=dtype, device=DEVICE, requires_grad=True)
+        (y + synapse.current_at(times)).sum().backward()
+
+
+def stateless(backend: str) -> None:
+    """The functional forms, with numbers where they take tensors."""
+    x = torch.ones(300, 3, 37, device=DEVICE, requires_grad=True)
+    y, final = functional.exp_scan(x, 0.9, backend=backend)
+    z, _ = functional.double_exp_scan(x, parameter(0.9, 37), 0.5, 2.0, backend=backend)
+    again, _ = functional.exp_scan(y, 0.5, 1.0, final, backend=backend)
+    bits = functional.pack_spikes(x > 0, backend=backend)
+    packed, _ = functional.exp_scan(bits, parameter(0.9, 37), backend=backend)
+    (again.sum() + z.sum() + packed.sum()).backward()
+
+
+OPERATIONS: dict[str, Callable[[str], Any]] = {
+    "mixed constants": mixed,
+    "capturable": capturable,
+    "stateless": stateless,
+}
+
+
+def waits(backend: str, name: str) -> bool:
+    """Whether an operation has to know values without kernels: places of spikes, a pointer."""
+    return backend == "reference" and name.endswith(("events", "capturable"))
+
+
+def main() -> None:
+    with invented(), FakeTensorMode():
+        for size in SIZES:
+            for name, operation in (*smoke.operations(DEVICE, size), *OPERATIONS.items()):
+                for backend in ("triton", "reference"):
+                    if not waits(backend, name):
+                        print(size, backend, name, flush=True)
+                        with NoTransfers():
+                            operation(backend)
+    print("launched:", *sorted(launched))
+
+
+if __name__ == "__main__":
+    main()
