@@ -1,5 +1,7 @@
 """torch.compile, registered operators, pointers on the device, autocast."""
 
+from inspect import signature
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -8,6 +10,7 @@ from torch.library import opcheck
 import tritonsyn
 from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
 from tritonsyn.ops import registered
+from tritonsyn.rules import ReadRule
 
 ROW = (2, 3)
 
@@ -180,20 +183,25 @@ def test_operators_pass_opcheck(device):
     packed = functional.pack_spikes(torch.rand(4, 2, 40, device=device) < 0.5)
     shape = list(packed.shape)
     opcheck(registered.scan, (packed.words, shape, gain, [rise], [], 1, f32, backend))
+    fixed = (gain.detach(), [decay.detach(), rise.detach()])
+    opcheck(registered.scan, (x, None, *fixed, [], 1, f32, backend))
 
     records = [leaf(5, *ROW, device=device) for _ in "pn"]
     sel = (torch.rand(1, 3, 2, device=device) * 4).requires_grad_()
     pointers = [torch.tensor(2, device=device) for _ in "pn"]
-    rule = ("expdecay", [1.0, 4.0, 0.0], 0.0, 1, backend)
-    opcheck(registered.select, (records, sel, [decay, rise], pointers, *rule))
+    rule = ("expdecay", [1.0, 4.0, 0.0], 0.0, 1)
+    opcheck(registered.select, (records, sel, [decay, rise], pointers, *rule, True, True, backend))
+    plain = (records, sel.detach(), [decay.detach(), rise.detach()], pointers, *rule)
+    opcheck(registered.select, (*plain, False, False, backend))
     spikes = torch.rand(5, *ROW, device=device) < 0.5
-    rule = ("previous", [1.0, 4.0, 0.0], 0.0, 1, backend)
+    rule = ("previous", [1.0, 4.0, 0.0], 0.0, 1, False, False, backend)
     opcheck(registered.select, ([spikes], sel.detach(), [], pointers[:1], *rule))
     opcheck(registered.hold, (pointers[0],))
 
     weight, back = leaf(4, 3, device=device), torch.tensor([[0, 1, 2]] * 4, device=device).int()
     for strategy in ("shift", "gemm"):
-        opcheck(registered.project, (records[0], weight, back, 3, strategy, backend))
+        for operands in ((records[0], weight), (records[0].detach(), weight)):
+            opcheck(registered.project, (*operands, back, 3, strategy, backend))
     opcheck(registered.pack_spikes, (torch.rand(6, 40, device=device) < 0.5, backend))
     packed = functional.pack_spikes(torch.rand(4, 2, 3, device=device) < 0.5)
     walk = (packed.words, list(packed.shape), back, weight, 3, backend)
@@ -256,3 +264,50 @@ def test_autocast_leaves_the_dtypes_of_the_records(device):
         delayed = synapse.current_at(torch.rand(1, 3, device=device))
     assert y.dtype == delayed.dtype == torch.float32
     torch.testing.assert_close(y, other.scan(x))
+
+
+def filtered(x, gain, decay, rise, initial):
+    y, _ = functional.double_exp_scan(x, decay, rise, gain, (initial, initial.square()))
+    return y
+
+
+def delayed(x, times, decay, rise):
+    rates = (-decay.log(), -rise.log())
+    return functional.select_scan((x, x.square()), times, rates, ReadRule("expdecay", 1.0, 3.0), 2)
+
+
+def connected(x, weight, times, gain, decay):
+    y, _ = functional.delayed_linear(
+        x, weight, times * weight, gain=gain, decay=decay, max_delay=3.0, strategy="shift"
+    )
+    return y
+
+
+ALONE = [
+    (operation, name)
+    for operation in (filtered, delayed, connected)
+    for name in signature(operation).parameters
+]
+
+
+@pytest.mark.parametrize(("operation", "name"), ALONE)
+def test_a_compiled_gradient_to_one_tensor_alone_equals_the_eager_one(device, operation, name):
+    """Only what that one gradient needs is computed."""
+    given = {
+        "x": torch.rand(5, *ROW, device=device),
+        "initial": torch.rand(*ROW, device=device),
+        "times": torch.rand(1, 3, device=device) * 3,
+        "weight": torch.rand(4, 3, device=device),
+        "gain": torch.rand(3, device=device),
+        "decay": torch.full((3,), 0.9, device=device),
+        "rise": torch.full((), 0.4, device=device),
+    }
+    arguments = {n: given[n].requires_grad_(n == name) for n in signature(operation).parameters}
+    torch._dynamo.reset()
+    compiled = torch.compile(operation, fullgraph=True, backend="aot_eager")
+    gradients = [
+        torch.autograd.grad(run(**arguments).square().sum(), arguments[name])[0]
+        for run in (compiled, operation)
+    ]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any()

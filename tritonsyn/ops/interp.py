@@ -205,13 +205,15 @@ def _registered_select(
 ) -> torch.Tensor:
     """The read as an operator, for ``torch.compile``."""
     mode, *times, overbound = rule
+    floating = records[0].is_floating_point()
     return registered.select(
         [flat_record(record) for record in records],
         _flat_sel(sel, records[0].shape),
         [rate for rate in flat_coefficients(rates) if rate is not None],
         [torch.as_tensor(pointer, device=sel.device) for pointer in pointers],
         mode, [float(time) for time in times],
-        None if overbound is None else float(overbound), steps, backend,
+        None if overbound is None else float(overbound), steps,
+        floating and chained(sel), floating and chained(*rates), backend,
     )[0]  # fmt: skip
 
 

@@ -71,51 +71,65 @@ def _(x, shape, gain, decays, initials, keep, dtype, backend):  # type: ignore[n
 @torch.library.custom_op("tritonsyn::scan_backward", mutates_args=())
 def scan_backward(
     gradients: Tensors,
-    x: torch.Tensor,
+    x: torch.Tensor | None,
     shape: list[int] | None,
     gain: torch.Tensor,
     decays: Tensors,
     initials: Tensors,
     keep: int,
     dx_dtype: torch.dtype | None,
+    want_initials: bool,
     backend: str | None,
 ) -> Tensors:
-    """``[*dx, *dinitials, dgain, *ddecays]``; ``dx`` only with a ``dx_dtype``."""
-    module = implementation("decay", x.device, backend)
+    """``[*dx, *dinitials, *dconstants]``: ``dx`` only with a ``dx_dtype``, the last only with
+    ``x``.
+    """
+    module = implementation("decay", gain.device, backend)
     starts: Sequence[torch.Tensor | None] = initials or [None] * len(decays)
     dy, *dtails = gradients
+    sequence = None if x is None else _sequence(x, shape)
     dx, dinitials, constants = module.scan_backward(
-        dy, dtails, keep, _sequence(x, shape), gain, decays, starts, dx_dtype
+        dy, dtails, keep, sequence, gain, decays, starts, dx_dtype, want_initials
     )
-    coefficients = zip(constants, [gain, *decays], strict=True)
+    coefficients = zip(constants, [gain, *decays], strict=False)
     totals = [total.sum(0) if c.ndim else total.sum() for total, c in coefficients]
     return [*([] if dx is None else [dx]), *dinitials, *totals]
 
 
 @scan_backward.register_fake
-def _(gradients, x, shape, gain, decays, initials, keep, dx_dtype, backend):  # type: ignore[no-untyped-def]
+def _(gradients, x, shape, gain, decays, initials, keep, dx_dtype, want_initials, backend):  # type: ignore[no-untyped-def]
     row = gradients[0].shape[1:]
     dx = [] if dx_dtype is None else [torch.empty_like(gradients[0], dtype=dx_dtype)]
-    return [*dx, *(d.new_empty(row) for d in decays), *map(torch.empty_like, (gain, *decays))]
+    dinitials = [decay.new_empty(row) for decay in decays if want_initials]
+    return [*dx, *dinitials, *(torch.empty_like(c) for c in (gain, *decays) if x is not None)]
 
 
 def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     x, ctx.shape, gain, decays, initials, ctx.keep, _, ctx.backend = inputs
-    ctx.count, ctx.started = len(decays), bool(initials)
-    ctx.save_for_backward(x, gain, *decays, *initials)
+    ctx.count, ctx.x_dtype = len(decays), x.dtype
+    # The input's gradient alone needs neither the input nor the currents.
+    kept = [x, *initials] if _any_learns(gain, *decays) else []
+    ctx.save_for_backward(gain, *decays, *kept)
+
+
+def _any_learns(*tensors: torch.Tensor) -> bool:
+    """Whether a gradient to any of them will be asked for."""
+    return any(tensor.requires_grad for tensor in tensors)
 
 
 def _scan_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
-    x, gain, *rest = ctx.saved_tensors
-    decays, initials = rest[: ctx.count], rest[ctx.count :]
-    floating = ctx.shape is None and x.is_floating_point()
+    count = ctx.count
+    gain, *rest = ctx.saved_tensors
+    decays, kept = rest[:count], rest[count:]
+    x, initials = (kept[0], kept[1:]) if kept else (None, [])
+    wants_x, wants_initials = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
     results = scan_backward(
         gradients, x, ctx.shape, gain, decays, initials, ctx.keep,
-        x.dtype if floating else None, ctx.backend,
+        ctx.x_dtype if wants_x else None, any(wants_initials), ctx.backend,
     )  # fmt: skip
-    dx = results.pop(0) if floating else None
-    dinitials = results[: ctx.count] if ctx.started else []
-    dgain, *ddecays = results[ctx.count :]
+    dx = results.pop(0) if wants_x else None
+    dinitials = [results.pop(0) if any(wants_initials) else None for _ in wants_initials]
+    dgain, *ddecays = results or [None] * (1 + count)
     return dx, None, dgain, ddecays, dinitials, None, None, None
 
 
@@ -137,29 +151,32 @@ def select(
     times: list[float],
     overbound: float | None,
     steps: int,
+    want_slope: bool,
+    want_rate_slopes: bool,
     backend: str | None,
 ) -> Tensors:
-    """``[value, slope, *rate slopes]`` of a read; ``times`` are step, limit and tolerance.
+    """``[value, *slope, *rate slopes]`` of a read; ``times`` are step, limit and tolerance.
 
-    Records are ``[rows, B, N]``, times ``[1 or B, N, D]``. The slopes are what backward needs.
+    Records are ``[rows, B, N]``, times ``[1 or B, N, D]``. The slopes, if wanted, are what the
+    gradients to times and rates need.
     """
     module = implementation("interp", sel.device, backend)
-    floating = records[0].is_floating_point()
     given: Sequence[torch.Tensor | None] = rates or [None] * len(records)
     value, slope, rate_slopes = module.select(
         records, sel, given, pointers, _rule(mode, times, overbound),
-        floating, floating and bool(rates), steps,
+        want_slope, want_rate_slopes, steps,
     )  # fmt: skip
     return [value, *([] if slope is None else [slope]), *rate_slopes]
 
 
 @select.register_fake
-def _(records, sel, rates, pointers, mode, times, overbound, steps, backend):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    records, sel, rates, pointers, mode, times, overbound, steps, want_slope, want_rate_slopes,
+    backend,
+):  # fmt: skip
     shape = (steps * records[0].shape[1], *sel.shape[1:])
     value = sel.new_empty(shape, dtype=records[0].dtype)
-    if not records[0].is_floating_point():
-        return [value]
-    slopes = range(1 + len(rates))
+    slopes = range(want_slope + len(records) * want_rate_slopes)
     return [value, *(value.new_empty(shape, dtype=compute_dtype(value.dtype)) for _ in slopes)]
 
 
@@ -195,8 +212,10 @@ def _(dvalue, rows, sel, rates, pointers, mode, times, overbound, steps, backend
 
 
 def _keep_select(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    records, sel, rates, pointers, *ctx.rest = inputs
+    records, sel, rates, pointers, *rule, steps, wants_slope, _, backend = inputs
+    ctx.rest = (*rule, steps, backend)
     ctx.rows, ctx.count, ctx.rated = records[0].shape[0], len(records), len(rates)
+    ctx.slopes = int(wants_slope)
     ctx.save_for_backward(sel, *rates, *pointers, *output[1:])
 
 
@@ -205,17 +224,21 @@ def _select_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
     rates, saved = saved[: ctx.rated], saved[ctx.rated :]
     pointers, slopes = saved[: ctx.count], saved[ctx.count :]
     dvalue = gradients[0]
-    drecords = select_backward(dvalue, ctx.rows, sel, rates, pointers, *ctx.rest)
-    if not slopes:
-        return drecords, None, [None] * ctx.rated, [None] * ctx.count, *(None for _ in ctx.rest)
-    slope, *rate_slopes = slopes
-    weighted = (dvalue.to(slope.dtype) * slope).view(-1, *sel.shape)
-    drates = []
-    for rate, rate_slope in zip(rates, rate_slopes, strict=True):
-        total = (dvalue.to(rate_slope.dtype) * rate_slope).sum((0, 2))
-        drates.append(total.to(rate.dtype) if rate.ndim else total.sum().to(rate.dtype))
-    dsel = weighted.sum(0).to(sel.dtype)
-    return drecords, dsel, drates, [None] * ctx.count, *(None for _ in ctx.rest)
+    drecords: Sequence[torch.Tensor | None] = [None] * ctx.count
+    if any(ctx.needs_input_grad[0]):
+        drecords = select_backward(dvalue, ctx.rows, sel, rates, pointers, *ctx.rest)
+    weighted = [dvalue.to(slope.dtype) * slope for slope in slopes]
+    dsel = None
+    if ctx.slopes:
+        dsel = weighted.pop(0).view(-1, *sel.shape).sum(0).to(sel.dtype)
+    drates: list[torch.Tensor | None] = [None] * ctx.rated
+    if weighted:
+        drates = [
+            (w.sum((0, 2)) if rate.ndim else w.sum()).to(rate.dtype)
+            for w, rate in zip(weighted, rates, strict=True)
+        ]
+    settings = len(ctx.rest) + 2
+    return list(drecords), dsel, drates, [None] * ctx.count, *(None for _ in range(settings))
 
 
 select.register_autograd(_select_gradients, setup_context=_keep_select)
@@ -243,31 +266,48 @@ def _(sequence, weight, back, steps, strategy, backend):  # type: ignore[no-unty
 @torch.library.custom_op("tritonsyn::project_backward", mutates_args=())
 def project_backward(
     dy: torch.Tensor,
-    sequence: torch.Tensor,
-    weight: torch.Tensor,
+    sequence: torch.Tensor | None,
+    weight: torch.Tensor | None,
     back: torch.Tensor,
+    rows: int,
+    dtype: torch.dtype,
     strategy: str,
     backend: str | None,
 ) -> Tensors:
-    """``[dsequence, dweight]``."""
+    """``[*dsequence, *dweight]``; the gradient of each needs the other operand.
+
+    ``rows`` and ``dtype`` are those of the sequence.
+    """
     module = implementation("project", back.device, backend)
     way = (strategy, precision())
-    dsequence = module.project_input(dy, weight, back, sequence.shape[0], *way)
-    return [dsequence.to(sequence.dtype), module.project_weight(dy, sequence, back, *way)]
+    results = []
+    if weight is not None:
+        results.append(module.project_input(dy, weight, back, rows, *way).to(dtype))
+    if sequence is not None:
+        results.append(module.project_weight(dy, sequence, back, *way))
+    return results
 
 
 @project_backward.register_fake
-def _(dy, sequence, weight, back, strategy, backend):  # type: ignore[no-untyped-def]
-    return [torch.empty_like(sequence), torch.empty_like(weight)]
+def _(dy, sequence, weight, back, rows, dtype, strategy, backend):  # type: ignore[no-untyped-def]
+    dsequence = dy.new_empty((rows, dy.shape[1], back.shape[1]), dtype=dtype)
+    dweight = dy.new_empty(back.shape)
+    return [*([] if weight is None else [dsequence]), *([] if sequence is None else [dweight])]
 
 
 def _keep_project(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     sequence, weight, back, _, *ctx.rest = inputs
-    ctx.save_for_backward(sequence, weight, back)
+    ctx.rows, ctx.dtype = sequence.shape[0], sequence.dtype
+    ctx.save_for_backward(
+        sequence if weight.requires_grad else None, weight if sequence.requires_grad else None, back
+    )
 
 
 def _project_gradients(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-    dsequence, dweight = project_backward(dy, *ctx.saved_tensors, *ctx.rest)
+    sequence, weight, back = ctx.saved_tensors
+    results = project_backward(dy, sequence, weight, back, ctx.rows, ctx.dtype, *ctx.rest)
+    dsequence = None if weight is None else results.pop(0)
+    dweight = None if sequence is None else results.pop(0)
     return dsequence, dweight, None, None, None, None
 
 
