@@ -189,47 +189,65 @@ def _lowest_bit(word):
 @triton.jit
 def spike_sum_kernel(
     words_ptr, weight_ptr, back_ptr, out_ptr,
-    T, B, W, N,
-    BLOCK: tl.constexpr,
+    T, share, slots, B, W, N,
+    BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """``out[t, b, o] += sum_i weight[i, o] * x[t - back[i, o], b, i]``, spike after spike.
 
-    ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``; ``out [T, B, O]``
-    zeros. A program owns one row of the batch and ``BLOCK`` outputs, so that it adds without
-    atomics and in the order of time. Moves 1/8 byte per input and step, and 16 bytes per spike and
+    ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``, ``back < slots``;
+    ``out [T, B, O]`` zeros. A program owns ``share`` steps of one row of the batch and ``BLOCK``
+    outputs, so that it adds without atomics and in the order of time; it walks the spikes of its
+    steps and of the ``slots - 1`` before them. The next word and the connections of ``UNROLL``
+    spikes are under way at a time. Moves 1/8 byte per input and step, and 16 bytes per spike and
     output. No streams: what is read depends on the spikes.
     """
     b = tl.program_id(0).to(tl.int64)
     offs_o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask_o = offs_o < N
-    for t in range(T):
+    first = tl.program_id(2) * share
+    end = tl.minimum(first + share, T)
+    start = tl.maximum(first - slots + 1, 0)
+    width = tl.cast(W, tl.int64)
+    row_ptr = words_ptr + (start * tl.cast(B, tl.int64) + b) * width
+    ahead = tl.load(row_ptr, mask=start < end, other=0)
+    for t in range(start, end):
+        next_row_ptr = row_ptr + B * width
         for w in range(W):
-            word = tl.load(words_ptr + (t * B + b) * W + w)
+            word = ahead
+            within = w + 1 < W
+            next_ptr = tl.where(within, row_ptr + w + 1, next_row_ptr)
+            ahead = tl.load(next_ptr, mask=within | (t + 1 < end), other=0)
             while word != 0:
-                connection = (w * 32 + _lowest_bit(word)).to(tl.int64) * N + offs_o
-                weight = tl.load(weight_ptr + connection, mask=mask_o, other=0.0)
-                row = t + tl.load(back_ptr + connection, mask=mask_o, other=0)
-                live = mask_o & (row < T)
-                out_ptrs = out_ptr + (row.to(tl.int64) * B + b) * N + offs_o
-                total = tl.load(out_ptrs, mask=live, other=0.0) + weight
-                tl.store(out_ptrs, total, mask=live)
-                # Another thread than the one that stores an element may load it next.
-                tl.debug_barrier()
-                word = word & (word - 1)
+                weights = ()
+                rows = ()
+                for _ in tl.static_range(UNROLL):
+                    live = mask_o & (tl.zeros_like(offs_o) + word != 0)
+                    connection = (w * 32 + _lowest_bit(word)).to(tl.int64) * N + offs_o
+                    weights += (tl.load(weight_ptr + connection, mask=live, other=0.0),)
+                    rows += (t + tl.load(back_ptr + connection, mask=live, other=T),)
+                    word = word & (word - 1)
+                for i in tl.static_range(UNROLL):
+                    live = (rows[i] >= first) & (rows[i] < end)
+                    out_ptrs = out_ptr + (rows[i].to(tl.int64) * B + b) * N + offs_o
+                    total = tl.load(out_ptrs, mask=live, other=0.0) + weights[i]
+                    tl.store(out_ptrs, total, mask=live)
+                    # Another thread than the one that stores an element may load it next.
+                    tl.debug_barrier()
+        row_ptr = next_row_ptr
 
 
 @triton.jit
 def spike_dot_kernel(
     words_ptr, dy_ptr, back_ptr, partial_ptr,
     V, share, J, unit, C, N,
-    ACC: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """``sum_j x[j, i] * dy[j + back[i, o] * unit, o]``, partials over parts of the words.
 
     ``words [C, V]`` the spikes, 32 of ``j = t * B + b`` a word, ``unit = B``; ``dy [J, N]``;
-    ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. Moves 1/8 byte
-    per input and step, and 4 bytes per spike and output. No streams: what is read depends on the
-    spikes.
+    ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. The next word
+    and the rows of ``UNROLL`` spikes are under way at a time. Moves 1/8 byte per input and step,
+    and 4 bytes per spike and output. No streams: what is read depends on the spikes.
     """
     i = tl.program_id(0).to(tl.int64)
     offs_o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -238,11 +256,18 @@ def spike_dot_kernel(
     delay = tl.load(back_ptr + i * N + offs_o, mask=mask_o, other=0).to(tl.int64) * unit
     acc = tl.zeros([BLOCK], ACC)
     begin = part * share
-    for v in range(begin, tl.minimum(begin + share, V)):
-        word = tl.load(words_ptr + i * V + v)
+    end = tl.minimum(begin + share, V)
+    ahead = tl.load(words_ptr + i * V + begin, mask=begin < end, other=0)
+    for v in range(begin, end):
+        word = ahead
+        ahead = tl.load(words_ptr + i * V + v + 1, mask=v + 1 < end, other=0)
         while word != 0:
-            row = v * 32 + _lowest_bit(word) + delay
-            live = mask_o & (row < J)
-            acc += tl.load(dy_ptr + row * N + offs_o, mask=live, other=0.0).to(ACC)
-            word = word & (word - 1)
+            values = ()
+            for _ in tl.static_range(UNROLL):
+                row = v * 32 + _lowest_bit(word) + delay
+                live = mask_o & (row < J) & (tl.zeros_like(offs_o) + word != 0)
+                values += (tl.load(dy_ptr + row * N + offs_o, mask=live, other=0.0).to(ACC),)
+                word = word & (word - 1)
+            for k in tl.static_range(UNROLL):
+                acc += values[k]
     tl.store(partial_ptr + (part * C + i) * N + offs_o, acc, mask=mask_o)

@@ -273,8 +273,8 @@ def _temporal_gemm_dot(source, precision, acc="fp32"):
 
 def _spike_sum(acc):
     pointers = {"words_ptr": "i32", "weight_ptr": acc, "back_ptr": "i32", "out_ptr": acc}
-    work = (1 << 10, 1 << 10, 1 << 10, 1 << 10)
-    return _variant(pointers, "T B W N", {}, dtype=acc, work=work)
+    options = {"dtype": acc, "work": (1 << 10, 1 << 5, 1 << 10, 1 << 10)}
+    return _variant(pointers, "T share slots B W N", {}, **options)
 
 
 def _spike_dot(acc):

@@ -26,7 +26,7 @@ def tiny_tiles() -> Iterator[None]:
     """Tiles that sizes go beyond in every direction, and more parts than some sizes can fill."""
     shifts = LaunchConfig(16, unroll=3, chunks=3, rows=4, columns=2)
     products = LaunchConfig(16, rows=16, columns=16)  # tensor cores take no smaller ones
-    walks = LaunchConfig(4, chunks=3)
+    walks = LaunchConfig(4, unroll=3, chunks=3)
     with (
         override_config(shifts, "shift_sum_kernel", "shift_dot_kernel"),
         override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),

@@ -204,17 +204,17 @@ def project_spikes(
     proportion to the spikes. Returns ``[T, B, O]``.
     """
     steps, batch, _ = spikes.shape
-    outputs, inputs = weight.shape
+    outputs = weight.shape[0]
     v = weight.new_zeros(steps, batch, outputs)
     words = spikes.words.contiguous()
     if v.numel() and words.numel():
-        work = (steps, inputs, batch, outputs)
+        work = (steps, slots, batch, outputs)
         config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
         launch(
-            spike_sum_kernel, (batch, tiles(outputs, config.block)),
+            spike_sum_kernel, (batch, tiles(outputs, config.block), config.chunks),
             words, weight.t().contiguous(), back.t().contiguous(), v,
-            steps, batch, words.shape[-1], outputs,
-            BLOCK=config.block, num_warps=config.num_warps,
+            steps, tiles(steps, config.chunks), slots, batch, words.shape[-1], outputs,
+            BLOCK=config.block, UNROLL=config.unroll, num_warps=config.num_warps,
         )  # fmt: skip
     return v
 
@@ -235,7 +235,8 @@ def project_spikes_weight(
         spike_dot_kernel, (inputs, tiles(outputs, config.block), config.chunks),
         words, dv.contiguous(), back.t().contiguous(), partial,
         width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
-        ACC=accumulator(dv.dtype), BLOCK=config.block, num_warps=config.num_warps,
+        ACC=accumulator(dv.dtype), BLOCK=config.block, UNROLL=config.unroll,
+        num_warps=config.num_warps,
     )  # fmt: skip
     return partial.sum(0).t().contiguous()
 

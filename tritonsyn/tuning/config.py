@@ -24,7 +24,7 @@ class LaunchConfig:
     num_warps: int = 4
     """Warps of 32 threads that share a program, a power of two of at most 32."""
     unroll: int = 1
-    """Steps of a scan whose loads are in flight ahead of the recurrence."""
+    """Steps of a scan, connections or spikes whose loads are in flight ahead of the arithmetic."""
     chunks: int = 1
     """Parts of a sequence that are handled side by side; a scan reads each twice if there are more
     than one."""
@@ -139,12 +139,17 @@ def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _spike_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    return LaunchConfig(128)
+    steps, slots, batch, outputs = work
+    # One output of a thread and one warp: what is added needs no exchange between threads. A word
+    # of 32 inputs holds a spike or two.
+    config = LaunchConfig(32, num_warps=1, unroll=2)
+    # A part walks the spikes of the delay before it too, so it should be longer than that.
+    return _in_parts(config, batch * -(-outputs // config.block), max(1, steps // (2 * slots)))
 
 
 def _spike_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     words, inputs, outputs = work
-    config = LaunchConfig(128)
+    config = LaunchConfig(_tile(outputs, 128), num_warps=1, unroll=4)
     return _in_parts(config, inputs * -(-outputs // config.block), words)
 
 

@@ -18,7 +18,7 @@ _SETTINGS = tuple(field.name for field in fields(LaunchConfig))
 # Elements of a thread: fewer waste lanes or width, more overflow the registers.
 _FEWEST, _MOST = 2, 16
 
-_SPIKES: Space = {"block": [32, 64, 128, 256], "num_warps": [1, 2, 4]}
+_SPIKES: Space = {"block": [32, 64, 128, 256], "num_warps": [1, 2, 4], "unroll": [1, 2, 4]}
 _PROJECTIONS: dict[str, Space] = {
     "shift_sum_kernel": {
         "block": [128, 256], "num_warps": [4, 8], "unroll": [2, 4, 8], "rows": [4, 8, 16],

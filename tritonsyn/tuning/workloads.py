@@ -126,7 +126,7 @@ def _gemm_work(shape: Shape) -> Work:
 
 def _spike_sum_work(shape: Shape) -> Work:
     layer = _Layer.of(shape)
-    return layer.steps, layer.inputs, layer.batch, layer.outputs
+    return layer.steps, layer.slots, layer.batch, layer.outputs
 
 
 def _spike_dot_work(shape: Shape) -> Work:
@@ -155,7 +155,7 @@ def _gemm_dot_programs(work: Work, config: LaunchConfig) -> int:
 
 def _spike_sum_programs(work: Work, config: LaunchConfig) -> int:
     *_, batch, outputs = work
-    return batch * _tiles(outputs, config.block)
+    return config.chunks * batch * _tiles(outputs, config.block)
 
 
 def _spike_dot_programs(work: Work, config: LaunchConfig) -> int:
