@@ -183,6 +183,7 @@ def test_operators_pass_opcheck(device):
     packed = functional.pack_spikes(torch.rand(4, 2, 40, device=device) < 0.5)
     shape = list(packed.shape)
     opcheck(registered.scan, (packed.words, shape, gain, [rise], [], 1, f32, backend))
+    opcheck(registered.scan, (x, None, gain, [decay, rise], initials, 2, None, backend))
     fixed = (gain.detach(), [decay.detach(), rise.detach()])
     opcheck(registered.scan, (x, None, *fixed, [], 1, f32, backend))
 

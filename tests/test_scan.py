@@ -274,6 +274,25 @@ def test_packed_input_and_streaming(device, cls, constants):
 
 
 @KINDS
+@pytest.mark.parametrize("steps", [0, 2, 9])
+def test_advancing_leaves_what_a_scan_leaves(device, each_backend, cls, constants, steps):
+    """State and gradients; without the currents in between."""
+
+    def run(advance):
+        torch.manual_seed(2)
+        synapse = learned(cls, device)
+        x = torch.rand(steps, *ROW, dtype=F64, device=device, requires_grad=True)
+        synapse(torch.rand(ROW, dtype=F64, device=device))
+        (synapse.advance if advance else synapse.scan)(x)
+        read = synapse.current_at(torch.full((1, 3), 2.0, dtype=F64, device=device))
+        read.square().sum().backward()
+        gradients = [x.grad if steps else x, *(p.grad for p in synapse.parameters())]
+        return [*synapse.state_dict().values(), *gradients]
+
+    torch.testing.assert_close(run(advance=True), run(advance=False))
+
+
+@KINDS
 def test_a_refused_sequence_changes_nothing(device, cls, constants):
     synapse = cls(3, 1.0, delay=2.0, batch_size=2, device=device, **constants)
     synapse.scan(torch.rand(4, *ROW, device=device))

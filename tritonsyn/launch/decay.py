@@ -1,5 +1,6 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,21 +22,22 @@ def scan(
     decays: Sequence[torch.Tensor],
     initials: Pair,
     keep: int,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    dtype: torch.dtype | None,
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components, T steps at once.
 
     ``x [T, B, N]`` or packed; ``gain`` and ``decays`` 0-d or ``[N]``; ``initials`` ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second)
-    and the last ``keep <= T`` values of each component in the dtype of the decays.
+    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second;
+    None without a ``dtype``) and the last ``keep <= T`` values of each component in the dtype of
+    the decays.
     """
     shape = _shape(x)
     carried = decays[0].dtype
-    y = torch.empty(shape, dtype=dtype, device=x.device)
+    y = None if dtype is None else torch.empty(shape, dtype=dtype, device=x.device)
     tails = [torch.empty((keep, *shape[1:]), dtype=carried, device=x.device) for _ in decays]
-    narrower = _narrower(x, dtype)
-    config = config_for("exp_scan_kernel", (shape[0], shape[1] * shape[2]), narrower, y.device)
-    if y.numel():
+    narrower = _narrower(x, dtype or carried)
+    config = config_for("exp_scan_kernel", (shape[0], shape[1] * shape[2]), narrower, x.device)
+    if math.prod(shape):
         carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
         _launch(x, y, tails, carries, _NONE, gain, decays, keep, config, reverse=False)
     return y, tails

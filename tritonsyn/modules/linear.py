@@ -269,7 +269,7 @@ class DelayedLinear(nn.Module):
         taps = self._taps()
         if strategy == "events":
             histories = None if rest else [record.history(slots) for record in records]
-            synapse.scan(x)
+            synapse.advance(x)
             y = ops.project_spikes(
                 x, taps, coefficients.gain, coefficients.decays, histories, slots,
                 backend=synapse.backend,

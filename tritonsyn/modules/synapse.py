@@ -380,19 +380,22 @@ class ExponentialCurrent(nn.Module):
         self.check_sequence(x)
         if x.shape[0] == 0:
             return self._empty_sequence()
-        records = self.component_records()
-        keep = min(x.shape[0], self.spike_.recordsz)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace):
-            gain, decays, _ = self._flat_coefficients()
-            initials = [self._flat_state(record) for record in records]
+        dtype = self.component_records()[0].storage.dtype
+        with self._graph_of_sequence():
             y, tails = ops.scan(
-                self._flat_sequence(x), gain, decays, initials,
-                keep=keep, dtype=records[0].storage.dtype, backend=self._backend,
-            )  # fmt: skip
-            for record, tail in zip(records, tails, strict=True):
-                record.extend(tail.view(keep, *self.batchedshape), x.shape[0])
-        self._extend_spikes(x, keep)
+                *self._recurrence(x), keep=self._kept(x), dtype=dtype, backend=self._backend
+            )
+            self._extend(x, tails)
         return y.view(x.shape)
+
+    def advance(self, x: torch.Tensor | PackedSpikes) -> None:
+        """Advances as :meth:`scan` does, for the state alone: no currents are written."""
+        self.check_sequence(x)
+        if x.shape[0] == 0:
+            return
+        with self._graph_of_sequence():
+            tails = ops.last_values(*self._recurrence(x), keep=self._kept(x), backend=self._backend)
+            self._extend(x, tails)
 
     def scan_at(
         self, x: torch.Tensor | PackedSpikes, selector: torch.Tensor
@@ -432,10 +435,9 @@ class ExponentialCurrent(nn.Module):
             before and the T new ones, ``[K - 1 + T, B, *shape]``, oldest first.
         """
         self.check_sequence(x)
-        slots = self.spike_.recordsz
-        keep = min(x.shape[0], slots)
+        slots, keep = self.spike_.recordsz, self._kept(x)
         sequences = []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace):
+        with self._graph_of_sequence():
             gain, decays, _ = self._flat_coefficients()
             flat = self._flat_sequence(x)
             for record, decay in zip(self.component_records(), decays, strict=True):
@@ -447,7 +449,7 @@ class ExponentialCurrent(nn.Module):
                 component = component.view(x.shape)
                 record.extend(component[x.shape[0] - keep :], x.shape[0])
                 sequences.append(torch.cat((history, component)))
-        self._extend_spikes(x, keep)
+        self._extend_spikes(x)
         return sequences
 
     def check_sequence(self, x: torch.Tensor | PackedSpikes) -> None:
@@ -478,7 +480,28 @@ class ExponentialCurrent(nn.Module):
         """The newest observation ``[B, N]`` in the arithmetic's dtype."""
         return record.peek().to(compute_dtype(record.storage.dtype)).flatten(1)
 
-    def _extend_spikes(self, x: torch.Tensor | PackedSpikes, keep: int) -> None:
+    def _graph_of_sequence(self) -> torch.set_grad_enabled:
+        """Records a graph where that is on, but not for modules that write in place."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace)
+
+    def _kept(self, x: torch.Tensor | PackedSpikes) -> int:
+        """How many of the sequence's steps the records will hold."""
+        return min(x.shape[0], self.spike_.recordsz)
+
+    def _recurrence(self, x: torch.Tensor | PackedSpikes) -> tuple[Any, ...]:
+        """Input, gain, decays and initial states, flat, as a scan takes them."""
+        gain, decays, _ = self._flat_coefficients()
+        initials = [self._flat_state(record) for record in self.component_records()]
+        return self._flat_sequence(x), gain, decays, initials
+
+    def _extend(self, x: torch.Tensor | PackedSpikes, tails: Sequence[torch.Tensor]) -> None:
+        """Takes the end of a sequence into the records."""
+        for record, tail in zip(self.component_records(), tails, strict=True):
+            record.extend(tail.view(tail.shape[0], *self.batchedshape), x.shape[0])
+        self._extend_spikes(x)
+
+    def _extend_spikes(self, x: torch.Tensor | PackedSpikes) -> None:
+        keep = self._kept(x)
         first = x.shape[0] - keep
         if isinstance(x, PackedSpikes):
             last = PackedSpikes(x.words[first:], (keep, *x.shape[1:]))

@@ -4,7 +4,7 @@ State goes in and comes out: an operation updates a record in place and returns 
 the autograd graph if one is recorded.
 """
 
-from .decay import pack_spikes, scan, sequence_scan, unpack_spikes
+from .decay import last_values, pack_spikes, scan, sequence_scan, unpack_spikes
 from .interp import select, select_scan, time_since_older
 from .project import (
     Taps,
@@ -27,6 +27,7 @@ __all__ = [
     "choose",
     "delayed_linear",
     "hold",
+    "last_values",
     "pack_spikes",
     "project",
     "project_record",

@@ -23,7 +23,7 @@ class _Scan(torch.autograd.Function):
         ctx: Any,
         module: ModuleType,
         keep: int,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         shape: tuple[int, ...] | None,
         x: torch.Tensor,
         gain: torch.Tensor,
@@ -34,26 +34,26 @@ class _Scan(torch.autograd.Function):
         y, tails = module.scan(_sequence(x, shape), gain, decays, initials, keep, dtype)
         ctx.set_materialize_grads(False)
         ctx.module, ctx.keep, ctx.shape, ctx.count = module, keep, shape, count
-        ctx.y_layout = (y.shape, y.dtype, y.device)
+        ctx.silent = y is None
+        ctx.y_layout = (*(shape or x.shape)[:1], *tails[0].shape[1:]), dtype or gain.dtype
         # The input's gradient alone needs neither the input nor the currents.
         ctx.constants = any(ctx.needs_input_grad[5 : 6 + count])
         kept = [x, *initials] if ctx.constants else [x.new_empty(0), *(None for _ in initials)]
         ctx.x_dtype = x.dtype
         ctx.save_for_backward(gain, *decays, *kept)
-        return (y, *tails)
+        return (*([] if y is None else [y]), *tails)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, dy: torch.Tensor | None, *dtails: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         count = ctx.count
+        dy, *dtails = (None, *gradients) if ctx.silent else gradients
+        gain, *saved = ctx.saved_tensors
         if dy is None:
             if all(d is None for d in dtails):
                 return (None,) * (6 + 2 * count)
-            size, dtype, device = ctx.y_layout
-            dy = torch.zeros(size, dtype=dtype, device=device)
-        gain, *saved = ctx.saved_tensors
+            size, dtype = ctx.y_layout
+            dy = gain.new_zeros(size, dtype=dtype)
         decays, x, initials = saved[:count], saved[count], saved[count + 1 :]
         needed = ctx.needs_input_grad[6 + count :]
         dx, dinitials, constants = ctx.module.scan_backward(
@@ -99,22 +99,48 @@ def scan(
     each component. Differentiable to everything floating; for the gradient to ``x`` nothing of
     the size of ``x`` is kept.
     """
+    y, *tails = _scan(x, gain, decays, initials, keep, dtype, graph, backend)
+    return y, tails
+
+
+def last_values(
+    x: torch.Tensor | PackedSpikes,
+    gain: torch.Tensor,
+    decays: Sequence[torch.Tensor],
+    initials: Sequence[torch.Tensor | None],
+    *,
+    keep: int,
+    backend: str | None = None,
+) -> list[torch.Tensor]:
+    """The last values of :func:`scan`, which writes no currents for it."""
+    return _scan(x, gain, decays, initials, keep, None, True, backend)
+
+
+def _scan(
+    x: torch.Tensor | PackedSpikes,
+    gain: torch.Tensor,
+    decays: Sequence[torch.Tensor],
+    initials: Sequence[torch.Tensor | None],
+    keep: int,
+    dtype: torch.dtype | None,
+    graph: bool,
+    backend: str | None,
+) -> list[torch.Tensor]:
+    """``[*y, *tails]``, with currents only if these have a dtype."""
     packed = isinstance(x, PackedSpikes)
     data, shape = (x.words, x.shape) if isinstance(x, PackedSpikes) else (x, None)
     if torch.compiler.is_compiling():
         # An operator takes all initial states or none.
         starts = [i for i in initials if i is not None]
         size = None if shape is None else list(shape)
-        y, *tails = registered.scan(data, size, gain, list(decays), starts, keep, dtype, backend)
-        return y, tails
+        return registered.scan(data, size, gain, list(decays), starts, keep, dtype, backend)
     module = implementation("decay", x.device, backend)
     inputs = [None if packed else data, gain, *decays, *initials]
     if graph and chained(*inputs):
-        y, *tails = _Scan.apply(module, keep, dtype, shape, data, gain, *decays, *initials)
-        return y, tails
+        return list(_Scan.apply(module, keep, dtype, shape, data, gain, *decays, *initials))
     with torch.no_grad():
         y, tails = module.scan(x, gain, decays, initials, keep, dtype)
-    return y, tails
+    return [*([] if y is None else [y]), *tails]
 
 
 def sequence_scan(

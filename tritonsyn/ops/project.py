@@ -20,7 +20,15 @@ from ..tuning.strategy import STRATEGIES, Work, cheapest, precision
 from . import registered
 from .checks import check_input
 from .common import chained
-from .decay import Coefficient, coefficient, output_dtype, pack_spikes, scan, unpack_spikes
+from .decay import (
+    Coefficient,
+    coefficient,
+    last_values,
+    output_dtype,
+    pack_spikes,
+    scan,
+    unpack_spikes,
+)
 
 
 class Taps(NamedTuple):
@@ -321,7 +329,7 @@ def delayed_linear(
     starts = starts or [None] * len(factors)
     if chosen == "events":
         keep = min(steps, slots)
-        _, tails = scan(x, gain, factors, starts, keep=keep, dtype=dtype, backend=backend)
+        tails = last_values(x, gain, factors, starts, keep=keep, backend=backend)
         sequences = [tail.to(dtype) for tail in tails]
         y = project_spikes(x, tapped, gain, factors, initial, slots, backend=backend)
     else:

@@ -51,21 +51,22 @@ def scan(
     decays: Tensors,
     initials: Tensors,
     keep: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     backend: str | None,
 ) -> Tensors:
-    """``[y, *tails]`` of :func:`tritonsyn.ops.scan`; ``shape`` is that of packed spikes."""
+    """``[*y, *tails]`` of :func:`tritonsyn.ops.scan`; ``shape`` is that of packed spikes."""
     module = implementation("decay", x.device, backend)
     starts: Sequence[torch.Tensor | None] = initials or [None] * len(decays)
     y, tails = module.scan(_sequence(x, shape), gain, decays, starts, keep, dtype)
-    return [y, *tails]
+    return [*([] if y is None else [y]), *tails]
 
 
 @scan.register_fake
 def _(x, shape, gain, decays, initials, keep, dtype, backend):  # type: ignore[no-untyped-def]
     row = _row(x, shape)
     tails = [x.new_empty((keep, *row), dtype=decay.dtype) for decay in decays]
-    return [x.new_empty((x.shape[0], *row), dtype=dtype), *tails]
+    y = [] if dtype is None else [x.new_empty((x.shape[0], *row), dtype=dtype)]
+    return [*y, *tails]
 
 
 @torch.library.custom_op("tritonsyn::scan_backward", mutates_args=())
@@ -105,8 +106,8 @@ def _(gradients, x, shape, gain, decays, initials, keep, dx_dtype, want_initials
 
 
 def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    x, ctx.shape, gain, decays, initials, ctx.keep, _, ctx.backend = inputs
-    ctx.count, ctx.x_dtype = len(decays), x.dtype
+    x, ctx.shape, gain, decays, initials, ctx.keep, dtype, ctx.backend = inputs
+    ctx.count, ctx.steps, ctx.x_dtype, ctx.silent = len(decays), x.shape[0], x.dtype, dtype is None
     # The input's gradient alone needs neither the input nor the currents.
     kept = [x, *initials] if _any_learns(gain, *decays) else []
     ctx.save_for_backward(gain, *decays, *kept)
@@ -123,6 +124,9 @@ def _scan_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
     decays, kept = rest[:count], rest[count:]
     x, initials = (kept[0], kept[1:]) if kept else (None, [])
     wants_x, wants_initials = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+    if ctx.silent:
+        dy = gradients[0].new_zeros((ctx.steps, *gradients[0].shape[1:]))
+        gradients = [dy, *gradients]
     results = scan_backward(
         gradients, x, ctx.shape, gain, decays, initials, ctx.keep,
         ctx.x_dtype if wants_x else None, any(wants_initials), ctx.backend,

@@ -17,17 +17,20 @@ def scan(
     decays: Sequence[torch.Tensor],
     initials: Pair,
     keep: int,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    dtype: torch.dtype | None,
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components, T steps at once.
 
     ``x [T, B, N]`` or packed; ``gain`` and ``decays`` 0-d or ``[N]``; ``initials`` ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second)
-    and the last ``keep <= T`` values of each component in the dtype of the decays.
+    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second;
+    None without a ``dtype``) and the last ``keep <= T`` values of each component in the dtype of
+    the decays.
     """
     components = _components(x, gain, decays, initials)
     steps = components[0].shape[0]
     tails = [component[steps - keep :].clone() for component in components]
+    if dtype is None:
+        return None, tails
     y = components[0] if len(components) == 1 else components[0].sub_(components[1])
     return y.to(dtype), tails
 
