@@ -17,6 +17,16 @@ def position(pointer):
 
 
 @triton.jit
+def tile_of(program, size, BLOCK: tl.constexpr):
+    """A program's tile along an axis, and its number along the axes that are left.
+
+    A grid has one axis for them all, because the others of a GPU end at 65,535.
+    """
+    count = tl.cdiv(size, BLOCK)
+    return program % count, program // count
+
+
+@triton.jit
 def store_as(ptrs, value, mask):
     """Stores a value in the dtype of its destination."""
     element: tl.constexpr = ptrs.dtype.scalar.element_ty

@@ -212,11 +212,11 @@ def batch_dot_kernel(
     tiles = tl.cdiv(M, BLOCK)
     pid = tl.program_id(0)
     pid_p = pid // tiles
-    offs_m = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
+    offs_m = (pid % tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], ACC)
     for i in range(ROWS):
         # A vector, because the interpreter cannot mask a vector with a scalar.
-        row = tl.zeros_like(offs_m).to(tl.int64) + pid_p * ROWS + i
+        row = tl.zeros_like(offs_m) + pid_p * ROWS + i
         mask = (offs_m < M) & (row < B)
         offs = row * M + offs_m
         a = tl.load(a_ptr + offs, mask=mask, other=0.0).to(ACC)

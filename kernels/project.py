@@ -9,7 +9,7 @@ masked product of matrices for each delay, on tensor cores; and a walk over the 
 import triton
 import triton.language as tl
 
-from .common import position, store_as
+from .common import position, store_as, tile_of
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -30,8 +30,9 @@ def shift_sum_kernel(
     output, and comes from L1 but for the first time.
     """
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
-    offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    tile_j, tile_r = tile_of(tl.program_id(0), J, BLOCK)
+    offs_j = tile_j.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_j = offs_j < J
     mask_r = offs_r < R
     newest = position(first).to(tl.int32)
@@ -76,9 +77,10 @@ def shift_dot_kernel(
     the gradients of weight and delay. Bytes per element in float32: src 4; an element is a
     connection at one ``j``, and those of ``dy`` are shared by ``BLOCK_C`` connections.
     """
-    part = tl.program_id(2).to(tl.int64)
-    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    part = tl.program_id(1).to(tl.int64)
+    tile_r, tile_c = tile_of(tl.program_id(0), R, BLOCK_R)
+    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_r = offs_r < R
     mask_c = offs_c < C
     live = mask_c[:, None] & mask_r[None, :]
@@ -115,8 +117,9 @@ def temporal_gemm_kernel(
     cores in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of
     the offset. No streams: tiles wait in shared memory for many products.
     """
-    offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    tile_j, tile_r = tile_of(tl.program_id(0), J, BLOCK)
+    offs_j = tile_j.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_j = offs_j < J
     mask_r = offs_r < R
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
@@ -157,9 +160,10 @@ def temporal_gemm_dot_kernel(
     each connection has one delay, so each is written once. No streams: tiles wait in shared memory
     for many products.
     """
-    k = tl.program_id(2)
-    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile_r, rest = tile_of(tl.program_id(0), R, BLOCK_R)
+    tile_c, k = tile_of(rest, C, BLOCK_C)
+    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_r = offs_r < R
     mask_c = offs_c < C
     ACC: tl.constexpr = dweight_ptr.dtype.element_ty
@@ -201,10 +205,11 @@ def spike_sum_kernel(
     spikes are under way at a time. Moves 1/8 byte per input and step, and 16 bytes per spike and
     output. No streams: what is read depends on the spikes.
     """
-    b = tl.program_id(0).to(tl.int64)
-    offs_o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    tile_o, row = tile_of(tl.program_id(0), N, BLOCK)
+    b = row.to(tl.int64)
+    offs_o = tile_o * BLOCK + tl.arange(0, BLOCK)
     mask_o = offs_o < N
-    first = tl.program_id(2) * share
+    first = tl.program_id(1) * share
     end = tl.minimum(first + share, T)
     start = tl.maximum(first - slots + 1, 0)
     width = tl.cast(W, tl.int64)
@@ -249,9 +254,10 @@ def spike_dot_kernel(
     and the rows of ``UNROLL`` spikes are under way at a time. Moves 1/8 byte per input and step,
     and 4 bytes per spike and output. No streams: what is read depends on the spikes.
     """
-    i = tl.program_id(0).to(tl.int64)
-    offs_o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    part = tl.program_id(2).to(tl.int64)
+    tile_o, source = tile_of(tl.program_id(0), N, BLOCK)
+    i = source.to(tl.int64)
+    offs_o = tile_o * BLOCK + tl.arange(0, BLOCK)
+    part = tl.program_id(1).to(tl.int64)
     mask_o = offs_o < N
     delay = tl.load(back_ptr + i * N + offs_o, mask=mask_o, other=0).to(tl.int64) * unit
     acc = tl.zeros([BLOCK], ACC)

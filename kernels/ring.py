@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import position
+from .common import position, tile_of
 
 
 @triton.jit(do_not_specialize=["slot"])
@@ -56,3 +56,22 @@ def pack_bits_kernel(x_ptr, words_ptr, rows, N, W, BLOCK: tl.constexpr):
     x = tl.load(x_ptr + row[:, None] * N + offs_n, mask=mask, other=0)
     words = tl.sum((x != 0).to(tl.int32) << bits[None, :], axis=1)
     tl.store(words_ptr + offs_w, words, mask=live)
+
+
+@triton.jit
+def transpose_bits_kernel(words_ptr, out_ptr, rows, N, W, V, BLOCK: tl.constexpr):
+    """Bit ``r % 32`` of ``out[n, r // 32]`` is bit ``n % 32`` of ``words[r, n // 32]``.
+
+    ``words [rows, W]``, ``out [N, V]`` int32 with ``W = cdiv(N, 32)`` and ``V = cdiv(rows, 32)``.
+    Moves each bit twice. No streams: the 32 words of a square lie a row apart.
+    """
+    tile_v, column = tile_of(tl.program_id(0), V, BLOCK)
+    w = column.to(tl.int64)
+    offs_v = tile_v.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    bits = tl.arange(0, 32)
+    row = offs_v[:, None] * 32 + bits[None, :]
+    words = tl.load(words_ptr + row * W + w, mask=row < rows, other=0)
+    for bit in range(32):
+        n = tl.zeros_like(offs_v) + w * 32 + bit
+        turned = tl.sum(((words >> bit) & 1) << bits[None, :], axis=1)
+        tl.store(out_ptr + n * V + offs_v, turned, mask=(offs_v < V) & (n < N))

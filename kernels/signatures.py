@@ -108,6 +108,11 @@ def _pack(element):
     return _variant(pointers, "rows N W", {}, dtype=element, streams=streams, elements=elements)
 
 
+def _transpose():
+    pointers = {"words_ptr": "i32", "out_ptr": "i32"}
+    return _variant(pointers, "rows N W V", {}, dtype="i32", elements=("BLOCK", 32))
+
+
 def _coefficients(element, per_synapse):
     pointers = dict.fromkeys(("gain_ptr", "decay_ptr", "rise_ptr"), element)
     return pointers, dict.fromkeys(_FLAGS, per_synapse)
@@ -167,9 +172,10 @@ def _select_fwd(time, record, mode, double, overbound, per_synapse, slopes, **op
     return _read(pointers, time, record, mode, double, overbound, per_synapse, **options)
 
 
-def _select_bwd(time, record, mode, double, overbound, per_synapse, many=False):
+def _select_bwd(time, record, mode, double, overbound, per_synapse, many=False, value=None):
     """``many``: a synapse is read at more than one time, so that neighbours lie apart."""
-    pointers = {"sel_ptr": time, "dvalue_ptr": record, "dpos_ptr": record, "dneg_ptr": record}
+    pointers = {"sel_ptr": time, "dvalue_ptr": value or record}
+    pointers |= {"dpos_ptr": record, "dneg_ptr": record}
     streams = {} if many else _streams(pointers, sel=_READ, dvalue=_READ)
     variant = _read(pointers, time, record, mode, double, overbound, per_synapse, streams=streams)
     return variant if many else _with_one(variant, "D")
@@ -294,6 +300,7 @@ SIGNATURES: dict[str, list[Variant]] = {
     ],
     "ring_take_kernel": [_take("fp32"), _take("fp64"), _on_device(_take("bf16"), "slot")],
     "pack_bits_kernel": [_pack("i1"), _pack("fp32"), _pack("i64")],
+    "transpose_bits_kernel": [_transpose()],
     "synapse_step_fwd_kernel": [
         _step_fwd("i1", "fp32", double=False, per_synapse=False),
         _step_fwd("fp32", "fp32", double=True, per_synapse=True, aligned=False),
@@ -333,6 +340,7 @@ SIGNATURES: dict[str, list[Variant]] = {
         _select_bwd("fp32", "fp32", "nearest", False, None, False, many=True),
         _select_bwd("fp32", "fp32", "linear", True, 0.0, False),
         _select_bwd("bf16", "bf16", "next", True, None, False),
+        _select_bwd("fp16", "fp32", "expdecay", False, 0.0, False, many=True, value="fp16"),
         _on_device(
             _select_bwd("fp64", "fp64", "expdecay", True, 0.0, True, many=True),
             "pos_pointer", "neg_pointer",

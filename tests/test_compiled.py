@@ -312,3 +312,49 @@ def test_a_compiled_gradient_to_one_tensor_alone_equals_the_eager_one(device, op
     ]
     torch.testing.assert_close(*gradients)
     assert gradients[0].any()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_one_initial_state_of_two_counts_under_compile(device, missing):
+    x = torch.rand(4, *ROW, device=device)
+    initial = [torch.rand(*ROW, device=device) for _ in "pn"]
+    initial[missing] = None
+    torch._dynamo.reset()
+    compiled = torch.compile(functional.double_exp_scan, fullgraph=True, backend="aot_eager")
+    arguments = (x, 0.9, 0.5, 1.0, initial)
+    torch.testing.assert_close(compiled(*arguments), functional.double_exp_scan(*arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_compiled_step_computes_in_float32(device, dtype):
+    """Also where all synapses share a constant, which alone would not raise the precision."""
+    tau = torch.nn.Parameter(torch.tensor(5.0, device=device))
+    gradients = []
+    for compiled in (True, False):
+        synapse = SingleExponentialCurrent(
+            512, 1.0, spike_charge=1.0, time_constant=tau, batch_size=16, dtype=dtype,
+            device=device, capturable=True,
+        )  # fmt: skip
+        torch._dynamo.reset()
+        step = torch.compile(synapse, fullgraph=True, backend="aot_eager") if compiled else synapse
+        torch.manual_seed(0)
+        synapse.current = torch.rand(16, 512, device=device, dtype=dtype)
+        y = step(torch.rand(16, 512, device=device))
+        gradients += torch.autograd.grad(y.float().sum(), tau)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=0)
+
+
+def test_empty_compiled_operations_have_gradients(device):
+    def run(x, record, times):
+        y, _ = functional.exp_scan(x, 0.5)
+        rule = ReadRule("linear", 1.0, 2.0)
+        return y.sum() + functional.select_scan((record,), times, (None,), rule, 1).sum()
+
+    torch._dynamo.reset()
+    leaves = [
+        leaf(0, *ROW, device=device),
+        leaf(3, *ROW, device=device),
+        leaf(1, 3, 0, device=device),
+    ]
+    torch.compile(run, fullgraph=True, backend="aot_eager")(*leaves).backward()
+    assert all(not tensor.grad.any() for tensor in leaves)

@@ -6,11 +6,14 @@ PyTorch's own autograd differentiates it; in float64 the gradients must agree to
 
 import itertools
 import random
+from typing import ClassVar
 
 import pytest
 import torch
 from synapses import both, make, uniform
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritonsyn import RecordTensor, functional, use_backend
 from tritonsyn.functional import ReadRule, Ring
@@ -487,3 +490,70 @@ def test_memory_kept_for_backward_does_not_grow_with_the_record(device, kind):
         return total
 
     assert 0 < kept(2) == kept(100)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_gradients_of_one_observation_are_rounded_once(device, each_backend, dtype):
+    """One by one, ones would add up to no more than 256 in bfloat16, and 2048 in float16."""
+    count = 3000 if each_backend == "reference" else 300
+    options = {"dtype": dtype, "device": device, "time_constant": 1.0, "spike_charge": 1.0}
+    synapse = make("single", shape=1, delay=1.0, **options)
+    x = torch.ones(1, 1, dtype=dtype, device=device, requires_grad=True)
+    synapse(x)
+    synapse.current_at(
+        torch.zeros(1, 1, count, dtype=dtype, device=device)
+    ).float().sum().backward()
+    assert x.grad.item() == pytest.approx(count, rel=2**-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_gradients_of_a_sequence_are_rounded_once(device, each_backend, dtype):
+    count = 3000 if each_backend == "reference" else 300
+    sequence = torch.zeros(3, 1, 1, dtype=dtype, device=device, requires_grad=True)
+    times = torch.zeros(1, 1, count, dtype=dtype, device=device)
+    rule = ReadRule("previous", 1.0, 1.0)
+    functional.select_scan((sequence,), times, (None,), rule, 2).float().sum().backward()
+    expected = pytest.approx([0.0, count, count], rel=2**-8)
+    assert sequence.grad.flatten().tolist() == expected
+
+
+def test_a_read_that_is_not_used_copies_no_gradient(device, each_backend):
+    """Nor does what a step costs grow with the record for it."""
+    synapse = make("single", delay=50.0, device=device)
+    x = torch.rand(1, 3, device=device, requires_grad=True)
+    total = 0.0
+    for _ in range(4):
+        total = total + synapse(x).sum()
+        synapse.current_at(torch.ones(1, 3, device=device))
+
+    class Clones(TorchDispatchMode):
+        sizes: ClassVar[list[int]] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.clone.default:
+                self.sizes.append(args[0].numel())
+            return function(*args, **(kwargs or {}))
+
+    with Clones():
+        total.backward()
+    assert max(Clones.sizes, default=0) < synapse.current_.storage.numel()
+
+
+def test_forward_mode_is_refused(device, each_backend):
+    """Kernels would drop the derivative without a word."""
+    synapse = make("single", delay=2.0, device=device)
+    x = torch.rand(4, 1, 3, device=device)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for call in (lambda: synapse.scan(dual), lambda: synapse(dual[0])):
+            with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+                call()
+
+
+def test_nobody_in_a_batch_reads_nothing_backward(device, each_backend):
+    record = torch.zeros(3, 0, 2, device=device, requires_grad=True)
+    sel = torch.zeros(1, 2, device=device, requires_grad=True)
+    rule = ReadRule("linear", 1.0, 2.0)
+    value, _ = functional.select((record * 1,), sel, (None,), (0,), rule)
+    value.sum().backward()
+    assert not sel.grad.any() and record.grad.shape == record.shape

@@ -7,8 +7,10 @@ import torch
 from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
 
 from tritonsyn.functional import pack_spikes
+from tritonsyn.launch import decay as decay_launch
 from tritonsyn.launch import project as launch
 from tritonsyn.packing import PackedSpikes
+from tritonsyn.reference import decay as decay_reference
 from tritonsyn.reference import project as reference
 from tritonsyn.rules import compute_dtype
 from tritonsyn.testing import assert_close_as_torch, poisoned_empty
@@ -30,7 +32,7 @@ def tiny_tiles() -> Iterator[None]:
     with (
         override_config(shifts, "shift_sum_kernel", "shift_dot_kernel"),
         override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),
-        override_config(walks, "spike_sum_kernel", "spike_dot_kernel"),
+        override_config(walks, "spike_sum_kernel", "spike_dot_kernel", "transpose_bits_kernel"),
     ):
         yield
 
@@ -205,6 +207,18 @@ def test_a_word_with_its_sign_bit_set(device):
     spikes = on(device, pack_spikes(x))
     v = launch.project_spikes(spikes, weight.to(device), back.to(device), 2)
     assert v.flatten().tolist() == [0.0, 31.0]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 31, 64, 300])
+@pytest.mark.parametrize("synapses", [1, 32, 45])
+def test_bits_are_transposed(device, tiny_tiles, rows, synapses):
+    x = uniform(rows, synapses, seed=5) < 0.3
+    words = decay_reference.pack(x).to(device)
+    with poisoned_empty():
+        turned = decay_launch.transpose_bits(words, synapses)
+    expected = decay_reference.pack(x.t())
+    assert torch.equal(turned.cpu(), expected)
+    assert torch.equal(decay_reference.transpose_bits(words.cpu(), synapses), expected)
 
 
 def test_half_precision_weights_stay_in_float32(device):

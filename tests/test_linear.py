@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 import tritonsyn
 from tritonsyn import DelayedLinear, functional
-from tritonsyn.functional import pack_spikes
+from tritonsyn.functional import PackedSpikes, pack_spikes
+from tritonsyn.launch import project as project_launch
+from tritonsyn.ops import choose
+from tritonsyn.tuning.strategy import Work, cheapest
 
 F64 = torch.float64
 BATCH, INPUTS, OUTPUTS, STEP, LONGEST = 2, 4, 3, 1.3, 3.7
@@ -566,3 +570,74 @@ def test_a_layer_on_the_meta_device():
 def test_a_synapse_that_is_no_constructor_is_refused(wrong):
     with pytest.raises(TypeError, match="synapse must be what"):
         DelayedLinear(4, 3, 1.0, synapse=wrong, delay=3.0)
+
+
+@pytest.mark.parametrize("strategy", ["shift", "gemm", "auto"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_what_is_not_finite_reaches_those_that_read_it_alone(strategy, bad):
+    x = torch.zeros(6, 1, 2)
+    x[1, 0, 0] = bad
+    delay = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    y, _ = functional.delayed_linear(
+        x, torch.ones(2, 2), delay, decay=0.5, max_delay=3.0, strategy=strategy
+    )
+    assert y[:, 0].isfinite().tolist() == [[t < 3, t < 1] for t in range(6)]
+    layer = layer_of(delay_init=lambda t: torch.zeros_like(t), dtype=torch.float32, batch_size=1)
+    layer.delay.data[1:] = 2.6
+    with torch.no_grad():
+        for t in range(4):
+            y = layer(torch.full((1, INPUTS), bad if t == 0 else 0.0))
+            assert y.isfinite().tolist() == [[False, t < 2, t < 2]]
+
+
+def test_products_on_a_gpu_are_not_chosen_for_what_may_not_be_finite():
+    x, decays = torch.zeros(50, 4, 8), [torch.tensor(0.5)]
+    gpu = {"device": SimpleNamespace(type="cuda")}
+    work = Work(taps=10**6, past=0, slots=2, arrivals=None, finite=False)
+    assert cheapest(work._replace(finite=True), **gpu) == "gemm"
+    assert cheapest(work, **gpu) == "shift"
+    assert cheapest(work, torch.device("cpu")) == "gemm"
+    assert choose("auto", x, 8, 2, decays, rest=True) == "gemm"
+
+
+def test_a_decay_that_underflows_waits_whole_steps():
+    x, one = torch.ones(4, 1, 1), torch.ones(1, 1)
+    for decay in (1e-50, torch.zeros(1)):
+        y, _ = functional.delayed_linear(x, one, one, decay=decay, max_delay=4.0)
+        assert y.flatten().tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("strategy", ["shift", "gemm"])
+def test_autocast_leaves_the_precision_of_the_gradients(strategy):
+    def run(autocast):
+        layer = layer_of(dtype=torch.float32, strategy=strategy, backend="reference")
+        x = uniform(9, BATCH, INPUTS, seed=3).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            layer.scan(x).square().sum().backward()
+        return [parameter.grad for parameter in layer.parameters()]
+
+    assert all(map(torch.equal, run(autocast=True), run(autocast=False)))
+
+
+def test_no_grid_is_larger_than_a_gpu_takes(monkeypatch):
+    """Only its first axis goes beyond 65,535."""
+    launches = []
+    monkeypatch.setattr(
+        project_launch, "launch", lambda kernel, grid, *args, **options: launches.append(grid)
+    )
+    many = 600_000
+    thin, wide = torch.zeros(2, 1, 1), torch.zeros(2, 1, many)
+    weight, back = torch.zeros(many, 1), torch.zeros(many, 1, dtype=torch.int32)
+    for strategy in ("shift", "gemm"):
+        way = (strategy, "ieee")
+        project_launch.project(thin, weight, back, 1, *way)
+        project_launch.project_input(wide, weight.t(), back.t(), 2, *way)
+        project_launch.project_weight(wide, thin, back, *way)
+        project_launch.project_weight(thin, wide, back.t(), *way)
+        long = torch.zeros(70_001, 1, 1)
+        project_launch.project_weight(thin[:1], long, back[:1], *way)
+    spikes = PackedSpikes(torch.zeros(2, 1, 1, dtype=torch.int32), (2, 1, 1))
+    project_launch.project_spikes(spikes, weight, back, 2)
+    project_launch.project_spikes_weight(wide, spikes, back, 2)
+    assert len(launches) == 12
+    assert all(size <= 65_535 for grid in launches for size in grid[1:])

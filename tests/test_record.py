@@ -814,3 +814,13 @@ def test_a_value_is_converted_to_the_record_s_dtype():
 def test_more_steps_than_memory_could_hold():
     with pytest.raises(ValueError, match="a record cannot hold 1e\\+30 steps"):
         RecordTensor(1.0, 1e30, torch.zeros(2))
+
+
+def test_at_an_observation_a_users_function_has_no_part_in_the_gradient():
+    """Its slope may be infinite there."""
+    record = record_of(3)
+    record.push(observation((2, 3), seed=1))
+    times = torch.tensor([[0.0, 1.0, 0.5]] * 2, dtype=F64, requires_grad=True)
+    record.select(times, lambda old, new, at, step: old * (at / step).sqrt()).sum().backward()
+    assert times.grad.isfinite().all()
+    assert not times.grad[:, :2].any()

@@ -316,3 +316,14 @@ def test_truncation_and_clearing_cut_the_graph(device):
     synapse.clear()
     assert not synapse.current_.value.requires_grad
     assert not synapse.current_.value.any()
+
+
+@pytest.mark.parametrize("decay", [0.5, 1e-30, 1.0])
+def test_chunks_pass_on_what_is_infinite(device, decay):
+    """A chunk's own decay may underflow, and zero times infinity is not a number."""
+    x = torch.zeros(12, 1, 3, device=device)
+    x[0, 0, 1] = float("inf")
+    with override_config(LaunchConfig(32, 1, 2, 4)):
+        y, final = functional.exp_scan(x, torch.tensor(decay, device=device), backend="triton")
+    assert y[:, 0].tolist() == [[0.0, float("inf"), 0.0]] * 12
+    assert final.tolist() == [[0.0, float("inf"), 0.0]]

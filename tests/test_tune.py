@@ -328,11 +328,12 @@ def test_what_is_timed_launches_the_kernel(kernel, shape, device, monkeypatch):
         asked.append((name, work, dtype))
         return HEURISTICS[name](work, dtype), ""
 
-    call = WORKLOADS[kernel].call(shape, F32, device)
+    name = "float32" if "float32" in WORKLOADS[kernel].dtypes else WORKLOADS[kernel].dtypes[0]
+    call = WORKLOADS[kernel].call(shape, getattr(torch, name), device)
     with monkeypatch.context() as patch:
         patch.setattr(config, "_chosen", chosen)
         call()
-    assert (kernel, WORKLOADS[kernel].work(shape), F32) in asked
+    assert (kernel, WORKLOADS[kernel].work(shape), getattr(torch, name)) in asked
 
 
 @pytest.mark.parametrize("kernel", PROJECTIONS)
@@ -442,7 +443,7 @@ def test_configs_tells_what_differs(capsys):
         (["--shape", "12x3"], "shape is '12x3', but must be three positive sizes"),
         (["--shape", "3x4x5x6"], "shape is '3x4x5x6', but must be three positive sizes"),
         (["--shape", "0x1x1"], "shape is '0x1x1', but must be three positive sizes"),
-        (["--dtype", "float"], "dtype of ring_push_kernel is 'float', but must be one of float32"),
+        (["--dtype", "float"], "dtype is 'float', but must be one of float32"),
         (["--target", "sm_1"], "target is 'sm_1', but must be one of sm_75"),
         (["--space", "nowhere.json"], "space nowhere.json cannot be read: No such file"),
         (["--kernel", "batch_dot_kernel", "--dtype", "bfloat16"], "not compiled for bfloat16"),

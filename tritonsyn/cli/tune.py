@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,11 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--kernel", nargs="+", action="extend", metavar="NAME", help="kernels (default: all)"
+        "--kernel",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="kernels (default: all that take the dtypes)",
     )
     parser.add_argument(
         "--shape", nargs="+", action="extend", metavar="TxBxN[xOxK]",
@@ -72,15 +76,12 @@ def run(arguments: argparse.Namespace) -> None:
     from ..tuning import Shape, sweep
     from ..tuning.search import trials
     from ..tuning.spaces import read_spaces
-    from ..tuning.workloads import WORKLOADS
 
     try:
-        kernels = arguments.kernel or list(WORKLOADS)
         shapes = [Shape.parse(text) for text in arguments.shape or [USUAL_SHAPE]]
         dtypes = arguments.dtype or ["float32"]
         spaces = None if arguments.space == "default" else read_spaces(Path(arguments.space))
-        if spaces is not None and arguments.kernel is None:
-            kernels = list(spaces)
+        kernels = arguments.kernel or _kernels(dtypes, spaces)
         wanted = trials(kernels, shapes, dtypes, spaces)  # refuses before anything is written
         with contextlib.ExitStack() as stack:
             timer = _timer(arguments, wanted, stack)
@@ -94,6 +95,19 @@ def run(arguments: argparse.Namespace) -> None:
     except OSError as error:
         name = error.filename or arguments.out
         raise UserError(f"{name} cannot be written: {error.strerror}; rows so far stay") from None
+
+
+def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:
+    """The kernels that have a space and take all of the dtypes."""
+    from ..tuning.workloads import DTYPES, WORKLOADS
+
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
+    named = [k for k in spaces or WORKLOADS if set(dtypes) <= set(WORKLOADS[k].dtypes)]
+    if not named:
+        raise ValueError(f"no kernel of the space takes all of the dtypes {', '.join(dtypes)}")
+    return named
 
 
 def _timer(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..kernels.decay import exp_scan_constants_kernel, exp_scan_kernel
-from ..kernels.ring import pack_bits_kernel
+from ..kernels.ring import pack_bits_kernel, transpose_bits_kernel
 from ..packing import PackedSpikes, words_per_row
 from ..tuning.config import LaunchConfig, config_for
 from .common import launch, tiles
@@ -112,7 +112,10 @@ def _carries(
         if initial is not None:
             carry[0] = initial
         source, target = (out[1:], carry[:-1]) if reverse else (out[:-1], carry[1:])
-        whole = [decay ** _chunk_length(steps, config)]
+        power = decay ** _chunk_length(steps, config)
+        # Where it vanishes though no step's does, an infinite carry would become NaN.
+        tiny = torch.finfo(decay.dtype).tiny
+        whole = [torch.where(decay > 0, power.clamp(min=tiny), power)]
         first = [None if initial is None else initial.contiguous()]
         _launch(source, target, _NONE, first, _NONE, None, whole, 0, whole_length, reverse)
         carries.append(carry)
@@ -231,3 +234,20 @@ def pack(x: torch.Tensor) -> torch.Tensor:
             BLOCK=config.block, num_warps=config.num_warps,
         )  # fmt: skip
     return words
+
+
+def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
+    """What :func:`pack` makes of the rows ``[rows, N]`` in ``words``, of their columns
+    ``[N, rows]``.
+    """
+    rows, width = words.shape
+    high = words_per_row(rows)
+    turned = torch.empty((synapses, high), dtype=torch.int32, device=words.device)
+    if turned.numel():
+        config = config_for("transpose_bits_kernel", (width, high), words.dtype, words.device)
+        launch(
+            transpose_bits_kernel, (tiles(high, config.block) * width,),
+            words.contiguous(), turned, rows, synapses, width, high,
+            BLOCK=config.block, num_warps=config.num_warps,
+        )  # fmt: skip
+    return turned

@@ -10,12 +10,12 @@ from ..kernels.project import (
     temporal_gemm_dot_kernel,
     temporal_gemm_kernel,
 )
-from ..packing import WORD, PackedSpikes, words_per_row
+from ..packing import PackedSpikes
 from ..rules import Slot
 from ..tuning.config import config_for
 from ..tuning.strategy import PASSES
 from .common import accumulator, launch, tiles
-from .decay import pack
+from .decay import transpose_bits
 
 
 def project(
@@ -99,7 +99,7 @@ def project_weight(
     config = config_for("shift_dot_kernel", work, sequence.dtype, dy.device)
     share = tiles(tiles(places, config.chunks), config.block) * config.block
     partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
-    grid = (tiles(outputs, config.rows), tiles(inputs, config.columns), config.chunks)
+    grid = (tiles(outputs, config.rows) * tiles(inputs, config.columns), config.chunks)
     launch(
         shift_dot_kernel, grid,
         dlines, lines, back, partial,
@@ -122,7 +122,7 @@ def _gemm_dot(
     work = (PASSES[precision], first + 1, inputs, outputs, places)
     config = config_for("temporal_gemm_dot_kernel", work, sequence.dtype, dy.device)
     dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
-    grid = (tiles(outputs, config.rows), tiles(inputs, config.columns), first + 1)
+    grid = (tiles(outputs, config.rows) * tiles(inputs, config.columns) * (first + 1),)
     launch(
         temporal_gemm_dot_kernel, grid,
         dy.contiguous(), sequence.contiguous(), back, dweight,
@@ -155,7 +155,7 @@ def _shift_sum(
     inputs, places = weight.shape[1], steps * batch
     work = (steps, inputs, outputs, places)
     config = config_for("shift_sum_kernel", work, source.dtype, out.device)
-    grid = (tiles(places, config.block), tiles(outputs, config.rows))
+    grid = (tiles(places, config.block) * tiles(outputs, config.rows),)
     launch(
         shift_sum_kernel, grid,
         source, out, weight, back,
@@ -182,7 +182,7 @@ def _gemm(
     inputs, places = weight.shape[1], steps * batch
     work = (PASSES[precision], slots, inputs, outputs, places)
     config = config_for("temporal_gemm_kernel", work, source.dtype, out.device)
-    grid = (tiles(places, config.block), tiles(outputs, config.rows))
+    grid = (tiles(places, config.block) * tiles(outputs, config.rows),)
     launch(
         temporal_gemm_kernel, grid,
         source.contiguous(), out, weight, back,
@@ -211,7 +211,7 @@ def project_spikes(
         work = (steps, slots, batch, outputs)
         config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
         launch(
-            spike_sum_kernel, (batch, tiles(outputs, config.block), config.chunks),
+            spike_sum_kernel, (batch * tiles(outputs, config.block), config.chunks),
             words, weight.t().contiguous(), back.t().contiguous(), v,
             steps, tiles(steps, config.chunks), slots, batch, words.shape[-1], outputs,
             BLOCK=config.block, UNROLL=config.unroll, num_warps=config.num_warps,
@@ -227,24 +227,15 @@ def project_spikes_weight(
     inputs = spikes.synapses
     if dv.numel() == 0 or inputs == 0:
         return dv.new_zeros(back.shape)
-    words = pack(_columns(spikes))
+    words = transpose_bits(spikes.words.reshape(steps * batch, -1), inputs)
     width = words.shape[1]
     config = config_for("spike_dot_kernel", (width, inputs, outputs), dv.dtype, dv.device)
     partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
     launch(
-        spike_dot_kernel, (inputs, tiles(outputs, config.block), config.chunks),
+        spike_dot_kernel, (inputs * tiles(outputs, config.block), config.chunks),
         words, dv.contiguous(), back.t().contiguous(), partial,
         width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
         ACC=accumulator(dv.dtype), BLOCK=config.block, UNROLL=config.unroll,
         num_warps=config.num_warps,
     )  # fmt: skip
     return partial.sum(0).t().contiguous()
-
-
-def _columns(spikes: PackedSpikes) -> torch.Tensor:
-    """``[I, T * B]``: each input's spikes in a row, as bytes."""
-    steps, batch, _ = spikes.shape
-    words = spikes.words.reshape(steps * batch, words_per_row(spikes.synapses))
-    place = torch.arange(WORD, dtype=torch.int32, device=words.device)
-    bits = ((words.t().unsqueeze(1) >> place.view(1, WORD, 1)) & 1).to(torch.uint8)
-    return bits.flatten(0, 1)[: spikes.synapses]

@@ -382,6 +382,7 @@ class RecordTensor(nn.Module):
         """Whether it is certain, without reading them, that all observations are zero.
 
         So it is from ``reset(0)`` until anything writes to the storage; False may mean unknown.
+        Writes through ``.data`` or ``.numpy()`` are not seen: PyTorch does not count them.
         """
         # The replay of a CUDA graph writes without being counted.
         if self._rest is None or self.capturable or torch.compiler.is_compiling():
@@ -491,8 +492,12 @@ class RecordTensor(nn.Module):
             )
             neighbours.append(value)
         sample_at = ops.time_since_older(sel, rule, self.recordsz)
-        value = interp(*neighbours, sample_at, self._dt, **kwargs)
-        return torch.where(sample_at > 0, value, neighbours[0])
+        # At an observation the function is not asked: its slope may be infinite there.
+        between = sample_at > 0
+        value = interp(
+            *neighbours, torch.where(between, sample_at, 0.5 * self._dt), self._dt, **kwargs
+        )
+        return torch.where(between, value, neighbours[0])
 
     def _retime(self, step_time: float, duration: float, inclusive: bool) -> None:
         """Rebuilds the storage for other times, newest observations kept, older ones zero."""

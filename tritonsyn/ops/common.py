@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from ..rules import Slot
 
@@ -52,7 +53,14 @@ def hand_over(node: Any, gradient: torch.Tensor, index: int) -> torch.Tensor:
 
 
 def chained(*tensors: torch.Tensor | None) -> bool:
-    """Whether an operation on these tensors is to be recorded by autograd."""
+    """Whether an operation on these tensors is to be recorded by autograd.
+
+    Raises ``NotImplementedError`` for forward-mode derivatives, which kernels would drop.
+    """
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError("tritonsyn has no forward-mode derivatives; use backward")
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

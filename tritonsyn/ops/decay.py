@@ -131,7 +131,8 @@ def _scan(
     data, shape = (x.words, x.shape) if isinstance(x, PackedSpikes) else (x, None)
     if torch.compiler.is_compiling():
         # An operator takes all initial states or none.
-        starts = [i for i in initials if i is not None]
+        given = [i for i in initials if i is not None]
+        starts = [torch.zeros_like(given[0]) if i is None else i for i in initials if given]
         size = None if shape is None else list(shape)
         return registered.scan(data, size, gain, list(decays), starts, keep, dtype, backend)
     module = implementation("decay", x.device, backend)

@@ -9,7 +9,7 @@ import torch
 
 from ..backend import implementation
 from ..reference.interp import locate
-from ..rules import ReadRule, Slot
+from ..rules import ReadRule, Slot, compute_dtype
 from . import registered
 from .common import (
     Layout,
@@ -73,10 +73,17 @@ def _read_backward(
     dvalue = dvalue.reshape(steps * ctx.layout.shape[1], *flat_sel.shape[1:])
     if into_records:
         drecords = [own_gradient(ctx, d, ctx.layout) for d in drecords]
+        flat = [flat_record(d) for d in drecords if d is not None]
+        # Many small terms would not move a large sum in half precision: it is rounded once.
+        acc = compute_dtype(ctx.layout.dtype)
+        whole = acc == ctx.layout.dtype or steps * flat_sel.shape[2] == 1
+        sums = flat if whole else [torch.zeros_like(d, dtype=acc) for d in flat]
         module.select_backward(
-            dvalue, [flat_record(d) for d in drecords if d is not None],
-            flat_sel, flat_coefficients(rates), pointers, rule, steps,
-        )  # fmt: skip
+            dvalue, sums, flat_sel, flat_coefficients(rates), pointers, rule, steps
+        )
+        if not whole:
+            for d, total in zip(flat, sums, strict=True):
+                d.add_(total)
     dsel = None if slope is None else _selector_gradient(module, dvalue, slope, sel)
     drates: list[torch.Tensor | None] = [None] * count
     if rate_slopes:
@@ -109,8 +116,12 @@ class _Select(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         count = len(ctx.reading.pointers)
         drecords = drecords or (None,) * count
-        if dvalue is None:
-            return (None,) * (2 + count) + drecords
+        if dvalue is None:  # what the value is not needed for passes through
+            passed = (
+                None if d is None else hand_over(ctx, own_gradient(ctx, d, ctx.layout), i - count)
+                for i, d in enumerate(drecords)
+            )
+            return (None,) * (2 + count) + tuple(passed)
         dread = _read_backward(ctx, dvalue, drecords, ctx.chain)
         if not ctx.chain:
             return None, *dread
@@ -147,7 +158,7 @@ def _selector_gradient(
     if sel.shape[0] == dvalue.shape[0]:
         dsel = dvalue * slope
     else:
-        shape = (dvalue.shape[0] // sel.shape[0], -1)
+        shape = (dvalue.shape[0] // sel.shape[0], sel.numel())
         dsel = module.batch_dot(dvalue.reshape(shape), slope.reshape(shape))
     return dsel.view(sel.shape).to(sel.dtype)
 

@@ -163,7 +163,8 @@ def choose(
     steps, batch, inputs = x.shape
     row = batch * inputs * outputs
     past = 0 if rest else row * min(steps, slots - 1)
-    return cheapest(Work(steps * row, past, slots, arrivals), x.device)
+    finite = isinstance(x, PackedSpikes) or not x.is_floating_point()
+    return cheapest(Work(steps * row, past, slots, arrivals, finite), x.device)
 
 
 def _kind(x: torch.Tensor | PackedSpikes) -> str:
@@ -285,7 +286,8 @@ def _add_past(
     increments = history[1:] - decay * history[:-1]
     silence = increments.new_zeros(steps, *increments.shape[1:])
     sequence = torch.cat((increments, silence))
-    work = Work(sequence[:steps].numel() * tap.back.shape[0], 0, history.shape[0], None)
+    connections = sequence[:steps].numel() * tap.back.shape[0]
+    work = Work(connections, 0, history.shape[0], None, finite=False)
     strategy = cheapest(work, arriving.device)
     past = project((sequence,), tap, steps, strategy=strategy, backend=backend)
     return torch.cat((arriving[:steps] + past, arriving[steps:]))
@@ -323,7 +325,9 @@ def delayed_linear(
     )
     for i, history in enumerate(past):
         check_input(f"initial[{i}]", history, (slots, batch, inputs), x.device)
-    tapped = taps(weight, delay, [-torch.log(factor) for factor in factors], rule, slots)
+    # Finite where a factor underflows to 0, so that a delay of whole steps stays one.
+    rates = [-torch.log(factor).clamp(min=torch.finfo(acc).min) for factor in factors]
+    tapped = taps(weight, delay, rates, rule, slots)
     chosen = choose(strategy, x, weight.shape[0], slots, factors, rest=initial is None)
     starts: list[torch.Tensor | None] = [history[-1].to(acc) for history in past]
     starts = starts or [None] * len(factors)

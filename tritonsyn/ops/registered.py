@@ -200,13 +200,15 @@ def select_backward(
     """Gradient of each record ``[rows, B, N]``: zeros, with the values' gradients added."""
     module = implementation("interp", sel.device, backend)
     shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
-    drecords = [dvalue.new_zeros(shape) for _ in pointers]
+    # Many small terms would not move a large sum in half precision: it is rounded once.
+    acc = compute_dtype(dvalue.dtype)
+    drecords = [dvalue.new_zeros(shape, dtype=acc) for _ in pointers]
     given: Sequence[torch.Tensor | None] = rates or [None] * len(drecords)
     module.select_backward(
         dvalue, drecords, sel, given, pointers,
         _rule(mode, times, overbound), steps,
     )  # fmt: skip
-    return drecords
+    return [drecord.to(dvalue.dtype) for drecord in drecords]
 
 
 @select_backward.register_fake
@@ -234,7 +236,8 @@ def _select_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
     weighted = [dvalue.to(slope.dtype) * slope for slope in slopes]
     dsel = None
     if ctx.slopes:
-        dsel = weighted.pop(0).view(-1, *sel.shape).sum(0).to(sel.dtype)
+        rows = dvalue.shape[0] // sel.shape[0]
+        dsel = weighted.pop(0).view(rows, *sel.shape).sum(0).to(sel.dtype)
     drates: list[torch.Tensor | None] = [None] * ctx.rated
     if weighted:
         drates = [

@@ -32,7 +32,7 @@ def step(
     """The current after a step, and what each component then is, in the records' dtype."""
     injected = gain * x.to(gain.dtype)
     stored = [
-        (value * decay + injected).to(value.dtype)
+        (value.to(gain.dtype) * decay + injected).to(value.dtype)
         for value, decay in zip(newest, decays, strict=True)
     ]
     return stored[0].clone() if len(stored) == 1 else stored[0] - stored[1], stored

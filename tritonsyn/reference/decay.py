@@ -44,7 +44,7 @@ def _components(
     """Each component ``[T, B, N]`` in the dtype of the decays."""
     injected = _real(x, gain.dtype) * gain
     copies = [injected, *(injected.clone() for _ in decays[1:])]
-    for component, decay, initial in zip(copies, decays, initials, strict=False):
+    for component, decay, initial in zip(copies, decays, initials, strict=True):
         if initial is not None and component.numel():
             component[0].addcmul_(initial, decay)
         _accumulate(component.unbind(0), decay)
@@ -105,7 +105,7 @@ def scan_backward(
     """
     if dy.shape[0] == 0:
         zeros = [gain.new_zeros(dy.shape[1:]) for _ in range(1 + len(decays))]
-        dx = None if dx_dtype is None else dy.to(dx_dtype)
+        dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
         return dx, zeros[1:] if want_initials else [], [] if x is None else zeros
     # The adjoint is linear: where nothing but the input's gradient is wanted, the gain goes first.
     only_dx = x is None and not want_initials
@@ -160,3 +160,10 @@ def unpack(words: torch.Tensor, synapses: int) -> torch.Tensor:
     place = torch.arange(WORD, dtype=torch.int32, device=words.device)
     bits = (words.unsqueeze(-1) >> place) & 1
     return bits.flatten(1)[:, :synapses].bool()
+
+
+def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
+    """What :func:`pack` makes of the rows ``[rows, N]`` in ``words``, of their columns
+    ``[N, rows]``.
+    """
+    return pack(unpack(words, synapses).t())

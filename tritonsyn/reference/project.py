@@ -34,7 +34,9 @@ def project(
     sequence = sequence.to(weight.dtype)
     # For one step a gather of every connection costs more than a product with each slot.
     if strategy == "gemm" or steps == 1:
-        return _temporal_gemm(sequence, _masked(weight, back, slots), steps)
+        y = _temporal_gemm(sequence, _masked(weight, back, slots), steps)
+        if _contained(y):
+            return y
     lines = _lines(sequence)
     out = _shifted_sum(lines, weight, (slots - 1 - back) * batch, steps * batch)
     return out.t().contiguous().view(steps, batch, weight.shape[0])
@@ -57,7 +59,8 @@ def project_input(
         for k, part in enumerate(_masked(weight, back, slots)):
             here = dsequence[slots - 1 - k : slots - 1 - k + steps]
             here.flatten(0, 1).addmm_(dy.flatten(0, 1), part)
-        return dsequence
+        if _contained(dsequence):
+            return dsequence
     # A step of the sequence is read up to K - 1 steps later, and not before the first one.
     margin = (slots - 1) * batch
     lines = torch.nn.functional.pad(_lines(dy), (margin, margin))
@@ -79,18 +82,30 @@ def project_weight(
     slots = sequence.shape[0] + 1 - steps
     if strategy == "gemm":
         flat = dy.reshape(steps * batch, outputs).t()
-        dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
+        dweight, product = dy.new_empty(back.shape), dy.new_empty(back.shape)
         for k in range(slots):
             rows = sequence[slots - 1 - k : slots - 1 - k + steps]
-            torch.where(back == k, flat @ rows.flatten(0, 1), dweight, out=dweight)
+            # Into given memory, which autocast leaves in its dtype.
+            torch.mm(flat, rows.flatten(0, 1), out=product)
+            torch.where(back == k, product, dweight, out=dweight)
         return dweight
     if dy.numel() == 0 or sequence.numel() == 0:
         return dy.new_zeros(back.shape)
     lines, dlines = _lines(sequence), _lines(dy)
     starts = (slots - 1 - back) * batch + _line_starts(lines)
     windows = lines.view(-1).unfold(0, steps * batch, 1)
-    sums = [windows[start.long()] @ dline for start, dline in zip(starts, dlines, strict=True)]
-    return torch.stack(sums)
+    dweight = dy.new_empty(back.shape)
+    for row, start, dline in zip(dweight, starts, dlines, strict=True):
+        torch.mv(windows[start.long()], dline, out=row)
+    return dweight
+
+
+def _contained(product: torch.Tensor) -> bool:
+    """Whether no zero of a masked product met a number that is not finite, which would spread.
+
+    Asked only on a CPU, where the answer costs no wait.
+    """
+    return product.device.type != "cpu" or bool(product.sum().isfinite())
 
 
 def _masked(weight: torch.Tensor, back: torch.Tensor, slots: int) -> torch.Tensor:

@@ -75,6 +75,10 @@ def _pack(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(_tile(work[-1], 64 if dtype.itemsize == 1 else 32))
 
 
+def _transpose(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    return LaunchConfig(_tile(work[-1], 32, 8))
+
+
 def _read(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # With 8 warps ptxas keeps in registers what it spills on sm_80 with 4.
     block = _tile(work[-1], 2048)
@@ -164,6 +168,7 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "ring_push_kernel": _elementwise,
     "ring_take_kernel": _elementwise,
     "pack_bits_kernel": _pack,
+    "transpose_bits_kernel": _transpose,
     "synapse_step_fwd_kernel": _elementwise,
     "synapse_step_bwd_kernel": _elementwise,
     "select_fwd_kernel": _read,

@@ -21,6 +21,8 @@ class Work(NamedTuple):
     """Whole steps that a delay can be, K."""
     arrivals: int | None
     """Spikes times outputs; None where that is unknown or the spikes cannot be walked."""
+    finite: bool = True
+    """Whether the input is for certain: what is not, products of matrices would spread."""
 
 
 # Nanoseconds of one multiplication and addition: those of a CPU measured on two cores in float32;
@@ -41,7 +43,9 @@ def precision() -> str:
 def cheapest(work: Work, device: torch.device) -> str:
     """``"shift"``, ``"gemm"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
-    tap = {"shift": cost["shift"], "gemm": work.slots * cost["gemm"]}
+    tap = {"shift": cost["shift"]}
+    if work.finite or device.type == "cpu":  # where the products look at what they made
+        tap["gemm"] = work.slots * cost["gemm"]
     if work.arrivals is None:
         return min(tap, key=tap.__getitem__)
     costs = {strategy: work.taps * each for strategy, each in tap.items()}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Call = Callable[[], Any]
 
 FLOATING = ("float32", "float64", "bfloat16", "float16")
-DTYPES = (*FLOATING, "bool", "uint8", "int64")
+DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
 _ARITHMETIC = ("float32", "float64")
 
 
@@ -84,6 +84,14 @@ def _scan_work(shape: Shape) -> Work:
 
 def _pack_work(shape: Shape) -> Work:
     return (shape.steps * shape.batch * math.ceil(shape.synapses / 32),)
+
+
+def _transpose_work(shape: Shape) -> Work:
+    return math.ceil(shape.synapses / 32), math.ceil(shape.steps * shape.batch / 32)
+
+
+def _transpose_programs(work: Work, config: LaunchConfig) -> int:
+    return work[0] * _tiles(work[1], config.block)
 
 
 def _scan_programs(work: Work, config: LaunchConfig) -> int:
@@ -201,6 +209,13 @@ def _pack(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
 
     x = _random(shape.steps * shape.batch, shape.synapses, dtype=dtype, device=device)
     return lambda: decay.pack(x)
+
+
+def _transpose(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
+    from ..launch import decay
+
+    words = _spikes(shape, device).words.flatten(0, 1)
+    return lambda: decay.transpose_bits(words, shape.synapses)
 
 
 def _step(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
@@ -347,6 +362,7 @@ WORKLOADS = {
     "ring_push_kernel": Workload(_step_work, _push, DTYPES),
     "ring_take_kernel": Workload(_step_work, _take),
     "pack_bits_kernel": Workload(_pack_work, _pack, DTYPES),
+    "transpose_bits_kernel": Workload(_transpose_work, _transpose, ("int32",), _transpose_programs),
     "synapse_step_fwd_kernel": Workload(_step_work, _step),
     "synapse_step_bwd_kernel": Workload(_step_work, _step_backward),
     "select_fwd_kernel": Workload(_row_work, _select),
