@@ -1,6 +1,9 @@
 """The command line: what it tells and how it refuses."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -30,6 +33,7 @@ def test_info_as_json(capsys, monkeypatch, tmp_path):
         (["--epochs", "0"], "--epochs must be at least 1, but is 0"),
         (["--seed", "-1"], "--seed must be in 0 to 2**32 - 1, but is -1"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--device", "meta"], "--device must be cpu, cuda or one like cuda:1, but is meta"),
     ],
 )
 def test_the_demo_refuses_in_one_line(capsys, tmp_path, arguments, message):
@@ -66,3 +70,17 @@ def test_an_unknown_command_is_refused(arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
+
+
+def test_an_unknown_backend_in_the_environment_is_told_in_one_line():
+    command = [
+        sys.executable,
+        "-c",
+        "from tritonsyn.cli import main; raise SystemExit(main(['info']))",
+    ]
+    environment = {**os.environ, "TRITONSYN_BACKEND": "bogus"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert (
+        "environment variable TRITONSYN_BACKEND is 'bogus', but must be one of auto" in done.stderr
+    )

@@ -7,6 +7,7 @@ import torch
 from synapses import CLASSES, COMPONENTS, PHYSICS, both, gradcheck, make, spikes, uniform
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 F64 = torch.float64
 SIZES = {"scalar": (), "one": (1,), "row": (1, 3), "column": (2, 1), "full": (2, 3)}
@@ -305,3 +306,44 @@ def test_constants_without_values(kind):
     """Those on the meta device are taken on trust."""
     synapse = make(kind, (2, 3), device="meta", **values(kind, (2, 3), device="meta"))
     assert synapse(torch.zeros(synapse.batchedshape, device="meta")).is_meta
+
+
+@both
+def test_a_constant_with_a_graph_is_refused(kind):
+    """It would be dropped, and what it is computed from would not learn."""
+    raw = nn.Parameter(torch.tensor(4.0))
+    message = "spike_charge requires grad but is no nn.Parameter"
+    with pytest.raises(ValueError, match=message):
+        make(kind, spike_charge=nn.functional.softplus(raw))
+    synapse = make(kind)
+    with pytest.raises(ValueError, match=message):
+        synapse.spike_charge = torch.ones(3, requires_grad=True)
+    assert synapse.spike_charge == PHYSICS[kind]["spike_charge"]
+
+
+class Exponential(nn.Module):
+    """Keeps a constant above 0."""
+
+    def forward(self, raw):
+        return raw.exp()
+
+    def right_inverse(self, value):
+        return value.log()
+
+
+@both
+def test_a_parametrized_constant_learns(kind):
+    synapse = make(kind, spike_charge=nn.Parameter(torch.tensor(2.0)))
+    parametrize.register_parametrization(synapse, "spike_charge", Exponential())
+    synapse.scan(torch.ones(2, *synapse.batchedshape)).sum().backward()
+    (raw,) = synapse.parameters()
+    assert raw.item() == pytest.approx(0.6931, rel=1e-3) and raw.grad != 0
+    synapse.spike_charge = torch.tensor(3.0)
+    assert raw.item() == pytest.approx(1.0986, rel=1e-3)
+
+
+@both
+def test_a_synapse_is_made_on_the_default_device(kind):
+    with torch.device("meta"):
+        synapse = make(kind)
+    assert synapse.current.is_meta

@@ -346,7 +346,8 @@ def test_step_refuses_and_changes_nothing(change, message):
 
 REFUSED_READS = [
     ({"sel": torch.ones(2, 5)}, "sel has shape"),
-    ({"sel": torch.ones(2, 4, dtype=torch.int64)}, "sel must be floating"),
+    ({"sel": torch.ones(2, 4, dtype=torch.bool)}, "sel must be floating or integer"),
+    ({"rule": None}, "rule must be a ReadRule, but is None"),
     ({"rates": (None,)}, "rates must be tensors"),
     ({"rates": (torch.ones(()), torch.ones(()))}, "rates must be 1"),
     ({"rates": (torch.ones(2),)}, "rates has shape"),
@@ -396,6 +397,8 @@ def test_strided_rates_and_records_of_sequences(each_backend, device):
         ({"x": None}, "x must be a real tensor"),
         ({"dtype": torch.int32}, "dtype must be one of"),
         ({"decay": torch.tensor(0.5j)}, "decay must be real"),
+        ({"decay": "a"}, "decay must be a number, but is 'a'"),
+        ({"gain": float("nan")}, "gain must be finite, but is nan"),
         ({"initial": torch.ones(2, dtype=torch.int64)}, "must be a floating tensor"),
         ({"initial": 1.0}, "must be a floating tensor, but is float"),
         ({"initial": torch.ones(3)}, "initial state has shape"),
@@ -409,3 +412,26 @@ def test_exp_scan_refuses(change, message):
 def test_double_exp_scan_wants_a_pair():
     with pytest.raises(ValueError, match="initial must hold 2 tensors"):
         functional.double_exp_scan(torch.ones(4, 2), 0.5, 0.2, 1.0, (torch.ones(2),))
+    with pytest.raises(ValueError, match=r"initial must hold 2 tensors, but is 3.0"):
+        functional.double_exp_scan(torch.ones(4, 2), 0.5, 0.2, 1.0, 3.0)
+
+
+def test_delayed_linear_wants_numbers():
+    x, weight = torch.ones(4, 1, 2), torch.ones(3, 2)
+    with pytest.raises(TypeError, match="step_time must be a number, but is '1'"):
+        functional.delayed_linear(x, weight, weight, decay=0.5, step_time="1", max_delay=2.0)
+
+
+def test_unpack_wants_packed_spikes():
+    with pytest.raises(TypeError, match="packed must be PackedSpikes"):
+        functional.unpack_spikes(torch.ones(2, 1, 3))
+
+
+def test_times_may_be_whole_numbers():
+    rule = ReadRule("previous", 1.0, 2.0)
+    record = uniform(3, 2, 4, seed=1)
+    whole = torch.tensor([[0, 1, 2, 1]] * 2)
+    reads = [
+        functional.select((record,), t, (None,), (0,), rule)[0] for t in (whole, whole.float())
+    ]
+    assert torch.equal(*reads)

@@ -478,8 +478,8 @@ def test_spikes_cannot_be_walked_everywhere():
         ({"bias": torch.zeros(2, 1)}, "bias has shape"),
         ({"weight": None}, "weight must be a floating tensor, but is NoneType"),
         ({"decay": 0.0}, "decay must be greater than 0"),
-        ({"step_time": 0.0}, "step_time must be finite and greater than 0"),
-        ({"max_delay": float("nan")}, "max_delay must be finite and at least 0"),
+        ({"step_time": 0.0}, "step_time must be greater than 0"),
+        ({"max_delay": float("nan")}, "max_delay must be finite, but is nan"),
     ],
 )
 def test_the_functional_form_refuses(change, message):
@@ -641,3 +641,14 @@ def test_no_grid_is_larger_than_a_gpu_takes(monkeypatch):
     project_launch.project_spikes_weight(wide, spikes, back, 2)
     assert len(launches) == 12
     assert all(size <= 65_535 for grid in launches for size in grid[1:])
+
+
+def test_the_backend_is_that_of_the_synapses():
+    layer = layer_of(backend="reference")
+    assert layer.backend == layer.synapse.backend == "reference"
+    layer.backend = "auto"
+    assert layer.synapse.backend == "auto"
+    with pytest.raises(tritonsyn.backend.BackendError, match="backend is 'bogus'"):
+        layer.backend = "bogus"
+    with pytest.raises(TypeError, match="bias must be True or False, but is 'abc'"):
+        layer_of(bias="abc")

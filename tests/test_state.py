@@ -65,9 +65,9 @@ def storages(module):
 
 @both
 def test_keys(kind, device):
-    """Each record's storage and pointer, and the constants that are tensors."""
+    """Each record's storage, pointer and times, and the constants that are tensors."""
     names = [f"{name}_" for name in (*COMPONENTS[kind], "spike")]
-    expected = {f"{name}.{part}" for name in names for part in ("storage", "pointer")}
+    expected = {f"{name}.{part}" for name in names for part in ("storage", "pointer", "times")}
     assert set(make(kind, device=device).state_dict()) == expected
     learned = make(kind, spike_charge=nn.Parameter(torch.tensor(10.0)), device=device)
     assert set(learned.state_dict()) == expected | {"spike_charge"}
@@ -632,3 +632,18 @@ def test_a_step_counts_as_a_write_to_the_spikes(each_backend, device):
         synapse(torch.ones(1, 2, device=device, requires_grad=graph))
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
+
+
+@both
+@pytest.mark.parametrize("options", [{"delay": 3.0}, {"step_time": 2.0, "delay": 6.0}], ids=str)
+def test_a_state_of_other_times_is_refused(kind, options):
+    """Also where the record has as many slots."""
+    saved = make(kind, delay=2.5).state_dict()
+    synapse = make(kind, **options)
+    assert synapse.spike_.recordsz == 4
+    with pytest.raises(
+        RuntimeError, match=r"step time and delay \[1.0, 2.5\], but this record has"
+    ):
+        synapse.load_state_dict(saved)
+    older = {name: value for name, value in saved.items() if not name.endswith("times")}
+    synapse.load_state_dict(older)

@@ -432,6 +432,8 @@ def test_configs_tells_what_differs(capsys):
     assert cli.main(command) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["kernel"], row["config"]["block"], row["heuristic"]["block"]) == (PUSH, 64, 1024)
+    assert cli.main(["configs", "--device", "NVIDIA Tset 1"]) == 2
+    assert "nothing is tuned for the device 'NVIDIA Tset 1'" in capsys.readouterr().err
     assert cli.main(["configs", "--device", "sm_80", "--diff"]) == 0
     assert "all as the heuristics say" in capsys.readouterr().out
 

@@ -32,12 +32,16 @@ def check_backend(name: str, origin: str = "backend") -> str:
     return name.lower()
 
 
-_default = check_backend(os.environ.get(VARIABLE) or "auto", f"environment variable {VARIABLE}")
+# Checked at first use: an import that fails could not say why in one line.
+_default = os.environ.get(VARIABLE) or "auto"
 
 
 def get_backend() -> str:
-    """The backend of calls and modules that name none."""
-    return _default
+    """The backend of calls and modules that name none.
+
+    Raises :class:`BackendError` where the environment variable names one that does not exist.
+    """
+    return check_backend(_default, f"environment variable {VARIABLE}")
 
 
 def set_backend(name: str) -> None:
@@ -83,6 +87,7 @@ def _triton_obstacle(device_type: str) -> str | None:
 @cache
 def _resolve(device_type: str, requested: str) -> tuple[str, str]:
     """The backend that runs on a device type, and the reason in words."""
+    requested = check_backend(requested, f"environment variable {VARIABLE}")
     obstacle = _triton_obstacle(device_type)
     if requested == "triton":
         if obstacle:

@@ -6,7 +6,6 @@ before the sample, ``next_data`` the one a ``step_time`` later, ``sample_at`` th
 first to the sample. All are plain tensor expressions, broadcast and differentiable.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 
@@ -21,7 +20,14 @@ from .ops import (
     sequence_scan,
     unpack_spikes,
 )
-from .ops.checks import check_coefficients, check_input, check_records, check_rule, check_selector
+from .ops.checks import (
+    check_coefficients,
+    check_input,
+    check_number,
+    check_records,
+    check_rule,
+    check_selector,
+)
 from .packing import PackedSpikes
 from .rules import ReadRule, Slot, record_size
 
@@ -160,7 +166,7 @@ def select(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     shape = check_records("records", records, pointers)
     check_rule(rule, rates)
-    check_selector("sel", sel, shape[1:], records[0].device)
+    sel = check_selector("sel", sel, shape[1:], records[0].device)
     check_coefficients("rates", rates, len(records), shape, records[0].device)
     return ops.select(records, sel, rates, pointers, rule, backend=backend)
 
@@ -180,7 +186,7 @@ def select_scan(
     if not 1 <= steps <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
     check_rule(rule, rates)
-    check_selector("sel", sel, shape[1:], packed[0].device)
+    sel = check_selector("sel", sel, shape[1:], packed[0].device)
     check_coefficients("rates", rates, len(packed), shape, packed[0].device)
     return ops.select_scan(packed, sel, rates, rule, steps, backend=backend)
 
@@ -295,10 +301,12 @@ def delayed_linear(
     for name, factor in zip(("decay", "rise"), decays, strict=False):
         if not isinstance(factor, torch.Tensor) and not factor > 0:
             raise ValueError(f"{name} must be greater than 0, but is {factor}")
-    if not (math.isfinite(step_time) and step_time > 0):
-        raise ValueError(f"step_time must be finite and greater than 0, but is {step_time}")
-    if not (math.isfinite(max_delay) and max_delay >= 0):
-        raise ValueError(f"max_delay must be finite and at least 0, but is {max_delay}")
+    check_number("step_time", step_time)
+    check_number("max_delay", max_delay)
+    if not step_time > 0:
+        raise ValueError(f"step_time must be greater than 0, but is {step_time}")
+    if not max_delay >= 0:
+        raise ValueError(f"max_delay must be at least 0, but is {max_delay}")
     slots = record_size(step_time, max_delay, inclusive=True)
     rule = ReadRule("expdecay", step_time, max_delay)
     y, final = ops.delayed_linear(

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ..backend import BackendError
 from . import check, configs, demo, info, tune
 from .common import UserError
 
@@ -13,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except UserError as error:
+    except (UserError, BackendError) as error:
         print(f"tritonsyn: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -62,9 +62,18 @@ def run(arguments: argparse.Namespace) -> None:
 def _devices(given: str | None) -> tuple[str, ...]:
     import torch
 
+    from ..tuning import cache
     from ..tuning.config import names
+    from ..tuning.occupancy import LIMITS as TARGETS
 
-    return (given,) if given else names(torch.device("cuda", 0))
+    if not given:
+        return names(torch.device("cuda", 0))
+    if given not in TARGETS and not cache.known(given):
+        raise ValueError(
+            f"nothing is tuned for the device {given!r} in {cache.folder()}, and it is none of the "
+            f"architectures {', '.join(TARGETS)}"
+        )
+    return (given,)
 
 
 def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -60,4 +60,6 @@ def _device(name: str) -> Any:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here: {reason}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu, cuda or one like cuda:1, but is {name}")
     return device

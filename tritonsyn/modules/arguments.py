@@ -103,7 +103,7 @@ def constant(
     """
     if not isinstance(value, torch.Tensor):
         number = finite(name, value)
-        if not rule(torch.tensor(number, dtype=torch.float64)):
+        if not rule(torch.tensor(number, dtype=torch.float64, device="cpu")):
             raise ValueError(f"{name} must be {rule_in_words}, but is {number}")
         return number
     if not value.is_floating_point():
@@ -117,6 +117,16 @@ def constant(
             worst = value[~good].flatten()[0].item()
             raise ValueError(f"{name} must be finite and {rule_in_words}, but holds {worst}")
     return value
+
+
+def check_graph(name: str, value: object) -> None:
+    """Refuses a tensor with a graph, which a module could not keep: parameters have none."""
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        if not isinstance(value, torch.nn.Parameter):
+            raise ValueError(
+                f"{name} requires grad but is no nn.Parameter, so that its graph would be lost: "
+                "give the parameter, and what is computed from it by torch.nn.utils.parametrize"
+            )
 
 
 def check_saved_shapes(

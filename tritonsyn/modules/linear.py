@@ -103,7 +103,7 @@ class DelayedLinear(nn.Module):
                 "synapse must be what a synapse's partialconstructor returns, "
                 f"but is {synapse!r:.80}"
             )
-        dtype = arguments.record_dtype(dtype)
+        dtype, bias = arguments.record_dtype(dtype), arguments.flag("bias", bias)
         made = synapse(
             (self.in_features,), step_time, delay, batch_size,
             device=device, dtype=dtype, capturable=capturable, backend=backend,
@@ -157,6 +157,15 @@ class DelayedLinear(nn.Module):
     @batchsz.setter
     def batchsz(self, value: int) -> None:
         self.synapse.batchsz = value
+
+    @property
+    def backend(self) -> str | None:
+        """As for the synapses."""
+        return self.synapse.backend
+
+    @backend.setter
+    def backend(self, value: str | None) -> None:
+        self.synapse.backend = value
 
     def extra_repr(self) -> str:
         return (

@@ -71,7 +71,7 @@ class RecordTensor(nn.Module):
         super().__init__()
         self._dt = arguments.positive("step_time", step_time)
         self._duration = arguments.nonnegative("duration", duration)
-        self._inclusive = bool(inclusive)
+        self._inclusive = arguments.flag("inclusive", inclusive)
         self.backend = None if backend is None else check_backend(backend)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
@@ -112,7 +112,7 @@ class RecordTensor(nn.Module):
 
     @inclusive.setter
     def inclusive(self, value: bool) -> None:
-        self._retime(self._dt, self._duration, bool(value))
+        self._retime(self._dt, self._duration, arguments.flag("inclusive", value))
 
     @property
     def recordsz(self) -> int:
@@ -321,8 +321,9 @@ class RecordTensor(nn.Module):
                 many. None: ``L``.
             inplace: record no autograd graph, and drop the one there is.
         """
-        check_input("rows", rows, (*rows.shape[:1], *self.shape), self.storage.device)
-        steps = rows.shape[0] if steps is None else steps
+        length = getattr(rows, "shape", (0,))[:1]
+        check_input("rows", rows, (*length, *self.shape), self.storage.device)
+        steps = rows.shape[0] if steps is None else arguments.integer("steps", steps)
         if steps < rows.shape[0]:
             raise ValueError(f"steps must be at least the {rows.shape[0]} rows, but is {steps}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
@@ -331,7 +332,7 @@ class RecordTensor(nn.Module):
 
     def history(self, length: int) -> torch.Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
-        if not 0 <= length <= self.recordsz:
+        if not 0 <= arguments.integer("length", length) <= self.recordsz:
             raise ValueError(f"length must be in 0 to {self.recordsz}, but is {length}")
         return self.storage.index_select(0, ops.row_slots(self._slot(length), length, self.storage))
 
@@ -360,7 +361,7 @@ class RecordTensor(nn.Module):
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
-        if not 0 <= index < self.recordsz:
+        if not 0 <= arguments.integer("index", index) < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
         self._replace(self.storage.roll(index - self.pointer, 0))
         self.cursor = index
@@ -373,6 +374,7 @@ class RecordTensor(nn.Module):
         if fill is None:
             self.align(0)
             return
+        fill = fill if isinstance(fill, bool) else arguments.finite("fill", fill)
         self.storage = self.storage.detach().fill_(fill)
         self.cursor = 0
         self._rest = self._stamp() if fill == 0 and not torch.compiler.is_compiling() else None
@@ -424,7 +426,7 @@ class RecordTensor(nn.Module):
 
     def _range_slots(self, length: int, offset: int | torch.Tensor, forward: bool) -> torch.Tensor:
         """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
-        if not 1 <= length <= self.recordsz:
+        if not 1 <= arguments.integer("length", length) <= self.recordsz:
             raise ValueError(f"length must be in 1 to {self.recordsz}, but is {length}")
         steps = torch.arange(length, device=self.storage.device)
         if isinstance(offset, torch.Tensor):
@@ -433,6 +435,8 @@ class RecordTensor(nn.Module):
             check_input("offset", offset, self.shape, self.storage.device)
             steps = steps.view(-1, *(1 for _ in self.shape))
             offset = offset.to(torch.int64)
+        else:
+            offset = arguments.integer("offset", offset)
         first = offset if forward else offset + (length - 1)
         return (self.cursor - first + steps) % self.recordsz
 
@@ -469,7 +473,10 @@ class RecordTensor(nn.Module):
         value, device = kwargs[wanted], self.storage.device
         dtype = compute_dtype(self.storage.dtype)
         if isinstance(value, torch.Tensor):
+            arguments.check_broadcast(wanted, value, self.shape[1:])
             value = value.to(device, dtype)
+        else:
+            value = arguments.positive(wanted, value)
         rate = self._dt / value if mode == "expdecay" else self._dt * value
         rate = as_tensor(rate, dtype, device)
         return rate if rate.ndim == 0 else rate.expand(self.shape[1:])
@@ -521,6 +528,11 @@ class RecordTensor(nn.Module):
             self.storage if keep_vars else self.storage.detach().clone()
         )
         destination[prefix + "pointer"] = torch.tensor(self.pointer)
+        destination[prefix + "times"] = self._times()
+
+    def _times(self) -> torch.Tensor:
+        """Step and duration, by which a saved state is known to be of such a record."""
+        return torch.tensor([self._dt, self._duration], dtype=torch.float64, device="cpu")
 
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Refuses a saved state that does not fit, before anything of it is taken over."""
@@ -541,6 +553,12 @@ class RecordTensor(nn.Module):
                 f"{prefix}storage of the saved state has shape {tuple(saved.shape)} (slots, batch, "
                 f"group), but this record has {tuple(self.storage.shape)}: "
                 "delay, step time, batch size or shape differ"
+            )
+        times = state_dict.get(prefix + "times")
+        if times is not None and not torch.equal(times.cpu(), self._times()):
+            raise RuntimeError(
+                f"{prefix}times of the saved state are step time and delay {times.tolist()}, "
+                f"but this record has {self._times().tolist()}"
             )
         wrong = (saved.dtype == torch.bool) != (self.storage.dtype == torch.bool)
         if wrong or saved.is_complex():

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .. import ops
 from ..backend import check_backend
@@ -122,7 +123,9 @@ class ExponentialCurrent(nn.Module):
     # -- constants ----------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._constants:
+        # A parametrized constant is a property, which torch sets.
+        if name in self._constants and not is_parametrized(self, name):
+            arguments.check_graph(name, value)
             value = self._checked_constant(name, value)
             if name in self._parameters or name in self._buffers or name in self.__dict__:
                 delattr(self, name)
@@ -239,7 +242,7 @@ class ExponentialCurrent(nn.Module):
 
     @inplace.setter
     def inplace(self, value: bool) -> None:
-        self._inplace = bool(value)
+        self._inplace = arguments.flag("inplace", value)
 
     @property
     def interp_tol(self) -> float:
@@ -787,8 +790,9 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         if name in others and hasattr(self, others[name]):
             given = {name: constant, others[name]: getattr(self, others[name])}
             with torch.no_grad():
-                greater = torch.as_tensor(given["tc_decay"] > given["tc_rise"])
-                if not greater.is_meta and not greater.all():
+                greater = given["tc_decay"] > given["tc_rise"]
+                values = not isinstance(greater, torch.Tensor) or not greater.is_meta
+                if values and not torch.as_tensor(greater, device="cpu").all():
                     raise ValueError(
                         f"tc_decay must be greater than tc_rise, but tc_decay is "
                         f"{given['tc_decay']} and tc_rise is {given['tc_rise']}"

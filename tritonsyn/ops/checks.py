@@ -1,6 +1,7 @@
 """Argument checks that the operations share; each error says what was given and what is allowed."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -16,10 +17,20 @@ def check_input(name: str, x: object, shape: Sequence[int], device: torch.device
         raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
     if x.is_complex():
         raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, but its layout is {x.layout}")
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(x.shape)}, but must have {tuple(shape)}")
     check_device(name, x, device)
     return x
+
+
+def check_number(name: str, value: object) -> None:
+    """``value`` is a finite real number."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, but is {value!r:.80}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, but is {value}")
 
 
 def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
@@ -31,11 +42,16 @@ def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
 def check_selector(
     name: str, sel: object, shape: Sequence[int], device: torch.device
 ) -> torch.Tensor:
-    """``sel`` holds floating times, of shape ``[1 or B, *shape]`` or with one axis more."""
+    """``sel`` holds times, of shape ``[1 or B, *shape]`` or with one axis more.
+
+    Returned as they are if floating, whole ones in the default dtype.
+    """
     if not isinstance(sel, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
-    if not sel.is_floating_point():
-        raise TypeError(f"{name} must be floating, but is {sel.dtype}")
+    if sel.is_complex() or sel.dtype == torch.bool:
+        raise TypeError(f"{name} must be floating or integer, but is {sel.dtype}")
+    if sel.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, but its layout is {sel.layout}")
     batch, *inner = shape
     given = tuple(sel.shape)
     depth = len(shape)
@@ -51,7 +67,7 @@ def check_selector(
             f"({first}, {allowed}, D) with D times for each element"
         )
     check_device(name, sel, device)
-    return sel
+    return sel if sel.is_floating_point() else sel.to(torch.get_default_dtype())
 
 
 def check_record(name: str, record: object) -> torch.Tensor:
@@ -123,6 +139,8 @@ def check_coefficients(
 
 def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
     """The mode is known and has the rates that it needs, and the numbers are finite."""
+    if not isinstance(rule, ReadRule):
+        raise TypeError(f"rule must be a ReadRule, but is {rule!r:.80}")
     if rule.mode not in READ_MODES:
         raise ValueError(
             f"mode of the rule must be one of {', '.join(READ_MODES)}, but is {rule.mode!r}"

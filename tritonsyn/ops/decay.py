@@ -11,7 +11,7 @@ from ..backend import implementation
 from ..packing import PackedSpikes, words_per_row
 from ..rules import compute_dtype
 from . import registered
-from .checks import RECORD_DTYPES
+from .checks import RECORD_DTYPES, check_number
 from .common import as_tensor, chained
 
 Coefficient = float | torch.Tensor
@@ -160,7 +160,7 @@ def sequence_scan(
     """
     _check_sequence(x)
     shape = tuple(x.shape)
-    if len(initials) != len(decays):
+    if not isinstance(initials, Sequence) or len(initials) != len(decays):
         raise ValueError(f"initial must hold {len(decays)} tensors, but is {initials!r:.80}")
     for initial in initials:
         _check_initial(initial, shape, x.device)
@@ -236,8 +236,11 @@ def coefficient(
     device: torch.device,
 ) -> torch.Tensor:
     """0-d, or ``[N]``."""
-    if isinstance(value, torch.Tensor) and value.is_complex():
-        raise TypeError(f"{name} must be real, but is {value.dtype}")
+    if isinstance(value, torch.Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name} must be real, but is {value.dtype}")
+    else:
+        check_number(name, value)
     tensor = as_tensor(value, dtype, device)
     if tensor.numel() == 1:
         return tensor.reshape(())
@@ -284,6 +287,8 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
 
 def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
     """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``."""
+    if not isinstance(packed, PackedSpikes):
+        raise TypeError(f"packed must be PackedSpikes, but is {packed!r:.80}")
     reference = implementation("decay", packed.device, "reference")
     words = packed.words.reshape(packed.shape[0] * packed.shape[1], -1)
     return reference.unpack(words, packed.synapses).view(packed.shape)

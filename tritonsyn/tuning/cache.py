@@ -54,6 +54,11 @@ def shipped() -> list[Path]:
     return sorted(_SHIPPED.glob("*.json"))
 
 
+def known(device: str) -> bool:
+    """Whether there is a table of a device."""
+    return any(path.exists() for _, path in tables((device,)))
+
+
 def _file(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower().replace("_", "")).strip("-") + ".json"
 
