@@ -6,6 +6,7 @@ operation, and fails if one is wrong.
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -39,16 +40,20 @@ def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, 
     times = (torch.rand((batch, synapses, 2), generator=generator) * delay).to(device)
     for kind, (cls, physics) in KINDS.items():
 
-        def synapse(backend: str, learned: bool = False, cls=cls, physics=physics) -> Any:
+        def synapse(
+            backend: str, learned: bool = False, capturable: bool = False, cls=cls, physics=physics
+        ) -> Any:
             constants = [
                 torch.nn.Parameter(torch.full((synapses,), p, device=device)) if learned else p
                 for p in physics
             ]
             make = cls.partialconstructor(*constants)
-            return make(synapses, 1.0, delay, batch, backend=backend, device=device)
+            return make(
+                synapses, 1.0, delay, batch, backend=backend, device=device, capturable=capturable
+            )
 
-        def streaming(backend: str, synapse=synapse) -> Tensors:
-            module = synapse(backend)
+        def streaming(backend: str, capturable: bool = False, synapse=synapse) -> Tensors:
+            module = synapse(backend, capturable=capturable)
             with torch.no_grad():
                 currents = [module(row) for row in spikes.unbind()]
                 return [*currents, module.current_at(times), module.spike_at(times).float()]
@@ -71,6 +76,7 @@ def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, 
             return [y.detach(), *gradients, module.scan(packed).detach()]
 
         yield f"{kind}: steps and reads", streaming
+        yield f"{kind}: steps and reads, capturable", partial(streaming, capturable=True)
         yield f"{kind}: steps and reads with gradients", training
         yield f"{kind}: sequences with gradients, and from bits", sequence
     yield "record with gradients", lambda backend: record(backend, times)

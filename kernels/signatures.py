@@ -118,9 +118,10 @@ def _coefficients(element, per_synapse):
     return pointers, dict.fromkeys(_FLAGS, per_synapse)
 
 
-def _step_fwd(x, state, double, per_synapse, **options):
+def _step_fwd(x, state, double, per_synapse, arrivals=None, **options):
     coefficients, flags = _coefficients(_arithmetic(state), per_synapse)
     pointers = {"x_ptr": x, "y_ptr": state, "spike_ptr": "i1", "pos_ptr": state, "neg_ptr": state}
+    pointers["arrivals_ptr"] = arrivals
     streams = _streams(pointers, x=_READ, y=_WRITE, spike=_WRITE, pos=_UPDATE)
     if double:
         streams |= _streams(pointers, neg=_UPDATE)
@@ -307,7 +308,7 @@ SIGNATURES: dict[str, list[Variant]] = {
         _step_fwd("bf16", "bf16", double=True, per_synapse=False),
         _step_fwd("u8", "fp16", double=False, per_synapse=True),
         _on_device(
-            _step_fwd("fp64", "fp64", double=True, per_synapse=True),
+            _step_fwd("fp64", "fp64", double=True, per_synapse=True, arrivals="i32"),
             "pos_pointer", "neg_pointer", "spike_pointer",
         ),
     ],

@@ -25,7 +25,7 @@ def _advance(record_ptr, pointer, injected, decay, K, size, offs, mask):
 @triton.jit(do_not_specialize=_POINTERS)
 def synapse_step_fwd_kernel(
     x_ptr, y_ptr, spike_ptr, pos_ptr, neg_ptr,
-    gain_ptr, decay_ptr, rise_ptr,
+    gain_ptr, decay_ptr, rise_ptr, arrivals_ptr,
     pos_pointer, neg_pointer, spike_pointer,
     K, size, N,
     DOUBLE: tl.constexpr,
@@ -35,7 +35,9 @@ def synapse_step_fwd_kernel(
     """``P' = decay * P + gain * x``, ``M' = rise * M + gain * x``, ``y = P' - M'`` (or ``P'``).
 
     ``x, y [size]`` with ``size = B * N``; records ``pos, neg, spike [K, size]``; coefficients
-    ``[1]`` or ``[N]``. Bytes per element in float32: x 4 (bool 1), spike 1, y 4, pos 8, neg 8.
+    ``[1]`` or ``[N]``. ``arrivals [1]``, zero before and after, or None: whether pointers that the
+    device keeps advance too. Bytes per element in float32: x 4 (bool 1), spike 1, y 4, pos 8,
+    neg 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -44,15 +46,26 @@ def synapse_step_fwd_kernel(
     offs_n = ((start % N).to(tl.int32) + tl.arange(0, BLOCK)) % N
 
     x = tl.load(x_ptr + offs, mask=mask, other=0)
-    spike_row = position(spike_pointer).to(tl.int64) * size
-    tl.store(spike_ptr + spike_row + offs, x != 0, mask=mask)
+    pos_slot = position(pos_pointer)
+    neg_slot = position(neg_pointer)
+    spike_slot = position(spike_pointer)
+    tl.store(spike_ptr + spike_slot.to(tl.int64) * size + offs, x != 0, mask=mask)
     injected = x.to(ACC) * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    y = _advance(pos_ptr, position(pos_pointer), injected, decay, K, size, offs, mask)
+    y = _advance(pos_ptr, pos_slot, injected, decay, K, size, offs, mask)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        y -= _advance(neg_ptr, position(neg_pointer), injected, rise, K, size, offs, mask)
+        y -= _advance(neg_ptr, neg_slot, injected, rise, K, size, offs, mask)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+    if arrivals_ptr is not None:
+        # A pointer may move when all programs, and in them all threads, have read it. Nothing that
+        # was written has to be seen by then, so the count needs no fence.
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals_ptr, 1, sem="relaxed") == tl.num_programs(0) - 1:
+            tl.store(arrivals_ptr, 0)
+            tl.store(pos_pointer, (pos_slot + 1) % K)
+            tl.store(neg_pointer, (neg_slot + 1) % K)
+            tl.store(spike_pointer, (spike_slot + 1) % K)
 
 
 @triton.jit

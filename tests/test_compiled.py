@@ -358,3 +358,23 @@ def test_empty_compiled_operations_have_gradients(device):
     ]
     torch.compile(run, fullgraph=True, backend="aot_eager")(*leaves).backward()
     assert all(not tensor.grad.any() for tensor in leaves)
+
+
+@pytest.mark.parametrize("cls", [SingleExponentialCurrent, DoubleExponentialCurrent])
+def test_the_last_program_of_a_step_moves_the_pointers(device, each_backend, small_tiles, cls):
+    """Once, also where the work of a step is cut into many; pointers that differ stay apart."""
+    constants = [2.0, 6.0, 3.0][: 2 + (cls is DoubleExponentialCurrent)]
+    made = cls.partialconstructor(*constants, inplace=True)
+    captured, plain = (
+        made(50, 1.0, 2.0, 3, device=device, capturable=capturable) for capturable in (True, False)
+    )
+    for synapse in (captured, plain):
+        synapse.spike_.incr(2)
+    for t in range(5):
+        x = torch.rand(3, 50, device=device) < 0.5
+        assert torch.equal(captured(x), plain(x))
+        assert captured.spike_.pointer == plain.spike_.pointer == t % 3
+        assert {r.pointer for r in captured.component_records()} == {(t + 1) % 3}
+        assert captured.arrivals.item() == 0
+    for name, value in plain.state_dict().items():
+        assert torch.equal(captured.state_dict()[name], value)

@@ -31,12 +31,14 @@ def step(
     decays: Sequence[torch.Tensor],
     pointers: Sequence[Slot],
     spike_pointer: Slot,
+    arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One step in place: ``C' = decay_c * C + gain * x`` for one or two components.
 
     ``x [B, N]``; ``records`` one or two ``[K, B, N]``, whose newest slot ``pointer - 1`` is read
     and whose slot ``pointer`` is written; ``spikes [K, B, N]`` bool; ``gain`` and ``decays`` 0-d
-    or ``[N]``. Returns the current: the first component, or the first minus the second.
+    or ``[N]``. With ``arrivals``, an int32 zero on the device, pointers that are kept there
+    advance. Returns the current: the first component, or the first minus the second.
     """
     slots, batch, synapses = records[0].shape
     y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
@@ -48,7 +50,7 @@ def step(
     launch(
         synapse_step_fwd_kernel, (tiles(size, config.block),),
         x.contiguous(), y, spikes, records[0], records[-1],
-        *coefficients,
+        *coefficients, arrivals,
         pointers[0], pointers[-1], spike_pointer,
         slots, size, synapses,
         DOUBLE=len(records) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,

@@ -52,7 +52,8 @@ def positive_integer(name: str, value: object) -> int:
 
 def integer(name: str, value: Any) -> int:
     """A whole number."""
-    if isinstance(value, torch.SymInt):
+    # Of a size that torch.compile keeps open operator.index would make a number.
+    if isinstance(value, int | torch.SymInt):
         return cast(int, value)
     try:
         return operator.index(value)

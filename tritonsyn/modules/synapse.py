@@ -92,6 +92,9 @@ class ExponentialCurrent(nn.Module):
         for name, _ in self._components:
             self._add_record(name, torch.zeros(self.batchedshape, dtype=dtype, device=device))
         self._add_record("spike_", torch.zeros(self.batchedshape, dtype=torch.bool, device=device))
+        with ordinary_tensors():
+            arrivals = torch.zeros((), dtype=torch.int32, device=device)
+        self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
 
     def _add_record(self, name: str, value: torch.Tensor) -> None:
         self.add_module(name, self._new_record(self._dt, self._delay, value))
@@ -348,6 +351,7 @@ class ExponentialCurrent(nn.Module):
             tuple([record.cursor for record in components]),
             storage,
             spikes.cursor,
+            self._arrivals(),
         )
         current, storages = ops.step(
             x,
@@ -359,9 +363,14 @@ class ExponentialCurrent(nn.Module):
         )
         for record, storage in zip(components, storages, strict=True):
             record.keep(storage)
-            record.advance()
-        spikes.advance()
+        if ring.arrivals is None:
+            for record in (*components, spikes):
+                record.advance()
         return current
+
+    def _arrivals(self) -> torch.Tensor | None:
+        """By which a step advances pointers on the device; None where the records advance them."""
+        return None if torch.compiler.is_compiling() else self._buffers["arrivals"]
 
     def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
         """Advances by T steps at once.

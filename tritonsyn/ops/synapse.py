@@ -34,6 +34,9 @@ class Ring(NamedTuple):
     spikes: torch.Tensor
     """``[K, B, *shape]``, bool."""
     spike_pointer: Slot
+    arrivals: torch.Tensor | None = None
+    """An int32 zero beside pointers that are kept on the device: a step advances them. None: they
+    stay, as numbers do."""
 
 
 class _Step(torch.autograd.Function):
@@ -54,11 +57,11 @@ class _Step(torch.autograd.Function):
         if wants_decays:
             slots = [(pointer - 1) % flat[0].shape[0] for pointer in ring.pointers]
             newest = [read(record, slot)[1] for record, slot in zip(flat, slots, strict=True)]
+        ctx.pointers = tuple(map(held, ring.pointers))
         y = _run(modules[0], ring, flat, x, gain, decays)
         ctx.mark_dirty(*records)
         ctx.set_materialize_grads(False)
         ctx.modules, ctx.x_dtype = modules, x.dtype
-        ctx.pointers = tuple(map(held, ring.pointers))
         ctx.layout = Layout.of(records[0])
         ctx.save_for_backward(gain, *decays, *newest, *([x] if wants_gain else []))
         return (y, *records)
@@ -125,6 +128,7 @@ def _run(
         flat_coefficients(decays),
         ring.pointers,
         ring.spike_pointer,
+        ring.arrivals,
     )
     return y if y.shape == x.shape else y.view(x.shape)
 
@@ -143,8 +147,8 @@ def step(
     For each component ``C[t] = decay_c * C[t-1] + gain * x[t]``; the current is the first
     component, or the first minus the second. ``x [B, *shape]`` of any real dtype; ``gain`` and
     ``decays`` 0-d or ``[*shape]``, in the arithmetic's dtype. Records are updated in place;
-    the spike record takes ``x != 0``. With ``graph`` false, or gradients disabled, the records
-    come back without a graph.
+    the spike record takes ``x != 0``; pointers stay, unless the ring has ``arrivals``. With
+    ``graph`` false, or gradients disabled, the records come back without a graph.
     """
     if torch.compiler.is_compiling():
         return _traced_step(x, ring, gain, decays, graph)

@@ -15,12 +15,14 @@ def step(
     decays: Sequence[torch.Tensor],
     pointers: Sequence[Slot],
     spike_pointer: Slot,
+    arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One step in place: ``C' = decay_c * C + gain * x`` for one or two components.
 
     ``x [B, N]``; ``records`` one or two ``[K, B, N]``, whose newest slot ``pointer - 1`` is read
     and whose slot ``pointer`` is written; ``spikes [K, B, N]`` bool; ``gain`` and ``decays`` 0-d
-    or ``[N]``. Returns the current: the first component, or the first minus the second.
+    or ``[N]``. With ``arrivals``, an int32 zero on the device, pointers that are kept there
+    advance. Returns the current: the first component, or the first minus the second.
     """
     spikes[int(spike_pointer)].copy_(x)
     drive = scaled(x, gain)
@@ -32,6 +34,10 @@ def step(
         current = _add_decayed(drive, before, decay, drive if last else torch.empty_like(drive))
         record[pointer].copy_(current)
         currents.append(current.to(record.dtype))
+    if arrivals is not None:
+        for slot in (*pointers, spike_pointer):
+            if isinstance(slot, torch.Tensor):
+                slot.add_(1).remainder_(len(spikes))
     return currents[0] if len(currents) == 1 else currents[0].sub_(currents[1])
 
 
