@@ -36,6 +36,9 @@ COLOURS = {
     "snntorch": "#CC79A7",
     "accelerated-scan": "#009E73",
     "DCLS": "#009E73",
+    "copy_": INK,
+    "clone": "#777777",
+    "matrix product": "#B0B0B0",
 }
 CEILINGS = ("copy_", "clone", "matrix product")
 SERIES = 2

@@ -63,8 +63,8 @@ def _devices(given: str | None) -> tuple[str, ...]:
     import torch
 
     from ..tuning import cache
+    from ..tuning.checking import TARGETS
     from ..tuning.config import names
-    from ..tuning.occupancy import LIMITS as TARGETS
 
     if not given:
         return names(torch.device("cuda", 0))
