@@ -117,9 +117,8 @@ def temporal_gemm_kernel(
     cores in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of
     the offset. No streams: tiles wait in shared memory for many products.
     """
-    tile_j, tile_r = tile_of(tl.program_id(0), J, BLOCK)
-    offs_j = tile_j.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_j = offs_j < J
     mask_r = offs_r < R
     ACC: tl.constexpr = weight_ptr.dtype.element_ty

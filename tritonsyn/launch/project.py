@@ -182,7 +182,7 @@ def _gemm(
     inputs, places = weight.shape[1], steps * batch
     work = (PASSES[precision], slots, inputs, outputs, places)
     config = config_for("temporal_gemm_kernel", work, source.dtype, out.device)
-    grid = (tiles(places, config.block) * tiles(outputs, config.rows),)
+    grid = (tiles(places, config.block), tiles(outputs, config.rows))
     launch(
         temporal_gemm_kernel, grid,
         source.contiguous(), out, weight, back,

@@ -120,7 +120,8 @@ def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
     if steps == 1:
         # Few places, which lie apart: small tiles keep the GPU busy and the registers free.
         return LaunchConfig(_tile(places, 32, 16), num_warps=1, unroll=8, rows=2)
-    return LaunchConfig(_tile(places, 256, 16), unroll=4, rows=8)
+    # In float64 four connections at a time do not fit in the registers.
+    return LaunchConfig(_tile(places, 256, 16), unroll=2 if dtype.itemsize == 8 else 4, rows=8)
 
 
 def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
