@@ -492,10 +492,19 @@ def test_memory_kept_for_backward_does_not_grow_with_the_record(device, kind):
     assert 0 < kept(2) == kept(100)
 
 
+def enough(backend, dtype):
+    """So many ones do not add up one by one; the interpreter takes its time for each."""
+    if backend == "reference":
+        return 3000
+    if dtype == torch.float16:
+        pytest.skip("2,048 are too many for the interpreter")
+    return 270
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_gradients_of_one_observation_are_rounded_once(device, each_backend, dtype):
     """One by one, ones would add up to no more than 256 in bfloat16, and 2048 in float16."""
-    count = 3000 if each_backend == "reference" else 300
+    count = enough(each_backend, dtype)
     options = {"dtype": dtype, "device": device, "time_constant": 1.0, "spike_charge": 1.0}
     synapse = make("single", shape=1, delay=1.0, **options)
     x = torch.ones(1, 1, dtype=dtype, device=device, requires_grad=True)
@@ -508,7 +517,7 @@ def test_many_gradients_of_one_observation_are_rounded_once(device, each_backend
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_gradients_of_a_sequence_are_rounded_once(device, each_backend, dtype):
-    count = 3000 if each_backend == "reference" else 300
+    count = enough(each_backend, dtype)
     sequence = torch.zeros(3, 1, 1, dtype=dtype, device=device, requires_grad=True)
     times = torch.zeros(1, 1, count, dtype=dtype, device=device)
     rule = ReadRule("previous", 1.0, 1.0)
