@@ -300,12 +300,18 @@ def test_one_sweep_at_a_time_in_a_folder(tmp_path):
     assert rows[0].cost == 1.0, rows[0].error
 
 
-def test_a_file_of_something_else_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\x00\x81"])
+def test_a_file_of_something_else_is_not_overwritten(tmp_path, content):
     path = tmp_path / "results.csv"
-    path.write_text("a,b\n1,2\n")
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="is no results file"):
         sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
-    assert path.read_text() == "a,b\n1,2\n"
+    assert path.read_bytes() == content
+
+
+def test_an_empty_file_is_begun_anew(tmp_path):
+    (tmp_path / "results.csv").touch()
+    assert sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
 
 
 def test_the_winner_is_used_once_it_is_installed(gpu):

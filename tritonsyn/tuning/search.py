@@ -233,14 +233,18 @@ def _lines(rows: Iterable[Sequence[str]]) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file, none if there is no such file; half a last line is left out.
+    """The rows of a results file, none if there is none or an empty one; half a last line is left
+    out.
 
     Raises ``ValueError`` for a file that is none.
     """
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *lines = [*csv.reader(file)] or [[]]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = [*csv.reader(file)] or [[]]
+    except (UnicodeDecodeError, csv.Error):
+        header, lines = [], []
     if tuple(header) != COLUMNS:
         raise ValueError(f"{path} is there, and is no results file of this version of tritonsyn")
     rows = []
