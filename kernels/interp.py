@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import coefficient, locate, position, ring_slot
+from .common import coefficient, locate, position, ring_slot, tile_of
 
 
 @triton.jit
@@ -68,10 +68,9 @@ def select_fwd_kernel(
     Bytes per element in float32: sel 4, value 4, slope 4, pos_rate_slope 4, neg_rate_slope 4;
     and 4 per tap, which fall on K rows: neighbours with like delays share their sectors.
     """
-    tiles = tl.cdiv(N * D, BLOCK)
-    pid = tl.program_id(0)
-    pid_b = (pid // tiles).to(tl.int64)
-    offs = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
+    tile, pid_b = tile_of(tl.program_id(0), N * D, BLOCK)
+    pid_b = pid_b.to(tl.int64)
+    offs = tile * BLOCK + tl.arange(0, BLOCK)
     mask = offs < N * D
     offs_n = offs // D
     size = tl.cast(B, tl.int64) * N
@@ -165,10 +164,9 @@ def select_bwd_kernel(
     order, so no atomics are needed and runs repeat bit for bit. Bytes per element in float32:
     sel 4, dvalue 4; and 8 per tap.
     """
-    tiles = tl.cdiv(N, BLOCK)
-    pid = tl.program_id(0)
-    pid_b = (pid // tiles).to(tl.int64)
-    offs_n = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
+    tile, pid_b = tile_of(tl.program_id(0), N, BLOCK)
+    pid_b = pid_b.to(tl.int64)
+    offs_n = tile * BLOCK + tl.arange(0, BLOCK)
     mask = offs_n < N
     size = tl.cast(B, tl.int64) * N
 
@@ -209,10 +207,8 @@ def batch_dot_kernel(
     ``a, b [B, M]``, ``partial [cdiv(B, ROWS), M]``. Bytes per element in float32:
     a 4, b 4; and a write per group.
     """
-    tiles = tl.cdiv(M, BLOCK)
-    pid = tl.program_id(0)
-    pid_p = pid // tiles
-    offs_m = (pid % tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tile, pid_p = tile_of(tl.program_id(0), M, BLOCK)
+    offs_m = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], ACC)
     for i in range(ROWS):
         # A vector, because the interpreter cannot mask a vector with a scalar.

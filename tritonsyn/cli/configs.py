@@ -79,11 +79,11 @@ def _devices(given: str | None) -> tuple[str, ...]:
 def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:
     import torch
 
+    from ..tuning.checking import known
     from ..tuning.config import HEURISTICS, choose
     from ..tuning.workloads import DTYPES, WORKLOADS
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
+    known("dtype", [dtype], DTYPES)
     rows = []
     for kernel, workload in WORKLOADS.items():
         work, element = workload.work(shape), getattr(torch, dtype)

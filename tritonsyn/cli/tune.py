@@ -99,11 +99,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:
     """The kernels that have a space and take all of the dtypes."""
+    from ..tuning.checking import known
     from ..tuning.workloads import DTYPES, WORKLOADS
 
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
+    known("dtype", dtypes, DTYPES)
     named = [k for k in spaces or WORKLOADS if set(dtypes) <= set(WORKLOADS[k].dtypes)]
     if not named:
         raise ValueError(f"no kernel of the space takes all of the dtypes {', '.join(dtypes)}")

@@ -122,12 +122,12 @@ def constant(
 
 def check_graph(name: str, value: object) -> None:
     """Refuses a tensor with a graph, which a module could not keep: parameters have none."""
-    if isinstance(value, torch.Tensor) and value.requires_grad:
-        if not isinstance(value, torch.nn.Parameter):
-            raise ValueError(
-                f"{name} requires grad but is no nn.Parameter, so that its graph would be lost: "
-                "give the parameter, and what is computed from it by torch.nn.utils.parametrize"
-            )
+    learned = isinstance(value, torch.Tensor) and value.requires_grad
+    if learned and not isinstance(value, torch.nn.Parameter):
+        raise ValueError(
+            f"{name} requires grad but is no nn.Parameter, so that its graph would be lost: "
+            "give the parameter, and what is computed from it by torch.nn.utils.parametrize"
+        )
 
 
 def check_saved_shapes(

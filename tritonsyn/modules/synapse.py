@@ -450,12 +450,13 @@ class ExponentialCurrent(nn.Module):
         slots, keep = self.spike_.recordsz, self._kept(x)
         sequences = []
         with self._graph_of_sequence():
-            gain, decays, _ = self._flat_coefficients()
-            flat = self._flat_sequence(x)
-            for record, decay in zip(self.component_records(), decays, strict=True):
+            flat, gain, decays, initials = self._recurrence(x)
+            for record, decay, initial in zip(
+                self.component_records(), decays, initials, strict=True
+            ):
                 history = record.history(slots - 1)
                 component, _ = ops.scan(
-                    flat, gain, [decay], [self._flat_state(record)],
+                    flat, gain, [decay], [initial],
                     dtype=record.storage.dtype, backend=self._backend,
                 )  # fmt: skip
                 component = component.view(x.shape)
@@ -800,8 +801,9 @@ class DoubleExponentialCurrent(ExponentialCurrent):
             given = {name: constant, others[name]: getattr(self, others[name])}
             with torch.no_grad():
                 greater = given["tc_decay"] > given["tc_rise"]
-                values = not isinstance(greater, torch.Tensor) or not greater.is_meta
-                if values and not torch.as_tensor(greater, device="cpu").all():
+                if isinstance(greater, torch.Tensor):
+                    greater = greater.is_meta or bool(greater.all())
+                if not greater:
                     raise ValueError(
                         f"tc_decay must be greater than tc_rise, but tc_decay is "
                         f"{given['tc_decay']} and tc_rise is {given['tc_rise']}"

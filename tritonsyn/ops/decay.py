@@ -88,7 +88,6 @@ def scan(
     *,
     keep: int = 1,
     dtype: torch.dtype,
-    graph: bool = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components over T steps.
@@ -99,7 +98,7 @@ def scan(
     each component. Differentiable to everything floating; for the gradient to ``x`` nothing of
     the size of ``x`` is kept.
     """
-    y, *tails = _scan(x, gain, decays, initials, keep, dtype, graph, backend)
+    y, *tails = _scan(x, gain, decays, initials, keep, dtype, backend)
     return y, tails
 
 
@@ -113,7 +112,7 @@ def last_values(
     backend: str | None = None,
 ) -> list[torch.Tensor]:
     """The last values of :func:`scan`, which writes no currents for it."""
-    return _scan(x, gain, decays, initials, keep, None, True, backend)
+    return _scan(x, gain, decays, initials, keep, None, backend)
 
 
 def _scan(
@@ -123,7 +122,6 @@ def _scan(
     initials: Sequence[torch.Tensor | None],
     keep: int,
     dtype: torch.dtype | None,
-    graph: bool,
     backend: str | None,
 ) -> list[torch.Tensor]:
     """``[*y, *tails]``, with currents only if these have a dtype."""
@@ -137,7 +135,7 @@ def _scan(
         return registered.scan(data, size, gain, list(decays), starts, keep, dtype, backend)
     module = implementation("decay", x.device, backend)
     inputs = [None if packed else data, gain, *decays, *initials]
-    if graph and chained(*inputs):
+    if chained(*inputs):
         return list(_Scan.apply(module, keep, dtype, shape, data, gain, *decays, *initials))
     with torch.no_grad():
         y, tails = module.scan(x, gain, decays, initials, keep, dtype)

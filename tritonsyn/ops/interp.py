@@ -116,17 +116,15 @@ class _Select(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         count = len(ctx.reading.pointers)
         drecords = drecords or (None,) * count
-        if dvalue is None:  # what the value is not needed for passes through
-            passed = (
-                None if d is None else hand_over(ctx, own_gradient(ctx, d, ctx.layout), i - count)
-                for i, d in enumerate(drecords)
-            )
-            return (None,) * (2 + count) + tuple(passed)
-        dread = _read_backward(ctx, dvalue, drecords, ctx.chain)
-        if not ctx.chain:
-            return None, *dread
-        owned = cast(Sequence[torch.Tensor], dread[1 + count :])
-        chain = (hand_over(ctx, d, i - count) for i, d in enumerate(owned))
+        if dvalue is None:  # the records' gradients pass through
+            passed = (None if d is None else own_gradient(ctx, d, ctx.layout) for d in drecords)
+            dread = (*(None,) * (1 + count), *passed)
+        else:
+            dread = _read_backward(ctx, dvalue, drecords, ctx.chain)
+        chain = (
+            None if d is None else hand_over(ctx, d, i - count)
+            for i, d in enumerate(dread[1 + count :])
+        )
         return None, *dread[: 1 + count], *chain
 
 

@@ -109,13 +109,8 @@ def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     x, ctx.shape, gain, decays, initials, ctx.keep, dtype, ctx.backend = inputs
     ctx.count, ctx.steps, ctx.x_dtype, ctx.silent = len(decays), x.shape[0], x.dtype, dtype is None
     # The input's gradient alone needs neither the input nor the currents.
-    kept = [x, *initials] if _any_learns(gain, *decays) else []
+    kept = [x, *initials] if any(c.requires_grad for c in (gain, *decays)) else []
     ctx.save_for_backward(gain, *decays, *kept)
-
-
-def _any_learns(*tensors: torch.Tensor) -> bool:
-    """Whether a gradient to any of them will be asked for."""
-    return any(tensor.requires_grad for tensor in tensors)
 
 
 def _scan_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
