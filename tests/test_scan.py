@@ -125,6 +125,28 @@ def test_kernel_at_the_edges_of_tiles_and_chunks(device, config, steps):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(), (3,)], ids=["shared", "per synapse"])
+@pytest.mark.parametrize("steps", [99, 100, 103, 109])
+def test_steps_taken_in_blocks_give_what_a_loop_gives(device, steps, size):
+    """On a CPU 100 and more small steps are cut into blocks, with a rest or without."""
+    torch.manual_seed(1)
+    x = torch.rand(steps, *ROW, dtype=F64, device=device, requires_grad=True)
+    decay = (0.5 + 0.4 * torch.rand(size, dtype=F64, device=device)).requires_grad_()
+    initial = torch.rand(ROW, dtype=F64, device=device, requires_grad=True)
+    y, final = functional.exp_scan(x, decay, 0.3, initial, backend="reference")
+    current, looped = initial, []
+    for row in x:
+        current = decay * current + 0.3 * row
+        looped.append(current)
+    expected = torch.stack(looped)
+    torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
+    weight, leaves = torch.rand_like(y), [x, decay, initial]
+    actual = torch.autograd.grad((y * weight).sum() + final.sum(), leaves)
+    wanted = torch.autograd.grad((expected * weight).sum() + current.sum(), leaves)
+    for a, b in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_the_input_gradient_keeps_nothing_of_the_size_of_the_sequence(device):
     x = torch.rand(64, *ROW, device=device, requires_grad=True)
     kept = []
@@ -319,11 +341,12 @@ def test_truncation_and_clearing_cut_the_graph(device):
 
 
 @pytest.mark.parametrize("decay", [0.5, 1e-30, 1.0])
-def test_chunks_pass_on_what_is_infinite(device, decay):
+@pytest.mark.parametrize(("backend", "steps"), [("triton", 12), ("reference", 110)])
+def test_chunks_pass_on_what_is_infinite(device, backend, steps, decay):
     """A chunk's own decay may underflow, and zero times infinity is not a number."""
-    x = torch.zeros(12, 1, 3, device=device)
+    x = torch.zeros(steps, 1, 3, device=device)
     x[0, 0, 1] = float("inf")
     with override_config(LaunchConfig(32, 1, 2, 4)):
-        y, final = functional.exp_scan(x, torch.tensor(decay, device=device), backend="triton")
-    assert y[:, 0].tolist() == [[0.0, float("inf"), 0.0]] * 12
+        y, final = functional.exp_scan(x, torch.tensor(decay, device=device), backend=backend)
+    assert y[:, 0].tolist() == [[0.0, float("inf"), 0.0]] * steps
     assert final.tolist() == [[0.0, float("inf"), 0.0]]

@@ -1,6 +1,7 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,9 @@ from ..packing import WORD, PackedSpikes, words_per_row
 from .synapse import as_real, scaled
 
 Pair = Sequence[torch.Tensor | None]
+
+# Measured on two cores: from 100 steps and up to 8,192 synapses times batch, blocks win.
+_BLOCKS_STEPS, _BLOCKS_ROW = 100, 8192
 
 
 def scan(
@@ -47,7 +51,7 @@ def _components(
     for component, decay, initial in zip(copies, decays, initials, strict=True):
         if initial is not None and component.numel():
             component[0].addcmul_(initial, decay)
-        _accumulate(component.unbind(0), decay)
+        _accumulate(component, decay)
     return copies
 
 
@@ -60,7 +64,43 @@ def _real(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.Tensor:
     return as_real(x, dtype)
 
 
-def _accumulate(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
+def _accumulate(y: torch.Tensor, decay: torch.Tensor, reverse: bool = False) -> None:
+    """``y[t] += decay * y[t - 1]`` in place, with ``reverse`` ``decay * y[t + 1]``."""
+    steps = y.shape[0]
+    small = y.device.type == "cpu" and y.numel() <= _BLOCKS_ROW * steps
+    # In blocks, a factor that underflows would make NaN of what is infinite.
+    if small and steps >= _BLOCKS_STEPS and math.isfinite(y.sum()):
+        _accumulate_blocks(y, decay, reverse)
+    else:
+        _walk(_in_order(y, reverse), decay)
+
+
+def _accumulate_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> None:
+    """:func:`_accumulate` in ``sqrt(T)`` blocks at once, to each of which the one before is added.
+
+    Small rows cost more to name than to add; here the operations are few and on many rows.
+    """
+    length = math.isqrt(y.shape[0])
+    rest = y.shape[0] % length
+    whole, edge = (y[rest:], y[: rest + 1]) if reverse else (y[: -rest or None], y[-rest - 1 :])
+    blocks = whole.unflatten(0, (-1, length))
+    places = _in_order(blocks.transpose(0, 1), reverse)
+    _walk(places, decay)
+    powers = decay ** torch.arange(1, length + 1, dtype=decay.dtype).view(-1, 1, 1)
+    last = places[-1].clone()
+    _walk(_in_order(last, reverse), powers[-1].view(decay.shape))
+    if reverse:
+        blocks[:-1].addcmul_(last[1:, None], powers.flip(0))
+    else:
+        blocks[1:].addcmul_(last[:-1, None], powers)
+    _walk(_in_order(edge, reverse), decay)
+
+
+def _in_order(rows: torch.Tensor, reverse: bool) -> Sequence[torch.Tensor]:
+    return rows.unbind(0)[::-1] if reverse else rows.unbind(0)
+
+
+def _walk(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
     """``rows[i] += decay * rows[i - 1]`` in place, in the order given."""
     if decay.device.type == "cpu" and len(rows) > 1:
         # On a CPU these walk the lists in order, without the interpreter between two rows.
@@ -81,7 +121,7 @@ def _adjoint(
     z = scaled(dy, factor)
     if dtail is not None:
         z[z.shape[0] - dtail.shape[0] :] += dtail
-    _accumulate(z.unbind(0)[::-1], decay)
+    _accumulate(z, decay, reverse=True)
     return z
 
 
