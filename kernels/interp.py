@@ -47,12 +47,12 @@ def _component(
     return value, slope
 
 
-@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer", "steps"])
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
 def select_fwd_kernel(
     sel_ptr, pos_ptr, neg_ptr, pos_rate_ptr, neg_rate_ptr,
     value_ptr, slope_ptr, pos_rate_slope_ptr, neg_rate_slope_ptr,
     pos_pointer, neg_pointer,
-    K, B, N, D, sel_rows, steps,
+    K, B, N, D, sel_rows,
     STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr,
     OVERBOUND: tl.constexpr, MODE: tl.constexpr, DOUBLE: tl.constexpr,
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
@@ -61,8 +61,8 @@ def select_fwd_kernel(
     """``value[b, n, d]``: the record (or ``pos - neg``) of synapse n, ``sel[b, n, d]`` ago.
 
     ``sel [sel_rows, N, D]`` (1 row or B) in the unit of ``STEP``, records ``[K, B, N]``, outputs
-    ``[B, N, D]``. With ``steps > 1`` the record is a sequence ``[K - 1 + steps, B, N]``, read at
-    every step: row ``t * B + b`` of the outputs ``[steps * B, N, D]`` sees rows t to t + K - 1.
+    ``[B, N, D]``. A record may be a sequence ``[K - 1 + T, B, N]``, read at each of T steps: row
+    ``t * B + b`` of the outputs ``[T * B, N, D]`` sees rows t to t + K - 1.
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
     ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
     Bytes per element in float32: sel 4, value 4, slope 4, pos_rate_slope 4, neg_rate_slope 4;

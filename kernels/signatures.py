@@ -146,7 +146,7 @@ def _step_bwd(dy, dx, state, double, per_synapse, want_z):
     return _variant(pointers, sizes, constants, dtype=state, streams=streams)
 
 
-def _read(pointers, time, record, mode, double, overbound, per_synapse, **options):
+def _read(pointers, time, record, mode, double, overbound, per_synapse, more="", **options):
     acc = _arithmetic(record)
     rates = dict.fromkeys(("pos_rate_ptr", "neg_rate_ptr"), acc if mode == "expdecay" else None)
     constants = {
@@ -155,7 +155,7 @@ def _read(pointers, time, record, mode, double, overbound, per_synapse, **option
         "POS_RATE_PER_SYNAPSE": per_synapse, "NEG_RATE_PER_SYNAPSE": per_synapse,
         "TIME": _TYPES[_arithmetic(time)], "ACC": _TYPES[acc],
     }  # fmt: skip
-    sizes = "pos_pointer neg_pointer K B N D sel_rows steps"
+    sizes = f"pos_pointer neg_pointer K B N D sel_rows {more}"
     options = {"dtype": record, "enable_fp_fusion": False, **options}
     return _variant({**pointers, **rates}, sizes, constants, **options)
 
@@ -178,7 +178,9 @@ def _select_bwd(time, record, mode, double, overbound, per_synapse, many=False, 
     pointers = {"sel_ptr": time, "dvalue_ptr": value or record}
     pointers |= {"dpos_ptr": record, "dneg_ptr": record}
     streams = {} if many else _streams(pointers, sel=_READ, dvalue=_READ)
-    variant = _read(pointers, time, record, mode, double, overbound, per_synapse, streams=streams)
+    variant = _read(
+        pointers, time, record, mode, double, overbound, per_synapse, streams=streams, more="steps"
+    )
     return variant if many else _with_one(variant, "D")
 
 

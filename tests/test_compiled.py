@@ -209,6 +209,58 @@ def test_operators_pass_opcheck(device):
     opcheck(registered.project_spikes, walk)
 
 
+def turned(tensor):
+    """The same values with the axes the other way round in memory."""
+    other = tensor.detach().permute(*range(tensor.ndim)[::-1]).contiguous()
+    return other.permute(*range(tensor.ndim)[::-1]).requires_grad_(tensor.requires_grad)
+
+
+def test_operators_take_what_lies_in_any_order(device):
+    """What an operator returns must lie in memory as the compiler was told."""
+    gain, decay, rise = leaf(device=device), leaf(3, device=device), leaf(device=device)
+    fixed = (gain.detach(), [decay.detach(), rise.detach()])
+    backend, f32 = "reference", torch.float32
+    x, initials = leaf(4, *ROW, device=device), [leaf(*ROW, device=device) for _ in "pn"]
+    x, initials = turned(x), [turned(initial) for initial in initials]
+    opcheck(registered.scan, (x, None, gain, [decay, rise], initials, 2, f32, backend))
+    given = [turned(torch.rand(size, *ROW, device=device)) for size in (4, 2, 2)]
+    starts = [initial.detach() for initial in initials]
+    rest = (2, f32, True, backend)
+    opcheck(registered.scan_backward, (given, x.detach(), None, *fixed, starts, *rest))
+    rule = ([torch.tensor(2, device=device)] * 2, "expdecay", [1.0, 4.0, 0.0], 0.0, 1)
+    records = [leaf(5, *ROW, device=device) for _ in "pn"]
+    sel = turned(torch.rand(1, 3, 2, device=device) * 4).requires_grad_()
+    opcheck(registered.select, (records, sel, [decay, rise], *rule, True, True, backend))
+    dvalue = turned(torch.rand(2, 3, 2, device=device))
+    opcheck(registered.select_backward, (dvalue, 5, sel.detach(), fixed[1], *rule, backend))
+    weight, back = turned(leaf(4, 3, device=device)), torch.zeros(4, 3, device=device).int()
+    sequence, dy = turned(records[0]), turned(torch.rand(3, 2, 4, device=device))
+    for strategy in ("shift", "gemm"):
+        opcheck(registered.project, (sequence, weight, back, 3, strategy, backend))
+        operands = (dy, sequence.detach(), weight.detach(), back, 5, f32)
+        opcheck(registered.project_backward, (*operands, strategy, backend))
+
+
+@pytest.mark.parametrize("name", ["scan", "scan_at"])
+@pytest.mark.parametrize("pack", [False, True], ids=["turned", "packed"])
+def test_a_compiled_sequence_may_be_turned_or_packed(device, name, pack):
+    compiled, eager = (
+        learned(SingleExponentialCurrent, device, capturable=flag) for flag in (True, False)
+    )
+    x, times = torch.rand(5, *ROW, device=device) < 0.5, torch.rand(1, 3, device=device) * 3
+    x = functional.pack_spikes(x) if pack else turned(x)
+    torch._dynamo.reset()
+    operation = torch.compile(
+        lambda x: OPERATIONS[name](compiled, x, times), fullgraph=True, backend="aot_eager"
+    )
+    y, expected = operation(x), OPERATIONS[name](eager, x, times)
+    torch.testing.assert_close(y, expected)
+    for result in (y, expected):
+        result.square().sum().backward()
+    for a, b in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_capturable_equals_plain(device, backend):
     def run(capturable):
         synapse = learned(DoubleExponentialCurrent, device, capturable)

@@ -394,7 +394,8 @@ def test_strided_rates_and_records_of_sequences(each_backend, device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": None}, "x must be a real tensor"),
+        ({"x": None}, "x must be a dense real tensor"),
+        ({"x": torch.ones(4, 2).to_sparse()}, "x must be a dense real tensor"),
         ({"dtype": torch.int32}, "dtype must be one of"),
         ({"decay": torch.tensor(0.5j)}, "decay must be real"),
         ({"decay": "a"}, "decay must be a number, but is 'a'"),
@@ -420,6 +421,22 @@ def test_delayed_linear_wants_numbers():
     x, weight = torch.ones(4, 1, 2), torch.ones(3, 2)
     with pytest.raises(TypeError, match="step_time must be a number, but is '1'"):
         functional.delayed_linear(x, weight, weight, decay=0.5, step_time="1", max_delay=2.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"), [(2.5, "steps must be an integer, but is 2.5"), (4, "steps must be in 1")]
+)
+def test_select_scan_wants_a_number_of_steps(steps, message):
+    rows, rule = torch.ones(3, 1, 2), ReadRule("previous", 1.0, 2.0)
+    with pytest.raises((TypeError, ValueError), match=message):
+        functional.select_scan((rows,), torch.ones(1, 2), (None,), rule, steps)
+
+
+def test_pack_wants_a_dense_sequence():
+    with pytest.raises(TypeError, match="x must be a dense tensor"):
+        functional.pack_spikes(torch.ones(2, 1, 3).to_sparse())
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3\), but must have \(T, B"):
+        functional.pack_spikes(torch.ones(2, 3))
 
 
 def test_unpack_wants_packed_spikes():

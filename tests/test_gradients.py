@@ -15,7 +15,13 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tritonsyn import RecordTensor, functional, use_backend
+from tritonsyn import (
+    DelayedLinear,
+    RecordTensor,
+    SingleExponentialCurrent,
+    functional,
+    use_backend,
+)
 from tritonsyn.functional import ReadRule, Ring
 from tritonsyn.ops import select_scan, write_rows
 
@@ -351,12 +357,34 @@ def test_second_backward_through_a_kept_graph_gives_the_same(device, each_backen
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_gradients_of_gradients_are_refused(device, each_backend):
-    synapse = make("single", 3, STEP, delay=2 * STEP, dtype=F64, device=device)
-    x = leaf(1, 3, seed=0, device=device)
-    (gradient,) = torch.autograd.grad((synapse(x) ** 2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.parametrize(
+    "name", ["step", "read", "scan", "scan_at", "shift", "events", "push", "peek", "extend"]
+)
+def test_gradients_of_gradients_are_refused(device, each_backend, name):
+    """Also where the incoming gradient carries no graph, so that autograd would not notice."""
+    tau = nn.Parameter(torch.tensor(5.0, dtype=F64, device=device))
+    layer = DelayedLinear(
+        3, 2, STEP, synapse=SingleExponentialCurrent.partialconstructor(1.0, tau),
+        delay=2 * STEP, strategy="shift" if name == "shift" else "events",
+        dtype=F64, device=device,
+    )  # fmt: skip
+    synapse, record = layer.synapse, layer.synapse.current_
+    x = torch.rand(4, 1, 3, dtype=F64, device=device)
+    times, value = leaf(1, 3, seed=1, device=device), leaf(1, 3, seed=2, device=device)
+    record.push(value)
+    wanted, run = {
+        "step": (tau, lambda: synapse(x[0])),
+        "read": (times, lambda: synapse.current_at(times)),
+        "scan": (tau, lambda: synapse.scan(x)),
+        "scan_at": (times, lambda: synapse.scan_at(x, times)[1]),
+        "shift": (layer.weight, lambda: layer.scan(x)),
+        "events": (layer.weight, lambda: layer.scan(x > 0.5)),
+        "push": (value, lambda: record.value),
+        "peek": (value, record.peek),
+        "extend": (value, lambda: (record.extend(value.unsqueeze(0)), record.value)[1]),
+    }[name]
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(run().sum(), wanted, create_graph=True)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["step", "step_without_grad"])

@@ -536,6 +536,25 @@ def test_rounded_delays_stay_within_the_longest():
     )  # fmt: skip
     whole.round_delays_()
     torch.testing.assert_close(whole.delay.flatten(), torch.tensor([0.7]))
+    almost = DelayedLinear(
+        1, 1, 1.0, delay=999.9995,
+        synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+        delay_init=lambda delay: delay.fill_(999.9995),
+    )  # fmt: skip
+    almost.round_delays_()
+    assert almost.delay.item() == 999.0
+
+
+def test_a_step_that_fails_changes_nothing(device):
+    layer = layer_of(device=device)
+    layer.forward(spikes(BATCH, INPUTS).to(device))
+    before = snapshot(layer)
+    layer.delay = torch.nn.Parameter(torch.zeros(2, 2, device=device))
+    with pytest.raises(RuntimeError):
+        layer.forward(spikes(BATCH, INPUTS).to(device))
+    after = snapshot(layer)
+    for name in (name for name in before if name.startswith("synapse")):
+        assert torch.equal(after[name], before[name])
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,55 @@ def test_steps_taken_in_blocks_give_what_a_loop_gives(device, steps, size):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("decay", [1e4, 2.0, 1.0, -0.9, -1.0])
+def test_steps_beyond_what_blocks_can_hold_give_what_a_loop_gives(device, decay):
+    """The power of a block, or its sum, would overflow where the sequence itself does not."""
+    x = torch.zeros(110, 1, 2, device=device)
+    x[-9:, 0, 0] = 1.0
+    if decay == 1.0:
+        x[1::2, 0, 1], x[2::2, 0, 1] = 3e38, -3e38
+        x[-1] = 0.0
+    y, final = functional.exp_scan(x, decay, backend="reference")
+    current, looped = torch.zeros(1, 2, device=device), []
+    for row in x:
+        current = decay * current + row
+        looped.append(current)
+    torch.testing.assert_close(y, torch.stack(looped))
+    assert torch.equal(final, y[-1])
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5), (4, 0, 5), (4, 2, 0)])
+def test_packed_spikes_of_nothing(device, each_backend, shape):
+    packed = functional.pack_spikes(torch.zeros(shape, dtype=torch.bool, device=device))
+    assert functional.unpack_spikes(packed).shape == shape
+    gain = torch.ones((), device=device, requires_grad=True)
+    y, final = functional.exp_scan(packed, 0.5, gain)
+    assert y.shape == shape
+    assert final.shape == shape[1:]
+    (y.sum() + final.sum()).backward()
+    assert gain.grad.item() == 0.0
+
+
+def test_coefficients_that_differ_along_the_batch(device, each_backend):
+    x = torch.rand(5, 2, 40, device=device) < 0.5
+    decay = torch.tensor([[0.5], [0.9]], device=device)
+    expected, _ = functional.exp_scan(x, decay)
+    actual, _ = functional.exp_scan(functional.pack_spikes(x), decay)
+    assert torch.equal(actual, expected)
+    for row in range(2):
+        torch.testing.assert_close(
+            expected[:, row], functional.exp_scan(x[:, row], decay[row].item())[0]
+        )
+
+
+def test_the_final_state_shares_nothing_with_the_initial_one(device, each_backend):
+    initial = torch.ones(2, 3, device=device)
+    _, final = functional.exp_scan(torch.ones(0, 2, 3, device=device), 0.5, 1.0, initial)
+    final.zero_()
+    assert initial.all()
+
+
 def test_the_input_gradient_keeps_nothing_of_the_size_of_the_sequence(device):
     x = torch.rand(64, *ROW, device=device, requires_grad=True)
     kept = []
@@ -295,6 +344,18 @@ def test_packed_input_and_streaming(device, cls, constants):
     assert plain.scan(graded).requires_grad
 
 
+def test_an_empty_sequence_has_the_graph_of_any_other(device, each_backend):
+    tau = torch.nn.Parameter(torch.tensor(5.0, device=device))
+    synapse = SingleExponentialCurrent(
+        3, 1.0, spike_charge=1.0, time_constant=tau, delay=2.0, device=device
+    )
+    synapse(torch.ones(1, 3, device=device))
+    y = synapse.scan(torch.zeros(0, 1, 3, device=device))
+    assert synapse.spike_.pointer == 1
+    y.sum().backward()
+    assert tau.grad.item() == 0.0
+
+
 @KINDS
 @pytest.mark.parametrize("steps", [0, 2, 9])
 def test_advancing_leaves_what_a_scan_leaves(device, each_backend, cls, constants, steps):
@@ -340,7 +401,7 @@ def test_truncation_and_clearing_cut_the_graph(device):
     assert not synapse.current_.value.any()
 
 
-@pytest.mark.parametrize("decay", [0.5, 1e-30, 1.0])
+@pytest.mark.parametrize("decay", [0.5, 1e-30, 1.0, -0.5, -1e-30])
 @pytest.mark.parametrize(("backend", "steps"), [("triton", 12), ("reference", 110)])
 def test_chunks_pass_on_what_is_infinite(device, backend, steps, decay):
     """A chunk's own decay may underflow, and zero times infinity is not a number."""
@@ -348,5 +409,5 @@ def test_chunks_pass_on_what_is_infinite(device, backend, steps, decay):
     x[0, 0, 1] = float("inf")
     with override_config(LaunchConfig(32, 1, 2, 4)):
         y, final = functional.exp_scan(x, torch.tensor(decay, device=device), backend=backend)
-    assert y[:, 0].tolist() == [[0.0, float("inf"), 0.0]] * steps
-    assert final.tolist() == [[0.0, float("inf"), 0.0]]
+    assert y[:, 0].abs().tolist() == [[0.0, float("inf"), 0.0]] * steps
+    assert final.abs().tolist() == [[0.0, float("inf"), 0.0]]

@@ -12,6 +12,7 @@ from synapses import COMPONENTS, PHYSICS, both, make, same, snapshot, spikes, un
 from torch import nn
 
 import tritonsyn
+from tritonsyn import functional
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -139,6 +140,42 @@ def test_loading_by_assignment(kind, device):
     for value in state.values():
         value.zero_()
     assert_same_run(source, target)
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("spike_.typo", torch.ones(1), "Unexpected key.*spike_.typo"),
+        ("spike_.storage", torch.ones(4, 2, 3), "spike_.storage of the saved state is torch.float"),
+    ],
+)
+def test_what_no_record_saved_is_refused(kind, device, name, value, message):
+    target = make(kind, delay=3.0, batch_size=2, device=device)
+    state = {**target.state_dict(), name: value}
+    with pytest.raises(RuntimeError, match=message):
+        target.load_state_dict(state)
+    current = f"{COMPONENTS[kind][0]}_.storage"
+    state = {**target.state_dict(), current: target.state_dict()[current].long()}
+    with pytest.raises(RuntimeError, match=r"of the saved state is torch.int64"):
+        target.load_state_dict(state)
+
+
+@both
+def test_a_default_device_elsewhere_changes_nothing(kind):
+    """Nothing is made on the default device that has to meet what lies on the module's."""
+    results = []
+    x, sel = torch.rand(110, 2, 3), torch.rand(1, 3, 2) * 3
+    for elsewhere in ("cpu", "meta"):
+        synapse = make(kind, delay=3.0, batch_size=2, device="cpu")
+        with torch.device(elsewhere):
+            y = [synapse(x[0]), synapse.scan(x), synapse.scan(functional.pack_spikes(x))]
+            y += [synapse.current_at(sel), synapse.scan_at(x, sel)[1], synapse.spike_at(sel)]
+            y += functional.exp_scan(x, 0.9)
+            synapse.load_state_dict(synapse.state_dict())
+        results.append([*y, *synapse.state_dict().values()])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 @both

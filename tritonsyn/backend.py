@@ -45,14 +45,17 @@ def get_backend() -> str:
 
 
 def set_backend(name: str) -> None:
-    """Sets the backend of calls and modules that name none: ``auto``, ``triton``, ``reference``."""
+    """Sets the backend of calls and modules that name none: ``auto``, ``triton``, ``reference``.
+
+    It holds for the process, for all of its threads.
+    """
     global _default
     _default = check_backend(name)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Like :func:`set_backend`, until the block ends."""
+    """Like :func:`set_backend`, until the block ends; for all threads of the process."""
     previous = get_backend()
     set_backend(name)
     try:

@@ -11,7 +11,7 @@ from functools import wraps
 
 import torch
 
-from . import ops
+from . import arguments, ops
 from .ops import (
     Ring,
     pack_spikes,
@@ -23,7 +23,6 @@ from .ops import (
 from .ops.checks import (
     check_coefficients,
     check_input,
-    check_number,
     check_records,
     check_rule,
     check_selector,
@@ -181,14 +180,14 @@ def select_scan(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    packed = [sequence.contiguous() for sequence in sequences]
-    shape = check_records("sequences", packed, (0,) * len(packed))
-    if not 1 <= steps <= shape[0]:
+    rows = [sequence.contiguous() for sequence in sequences]
+    shape = check_records("sequences", rows, (0,) * len(rows))
+    if not 1 <= arguments.integer("steps", steps) <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
     check_rule(rule, rates)
-    sel = check_selector("sel", sel, shape[1:], packed[0].device)
-    check_coefficients("rates", rates, len(packed), shape, packed[0].device)
-    return ops.select_scan(packed, sel, rates, rule, steps, backend=backend)
+    sel = check_selector("sel", sel, shape[1:], rows[0].device)
+    check_coefficients("rates", rates, len(rows), shape, rows[0].device)
+    return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
 
 
 def exp_scan(
@@ -208,7 +207,8 @@ def exp_scan(
         x: the input ``[T, ...]``, bool, integer or floating, or spikes packed by
             :func:`pack_spikes`. T may be 0.
         decay: factor :math:`d` of a step; with ``gain`` a number or a tensor broadcastable to
-            ``x.shape[1:]``.
+            ``x.shape[1:]``. Meant for :math:`|d| \le 1`: where a sequence is cut into chunks,
+            powers of a larger one may overflow to NaN before the sequence itself does.
         gain: factor :math:`g` of the input.
         initial: :math:`y_0`, of shape ``x.shape[1:]``; None for rest.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
@@ -299,14 +299,10 @@ def delayed_linear(
     ops.check_layer(x, weight, delay, bias)
     decays = (decay,) if rise is None else (decay, rise)
     for name, factor in zip(("decay", "rise"), decays, strict=False):
-        if not isinstance(factor, torch.Tensor) and not factor > 0:
-            raise ValueError(f"{name} must be greater than 0, but is {factor}")
-    check_number("step_time", step_time)
-    check_number("max_delay", max_delay)
-    if not step_time > 0:
-        raise ValueError(f"step_time must be greater than 0, but is {step_time}")
-    if not max_delay >= 0:
-        raise ValueError(f"max_delay must be at least 0, but is {max_delay}")
+        if not isinstance(factor, torch.Tensor):
+            arguments.positive(name, factor)
+    step_time = arguments.positive("step_time", step_time)
+    max_delay = arguments.nonnegative("max_delay", max_delay)
     slots = record_size(step_time, max_delay, inclusive=True)
     rule = ReadRule("expdecay", step_time, max_delay)
     y, final = ops.delayed_linear(

@@ -31,3 +31,10 @@ class PackedSpikes(NamedTuple):
 def words_per_row(synapses: int) -> int:
     """Words that hold the spikes of one row of the batch."""
     return -(-synapses // WORD)
+
+
+def unpack_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
+    """The spikes in words ``[..., ceil(N / 32)]``: bool ``[..., N]``."""
+    place = torch.arange(WORD, dtype=torch.int32, device=words.device)
+    bits = (words.unsqueeze(-1) >> place) & 1
+    return bits.flatten(-2)[..., :synapses].bool()

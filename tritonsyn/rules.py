@@ -8,6 +8,9 @@ import torch
 Slot = int | torch.Tensor
 """A slot of a record: a number, or a 0-d int64 tensor on the record's device."""
 
+RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that records of currents are kept in."""
+
 READ_MODES = ("previous", "nearest", "next", "linear", "expdecay")
 """Modes of a :class:`ReadRule`."""
 
@@ -44,5 +47,13 @@ def record_size(step_time: float, duration: float, inclusive: bool) -> int:
             f"a record cannot hold {steps:g} steps: {duration} in steps of {step_time}; "
             "fewer than 2**31 are allowed"
         )
-    whole = round(steps) if abs(steps - round(steps)) <= _WHOLE else math.ceil(steps)
-    return max(whole + inclusive, 1)
+    return max(math.ceil(_snapped(steps)) + inclusive, 1)
+
+
+def whole_steps(step_time: float, duration: float) -> int:
+    """Steps that fit into a duration."""
+    return math.floor(_snapped(duration / step_time))
+
+
+def _snapped(steps: float) -> float:
+    return round(steps) if abs(steps - round(steps)) <= _WHOLE else steps

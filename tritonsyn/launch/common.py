@@ -66,7 +66,7 @@ def _kinds(args: Sequence[torch.Tensor | int | None]) -> tuple[torch.device | No
     for arg in args:
         if isinstance(arg, torch.Tensor):
             device = arg.device
-            kinds += arg.dtype, arg.data_ptr() % 16
+            kinds += arg.dtype, arg.data_ptr() % 16 == 0
         elif arg is None or arg == 1:
             kinds.append(arg)
         else:

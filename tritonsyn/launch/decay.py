@@ -70,7 +70,7 @@ def scan_backward(
         return dx, zeros[1:] if want_initials else [], [] if x is None else zeros
     dy = dy.contiguous()
     dtails = [None if d is None else d.contiguous() for d in dtails]
-    dx = None if dx_dtype is None else torch.empty_like(dy, dtype=dx_dtype)
+    dx = None if dx_dtype is None else dy.new_empty(dy.shape, dtype=dx_dtype)
     dcarries = _carries(dy, None, decays, _NONE, dtails, keep, config, reverse=True)
     size = (config.chunks, *row)
     outs = [torch.empty(size, dtype=carried, device=dy.device) for _ in decays if want_initials]
@@ -114,8 +114,8 @@ def _carries(
         source, target = (out[1:], carry[:-1]) if reverse else (out[:-1], carry[1:])
         power = decay ** _chunk_length(steps, config)
         # Where it vanishes though no step's does, an infinite carry would become NaN.
-        tiny = torch.finfo(decay.dtype).tiny
-        whole = [torch.where(decay > 0, power.clamp(min=tiny), power)]
+        least = power.abs().clamp(min=torch.finfo(decay.dtype).tiny).copysign(power)
+        whole = [torch.where(decay != 0, least, power)]
         first = [None if initial is None else initial.contiguous()]
         _launch(source, target, _NONE, first, _NONE, None, whole, 0, whole_length, reverse)
         carries.append(carry)

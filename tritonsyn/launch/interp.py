@@ -81,13 +81,15 @@ def select(
         return value, slope, rate_slopes
     times, sel_rows = _times(sel)
     row = synapses * selectors
+    if row >= 2**31:
+        raise ValueError(f"a read is of fewer than 2**31 times in a row of the batch, not {row}")
     config = config_for("select_fwd_kernel", (shape[0], row), value.dtype, value.device)
     launch(
         select_fwd_kernel, (shape[0] * tiles(row, config.block),),
         times, records[0], records[-1], *_rates(rates),
         value, slope, *((rate_slopes[0], rate_slopes[-1]) if rate_slopes else (None, None)),
         pointers[0], pointers[-1],
-        rows - steps + 1, batch, synapses, selectors, sel_rows, steps,
+        rows - steps + 1, batch, synapses, selectors, sel_rows,
         **constants, BLOCK=config.block, num_warps=config.num_warps,
     )  # fmt: skip
     return value, slope, rate_slopes

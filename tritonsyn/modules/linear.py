@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import ops
+from .. import arguments, ops
 from ..ops.checks import check_input
 from ..packing import PackedSpikes
-from ..rules import ReadRule, record_size
+from ..rules import ReadRule, whole_steps
 from ..tuning.strategy import STRATEGIES
-from . import arguments
 from .synapse import ExponentialCurrent, SynapseConstructor
 
 Initializer = Callable[[torch.Tensor], torch.Tensor | None]
@@ -192,11 +191,9 @@ class DelayedLinear(nn.Module):
     @torch.no_grad()
     def round_delays_(self) -> None:
         """Rounds every delay to whole steps, for hardware that knows no others."""
-        longest = record_size(self.dt, self.max_delay, inclusive=False)
-        if longest * self.dt > self.max_delay * (1 + 1e-6):
-            longest -= 1
-        steps = (self.delay / self.dt).round_().clamp_(0, longest)
-        self.delay.copy_(steps * self.dt)
+        steps = (self.delay / self.dt).round_()
+        steps.clamp_(0, whole_steps(self.dt, self.max_delay))
+        self.delay.copy_((steps * self.dt).clamp_(max=self.max_delay))
 
     def _taps(self) -> ops.Taps:
         synapse = self.synapse
@@ -238,8 +235,8 @@ class DelayedLinear(nn.Module):
         """
         synapse = self.synapse
         check_input("x", x, synapse.batchedshape, self.weight.device)
-        synapse(x)
         taps, records = self._taps(), synapse.component_records()
+        synapse(x)
         storages = [record.storage for record in records]
         backend = synapse.backend
         wanted = [*taps.weights, *storages]

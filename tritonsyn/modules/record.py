@@ -9,13 +9,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .. import ops
+from .. import arguments, ops
 from ..backend import check_backend
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.checks import check_input, check_record, check_selector
 from ..ops.common import as_tensor
 from ..rules import ReadRule, Slot, compute_dtype, record_size
-from . import arguments
 
 Interpolation = Callable[..., torch.Tensor]
 
@@ -242,7 +241,8 @@ class RecordTensor(nn.Module):
             tolerance: distance in time from an observation that counts as none.
             offset: where time 0 lies.
             interp_kwargs: ``time_constant`` for ``expdecay``, ``rate_constant`` for
-                ``expratedecay``, anything for a function of yours.
+                ``expratedecay``, anything for a function of yours. A number must be above zero;
+                tensors are taken on trust, as to look at them would stall a GPU.
 
         Returns:
             ``[*shape]`` or ``[*shape, D]``. Differentiable to the observations and the times.
@@ -527,7 +527,7 @@ class RecordTensor(nn.Module):
         destination[prefix + "storage"] = (
             self.storage if keep_vars else self.storage.detach().clone()
         )
-        destination[prefix + "pointer"] = torch.tensor(self.pointer)
+        destination[prefix + "pointer"] = torch.tensor(self.pointer, device="cpu")
         destination[prefix + "times"] = self._times()
 
     def _times(self) -> torch.Tensor:
@@ -560,8 +560,8 @@ class RecordTensor(nn.Module):
                 f"{prefix}times of the saved state are step time and delay {times.tolist()}, "
                 f"but this record has {self._times().tolist()}"
             )
-        wrong = (saved.dtype == torch.bool) != (self.storage.dtype == torch.bool)
-        if wrong or saved.is_complex():
+        floating = self.storage.is_floating_point()
+        if not (saved.is_floating_point() if floating else saved.dtype == torch.bool):
             raise RuntimeError(
                 f"{prefix}storage of the saved state is {saved.dtype}, "
                 f"but this record is {self.storage.dtype}"
@@ -583,6 +583,8 @@ class RecordTensor(nn.Module):
         error_msgs: list[str],
     ) -> None:
         self.check_state(state_dict, prefix)
+        own = {prefix + key for key in ("storage", "pointer", "times")}
+        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in own]
         found = [key for key in ("storage", "pointer") if prefix + key in state_dict]
         missing_keys.extend(prefix + key for key in ("storage", "pointer") if key not in found)
         if len(found) == 2:

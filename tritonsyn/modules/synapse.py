@@ -8,14 +8,13 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .. import ops
+from .. import arguments, ops
+from ..arguments import Constant
 from ..backend import check_backend
 from ..ops.checks import check_device, check_input, check_selector
 from ..ops.common import as_tensor
 from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
-from . import arguments
-from .arguments import Constant
 from .record import RecordTensor, ordinary_tensors
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -390,14 +389,13 @@ class ExponentialCurrent(nn.Module):
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
         """
         self.check_sequence(x)
-        if x.shape[0] == 0:
-            return self._empty_sequence()
         dtype = self.component_records()[0].storage.dtype
         with self._graph_of_sequence():
             y, tails = ops.scan(
                 *self._recurrence(x), keep=self._kept(x), dtype=dtype, backend=self._backend
             )
-            self._extend(x, tails)
+            if x.shape[0]:
+                self._extend(x, tails)
         return y.view(x.shape)
 
     def advance(self, x: torch.Tensor | PackedSpikes) -> None:
@@ -426,7 +424,7 @@ class ExponentialCurrent(nn.Module):
         sel = check_selector("selector", selector, self.batchedshape, self.spike_.storage.device)
         if x.shape[0] == 0:
             shape = (0, *self.batchedshape, *sel.shape[len(self.batchedshape) :])
-            empty = self._empty_sequence()
+            empty = self.scan(x)
             return empty, empty.new_empty(shape)
         sequences = self.scan_components(x)
         delayed = ops.select_scan(
@@ -476,11 +474,8 @@ class ExponentialCurrent(nn.Module):
             raise ValueError(f"x has shape {x.shape}, but must have (T, *{self.batchedshape})")
         check_device("x", x.words, device)
 
-    def _empty_sequence(self) -> torch.Tensor:
-        return self.component_records()[0].storage.new_empty((0, *self.batchedshape))
-
     def _flat_sequence(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
-        return x if isinstance(x, PackedSpikes) else x.reshape(*x.shape[:2], -1)
+        return x if isinstance(x, PackedSpikes) else x.flatten(2)
 
     def _flat_coefficients(self) -> Coefficients:
         """The coefficients, those of each synapse as ``[N]``."""

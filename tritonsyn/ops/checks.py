@@ -1,14 +1,11 @@
 """Argument checks that the operations share; each error says what was given and what is allowed."""
 
-import math
-import numbers
 from collections.abc import Sequence
 
 import torch
 
-from ..rules import READ_MODES, ReadRule, Slot
-
-RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from ..arguments import finite, nonnegative, positive
+from ..rules import READ_MODES, RECORD_DTYPES, ReadRule, Slot
 
 
 def check_input(name: str, x: object, shape: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -23,14 +20,6 @@ def check_input(name: str, x: object, shape: Sequence[int], device: torch.device
         raise ValueError(f"{name} has shape {tuple(x.shape)}, but must have {tuple(shape)}")
     check_device(name, x, device)
     return x
-
-
-def check_number(name: str, value: object) -> None:
-    """``value`` is a finite real number."""
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, but is {value!r:.80}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, but is {value}")
 
 
 def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
@@ -147,12 +136,8 @@ def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
         )
     if rule.mode == "expdecay" and any(rate is None for rate in rates):
         raise ValueError("rates must be tensors for the mode 'expdecay', but one is None")
-    numbers = {"step": rule.step, "limit": rule.limit, "tolerance": rule.tolerance}
+    positive("step of the rule", rule.step)
+    nonnegative("limit of the rule", rule.limit)
+    nonnegative("tolerance of the rule", rule.tolerance)
     if rule.overbound is not None:
-        numbers["overbound"] = float(rule.overbound)
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise ValueError(f"{name} of the rule must be finite, but is {number}")
-        if name != "overbound" and (number < 0 or (name == "step" and number == 0)):
-            least = "greater than 0" if name == "step" else "at least 0"
-            raise ValueError(f"{name} of the rule must be {least}, but is {number}")
+        finite("overbound of the rule", float(rule.overbound))

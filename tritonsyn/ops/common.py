@@ -1,7 +1,8 @@
 """What the differentiable operations share: flat views, ownership of gradients, reductions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -62,6 +63,24 @@ def chained(*tensors: torch.Tensor | None) -> bool:
     ):
         raise NotImplementedError("tritonsyn has no forward-mode derivatives; use backward")
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward whose gradients have none themselves, and which refuses to be asked for those.
+
+    Kernels leave no graph: without this a gradient would pass as a constant in what is computed
+    from it, and second derivatives come out wrong in silence.
+    """
+
+    @wraps(backward)
+    def refusing(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "tritonsyn has no second derivatives; call backward or grad without create_graph"
+            )
+        return backward(ctx, *gradients)
+
+    return refusing
 
 
 def without_graph() -> AbstractContextManager[object]:

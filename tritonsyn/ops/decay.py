@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ..arguments import finite, record_dtype
 from ..backend import implementation
-from ..packing import PackedSpikes, words_per_row
+from ..packing import PackedSpikes, unpack_bits, words_per_row
 from ..rules import compute_dtype
 from . import registered
-from .checks import RECORD_DTYPES, check_number
-from .common import as_tensor, chained
+from .common import as_tensor, chained, first_order
 
 Coefficient = float | torch.Tensor
 
@@ -44,7 +44,7 @@ class _Scan(torch.autograd.Function):
         return (*([] if y is None else [y]), *tails)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         count = ctx.count
         dy, *dtails = (None, *gradients) if ctx.silent else gradients
@@ -164,7 +164,10 @@ def sequence_scan(
         _check_initial(initial, shape, x.device)
     dtype = output_dtype(x, initials, dtype)
     acc = compute_dtype(dtype)
-    inner = _synapse_axes(shape, [gain, *decays], isinstance(x, PackedSpikes))
+    inner = _synapse_axes(shape, [gain, *decays])
+    if isinstance(x, PackedSpikes):
+        # Words are of whole rows of the batch: coefficients that differ along it need the spikes.
+        x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (unpack_spikes(x), inner)
     synapses = shape[len(shape) - inner :]
     batch, count = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
     names = ("gain", "decay", "rise")
@@ -182,15 +185,15 @@ def sequence_scan(
         finals = [tail[-1].view(shape[1:]) for tail in tails]
     else:
         rest = torch.zeros((batch, count), dtype=acc, device=x.device)
-        finals = [(rest if s is None else s).reshape(shape[1:]) for s in starts]
+        finals = [(rest if s is None else s.clone()).reshape(shape[1:]) for s in starts]
     return y.view(shape), finals
 
 
 def _check_sequence(x: torch.Tensor | PackedSpikes) -> None:
     if isinstance(x, PackedSpikes):
         return
-    if not isinstance(x, torch.Tensor) or x.is_complex():
-        raise TypeError(f"x must be a real tensor or PackedSpikes, but is {x!r:.80}")
+    if not isinstance(x, torch.Tensor) or x.is_complex() or x.layout != torch.strided:
+        raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
     if x.ndim < 1:
         raise ValueError("x must have time as its first axis, but has no axis")
 
@@ -201,21 +204,13 @@ def output_dtype(
     dtype: torch.dtype | None,
 ) -> torch.dtype:
     """The dtype asked for, else that of a floating input or initial state, else the default."""
-    if dtype is not None:
-        if dtype not in RECORD_DTYPES:
-            allowed = ", ".join(map(str, RECORD_DTYPES))
-            raise TypeError(f"dtype must be one of {allowed}, but is {dtype}")
-        return dtype
-    if isinstance(x, torch.Tensor) and x.is_floating_point():
-        return x.dtype
-    given = [initial.dtype for initial in initials if initial is not None]
-    return given[0] if given else torch.get_default_dtype()
+    sources = [*([] if isinstance(x, PackedSpikes) else [x]), *initials]
+    floating = [s.dtype for s in sources if s is not None and s.is_floating_point()]
+    return record_dtype(floating[0] if dtype is None and floating else dtype)
 
 
-def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Coefficient], packed: bool) -> int:
+def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Coefficient]) -> int:
     """How many of the last axes the coefficients span."""
-    if packed:
-        return len(shape) - 2
     spans = [0]
     for value in coefficients:
         if isinstance(value, torch.Tensor) and value.numel() > 1:
@@ -238,7 +233,7 @@ def coefficient(
         if value.is_complex():
             raise TypeError(f"{name} must be real, but is {value.dtype}")
     else:
-        check_number(name, value)
+        finite(name, value)
     tensor = as_tensor(value, dtype, device)
     if tensor.numel() == 1:
         return tensor.reshape(())
@@ -272,8 +267,10 @@ def _check_initial(
 
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
-    if not isinstance(x, torch.Tensor) or x.ndim < 3:
-        raise ValueError("x must be a tensor [T, B, *shape] with at least three axes")
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+        raise TypeError(f"x must be a dense tensor, but is {x!r:.80}")
+    if x.ndim < 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, *shape)")
     shape = tuple(x.shape)
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
     if torch.compiler.is_compiling():
@@ -287,6 +284,4 @@ def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
     """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``."""
     if not isinstance(packed, PackedSpikes):
         raise TypeError(f"packed must be PackedSpikes, but is {packed!r:.80}")
-    reference = implementation("decay", packed.device, "reference")
-    words = packed.words.reshape(packed.shape[0] * packed.shape[1], -1)
-    return reference.unpack(words, packed.synapses).view(packed.shape)
+    return unpack_bits(packed.words, packed.synapses).view(packed.shape)

@@ -14,6 +14,7 @@ from . import registered
 from .common import (
     Layout,
     chained,
+    first_order,
     flat_coefficients,
     flat_record,
     hand_over,
@@ -110,7 +111,7 @@ class _Select(torch.autograd.Function):
         return (value, *records)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(
         ctx: Any, dvalue: torch.Tensor | None, *drecords: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
@@ -139,7 +140,7 @@ class _SelectScan(torch.autograd.Function):
         return value.view(reading.steps, sequences[0].shape[1], *sel.shape[1:])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dvalue: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         count = len(ctx.reading.pointers)
         if dvalue is None:

@@ -19,7 +19,7 @@ from ..rules import ReadRule, Slot, compute_dtype
 from ..tuning.strategy import STRATEGIES, Work, cheapest, precision
 from . import registered
 from .checks import check_input
-from .common import chained
+from .common import chained, first_order
 from .decay import (
     Coefficient,
     coefficient,
@@ -93,7 +93,7 @@ class _Project(torch.autograd.Function):
         return module.project(sequence, weight, back, steps, strategy, digits)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         module, strategy, digits = ctx.way
         back, sequence, weight = ctx.saved_tensors
@@ -122,7 +122,7 @@ class _ProjectSpikes(torch.autograd.Function):
         return module.project_spikes(PackedSpikes(words, shape), weight, back, slots)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dv: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         words, back = ctx.saved_tensors
         spikes = PackedSpikes(words, ctx.shape)
@@ -192,10 +192,9 @@ def project(
     weights.
     """
     if torch.compiler.is_compiling():
+        rest = (taps.back, steps, strategy, backend)
         pairs = zip(sequences, taps.weights, strict=True)
-        return _total(
-            [registered.project(s, w, taps.back, steps, strategy, backend) for s, w in pairs]
-        )
+        return _total([registered.project(s, w, *rest) for s, w in pairs])
     module = implementation("project", taps.back.device, backend)
     way = _Way(module, strategy, precision())
     parts = []

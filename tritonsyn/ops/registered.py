@@ -100,9 +100,10 @@ def scan_backward(
 @scan_backward.register_fake
 def _(gradients, x, shape, gain, decays, initials, keep, dx_dtype, want_initials, backend):  # type: ignore[no-untyped-def]
     row = gradients[0].shape[1:]
-    dx = [] if dx_dtype is None else [torch.empty_like(gradients[0], dtype=dx_dtype)]
+    size = gradients[0].shape
+    dx = [] if dx_dtype is None else [gradients[0].new_empty(size, dtype=dx_dtype)]
     dinitials = [decay.new_empty(row) for decay in decays if want_initials]
-    return [*dx, *dinitials, *(torch.empty_like(c) for c in (gain, *decays) if x is not None)]
+    return [*dx, *dinitials, *(c.new_empty(c.shape) for c in (gain, *decays) if x is not None)]
 
 
 def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:

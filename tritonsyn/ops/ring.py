@@ -15,7 +15,7 @@ from ..backend import implementation
 from ..rules import Slot
 from . import traced
 from .checks import check_input, check_record, check_slot
-from .common import Layout, chained, hand_over, held, own_gradient, unchained
+from .common import Layout, chained, first_order, hand_over, held, own_gradient, unchained
 
 
 class _Push(torch.autograd.Function):
@@ -30,7 +30,7 @@ class _Push(torch.autograd.Function):
         return record
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if drecord is None:
             return None, None, None, None
@@ -51,7 +51,7 @@ class _Read(torch.autograd.Function):
         return record, _row(record, slot)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(
         ctx: Any, drecord: torch.Tensor | None, dvalue: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
@@ -78,7 +78,7 @@ class _WriteRows(torch.autograd.Function):
         return record
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if drecord is None:
             return None, None, None

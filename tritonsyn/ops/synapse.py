@@ -12,6 +12,7 @@ from . import traced
 from .common import (
     Layout,
     chained,
+    first_order,
     flat_coefficients,
     flat_observation,
     flat_record,
@@ -67,7 +68,7 @@ class _Step(torch.autograd.Function):
         return (y, *records)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(
         ctx: Any, dy: torch.Tensor | None, *given: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:

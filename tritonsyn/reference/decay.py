@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..packing import WORD, PackedSpikes, words_per_row
+from ..packing import WORD, PackedSpikes, unpack_bits, words_per_row
 from .synapse import as_real, scaled
 
 Pair = Sequence[torch.Tensor | None]
@@ -46,7 +46,7 @@ def _components(
     initials: Pair,
 ) -> list[torch.Tensor]:
     """Each component ``[T, B, N]`` in the dtype of the decays."""
-    injected = _real(x, gain.dtype) * gain
+    injected = _injected(x, gain)
     copies = [injected, *(injected.clone() for _ in decays[1:])]
     for component, decay, initial in zip(copies, decays, initials, strict=True):
         if initial is not None and component.numel():
@@ -55,24 +55,38 @@ def _components(
     return copies
 
 
-def _real(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.Tensor:
-    """The input ``[T, B, N]`` in the dtype of the arithmetic."""
+def _injected(x: torch.Tensor | PackedSpikes, gain: torch.Tensor) -> torch.Tensor:
+    """``gain * x``, packed ``[T, B, N]`` in new memory."""
+    return scaled(_dense(x), gain).contiguous()
+
+
+def _dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+    """The input ``[T, B, N]``."""
     if isinstance(x, PackedSpikes):
-        steps, batch = x.shape[:2]
-        bits = unpack(x.words.reshape(steps * batch, -1), x.synapses)
-        return as_real(bits, dtype).view(steps, batch, x.synapses)
-    return as_real(x, dtype)
+        return unpack_bits(x.words, x.synapses)
+    return x
 
 
 def _accumulate(y: torch.Tensor, decay: torch.Tensor, reverse: bool = False) -> None:
     """``y[t] += decay * y[t - 1]`` in place, with ``reverse`` ``decay * y[t + 1]``."""
     steps = y.shape[0]
-    small = y.device.type == "cpu" and y.numel() <= _BLOCKS_ROW * steps
-    # In blocks, a factor that underflows would make NaN of what is infinite.
-    if small and steps >= _BLOCKS_STEPS and math.isfinite(y.sum()):
+    small = y.device.type == "cpu" and 0 < y.numel() <= _BLOCKS_ROW * steps
+    if small and steps >= _BLOCKS_STEPS and _bounded(y, decay):
         _accumulate_blocks(y, decay, reverse)
     else:
         _walk(_in_order(y, reverse), decay)
+
+
+def _bounded(y: torch.Tensor, decay: torch.Tensor) -> bool:
+    """Whether no block of ``y`` can overflow, and neither can a power of the decay.
+
+    In blocks a zero that meets an infinity, or two that meet, would make NaN where the walk is
+    finite.
+    """
+    low, high = (bound.item() for bound in torch.aminmax(y))
+    slow, fast = (bound.item() for bound in torch.aminmax(decay))
+    largest = max(-low, high) * y.shape[0]
+    return -1 <= slow and fast <= 1 and largest < torch.finfo(y.dtype).max
 
 
 def _accumulate_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> None:
@@ -86,7 +100,8 @@ def _accumulate_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> N
     blocks = whole.unflatten(0, (-1, length))
     places = _in_order(blocks.transpose(0, 1), reverse)
     _walk(places, decay)
-    powers = decay ** torch.arange(1, length + 1, dtype=decay.dtype).view(-1, 1, 1)
+    exponents = torch.arange(1, length + 1, dtype=decay.dtype, device=decay.device)
+    powers = decay ** exponents.view(-1, 1, 1)
     last = places[-1].clone()
     _walk(_in_order(last, reverse), powers[-1].view(decay.shape))
     if reverse:
@@ -118,7 +133,7 @@ def _adjoint(
     dy: torch.Tensor, dtail: torch.Tensor | None, decay: torch.Tensor, factor: torch.Tensor
 ) -> torch.Tensor:
     """``z[t] = factor * dy[t] + dtail[t] + decay * z[t+1]`` in new memory."""
-    z = scaled(dy, factor)
+    z = _injected(dy, factor)
     if dtail is not None:
         z[z.shape[0] - dtail.shape[0] :] += dtail
     _accumulate(z, decay, reverse=True)
@@ -173,7 +188,7 @@ def _constants(
     initials: Pair,
 ) -> list[torch.Tensor]:
     """``sum_t z[t] * x[t]`` for the gain and ``sum_t z[t] * C[t-1]`` for each decay."""
-    real = _real(x, gain.dtype)
+    real = as_real(_dense(x), gain.dtype)
     total = zs[0] if len(zs) == 1 else zs[0] + zs[1]
     gradients = [(total * real).sum(0)]
     components = _components(x, gain, decays, initials)
@@ -195,15 +210,8 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     return (bits.view(rows, width, WORD) << place).sum(-1, dtype=torch.int32)
 
 
-def unpack(words: torch.Tensor, synapses: int) -> torch.Tensor:
-    """Inverse of :func:`pack`: bool ``[rows, N]``."""
-    place = torch.arange(WORD, dtype=torch.int32, device=words.device)
-    bits = (words.unsqueeze(-1) >> place) & 1
-    return bits.flatten(1)[:, :synapses].bool()
-
-
 def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
     """What :func:`pack` makes of the rows ``[rows, N]`` in ``words``, of their columns
     ``[N, rows]``.
     """
-    return pack(unpack(words, synapses).t())
+    return pack(unpack_bits(words, synapses).t())

@@ -2,9 +2,8 @@
 
 import torch
 
-from ..packing import PackedSpikes
+from ..packing import PackedSpikes, unpack_bits
 from ..rules import Slot
-from .decay import unpack
 
 # Connections and spikes that are expanded at once: what that makes stays near the cache.
 _EXPANDED = 1 << 20
@@ -195,7 +194,7 @@ def _arrivals(back: torch.Tensor, batch: int, size: int) -> torch.Tensor:
 
 def _events(spikes: PackedSpikes, outputs: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Spikes in groups: place ``t * B + b`` and input of each."""
-    x = unpack(spikes.words.flatten(0, 1), spikes.synapses)
+    x = unpack_bits(spikes.words.flatten(0, 1), spikes.synapses)
     places, sources = x.nonzero(as_tuple=True)
     group = max(1, _EXPANDED // max(outputs, 1))
     return list(zip(places.split(group), sources.split(group), strict=True))

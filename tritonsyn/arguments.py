@@ -1,4 +1,4 @@
-"""Checks of the modules' arguments; each error names the argument, its value and the rule."""
+"""Checks of arguments that are no data; each error names the argument, its value and the rule."""
 
 import math
 import numbers
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from ..ops.checks import RECORD_DTYPES
+from .rules import RECORD_DTYPES
 
 Constant = float | torch.Tensor
 
@@ -81,7 +81,7 @@ def record_dtype(value: torch.dtype | None) -> torch.dtype:
     """A dtype that records of currents are kept in; None means torch's default dtype."""
     dtype = torch.get_default_dtype() if value is None else value
     if dtype not in RECORD_DTYPES:
-        allowed = ", ".join(str(allowed) for allowed in RECORD_DTYPES)
+        allowed = ", ".join(map(str, RECORD_DTYPES))
         raise TypeError(f"dtype must be one of {allowed}, but is {dtype}")
     return dtype
 
