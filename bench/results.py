@@ -6,12 +6,13 @@ import functools
 import os
 import subprocess
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from machine import device_name, is_there
 from workloads import ADDITION, Target
+
+from tritonsyn.system import package_version
 
 FILE = Path(__file__).parent / "results" / "synapses.csv"
 KEY = ("workload", "size", "provider", "dtype", "device", "torch", "triton", "commit", "date")
@@ -197,20 +198,14 @@ def _line(result: Result, said: list[str]) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "triton": _version("triton"), "commit": commit()}
+    triton = package_version("triton") or ""
+    return {"torch": torch.__version__, "triton": triton, "commit": commit()}
 
 
 def _text(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """Kernels of the delayed projection: every connection reads its input so many steps back.
 
 ``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` with whole steps ``back``, in three
-ways
-that give the same: a sum of shifted rows, whose cost does not depend on the longest delay; a
+ways that give the same: a sum of shifted rows, whose cost does not depend on the longest delay; a
 masked product of matrices for each delay, on tensor cores; and a walk over the spikes.
 """
 
@@ -152,8 +151,7 @@ def temporal_gemm_dot_kernel(
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``dweight[r, c] = sum_j dy[j, r] * src[j + (first - k) * unit, c]`` where ``back[r, c] ==
-    k``.
+    """``dweight[r, c] = sum_j dy[j, r] * src[j + (first - k) * unit, c]`` with ``k = back[r, c]``.
 
     A program makes the product of matrices of one delay ``k`` and writes where the mask has it:
     each connection has one delay, so each is written once. No streams: tiles wait in shared memory

@@ -225,7 +225,7 @@ def test_operators_take_what_lies_in_any_order(device):
     opcheck(registered.scan, (x, None, gain, [decay, rise], initials, 2, f32, backend))
     given = [turned(torch.rand(size, *ROW, device=device)) for size in (4, 2, 2)]
     starts = [initial.detach() for initial in initials]
-    rest = (2, f32, True, backend)
+    rest = (f32, True, backend)
     opcheck(registered.scan_backward, (given, x.detach(), None, *fixed, starts, *rest))
     rule = ([torch.tensor(2, device=device)] * 2, "expdecay", [1.0, 4.0, 0.0], 0.0, 1)
     records = [leaf(5, *ROW, device=device) for _ in "pn"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .common import UserError, needs_triton, progress, settings
+from .common import Bar, UserError, needs_triton, settings
 
 _EPILOG = """\
 Each line is one variant of a kernel (element types of its streams) on one target:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..tuning import checking
 
     def bar(jobs: Sequence[Any], outcomes: Iterable[checking.Outcome]) -> Any:
-        return progress(outcomes, len(jobs), quiet=arguments.json)
+        return Bar(outcomes, len(jobs), quiet=arguments.json)
 
     try:
         outcomes = checking.check(

@@ -20,15 +20,10 @@ def needs_triton() -> None:
         raise UserError("this command compiles kernels, and the package triton is not installed")
 
 
-def progress(items: Iterable[Item], total: int, quiet: bool = False) -> "Bar[Item]":
-    """The items, with a bar on stderr if they take longer than 2 s."""
-    return Bar(items, total, quiet)
-
-
 class Bar(Iterable[Item]):
-    """A progress bar where tqdm is installed, else nothing."""
+    """The items, with a bar on stderr if they take longer than 2 s and tqdm is installed."""
 
-    def __init__(self, items: Iterable[Item], total: int, quiet: bool) -> None:
+    def __init__(self, items: Iterable[Item], total: int, quiet: bool = False) -> None:
         self._items: Any = items
         if not quiet and importlib.util.find_spec("tqdm") is not None:
             from tqdm import tqdm

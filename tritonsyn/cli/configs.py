@@ -68,7 +68,7 @@ def _devices(given: str | None) -> tuple[str, ...]:
 
     if not given:
         return names(torch.device("cuda", 0))
-    if given not in TARGETS and not cache.known(given):
+    if given not in TARGETS and not cache.has_table(given):
         raise ValueError(
             f"nothing is tuned for the device {given!r} in {cache.folder()}, and it is none of the "
             f"architectures {', '.join(TARGETS)}"
@@ -79,11 +79,11 @@ def _devices(given: str | None) -> tuple[str, ...]:
 def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:
     import torch
 
-    from ..tuning.checking import known
+    from ..tuning.checking import check_names
     from ..tuning.config import HEURISTICS, choose
     from ..tuning.workloads import DTYPES, WORKLOADS
 
-    known("dtype", [dtype], DTYPES)
+    check_names("dtype", [dtype], DTYPES)
     rows = []
     for kernel, workload in WORKLOADS.items():
         work, element = workload.work(shape), getattr(torch, dtype)

@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from ..system import package_version
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -52,8 +54,8 @@ def facts() -> dict[str, dict[str, Any]]:
             "tritonsyn": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "triton": _version("triton"),
-            "numpy": _version("numpy"),
+            "triton": package_version("triton"),
+            "numpy": package_version("numpy"),
         },
         "devices": devices,
         "backend": {"default": backend.get_backend(), **backends},
@@ -63,15 +65,6 @@ def facts() -> dict[str, dict[str, Any]]:
             for name in (backend.VARIABLE, cache.VARIABLE, "TRITON_INTERPRET", "TRITON_CACHE_DIR")
         },
     }
-
-
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _triton_cache() -> str:

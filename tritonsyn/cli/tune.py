@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import USUAL_SHAPE, UserError, needs_triton, progress, settings
+from .common import USUAL_SHAPE, Bar, UserError, needs_triton, settings
 
 if TYPE_CHECKING:
     from ..tuning import Row, Trial
@@ -99,10 +99,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:
     """The kernels that have a space and take all of the dtypes."""
-    from ..tuning.checking import known
+    from ..tuning.checking import check_names
     from ..tuning.workloads import DTYPES, WORKLOADS
 
-    known("dtype", dtypes, DTYPES)
+    check_names("dtype", dtypes, DTYPES)
     named = [k for k in spaces or WORKLOADS if set(dtypes) <= set(WORKLOADS[k].dtypes)]
     if not named:
         raise ValueError(f"no kernel of the space takes all of the dtypes {', '.join(dtypes)}")
@@ -126,7 +126,7 @@ def _timer(
 def _with_best(rows: "Iterable[Row]", total: int) -> "Iterator[Row]":
     """The rows, with a bar that tells the least cost so far, of the kernel that is under way."""
     least: dict[str, float] = {}
-    bar = progress(rows, total)
+    bar = Bar(rows, total)
     for row in bar:
         kernel = row.trial.kernel
         if row.cost is not None and row.cost < least.get(kernel, float("inf")):

@@ -1,18 +1,17 @@
 """``tritonsyn demo``: trains, tests, compares, and leaves figures and a picture."""
 
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..system import package_version, write_whole
 from . import data, picture
 from .train import Run, train
 
@@ -24,7 +23,7 @@ def run(epochs: int, seed: int, device: torch.device, out: Path) -> dict[str, An
         learned = train(epochs, seed, device, frozen=False)
         frozen = train(epochs, seed, device, frozen=True)
     metrics = _metrics(learned, frozen, seed, device, time.perf_counter() - started)
-    _write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     picture.draw(learned, frozen, data.load(seed)[1], out / "demo.png")
     gain = 100 * (learned.test_accuracy - frozen.test_accuracy)
     print(f"learned delays: {learned.test_accuracy:.1%} of the held-out digits")
@@ -63,21 +62,8 @@ def _metrics(
         "versions": {
             "python": platform.python_version(),
             **{
-                p: _version(p) for p in ("tritonsyn", "torch", "triton", "snntorch", "scikit-learn")
+                package: package_version(package)
+                for package in ("tritonsyn", "torch", "triton", "snntorch", "scikit-learn")
             },
         },
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes beside and renames, so that a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    os.replace(beside, path)

@@ -46,7 +46,6 @@ def scan(
 def scan_backward(
     dy: torch.Tensor,
     dtails: Pair,
-    keep: int,
     x: torch.Tensor | PackedSpikes | None,
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
@@ -70,6 +69,7 @@ def scan_backward(
         return dx, zeros[1:] if want_initials else [], [] if x is None else zeros
     dy = dy.contiguous()
     dtails = [None if d is None else d.contiguous() for d in dtails]
+    keep = max((d.shape[0] for d in dtails if d is not None), default=0)
     dx = None if dx_dtype is None else dy.new_empty(dy.shape, dtype=dx_dtype)
     dcarries = _carries(dy, None, decays, _NONE, dtails, keep, config, reverse=True)
     size = (config.chunks, *row)

@@ -12,7 +12,7 @@ from .. import arguments, ops
 from ..arguments import Constant
 from ..backend import check_backend
 from ..ops.checks import check_device, check_input, check_selector
-from ..ops.common import as_tensor
+from ..ops.common import as_tensor, flat_coefficients
 from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
 from .record import RecordTensor, ordinary_tensors
@@ -474,20 +474,6 @@ class ExponentialCurrent(nn.Module):
             raise ValueError(f"x has shape {x.shape}, but must have (T, *{self.batchedshape})")
         check_device("x", x.words, device)
 
-    def _flat_sequence(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
-        return x if isinstance(x, PackedSpikes) else x.flatten(2)
-
-    def _flat_coefficients(self) -> Coefficients:
-        """The coefficients, those of each synapse as ``[N]``."""
-        gain, decays, rates = self.coefficients()
-        flat = [c.reshape(-1) if c.ndim else c for c in (gain, *decays, *rates)]
-        count = len(decays)
-        return Coefficients(flat[0], tuple(flat[1 : 1 + count]), tuple(flat[1 + count :]))
-
-    def _flat_state(self, record: RecordTensor) -> torch.Tensor:
-        """The newest observation ``[B, N]`` in the arithmetic's dtype."""
-        return record.peek().to(compute_dtype(record.storage.dtype)).flatten(1)
-
     def _graph_of_sequence(self) -> torch.set_grad_enabled:
         """Records a graph where that is on, but not for modules that write in place."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace)
@@ -498,9 +484,11 @@ class ExponentialCurrent(nn.Module):
 
     def _recurrence(self, x: torch.Tensor | PackedSpikes) -> tuple[Any, ...]:
         """Input, gain, decays and initial states, flat, as a scan takes them."""
-        gain, decays, _ = self._flat_coefficients()
-        initials = [self._flat_state(record) for record in self.component_records()]
-        return self._flat_sequence(x), gain, decays, initials
+        coefficients = self.coefficients()
+        gain, *decays = flat_coefficients([coefficients.gain, *coefficients.decays])
+        newest = [record.peek().flatten(1) for record in self.component_records()]
+        flat = x if isinstance(x, PackedSpikes) else x.flatten(2)
+        return flat, gain, decays, [state.to(coefficients.gain.dtype) for state in newest]
 
     def _extend(self, x: torch.Tensor | PackedSpikes, tails: Sequence[torch.Tensor]) -> None:
         """Takes the end of a sequence into the records."""

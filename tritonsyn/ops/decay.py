@@ -33,7 +33,7 @@ class _Scan(torch.autograd.Function):
         decays, initials = rest[:count], rest[count:]
         y, tails = module.scan(_sequence(x, shape), gain, decays, initials, keep, dtype)
         ctx.set_materialize_grads(False)
-        ctx.module, ctx.keep, ctx.shape, ctx.count = module, keep, shape, count
+        ctx.module, ctx.shape, ctx.count = module, shape, count
         ctx.silent = y is None
         ctx.y_layout = (*(shape or x.shape)[:1], *tails[0].shape[1:]), dtype or gain.dtype
         # The input's gradient alone needs neither the input nor the currents.
@@ -59,7 +59,6 @@ class _Scan(torch.autograd.Function):
         dx, dinitials, constants = ctx.module.scan_backward(
             dy,
             dtails,
-            ctx.keep,
             _sequence(x, ctx.shape) if ctx.constants else None,
             gain,
             decays,

@@ -77,7 +77,6 @@ def scan_backward(
     gain: torch.Tensor,
     decays: Tensors,
     initials: Tensors,
-    keep: int,
     dx_dtype: torch.dtype | None,
     want_initials: bool,
     backend: str | None,
@@ -90,7 +89,7 @@ def scan_backward(
     dy, *dtails = gradients
     sequence = None if x is None else _sequence(x, shape)
     dx, dinitials, constants = module.scan_backward(
-        dy, dtails, keep, sequence, gain, decays, starts, dx_dtype, want_initials
+        dy, dtails, sequence, gain, decays, starts, dx_dtype, want_initials
     )
     coefficients = zip(constants, [gain, *decays], strict=False)
     totals = [total.sum(0) if c.ndim else total.sum() for total, c in coefficients]
@@ -98,7 +97,7 @@ def scan_backward(
 
 
 @scan_backward.register_fake
-def _(gradients, x, shape, gain, decays, initials, keep, dx_dtype, want_initials, backend):  # type: ignore[no-untyped-def]
+def _(gradients, x, shape, gain, decays, initials, dx_dtype, want_initials, backend):  # type: ignore[no-untyped-def]
     row = gradients[0].shape[1:]
     size = gradients[0].shape
     dx = [] if dx_dtype is None else [gradients[0].new_empty(size, dtype=dx_dtype)]
@@ -107,7 +106,7 @@ def _(gradients, x, shape, gain, decays, initials, keep, dx_dtype, want_initials
 
 
 def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    x, ctx.shape, gain, decays, initials, ctx.keep, dtype, ctx.backend = inputs
+    x, ctx.shape, gain, decays, initials, _, dtype, ctx.backend = inputs
     ctx.count, ctx.steps, ctx.x_dtype, ctx.silent = len(decays), x.shape[0], x.dtype, dtype is None
     # The input's gradient alone needs neither the input nor the currents.
     kept = [x, *initials] if any(c.requires_grad for c in (gain, *decays)) else []
@@ -124,7 +123,7 @@ def _scan_gradients(ctx: Any, gradients: Tensors) -> tuple[Any, ...]:
         dy = gradients[0].new_zeros((ctx.steps, *gradients[0].shape[1:]))
         gradients = [dy, *gradients]
     results = scan_backward(
-        gradients, x, ctx.shape, gain, decays, initials, ctx.keep,
+        gradients, x, ctx.shape, gain, decays, initials,
         ctx.x_dtype if wants_x else None, any(wants_initials), ctx.backend,
     )  # fmt: skip
     dx = results.pop(0) if wants_x else None

@@ -143,7 +143,6 @@ def _adjoint(
 def scan_backward(
     dy: torch.Tensor,
     dtails: Pair,
-    keep: int,
     x: torch.Tensor | PackedSpikes | None,
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],

@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..system import write_whole
+
 VARIABLE = "TRITONSYN_CACHE_DIR"
 _FORMAT = "tritonsyn launch configurations 1"
 
@@ -54,7 +56,7 @@ def shipped() -> list[Path]:
     return sorted(_SHIPPED.glob("*.json"))
 
 
-def known(device: str) -> bool:
+def has_table(device: str) -> bool:
     """Whether there is a table of a device."""
     return any(path.exists() for _, path in tables((device,)))
 
@@ -111,13 +113,3 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes beside and renames, so that a reader never sees half a file."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

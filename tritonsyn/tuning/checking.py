@@ -37,8 +37,8 @@ def check(
     ``progress`` may wrap the outcomes as they come. ``read_code`` as in :class:`Job`. Raises
     ``ValueError`` for an unknown kernel or target, with those that exist.
     """
-    known("kernel", kernels or [], SIGNATURES)
-    known("target", targets, TARGETS)
+    check_names("kernel", kernels or [], SIGNATURES)
+    check_names("target", targets, TARGETS)
     jobs = [
         Job(kernel, index, target, config, read_code)
         for kernel in kernels or SIGNATURES
@@ -62,7 +62,7 @@ def as_dict(job: Job, outcome: Report | CompileError) -> dict[str, Any]:
     return {**place, **figures, **nothing, "findings": [f"does not compile: {outcome}"]}
 
 
-def known(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+def check_names(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
     """``ValueError`` for a name that is not among the allowed, with a list of those."""
     for name in names:
         if name not in allowed:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..system import write_whole
 from . import cache
 from .config import HEURISTICS, LaunchConfig, Work, forget
 from .spaces import Space, configs_of, default_configs
@@ -164,7 +165,7 @@ def sweep(
         found = [done[trial] for trial in wanted]
         if out is not None:
             text = json.dumps([row.as_dict() for row in found], indent=1)
-            cache.write_whole(out / "results.json", text + "\n")
+            write_whole(out / "results.json", text + "\n")
     return found
 
 
@@ -206,7 +207,7 @@ def _results(
     with _alone(out / "results.lock"):
         past = read_rows(path)
         # Anew, because a sweep that was cut off may have left half a line.
-        cache.write_whole(path, _lines([list(COLUMNS), *(row.cells() for row in past)]))
+        write_whole(path, _lines([list(COLUMNS), *(row.cells() for row in past)]))
         with path.open("a", encoding="utf-8", newline="") as file:
 
             def keep(row: Row) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from ..kernels.signatures import SIGNATURES
-from .checking import DTYPES, TARGETS, known
+from .checking import DTYPES, TARGETS, check_names
 from .config import SCANS, override_config
 from .occupancy import LIMITS
 from .report import Report
@@ -52,7 +52,7 @@ class StaticTimer:
     """
 
     def __init__(self, target: str = "sm_90") -> None:
-        known("target", [target], TARGETS)
+        check_names("target", [target], TARGETS)
         self.name = f"static {target}"
         self.device = target
         self._compilers = Compilers()

@@ -280,7 +280,7 @@ def _scan_constants(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
     from ..launch import decay
 
     x, one = _random(*shape[:3], dtype=dtype, device=device), _constant(dtype, device)
-    return lambda: decay.scan_backward(x, [None], 1, x, one, [one], [None], dtype)
+    return lambda: decay.scan_backward(x, [None], x, one, [one], [None], dtype)
 
 
 def _connections(
