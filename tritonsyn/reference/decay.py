@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -46,18 +47,16 @@ def _components(
     initials: Pair,
 ) -> list[torch.Tensor]:
     """Each component ``[T, B, N]`` in the dtype of the decays."""
-    injected = _injected(x, gain)
-    copies = [injected, *(injected.clone() for _ in decays[1:])]
-    for component, decay, initial in zip(copies, decays, initials, strict=True):
-        if initial is not None and component.numel():
-            component[0].addcmul_(initial, decay)
-        _accumulate(component, decay)
-    return copies
+    dense = _dense(x)
 
+    def begin(decay: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
+        injected = _scaled(dense, gain)
+        if initial is not None and injected.numel():
+            injected[0].addcmul_(initial, decay)
+        return injected
 
-def _injected(x: torch.Tensor | PackedSpikes, gain: torch.Tensor) -> torch.Tensor:
-    """``gain * x``, packed ``[T, B, N]`` in new memory."""
-    return scaled(_dense(x), gain).contiguous()
+    pairs = zip(decays, initials, strict=True)
+    return [_filtered(partial(begin, decay, initial), decay) for decay, initial in pairs]
 
 
 def _dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
@@ -67,32 +66,34 @@ def _dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
     return x
 
 
-def _accumulate(y: torch.Tensor, decay: torch.Tensor, reverse: bool = False) -> None:
-    """``y[t] += decay * y[t - 1]`` in place, with ``reverse`` ``decay * y[t + 1]``."""
-    steps = y.shape[0]
-    small = y.device.type == "cpu" and 0 < y.numel() <= _BLOCKS_ROW * steps
-    if small and steps >= _BLOCKS_STEPS and _bounded(y, decay):
-        _accumulate_blocks(y, decay, reverse)
-    else:
-        _walk(_in_order(y, reverse), decay)
+def _scaled(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``factor * x``, packed, in new memory."""
+    return scaled(x, factor).contiguous()
 
 
-def _bounded(y: torch.Tensor, decay: torch.Tensor) -> bool:
-    """Whether no block of ``y`` can overflow, and neither can a power of the decay.
+def _filtered(
+    begin: Callable[[], torch.Tensor], decay: torch.Tensor, reverse: bool = False
+) -> torch.Tensor:
+    """``y[t] = x[t] + decay * y[t - 1]``, with ``reverse`` ``y[t + 1]``, in the memory of x.
 
-    In blocks a zero that meets an infinity, or two that meet, would make NaN where the walk is
-    finite.
+    ``begin`` makes x, packed ``[T, B, N]``.
     """
-    low, high = (bound.item() for bound in torch.aminmax(y))
-    slow, fast = (bound.item() for bound in torch.aminmax(decay))
-    largest = max(-low, high) * y.shape[0]
-    return -1 <= slow and fast <= 1 and largest < torch.finfo(y.dtype).max
+    y = begin()
+    small = y.device.type == "cpu" and 0 < y.numel() <= _BLOCKS_ROW * y.shape[0]
+    if small and y.shape[0] >= _BLOCKS_STEPS:
+        if _filter_blocks(y, decay, reverse):
+            return y
+        y = begin()
+    _walk(_in_order(y, reverse), decay)
+    return y
 
 
-def _accumulate_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> None:
-    """:func:`_accumulate` in ``sqrt(T)`` blocks at once, to each of which the one before is added.
+def _filter_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> bool:
+    """Filters in place in ``sqrt(T)`` blocks at once, to each of which the one before is added.
 
-    Small rows cost more to name than to add; here the operations are few and on many rows.
+    Small rows cost more to name than to add; here the operations are few and on many rows. False
+    where a block or a power of the decay is not finite, which the sequence itself may be: ``y`` is
+    then of no use.
     """
     length = math.isqrt(y.shape[0])
     rest = y.shape[0] % length
@@ -102,13 +103,17 @@ def _accumulate_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> N
     _walk(places, decay)
     exponents = torch.arange(1, length + 1, dtype=decay.dtype, device=decay.device)
     powers = decay ** exponents.view(-1, 1, 1)
+    # What is not finite anywhere in a block is not at its end either.
     last = places[-1].clone()
     _walk(_in_order(last, reverse), powers[-1].view(decay.shape))
+    if not math.isfinite(last.sum()):
+        return False
     if reverse:
         blocks[:-1].addcmul_(last[1:, None], powers.flip(0))
     else:
         blocks[1:].addcmul_(last[:-1, None], powers)
     _walk(_in_order(edge, reverse), decay)
+    return True
 
 
 def _in_order(rows: torch.Tensor, reverse: bool) -> Sequence[torch.Tensor]:
@@ -133,11 +138,14 @@ def _adjoint(
     dy: torch.Tensor, dtail: torch.Tensor | None, decay: torch.Tensor, factor: torch.Tensor
 ) -> torch.Tensor:
     """``z[t] = factor * dy[t] + dtail[t] + decay * z[t+1]`` in new memory."""
-    z = _injected(dy, factor)
-    if dtail is not None:
-        z[z.shape[0] - dtail.shape[0] :] += dtail
-    _accumulate(z, decay, reverse=True)
-    return z
+
+    def begin() -> torch.Tensor:
+        arriving = _scaled(dy, factor)
+        if dtail is not None:
+            arriving[arriving.shape[0] - dtail.shape[0] :] += dtail
+        return arriving
+
+    return _filtered(begin, decay, reverse=True)
 
 
 def scan_backward(
