@@ -5,7 +5,7 @@
 Needs no network: the package is installed from this tree into a folder of its own, and what the
 machine lacks is skipped. Runs the stages below, the most valuable first, each with a part of the
 time; one that fails or runs out of time does not stop the others. ``DIR`` is left with few files:
-``summary.md``, ``summary.json``, ``bench.csv``, pictures, and ``logs.tar.gz`` with everything that
+``summary.md``, ``summary.json``, ``bench.csv``, pictures, and ``logs.zip`` with everything that
 was printed. A second visit to the same folder goes on with the stages that did not finish.
 """
 
@@ -18,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -179,9 +178,8 @@ class Visit:
         if summary.exists():
             stages = json.loads(summary.read_text(encoding="utf-8"))["stages"]
             self.outcomes = {name: Outcome(**found) for name, found in stages.items()}
-        if (out / "logs.tar.gz").exists():
-            with tarfile.open(out / "logs.tar.gz") as archive:
-                archive.extractall(logs, filter="data")
+        if (out / "logs.zip").exists():
+            shutil.unpack_archive(out / "logs.zip", logs)
 
     @property
     def left(self) -> float:
@@ -257,9 +255,7 @@ class Visit:
         found = {"stages": stages, "notes": self.notes, "bench": lines}
         (self.out / "summary.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         (self.out / "summary.md").write_text(self._page(lines), encoding="utf-8")
-        with tarfile.open(self.out / "logs.tar.gz", "w:gz") as archive:
-            for path in sorted(self.logs.iterdir()):
-                archive.add(path, path.name)
+        shutil.make_archive(str(self.out / "logs"), "zip", self.logs)
 
     def _page(self, lines: list[dict[str, str]]) -> str:
         page = ["# Visit", "", "| stage | outcome | s |", "|---|---|---|"]
