@@ -594,3 +594,60 @@ def test_nobody_in_a_batch_reads_nothing_backward(device, each_backend):
     value, _ = functional.select((record * 1,), sel, (None,), (0,), rule)
     value.sum().backward()
     assert not sel.grad.any() and record.grad.shape == record.shape
+
+
+# -- results may be written in place ---------------------------------------------------------------
+
+
+def _outputs(device, capturable, steps):
+    """Everything that one use of the package returns with a graph, by name."""
+    tau = nn.Parameter(torch.tensor(4.0, device=device))
+    physics = {"spike_charge": 5.0, "time_constant": tau}
+    options = {"batch_size": 2, "device": device, "capturable": capturable}
+    x = uniform(steps, 2, 2, 3, seed=1).to(device).requires_grad_()
+    sel = uniform(1, 2, 3, 4, seed=2, high=2.0).to(device).requires_grad_()
+    synapse = SingleExponentialCurrent((2, 3), 1.0, delay=2.0, **physics, **options)
+    yield "step", synapse(x[0])
+    yield "current", synapse.current
+    yield "current_at", synapse.current_at(sel)
+    yield "scan", synapse.scan(x)
+    currents, delayed = synapse.scan_at(x, sel)
+    yield "scan_at", currents
+    yield "scan_at, delayed", delayed
+    record = synapse.current_
+    for mode in ("nearest", "linear", functional.interp_linear, lambda a, b, at, dt: a):
+        yield f"select {mode}", record.select(sel[..., 0].expand(2, 2, 3), mode)
+    yield "select one time", record.select(1.0)
+    yield "readrange", record.readrange(2)
+    flat = x.flatten(2)
+    for name, output in zip(("y", "final"), functional.exp_scan(flat, 0.5), strict=True):
+        yield f"exp_scan, {name}", output
+    for strategy in ("shift", "gemm"):
+        make_synapse = SingleExponentialCurrent.partialconstructor(**physics)
+        layer = DelayedLinear(
+            6, 3, 1.0, synapse=make_synapse, delay=2.0, strategy=strategy, **options
+        )
+        yield f"layer, {strategy}", layer.scan(flat)
+        yield f"layer, {strategy}, step", layer(flat[0])
+    spikes = functional.pack_spikes(flat.detach() > 0.5)
+    weight, delay = leaf(3, 6, seed=3, device=device), leaf(3, 6, seed=4, device=device)
+    y, (history,) = functional.delayed_linear(spikes, weight, delay, decay=tau / 5, max_delay=2.0)
+    yield "delayed_linear", y
+    yield "delayed_linear, final", history
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("steps", [2, 110])
+def test_results_may_be_written_in_place(device, each_backend, capturable, steps):
+    """As those of PyTorch's own operations; each is memory of its own."""
+    if each_backend == "triton" and steps > 2:
+        pytest.skip("only the reference takes long sequences in another way")
+    present = dict(_outputs(device, capturable, steps))
+    values = {name: output.detach().clone() for name, output in present.items()}
+    for name, output in present.items():
+        assert output.requires_grad, name
+        output.mul_(3.0)
+        assert torch.equal(output.detach(), 3.0 * values[name]), name
+    for name, output in present.items():
+        assert torch.equal(output.detach(), 3.0 * values[name]), name
+    sum(output.double().sum() for output in present.values()).backward()

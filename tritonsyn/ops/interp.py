@@ -47,7 +47,11 @@ def _read_forward(
     rates: Sequence[torch.Tensor | None],
     records: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """The value ``[steps * B, N, D]``; keeps its derivatives where they will be asked for."""
+    """The value ``[steps * B, N, D]``; keeps its derivatives where they will be asked for.
+
+    Its final shape comes after the Function: what that returns as a view cannot be written in
+    place.
+    """
     count = len(records)
     wants_sel, wants_rates = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2 : 2 + count])
     module, rule, pointers, steps = reading
@@ -71,7 +75,6 @@ def _read_backward(
     sel, slope, *saved = ctx.saved_tensors
     rates, rate_slopes = saved[:count], saved[count:]
     flat_sel = _flat_sel(sel, ctx.layout.shape)
-    dvalue = dvalue.reshape(steps * ctx.layout.shape[1], *flat_sel.shape[1:])
     if into_records:
         drecords = [own_gradient(ctx, d, ctx.layout) for d in drecords]
         flat = [flat_record(d) for d in drecords if d is not None]
@@ -103,7 +106,6 @@ class _Select(torch.autograd.Function):
         count = len(reading.pointers)
         rates, records = rest[:count], cast(Sequence[torch.Tensor], rest[count:])
         value = _read_forward(ctx, reading, sel, rates, records)
-        value = value.view(records[0].shape[1], *sel.shape[1:])
         ctx.chain = any(ctx.needs_input_grad[2 + count :])
         if not ctx.chain:
             return (value,)
@@ -136,8 +138,7 @@ class _SelectScan(torch.autograd.Function):
     ) -> torch.Tensor:
         count = len(reading.pointers)
         rates, sequences = rest[:count], cast(Sequence[torch.Tensor], rest[count:])
-        value = _read_forward(ctx, reading, sel, rates, sequences)
-        return value.view(reading.steps, sequences[0].shape[1], *sel.shape[1:])
+        return _read_forward(ctx, reading, sel, rates, sequences)
 
     @staticmethod
     @first_order
@@ -178,20 +179,35 @@ def select(
     ``expdecay``. Returns the value and the records, which carry the read in their graph.
     Differentiable to the records, to the times and to the rates.
     """
+    chain: Sequence[torch.Tensor] = ()
     if torch.compiler.is_compiling():
         value = _registered_select(records, sel, rates, pointers, rule, 1, backend)
-        return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
-    module = implementation("interp", sel.device, backend)
-    if records[0].is_floating_point() and chained(sel, *rates, *records):
-        reading = _Reading(module, rule, tuple(map(held, pointers)))
+    elif records[0].is_floating_point() and chained(sel, *rates, *records):
+        module = implementation("interp", sel.device, backend)
+        reading = _Reading(module, rule, tuple([held(pointer) for pointer in pointers]))
         value, *chain = _Select.apply(reading, sel, *rates, *records)
-        return value, tuple(chain) or tuple(records)
+    else:
+        value = _plain_select(records, sel, rates, pointers, rule, 1, backend)
+    return value.view(records[0].shape[1], *sel.shape[1:]), tuple(chain) or tuple(records)
+
+
+def _plain_select(
+    records: Sequence[torch.Tensor],
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    pointers: Sequence[Slot],
+    rule: ReadRule,
+    steps: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The read without a graph."""
+    module = implementation("interp", sel.device, backend)
     with torch.no_grad():
-        value, _, _ = module.select(
+        return module.select(
             [flat_record(record) for record in records],
             _flat_sel(sel, records[0].shape), flat_coefficients(rates), pointers, rule,
-        )  # fmt: skip
-    return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
+            steps=steps,
+        )[0]  # fmt: skip
 
 
 def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Tensor:
@@ -243,19 +259,14 @@ def select_scan(
     step. Returns ``[steps, B, *shape]`` or with an axis more. Differentiable to sequences, times
     and rates.
     """
+    sequences = [sequence.contiguous() for sequence in sequences]
+    pointers = (0,) * len(sequences)
     if torch.compiler.is_compiling():
         zeros = [torch.zeros((), dtype=torch.int64, device=sel.device) for _ in sequences]
         value = _registered_select(sequences, sel, rates, zeros, rule, steps, backend)
-        return value.view(steps, sequences[0].shape[1], *sel.shape[1:])
-    module = implementation("interp", sel.device, backend)
-    sequences = [sequence.contiguous() for sequence in sequences]
-    reading = _Reading(module, rule, (0,) * len(sequences), steps)
-    if chained(sel, *rates, *sequences):
-        return _SelectScan.apply(reading, sel, *rates, *sequences)
-    with torch.no_grad():
-        value, _, _ = module.select(
-            [flat_record(sequence) for sequence in sequences],
-            _flat_sel(sel, sequences[0].shape), flat_coefficients(rates), reading.pointers, rule,
-            steps=steps,
-        )  # fmt: skip
+    elif chained(sel, *rates, *sequences):
+        reading = _Reading(implementation("interp", sel.device, backend), rule, pointers, steps)
+        value = _SelectScan.apply(reading, sel, *rates, *sequences)
+    else:
+        value = _plain_select(sequences, sel, rates, pointers, rule, steps, backend)
     return value.view(steps, sequences[0].shape[1], *sel.shape[1:])

@@ -90,9 +90,11 @@ class _WriteRows(torch.autograd.Function):
 
 
 def _row(record: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """A copy of one slot, without asking the device where it is."""
+    """A copy of one slot, no view of one, without asking the device where it is."""
     if isinstance(slot, torch.Tensor):
-        return record.index_select(0, slot.view(1)).squeeze(0)
+        row = torch.empty_like(record[0])
+        torch.index_select(record, 0, slot.view(1), out=row.unsqueeze(0))
+        return row
     return record[slot].clone()
 
 

@@ -87,7 +87,7 @@ class _Step(torch.autograd.Function):
         owned = [own_gradient(ctx, d, layout) for d in given]
         flat = [flat_record(d) for d in owned]
         dx, zs = step.step_backward(
-            None if dy is None else dy.reshape(flat[0].shape[1:]),
+            dy,
             flat,
             *flat_coefficients([gain]),
             flat_coefficients(decays),
@@ -120,8 +120,12 @@ def _run(
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """The step on flat tensors; the current comes back in the shape of an observation."""
-    y = module.step(
+    """The step on flat tensors: the current ``[B, N]``.
+
+    It is given its shape outside of the Function, whose results must be no views: those cannot be
+    written in place.
+    """
+    return module.step(
         flat_observation(x),
         flat,
         flat_record(ring.spikes),
@@ -131,7 +135,6 @@ def _run(
         ring.spike_pointer,
         ring.arrivals,
     )
-    return y if y.shape == x.shape else y.view(x.shape)
 
 
 def step(
@@ -159,11 +162,15 @@ def step(
     if graph and chained(x, gain, *decays, *ring.components):
         modules = (module, implementation("interp", device, backend))
         y, *records = _Step.apply(modules, ring, x, gain, *decays, *ring.components)
-        return y, tuple(records)
+        return _shaped(y, x), tuple(records)
     records = tuple([unchained(record) for record in ring.components])
     with without_graph():
         y = _run(module, ring, [flat_record(record) for record in records], x, gain, decays)
-    return y, records
+    return _shaped(y, x), records
+
+
+def _shaped(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y if y.shape == x.shape else y.view(x.shape)
 
 
 def _traced_step(

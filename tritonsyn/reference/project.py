@@ -38,7 +38,7 @@ def project(
             return y
     lines = _lines(sequence)
     out = _shifted_sum(lines, weight, (slots - 1 - back) * batch, steps * batch)
-    return out.t().contiguous().view(steps, batch, weight.shape[0])
+    return _sequence(out, steps, batch)
 
 
 def project_input(
@@ -64,7 +64,7 @@ def project_input(
     margin = (slots - 1) * batch
     lines = torch.nn.functional.pad(_lines(dy), (margin, margin))
     out = _shifted_sum(lines, weight.t(), back.t() * batch, rows * batch)
-    return out.t().contiguous().view(rows, batch, weight.shape[1])
+    return _sequence(out, rows, batch)
 
 
 def project_weight(
@@ -116,16 +116,22 @@ def _masked(weight: torch.Tensor, back: torch.Tensor, slots: int) -> torch.Tenso
 def _temporal_gemm(sequence: torch.Tensor, parts: torch.Tensor, steps: int) -> torch.Tensor:
     """The sum over delays of a dense layer on the sequence so many steps back."""
     rows, batch, _ = sequence.shape
-    y = sequence.new_zeros(steps * batch, parts.shape[1])
+    y = sequence.new_zeros(steps, batch, parts.shape[1])
     for k, part in enumerate(parts):
         here = sequence[rows - steps - k : rows - k]
-        y.addmm_(here.flatten(0, 1), part.t())
-    return y.view(steps, batch, parts.shape[1])
+        y.flatten(0, 1).addmm_(here.flatten(0, 1), part.t())
+    return y
 
 
 def _lines(sequence: torch.Tensor) -> torch.Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
     return sequence.flatten(0, 1).t().contiguous()
+
+
+def _sequence(lines: torch.Tensor, steps: int, batch: int) -> torch.Tensor:
+    """Inverse of :func:`_lines`, in new memory."""
+    sequence = lines.view(lines.shape[0], steps, batch).permute(1, 2, 0)
+    return sequence.clone(memory_format=torch.contiguous_format)
 
 
 def _line_starts(lines: torch.Tensor) -> torch.Tensor:
