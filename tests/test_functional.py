@@ -7,7 +7,7 @@ import pytest
 import torch
 from synapses import gradcheck, spikes, uniform
 
-from tritonsyn import functional
+from tritonsyn import SingleExponentialCurrent, functional
 from tritonsyn.functional import ReadRule, Ring
 
 F64 = torch.float64
@@ -328,6 +328,19 @@ REFUSED_STEPS = [
     ({"pointers": (3,)}, "pointer of ring.components is 3"),
     ({"spikes": torch.zeros(3, 2, 5, dtype=torch.bool)}, "ring.spikes has shape"),
     ({"spike_pointer": -1}, "pointer of ring.spikes is -1"),
+    (
+        {"components": (torch.zeros(3, 2, 4, dtype=torch.bool),)},
+        "ring.components must be a dense f",
+    ),
+    ({"components": torch.ones(3, 2, 4)}, "ring.components must be a sequence"),
+    ({"spikes": torch.zeros(3, 2, 4)}, "ring.spikes must be torch.bool, but is torch.float32"),
+    ({"pointers": (1.5,)}, "pointer of ring.components must be an integer, but is 1.5"),
+    ({"pointers": None}, "pointers of ring.components must be a sequence, but is None"),
+    ({"pointers": (torch.tensor(1.0),)}, "must be an integer, but is tensor"),
+    ({"pointers": (torch.tensor([0, 1]),)}, r"has shape \(2,\), but must be one slot"),
+    ({"gain": 1.0}, "gain must be a dense floating tensor, but is float"),
+    ({"decays": (0.5,)}, "decays must be a dense floating tensor, but is float"),
+    ({"decays": 0.5}, "decays must be a sequence of 1, but is 0.5"),
 ]
 
 
@@ -351,6 +364,9 @@ REFUSED_READS = [
     ({"rates": (None,)}, "rates must be tensors"),
     ({"rates": (torch.ones(()), torch.ones(()))}, "rates must be 1"),
     ({"rates": (torch.ones(2),)}, "rates has shape"),
+    ({"rates": (0.5,)}, "rates must be a dense floating tensor, but is float"),
+    ({"rates": (torch.ones((), dtype=torch.int64),)}, "rates must be a dense floating tensor"),
+    ({"pointers": (None,)}, "pointer of records must be an integer, but is None"),
     ({"rule": ReadRule("fast", 1.0, 2.0)}, "mode of the rule must be"),
     ({"rule": ReadRule("expdecay", 1.0, 2.0, 0.0, float("nan"))}, "overbound of the rule"),
     ({"records": (torch.ones(3, 4, 2).transpose(1, 2),)}, "must be contiguous"),
@@ -371,6 +387,20 @@ def test_select_refuses(change, message):
         sequence = given["records"]
         with pytest.raises((TypeError, ValueError), match=message):
             functional.select_scan(sequence, given["sel"], given["rates"], given["rule"], 2)
+
+
+def test_step_wants_a_ring():
+    with pytest.raises(TypeError, match="ring must be a Ring, but is None"):
+        functional.step(torch.ones(2, 4), None, torch.ones(()), (torch.ones(()),))
+
+
+def test_select_scan_wants_tensors():
+    rule = ReadRule("previous", 1.0, 2.0)
+    for sequences in ([[[1.0]]], (None,)):
+        with pytest.raises(TypeError, match="sequences must be a dense floating tensor, but is"):
+            functional.select_scan(sequences, torch.ones(1, 1), (None,), rule, 1)
+    with pytest.raises(TypeError, match="sequences must be one or two tensors, but is None"):
+        functional.select_scan(None, torch.ones(1, 1), (None,), rule, 1)
 
 
 def test_select_scan_refuses_more_steps_than_rows():
@@ -397,12 +427,15 @@ def test_strided_rates_and_records_of_sequences(each_backend, device):
         ({"x": None}, "x must be a dense real tensor"),
         ({"x": torch.ones(4, 2).to_sparse()}, "x must be a dense real tensor"),
         ({"dtype": torch.int32}, "dtype must be one of"),
-        ({"decay": torch.tensor(0.5j)}, "decay must be real"),
+        ({"decay": torch.tensor(0.5j)}, "decay must be dense and real"),
         ({"decay": "a"}, "decay must be a number, but is 'a'"),
         ({"gain": float("nan")}, "gain must be finite, but is nan"),
-        ({"initial": torch.ones(2, dtype=torch.int64)}, "must be a floating tensor"),
-        ({"initial": 1.0}, "must be a floating tensor, but is float"),
+        ({"initial": torch.ones(2, dtype=torch.int64)}, "must be a dense floating tensor"),
+        ({"initial": 1.0}, "must be a dense floating tensor, but is float"),
         ({"initial": torch.ones(3)}, "initial state has shape"),
+        ({"initial": torch.ones(2).to_sparse()}, "must be a dense floating tensor, but is"),
+        ({"decay": torch.ones(2).to_sparse()}, "decay must be dense and real"),
+        ({"gain": torch.ones(2, device="meta")}, "gain is on meta"),
     ],
 )
 def test_exp_scan_refuses(change, message):
@@ -442,6 +475,49 @@ def test_pack_wants_a_dense_sequence():
 def test_unpack_wants_packed_spikes():
     with pytest.raises(TypeError, match="packed must be PackedSpikes"):
         functional.unpack_spikes(torch.ones(2, 1, 3))
+
+
+WORDS = torch.zeros(4, 2, 1, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("words", "shape", "message"),
+    [
+        (WORDS, (4, 2, 40), r"words has shape \(4, 2, 1\), but must have \(4, 2, 2\) for spikes"),
+        (WORDS, (5, 2, 3), r"words has shape \(4, 2, 1\), but must have \(5, 2, 1\)"),
+        (WORDS, (4, 3, 3), r"but must have \(4, 3, 1\)"),
+        (WORDS[..., 0], (4, 2, 3), r"words has shape \(4, 2\)"),
+        (WORDS.long(), (4, 2, 3), "words must be a dense int32 tensor"),
+        (WORDS.to_sparse(), (4, 2, 3), "words must be a dense int32 tensor"),
+        (None, (4, 2, 3), "words must be a dense int32 tensor, but is None"),
+        (WORDS, (4, 2), r"shape must be \(T, B, \*shape\), but is \(4, 2\)"),
+        (WORDS, (4, 2, -3), r"shape must be \(T, B, \*shape\), but is \(4, 2, -3\)"),
+        (WORDS, (4, 2, 3.0), "shape must be an integer, but is 3.0"),
+        (WORDS, [4, 2, 3], r"shape must be a tuple"),
+    ],
+)
+def test_packed_spikes_that_contradict_themselves(words, shape, message):
+    """No kernel reads beyond the words, and no state is half advanced."""
+    packed = functional.PackedSpikes(words, shape)
+    synapse = SingleExponentialCurrent(
+        3, 1.0, spike_charge=1.0, time_constant=5.0, delay=2.0, batch_size=2
+    )
+    synapse.scan(torch.ones(2, 2, 3))
+    before = synapse.state_dict()
+    weight = times = torch.ones(2, 3)
+    for use in (
+        functional.unpack_spikes,
+        lambda x: functional.exp_scan(x, 0.5),
+        lambda x: functional.double_exp_scan(x, 0.5, 0.2),
+        lambda x: functional.delayed_linear(x, weight, weight, decay=0.5, max_delay=2.0),
+        synapse.scan,
+        synapse.advance,
+        lambda x: synapse.scan_at(x, times),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            use(packed)
+    for name, value in synapse.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_times_may_be_whole_numbers():

@@ -471,12 +471,15 @@ def test_spikes_cannot_be_walked_everywhere():
         ({"x": torch.zeros(0, 2, 3)}, "x has shape"),
         ({"weight": torch.zeros(2, 4)}, "weight has shape"),
         ({"delay": torch.zeros(3, 3)}, "delay has shape"),
-        ({"delay": torch.zeros(2, 3, dtype=torch.int64)}, "delay must be a floating"),
+        ({"delay": torch.zeros(2, 3, dtype=torch.int64)}, "delay must be a dense floating"),
         ({"initial": (torch.zeros(2, 2, 3),)}, r"initial\[0\] has shape"),
         ({"initial": ()}, "initial must hold 1 tensors, but is"),
         ({"strategy": "other"}, "strategy must be one of"),
         ({"bias": torch.zeros(2, 1)}, "bias has shape"),
-        ({"weight": None}, "weight must be a floating tensor, but is NoneType"),
+        ({"x": torch.zeros(4, 2, 3).to_sparse()}, "x must be a dense real tensor"),
+        ({"weight": torch.zeros(2, 3).to_sparse()}, "weight must be a dense floating tensor"),
+        ({"initial": (torch.zeros(3, 2, 3).to_sparse(),)}, r"initial\[0\] must be dense"),
+        ({"weight": None}, "weight must be a dense floating tensor, but is NoneType"),
         ({"decay": 0.0}, "decay must be greater than 0"),
         ({"step_time": 0.0}, "step_time must be greater than 0"),
         ({"max_delay": float("nan")}, "max_delay must be finite, but is nan"),
@@ -624,6 +627,18 @@ def test_a_decay_that_underflows_waits_whole_steps():
     for decay in (1e-50, torch.zeros(1)):
         y, _ = functional.delayed_linear(x, one, one, decay=decay, max_delay=4.0)
         assert y.flatten().tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_decay_of_zero_has_a_gradient_like_any_other():
+    """That of the recurrence; on the way between two steps it has none."""
+    x, one = torch.ones(4, 1, 1), torch.ones(1, 1)
+    decay, rise = torch.zeros(1, requires_grad=True), torch.zeros((), requires_grad=True)
+    y, _ = functional.delayed_linear(x, one, 2 * one, decay=decay, rise=0.5, max_delay=4.0)
+    y.sum().backward()
+    assert decay.grad.tolist() == [1.0]
+    y, _ = functional.delayed_linear(x, one, one, decay=0.5, rise=rise, max_delay=4.0)
+    y.sum().backward()
+    assert rise.grad.item() == -2.0
 
 
 @pytest.mark.parametrize("strategy", ["shift", "gemm"])

@@ -22,6 +22,7 @@ from .ops import (
 )
 from .ops.checks import (
     check_coefficients,
+    check_floating,
     check_input,
     check_records,
     check_rule,
@@ -144,8 +145,14 @@ def step(
     graph: bool = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    if not isinstance(ring, Ring):
+        raise TypeError(f"ring must be a Ring, but is {ring!r:.80}")
     shape = check_records("ring.components", ring.components, ring.pointers)
+    for component in ring.components:
+        check_floating("ring.components", component)
     check_records("ring.spikes", (ring.spikes,), (ring.spike_pointer,), shape)
+    if ring.spikes.dtype != torch.bool:
+        raise TypeError(f"ring.spikes must be torch.bool, but is {ring.spikes.dtype}")
     device = ring.spikes.device
     check_input("x", x, shape[1:], device)
     check_coefficients("gain", (gain,), 1, shape, device)
@@ -180,7 +187,9 @@ def select_scan(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    rows = [sequence.contiguous() for sequence in sequences]
+    if not isinstance(sequences, Sequence):
+        raise TypeError(f"sequences must be one or two tensors, but is {sequences!r:.80}")
+    rows = [check_floating("sequences", sequence).contiguous() for sequence in sequences]
     shape = check_records("sequences", rows, (0,) * len(rows))
     if not 1 <= arguments.integer("steps", steps) <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")

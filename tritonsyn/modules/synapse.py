@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .. import arguments, ops
 from ..arguments import Constant
 from ..backend import check_backend
-from ..ops.checks import check_device, check_input, check_selector
+from ..ops.checks import check_device, check_input, check_packed, check_selector
 from ..ops.common import as_tensor, flat_coefficients
 from ..packing import PackedSpikes
 from ..rules import ReadRule, compute_dtype
@@ -465,14 +465,14 @@ class ExponentialCurrent(nn.Module):
 
     def check_sequence(self, x: torch.Tensor | PackedSpikes) -> None:
         """Raises ``TypeError`` or ``ValueError`` unless ``x`` is an input for :meth:`scan`."""
-        device = self.spike_.storage.device
-        if not isinstance(x, PackedSpikes):
-            shape = getattr(x, "shape", (0,))
-            check_input("x", x, (*shape[:1], *self.batchedshape), device)
-            return
-        if x.shape[1:] != self.batchedshape:
-            raise ValueError(f"x has shape {x.shape}, but must have (T, *{self.batchedshape})")
-        check_device("x", x.words, device)
+        if isinstance(x, PackedSpikes):
+            check_packed("x", x)
+            check_device("x", x.words, self.spike_.storage.device)
+        else:
+            check_input("x", x, getattr(x, "shape", ()), self.spike_.storage.device)
+        if tuple(x.shape[1:]) != self.batchedshape:
+            allowed = ", ".join(str(size) for size in ("T", *self.batchedshape))
+            raise ValueError(f"x has shape {tuple(x.shape)}, but must have ({allowed})")
 
     def _graph_of_sequence(self) -> torch.set_grad_enabled:
         """Records a graph where that is on, but not for modules that write in place."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..arguments import finite, nonnegative, positive
+from ..arguments import finite, integer, nonnegative, positive
+from ..packing import PackedSpikes, words_per_row
 from ..rules import READ_MODES, RECORD_DTYPES, ReadRule, Slot
 
 
@@ -22,10 +23,36 @@ def check_input(name: str, x: object, shape: Sequence[int], device: torch.device
     return x
 
 
+def check_floating(name: str, x: object) -> torch.Tensor:
+    """``x`` is a dense floating tensor."""
+    if isinstance(x, torch.Tensor) and x.is_floating_point() and x.layout == torch.strided:
+        return x
+    kind = f"{x.dtype}, {x.layout}" if isinstance(x, torch.Tensor) else type(x).__name__
+    raise TypeError(f"{name} must be a dense floating tensor, but is {kind}")
+
+
 def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
     """``x`` is on this device."""
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}, but the record is on {device}")
+
+
+def check_packed(name: str, x: PackedSpikes) -> None:
+    """The words are those of spikes of this shape: kernels read as many as it says."""
+    words, shape = x
+    if not isinstance(shape, tuple):
+        raise TypeError(f"{name}.shape must be a tuple (T, B, *shape), but is {shape!r:.80}")
+    if len(shape) < 3 or any(integer(f"{name}.shape", size) < 0 for size in shape):
+        raise ValueError(f"{name}.shape must be (T, B, *shape), but is {shape}")
+    dense = isinstance(words, torch.Tensor) and words.layout == torch.strided
+    if not dense or words.dtype != torch.int32:
+        raise TypeError(f"{name}.words must be a dense int32 tensor, but is {words!r:.80}")
+    needed = (*shape[:2], words_per_row(x.synapses))
+    if tuple(words.shape) != needed:
+        raise ValueError(
+            f"{name}.words has shape {tuple(words.shape)}, but must have {needed} "
+            f"for spikes {shape}"
+        )
 
 
 def check_selector(
@@ -79,9 +106,11 @@ def check_record(name: str, record: object) -> torch.Tensor:
 
 def check_slot(name: str, slot: Slot, slots: int) -> None:
     """``slot`` is a slot of the record. One kept on the device is taken on trust."""
-    if isinstance(slot, torch.Tensor):
+    if isinstance(slot, torch.Tensor) and slot.dtype in (torch.int32, torch.int64):
+        if slot.numel() != 1:
+            raise ValueError(f"{name} has shape {tuple(slot.shape)}, but must be one slot")
         return
-    if not 0 <= slot < slots:
+    if not 0 <= integer(name, slot) < slots:
         raise IndexError(f"{name} is {slot}, but the record has slots 0 to {slots - 1}")
 
 
@@ -92,6 +121,9 @@ def check_records(
     shape: torch.Size | None = None,
 ) -> torch.Size:
     """One or two packed records of one shape, the given one if any, each with its slot."""
+    for given, value in ((name, records), (f"pointers of {name}", pointers)):
+        if not isinstance(value, Sequence):
+            raise TypeError(f"{given} must be a sequence, but is {value!r:.80}")
     if len(records) not in (1, 2) or len(records) != len(pointers):
         raise ValueError(
             f"{name} must be one or two, each with a pointer, but there are {len(records)} and "
@@ -114,11 +146,14 @@ def check_coefficients(
     device: torch.device,
 ) -> None:
     """As many as there are components, 0-d or one for each synapse of records of this shape."""
+    if not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of {count}, but is {values!r:.80}")
     if len(values) != count:
         raise ValueError(f"{name} must be {count}, but there are {len(values)}")
     for value in values:
         if value is None:
             continue
+        check_floating(name, value)
         if value.shape not in (torch.Size(), shape[2:]):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"

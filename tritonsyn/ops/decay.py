@@ -12,6 +12,7 @@ from ..backend import implementation
 from ..packing import PackedSpikes, unpack_bits, words_per_row
 from ..rules import compute_dtype
 from . import registered
+from .checks import check_floating, check_packed
 from .common import as_tensor, chained, first_order
 
 Coefficient = float | torch.Tensor
@@ -155,7 +156,7 @@ def sequence_scan(
     Coefficients broadcast to ``x.shape[1:]``; the last axes, which any of them spans, are the
     synapses, and the others the batch.
     """
-    _check_sequence(x)
+    check_sequence(x)
     shape = tuple(x.shape)
     if not isinstance(initials, Sequence) or len(initials) != len(decays):
         raise ValueError(f"initial must hold {len(decays)} tensors, but is {initials!r:.80}")
@@ -188,8 +189,10 @@ def sequence_scan(
     return y.view(shape), finals
 
 
-def _check_sequence(x: torch.Tensor | PackedSpikes) -> None:
+def check_sequence(x: object) -> None:
+    """``x`` is a sequence: a dense real tensor or packed spikes."""
     if isinstance(x, PackedSpikes):
+        check_packed("x", x)
         return
     if not isinstance(x, torch.Tensor) or x.is_complex() or x.layout != torch.strided:
         raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
@@ -229,8 +232,10 @@ def coefficient(
 ) -> torch.Tensor:
     """0-d, or ``[N]``."""
     if isinstance(value, torch.Tensor):
-        if value.is_complex():
-            raise TypeError(f"{name} must be real, but is {value.dtype}")
+        if value.is_complex() or value.layout != torch.strided:
+            raise TypeError(f"{name} must be dense and real, but is {value.dtype}, {value.layout}")
+        if value.is_meta and device.type != "meta":
+            raise ValueError(f"{name} is on meta, where tensors hold no values")
     else:
         finite(name, value)
     tensor = as_tensor(value, dtype, device)
@@ -253,9 +258,7 @@ def _check_initial(
     """An initial state is None, or floating and of the shape of a step."""
     if initial is None:
         return
-    if not isinstance(initial, torch.Tensor) or not initial.is_floating_point():
-        kind = initial.dtype if isinstance(initial, torch.Tensor) else type(initial).__name__
-        raise TypeError(f"the initial state must be a floating tensor, but is {kind}")
+    check_floating("the initial state", initial)
     if tuple(initial.shape) != shape[1:]:
         raise ValueError(
             f"the initial state has shape {tuple(initial.shape)}, but must have {shape[1:]}"
@@ -283,4 +286,5 @@ def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
     """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``."""
     if not isinstance(packed, PackedSpikes):
         raise TypeError(f"packed must be PackedSpikes, but is {packed!r:.80}")
+    check_packed("packed", packed)
     return unpack_bits(packed.words, packed.synapses).view(packed.shape)

@@ -18,10 +18,11 @@ from ..reference.interp import locate
 from ..rules import ReadRule, Slot, compute_dtype
 from ..tuning.strategy import STRATEGIES, Work, cheapest, precision
 from . import registered
-from .checks import check_input
+from .checks import check_floating, check_input
 from .common import chained, first_order
 from .decay import (
     Coefficient,
+    check_sequence,
     coefficient,
     last_values,
     output_dtype,
@@ -324,9 +325,7 @@ def delayed_linear(
     )
     for i, history in enumerate(past):
         check_input(f"initial[{i}]", history, (slots, batch, inputs), x.device)
-    # Finite where a factor underflows to 0, so that a delay of whole steps stays one.
-    rates = [-torch.log(factor).clamp(min=torch.finfo(acc).min) for factor in factors]
-    tapped = taps(weight, delay, rates, rule, slots)
+    tapped = taps(weight, delay, [_rate(factor) for factor in factors], rule, slots)
     chosen = choose(strategy, x, weight.shape[0], slots, factors, rest=initial is None)
     starts: list[torch.Tensor | None] = [history[-1].to(acc) for history in past]
     starts = starts or [None] * len(factors)
@@ -349,6 +348,16 @@ def delayed_linear(
     return y.to(dtype), tuple(sequence[-slots:].clone() for sequence in whole)
 
 
+def _rate(factor: torch.Tensor) -> torch.Tensor:
+    """Steps over the time constant that a factor of a step stands for.
+
+    Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.
+    """
+    gone = factor == 0
+    rate = -torch.log(factor.masked_fill(gone, 1.0))
+    return rate.masked_fill(gone, torch.finfo(rate.dtype).max)
+
+
 def check_layer(
     x: torch.Tensor | PackedSpikes,
     weight: torch.Tensor,
@@ -356,16 +365,11 @@ def check_layer(
     bias: torch.Tensor | None,
 ) -> None:
     """The input is a sequence, and weight, delay and bias are layers for it."""
-    if not isinstance(x, torch.Tensor | PackedSpikes):
-        raise TypeError(f"x must be a tensor or PackedSpikes, but is {x!r:.80}")
+    check_sequence(x)
     if len(x.shape) != 3 or x.shape[0] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, in) with T >= 1")
-    if isinstance(x, torch.Tensor) and x.is_complex():
-        raise TypeError(f"x must be bool, integer or floating, but is {x.dtype}")
     for name, value in (("weight", weight), ("delay", delay)):
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a floating tensor, but is {kind}")
+        check_floating(name, value)
         if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
             allowed = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
             raise ValueError(
