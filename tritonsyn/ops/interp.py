@@ -40,6 +40,27 @@ class _Reading(NamedTuple):
     steps: int = 1
 
 
+def _read(
+    reading: _Reading,
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    records: Sequence[torch.Tensor],
+    wants_sel: bool = False,
+    wants_rates: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
+    """The value ``[steps * B, N, D]`` and the derivatives that are wanted.
+
+    Its final shape comes after the Functions: what those return as a view cannot be written in
+    place.
+    """
+    module, rule, pointers, steps = reading
+    return module.select(
+        [flat_record(record) for record in records],
+        _flat_sel(sel, records[0].shape), flat_coefficients(rates), pointers, rule,
+        wants_sel, wants_rates, steps,
+    )  # fmt: skip
+
+
 def _read_forward(
     ctx: Any,
     reading: _Reading,
@@ -47,18 +68,12 @@ def _read_forward(
     rates: Sequence[torch.Tensor | None],
     records: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """The value ``[steps * B, N, D]``; keeps its derivatives where they will be asked for.
-
-    Its final shape comes after the Function: what that returns as a view cannot be written in
-    place.
-    """
+    """The value of a read; keeps its derivatives where they will be asked for."""
     count = len(records)
     wants_sel, wants_rates = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2 : 2 + count])
-    module, rule, pointers, steps = reading
-    value, slope, rate_slopes = module.select(
-        [flat_record(record.detach()) for record in records],
-        _flat_sel(sel.detach(), records[0].shape), flat_coefficients(rates), pointers, rule,
-        wants_sel, wants_rates, steps,
+    value, slope, rate_slopes = _read(
+        reading, sel.detach(), rates, [record.detach() for record in records],
+        wants_sel, wants_rates,
     )  # fmt: skip
     ctx.set_materialize_grads(False)
     ctx.reading, ctx.layout = reading, Layout.of(records[0])
@@ -187,27 +202,10 @@ def select(
         reading = _Reading(module, rule, tuple([held(pointer) for pointer in pointers]))
         value, *chain = _Select.apply(reading, sel, *rates, *records)
     else:
-        value = _plain_select(records, sel, rates, pointers, rule, 1, backend)
+        reading = _Reading(implementation("interp", sel.device, backend), rule, tuple(pointers))
+        with torch.no_grad():
+            value, _, _ = _read(reading, sel, rates, records)
     return value.view(records[0].shape[1], *sel.shape[1:]), tuple(chain) or tuple(records)
-
-
-def _plain_select(
-    records: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
-    pointers: Sequence[Slot],
-    rule: ReadRule,
-    steps: int,
-    backend: str | None,
-) -> torch.Tensor:
-    """The read without a graph."""
-    module = implementation("interp", sel.device, backend)
-    with torch.no_grad():
-        return module.select(
-            [flat_record(record) for record in records],
-            _flat_sel(sel, records[0].shape), flat_coefficients(rates), pointers, rule,
-            steps=steps,
-        )[0]  # fmt: skip
 
 
 def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Tensor:
@@ -260,13 +258,15 @@ def select_scan(
     and rates.
     """
     sequences = [sequence.contiguous() for sequence in sequences]
-    pointers = (0,) * len(sequences)
     if torch.compiler.is_compiling():
         zeros = [torch.zeros((), dtype=torch.int64, device=sel.device) for _ in sequences]
         value = _registered_select(sequences, sel, rates, zeros, rule, steps, backend)
-    elif chained(sel, *rates, *sequences):
-        reading = _Reading(implementation("interp", sel.device, backend), rule, pointers, steps)
-        value = _SelectScan.apply(reading, sel, *rates, *sequences)
     else:
-        value = _plain_select(sequences, sel, rates, pointers, rule, steps, backend)
+        module = implementation("interp", sel.device, backend)
+        reading = _Reading(module, rule, (0,) * len(sequences), steps)
+        if chained(sel, *rates, *sequences):
+            value = _SelectScan.apply(reading, sel, *rates, *sequences)
+        else:
+            with torch.no_grad():
+                value, _, _ = _read(reading, sel, rates, sequences)
     return value.view(steps, sequences[0].shape[1], *sel.shape[1:])
