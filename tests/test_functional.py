@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from synapses import gradcheck, spikes, uniform
+from synapses import gradcheck, make, same, snapshot, spikes, uniform
 
-from tritonsyn import SingleExponentialCurrent, functional
+from tritonsyn import functional
 from tritonsyn.functional import ReadRule, Ring
 
 F64 = torch.float64
@@ -499,11 +499,9 @@ WORDS = torch.zeros(4, 2, 1, dtype=torch.int32)
 def test_packed_spikes_that_contradict_themselves(words, shape, message):
     """No kernel reads beyond the words, and no state is half advanced."""
     packed = functional.PackedSpikes(words, shape)
-    synapse = SingleExponentialCurrent(
-        3, 1.0, spike_charge=1.0, time_constant=5.0, delay=2.0, batch_size=2
-    )
+    synapse = make("single", delay=2.0, batch_size=2)
     synapse.scan(torch.ones(2, 2, 3))
-    before = synapse.state_dict()
+    before = snapshot(synapse)
     weight = times = torch.ones(2, 3)
     for use in (
         functional.unpack_spikes,
@@ -516,8 +514,7 @@ def test_packed_spikes_that_contradict_themselves(words, shape, message):
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             use(packed)
-    for name, value in synapse.state_dict().items():
-        assert torch.equal(value, before[name])
+    assert same(snapshot(synapse), before)
 
 
 def test_times_may_be_whole_numbers():
