@@ -55,6 +55,17 @@ def check_packed(name: str, x: PackedSpikes) -> None:
         )
 
 
+def check_sequence(x: object) -> None:
+    """``x`` is a sequence: a dense real tensor or packed spikes."""
+    if isinstance(x, PackedSpikes):
+        check_packed("x", x)
+        return
+    if not isinstance(x, torch.Tensor) or x.is_complex() or x.layout != torch.strided:
+        raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
+    if x.ndim < 1:
+        raise ValueError("x must have time as its first axis, but has no axis")
+
+
 def check_selector(
     name: str, sel: object, shape: Sequence[int], device: torch.device
 ) -> torch.Tensor:

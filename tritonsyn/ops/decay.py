@@ -12,7 +12,7 @@ from ..backend import implementation
 from ..packing import PackedSpikes, unpack_bits, words_per_row
 from ..rules import compute_dtype
 from . import registered
-from .checks import check_floating, check_packed
+from .checks import check_floating, check_packed, check_sequence
 from .common import as_tensor, chained, first_order
 
 Coefficient = float | torch.Tensor
@@ -187,17 +187,6 @@ def sequence_scan(
         rest = torch.zeros((batch, count), dtype=acc, device=x.device)
         finals = [(rest if s is None else s.clone()).reshape(shape[1:]) for s in starts]
     return y.view(shape), finals
-
-
-def check_sequence(x: object) -> None:
-    """``x`` is a sequence: a dense real tensor or packed spikes."""
-    if isinstance(x, PackedSpikes):
-        check_packed("x", x)
-        return
-    if not isinstance(x, torch.Tensor) or x.is_complex() or x.layout != torch.strided:
-        raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
-    if x.ndim < 1:
-        raise ValueError("x must have time as its first axis, but has no axis")
 
 
 def output_dtype(

@@ -18,11 +18,10 @@ from ..reference.interp import locate
 from ..rules import ReadRule, Slot, compute_dtype
 from ..tuning.strategy import STRATEGIES, Work, cheapest, precision
 from . import registered
-from .checks import check_floating, check_input
+from .checks import check_floating, check_input, check_sequence
 from .common import chained, first_order
 from .decay import (
     Coefficient,
-    check_sequence,
     coefficient,
     last_values,
     output_dtype,

@@ -195,10 +195,11 @@ def _constants(
     initials: Pair,
 ) -> list[torch.Tensor]:
     """``sum_t z[t] * x[t]`` for the gain and ``sum_t z[t] * C[t-1]`` for each decay."""
-    real = as_real(_dense(x), gain.dtype)
+    dense = _dense(x)
+    real = as_real(dense, gain.dtype)
     total = zs[0] if len(zs) == 1 else zs[0] + zs[1]
     gradients = [(total * real).sum(0)]
-    components = _components(x, gain, decays, initials)
+    components = _components(dense, gain, decays, initials)
     for z, component, initial in zip(zs, components, initials, strict=False):
         ddecay = (z[1:] * component[:-1]).sum(0)
         gradients.append(ddecay if initial is None else ddecay.addcmul_(z[0], initial))

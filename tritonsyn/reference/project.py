@@ -38,7 +38,7 @@ def project(
             return y
     lines = _lines(sequence)
     out = _shifted_sum(lines, weight, (slots - 1 - back) * batch, steps * batch)
-    return _sequence(out, steps, batch)
+    return _from_lines(out, steps, batch)
 
 
 def project_input(
@@ -64,7 +64,7 @@ def project_input(
     margin = (slots - 1) * batch
     lines = torch.nn.functional.pad(_lines(dy), (margin, margin))
     out = _shifted_sum(lines, weight.t(), back.t() * batch, rows * batch)
-    return _sequence(out, rows, batch)
+    return _from_lines(out, rows, batch)
 
 
 def project_weight(
@@ -128,7 +128,7 @@ def _lines(sequence: torch.Tensor) -> torch.Tensor:
     return sequence.flatten(0, 1).t().contiguous()
 
 
-def _sequence(lines: torch.Tensor, steps: int, batch: int) -> torch.Tensor:
+def _from_lines(lines: torch.Tensor, steps: int, batch: int) -> torch.Tensor:
     """Inverse of :func:`_lines`, in new memory."""
     sequence = lines.view(lines.shape[0], steps, batch).permute(1, 2, 0)
     return sequence.clone(memory_format=torch.contiguous_format)
