@@ -2,7 +2,7 @@
 
 ``SIGNATURES`` maps a kernel's name to some of the ways in which :mod:`tritonsyn.launch` calls it:
 together they take every branch on a dtype, a flag or an absent pointer. Tiles are not in here: they
-come from the launch configuration (``tritonsyn.tuning.config``).
+come from the launch configuration (``tritonsyn.launch.config``).
 """
 
 from typing import Any, NamedTuple

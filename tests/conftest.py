@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import tritonsyn
-from tritonsyn.tuning.config import LaunchConfig, override_config
+from tritonsyn.launch.config import LaunchConfig, override_config
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ from tritonsyn.modules import linear
 
 _setup_privateuseone_for_python_backend("invented")
 DEVICE = torch.device("invented", 0)
-LAUNCHING = ("decay", "interp", "project", "ring", "synapse")
+LAUNCHING = ("projection", "read", "record", "scan", "step")
 SIZES = (smoke.USUAL, smoke.Size(batch=1, delay=0.0))
 
 launched: set[str] = set()

@@ -17,11 +17,11 @@ import null_driver
 import smoke
 import torch
 
-from tritonsyn.kernels.interp import select_bwd_kernel
-from tritonsyn.kernels.project import spike_sum_kernel
-from tritonsyn.kernels.ring import ring_push_kernel, ring_take_kernel
-from tritonsyn.kernels.synapse import synapse_step_bwd_kernel
-from tritonsyn.launch.common import launch
+from tritonsyn.kernels.projection import spike_sum_kernel
+from tritonsyn.kernels.read import select_bwd_kernel
+from tritonsyn.kernels.record import ring_push_kernel, ring_take_kernel
+from tritonsyn.kernels.step import synapse_step_bwd_kernel
+from tritonsyn.launch.launcher import launch
 
 SIZES = (1, 16, 33, 2**31, 2**31 + 16)
 SLOTS = (0, 1, 16, 17)

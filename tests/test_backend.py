@@ -12,6 +12,7 @@ from synapses import both, make
 import tritonsyn
 from tritonsyn import BackendError, RecordTensor, get_backend, set_backend, use_backend
 from tritonsyn import backend as backends
+from tritonsyn.ops.common import implementation
 
 CPU = torch.device("cpu")
 
@@ -140,8 +141,8 @@ def test_resolve_names_what_runs():
 
 
 def test_implementation_is_the_module_that_runs():
-    for stem in ("interp", "ring", "synapse"):
-        module = backends.implementation(stem, CPU, "reference")
+    for stem in ("read", "record", "step"):
+        module = implementation(stem, CPU, "reference")
         assert module.__name__ == f"tritonsyn.reference.{stem}"
 
 
@@ -253,7 +254,7 @@ def test_interpreter():
     pytest.importorskip("triton")
     done = run(
         STEP + "print(backend.explain(torch.device('cpu'))); print(tried())\n"
-        "print('tritonsyn.launch.synapse' in sys.modules)",
+        "print('tritonsyn.launch.step' in sys.modules)",
         TRITON_INTERPRET="1",
     )
     assert done.returncode == 0, done.stderr

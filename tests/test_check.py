@@ -10,12 +10,12 @@ import triton
 
 from tritonsyn import cli
 from tritonsyn.kernels.signatures import SIGNATURES
-from tritonsyn.tuning import checking, compiled, sass
-from tritonsyn.tuning.config import HEURISTICS, LaunchConfig
-from tritonsyn.tuning.occupancy import LIMITS, occupancy, resident_warps
-from tritonsyn.tuning.report import Report, StreamReport
-from tritonsyn.tuning.workers import CompileError, Compilers, Job
-from tritonsyn.tuning.workloads import WORKLOADS
+from tritonsyn.launch.config import HEURISTICS, LaunchConfig
+from tritonsyn.workbench import checking, compiled, sass
+from tritonsyn.workbench.occupancy import LIMITS, occupancy, resident_warps
+from tritonsyn.workbench.report import Report, StreamReport
+from tritonsyn.workbench.workers import CompileError, Compilers, Job
+from tritonsyn.workbench.workloads import WORKLOADS
 
 # With the compiler of triton 3.6 these overflow the registers on some architectures.
 OLD_TRITON = triton.__version__.startswith("3.6.")

@@ -10,7 +10,7 @@ from torch.library import opcheck
 import tritonsyn
 from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
 from tritonsyn.ops import registered
-from tritonsyn.rules import ReadRule
+from tritonsyn.values import ReadRule
 
 ROW = (2, 3)
 

@@ -295,7 +295,7 @@ def test_a_delayed_read_is_one_kernel_and_no_host_read(kind, device, monkeypatch
 
     The kernel itself is left out: the interpreter would read its arguments on the host.
     """
-    interp = pytest.importorskip("tritonsyn.launch.interp")
+    interp = pytest.importorskip("tritonsyn.launch.read")
     synapse = filled(kind, shape=7, batch_size=2, delay=3.0, device=device)
     counted = Launches(interp.select_fwd_kernel)
     monkeypatch.setattr(interp, "select_fwd_kernel", counted)

@@ -15,13 +15,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tritonsyn import (
-    DelayedLinear,
-    RecordTensor,
-    SingleExponentialCurrent,
-    functional,
-    use_backend,
-)
+from tritonsyn import DelayedLinear, RecordTensor, SingleExponentialCurrent, functional, use_backend
 from tritonsyn.functional import ReadRule, Ring
 from tritonsyn.ops import select_scan, write_rows
 

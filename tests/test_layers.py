@@ -20,17 +20,28 @@ ROOMS = {
     ),
 }
 
-# What a room must not import. Launchers are reached by way of tritonsyn.backend only.
+# Lowest first. A module imports from its own floor or from those below it.
+FLOORS = (
+    ("kernels",),
+    ("values", "system"),
+    ("backend", "checks", "testing"),
+    ("reference",),
+    ("launch",),
+    ("ops",),
+    ("functional",),
+    ("modules",),
+    ("workbench", "demo"),
+    ("cli",),
+)
+# What else a package must not import. Launchers are reached by ops.common.implementation only.
 FORBIDDEN = {
     "tritonsyn": ("bench", "tests"),
-    "tritonsyn.kernels": ("torch",),
-    "tritonsyn.launch": ("tritonsyn.modules", "tritonsyn.ops", "tritonsyn.reference"),
+    "tritonsyn.kernels": ("torch", "tritonsyn.values"),
+    "tritonsyn.launch": ("tritonsyn.reference",),
     "tritonsyn.modules": ("triton", "tritonsyn.kernels", "tritonsyn.launch"),
-    "tritonsyn.ops": ("triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.modules"),
-    "tritonsyn.reference": (
-        "triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.modules", "tritonsyn.ops",
-    ),
-}  # fmt: skip
+    "tritonsyn.ops": ("triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.reference"),
+    "tritonsyn.reference": ("triton", "tritonsyn.kernels"),
+}
 
 
 def sources() -> dict[str, Path]:
@@ -64,7 +75,26 @@ def within(name: str, room: str) -> bool:
 def stems() -> list[str]:
     """What the launchers are about."""
     names = [name.removeprefix("tritonsyn.launch.") for name in sources() if "launch." in name]
-    return sorted(set(names) - {"common"})
+    return sorted(set(names) - {"config", "launcher", "tables"})
+
+
+def floor(name: str) -> int | None:
+    """Height of a module of the package; None for the package itself, and for others."""
+    for height, rooms in enumerate(FLOORS):
+        if any(within(name, f"tritonsyn.{room}") for room in rooms):
+            return height
+    return None
+
+
+def test_every_module_stands_on_a_floor():
+    assert [name for name in sources() if floor(name) is None] == ["tritonsyn"]
+
+
+@pytest.mark.parametrize("module", [name for name in sources() if name != "tritonsyn"])
+def test_no_import_runs_up(module):
+    """Those inside functions included."""
+    above = [n for n in imported(module, sources()[module]) if (floor(n) or 0) > floor(module)]
+    assert not above, f"{module} imports {', '.join(above)}"
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
@@ -122,4 +152,5 @@ def test_the_package_is_quick_to_import_and_leaves_triton_alone():
     seconds, modules = json.loads(run.stdout)
     assert seconds < 0.3
     wrong = ("triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.testing")
+    wrong += ("tritonsyn.workbench",)
     assert not [name for name in modules if any(within(name, w) for w in wrong)]

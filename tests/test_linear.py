@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 import tritonsyn
 from tritonsyn import DelayedLinear, functional
 from tritonsyn.functional import PackedSpikes, pack_spikes
-from tritonsyn.launch import project as project_launch
+from tritonsyn.launch import projection as project_launch
 from tritonsyn.ops import choose
-from tritonsyn.tuning.strategy import Work, cheapest
+from tritonsyn.ops.strategy import Work, cheapest
 
 F64 = torch.float64
 BATCH, INPUTS, OUTPUTS, STEP, LONGEST = 2, 4, 3, 1.3, 3.7

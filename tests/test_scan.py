@@ -5,7 +5,7 @@ import torch
 from scipy.signal import lfilter
 
 from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
-from tritonsyn.tuning.config import LaunchConfig, override_config
+from tritonsyn.launch.config import LaunchConfig, override_config
 
 F64 = torch.float64
 ROW = (2, 3)

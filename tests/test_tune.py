@@ -12,24 +12,22 @@ import pytest
 import torch
 
 from tritonsyn import cli
-from tritonsyn.tuning import (
+from tritonsyn.launch import config, tables
+from tritonsyn.launch.config import HEURISTICS, PASSES
+from tritonsyn.workbench import (
     LaunchConfig,
     Shape,
     best,
-    cache,
-    config,
     config_for,
     install,
     override_config,
     search,
     sweep,
 )
-from tritonsyn.tuning.config import HEURISTICS
-from tritonsyn.tuning.search import COLUMNS, read_rows
-from tritonsyn.tuning.spaces import configs_of, default_configs, read_spaces
-from tritonsyn.tuning.strategy import PASSES
-from tritonsyn.tuning.timers import StaticTimer
-from tritonsyn.tuning.workloads import WORKLOADS
+from tritonsyn.workbench.search import COLUMNS, read_rows
+from tritonsyn.workbench.spaces import configs_of, default_configs, read_spaces
+from tritonsyn.workbench.timers import StaticTimer
+from tritonsyn.workbench.workloads import WORKLOADS
 
 F32 = torch.float32
 SHAPE = Shape(12, 2, 64)
@@ -45,7 +43,7 @@ PUSH = "ring_push_kernel"
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
     """A cache of the test's own."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "cache"))
     config.forget()
     yield tmp_path
     config.forget()
@@ -94,18 +92,21 @@ def test_an_override_comes_first_then_the_cache_then_tables_then_the_heuristic(
     monkeypatch, folder, gpu
 ):
     work = (1000,)
-    monkeypatch.setattr(cache, "_SHIPPED", folder)
+    monkeypatch.setattr(tables, "_SHIPPED", folder)
     heuristic = HEURISTICS[PUSH](work, F32)
     assert config_for(PUSH, work, F32, gpu) == heuristic
 
-    shipped = {"format": cache._FORMAT, "entries": {cache.key(PUSH, "float32", work): entry(64, 1)}}
+    shipped = {
+        "format": tables._FORMAT,
+        "entries": {tables.key(PUSH, "float32", work): entry(64, 1)},
+    }
     (folder / "sm90.json").write_text(json.dumps(shipped))
     config.forget()
     assert config_for(PUSH, work, F32, gpu) == LaunchConfig(64, 1)
-    assert cache.shipped() == [folder / "sm90.json"]
+    assert tables.shipped() == [folder / "sm90.json"]
 
     for device, block in (("sm_90", 128), ("NVIDIA Test 1", 256)):
-        cache.install(device, {cache.key(PUSH, "float32", work): entry(block, 2)})
+        tables.install(device, {tables.key(PUSH, "float32", work): entry(block, 2)})
         config.forget()
         assert config_for(PUSH, work, F32, gpu) == LaunchConfig(block, 2)
 
@@ -116,7 +117,7 @@ def test_an_override_comes_first_then_the_cache_then_tables_then_the_heuristic(
 
 
 def test_settings_hold_for_sizes_that_round_up_to_the_same_powers_of_two(gpu):
-    cache.install("sm_90", {cache.key(PUSH, "float32", (1000,)): entry(64, 1)})
+    tables.install("sm_90", {tables.key(PUSH, "float32", (1000,)): entry(64, 1)})
     for size, tuned in [(512, False), (513, True), (1024, True), (1025, False)]:
         chosen = config_for(PUSH, (size,), F32, gpu)
         assert (chosen == LaunchConfig(64, 1)) == tuned
@@ -125,15 +126,15 @@ def test_settings_hold_for_sizes_that_round_up_to_the_same_powers_of_two(gpu):
 
 def test_a_cpu_does_not_look_into_the_cache(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "read", None)
+        patch.setattr(tables, "read", None)
         assert config_for(PUSH, (77,), F32, torch.device("cpu")) == HEURISTICS[PUSH]((77,), F32)
 
 
 def test_the_cache_is_read_once(monkeypatch, gpu):
-    cache.install("sm_90", {cache.key(PUSH, "float32", (10,)): entry(64, 1)})
+    tables.install("sm_90", {tables.key(PUSH, "float32", (10,)): entry(64, 1)})
     for size in (10, 200):
         config_for(PUSH, (size,), F32, gpu)
-    monkeypatch.setattr(cache.Path, "read_text", None)
+    monkeypatch.setattr(tables.Path, "read_text", None)
     assert config_for(PUSH, (9,), F32, gpu) == LaunchConfig(64, 1)
     assert config_for(PUSH, (300,), F32, gpu) == HEURISTICS[PUSH]((300,), F32)
 
@@ -147,9 +148,9 @@ def test_an_unknown_kernel_is_refused():
     "text", ["", "[]", "{}", '{"format": "other"}', '{"format": "%s", "entries": {"a": {}}}']
 )
 def test_a_broken_cache_is_told_with_what_to_do(gpu, text):
-    path = cache.path("sm_90")
+    path = tables.path("sm_90")
     path.parent.mkdir(parents=True)
-    path.write_text(text.replace("%s", cache._FORMAT))
+    path.write_text(text.replace("%s", tables._FORMAT))
     with pytest.raises(ValueError, match=r"sm90\.json is no table of launch settings.*delete it"):
         config_for(PUSH, (5,), F32, gpu)
 
@@ -157,23 +158,23 @@ def test_a_broken_cache_is_told_with_what_to_do(gpu, text):
 def test_installations_at_once_all_arrive():
     def add(number):
         for i in range(10):
-            cache.install("sm_90", {f"{number} {i}": entry(32)})
+            tables.install("sm_90", {f"{number} {i}": entry(32)})
 
     threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    path = cache.path("sm_90")
-    assert len(cache.read(path)) == 40
+    path = tables.path("sm_90")
+    assert len(tables.read(path)) == 40
     assert {file.suffix for file in path.parent.iterdir()} == {".json", ".lock"}
 
 
 def test_the_cache_lies_where_the_variables_say(monkeypatch, tmp_path):
-    assert cache.folder() == tmp_path / "cache"
-    monkeypatch.delenv(cache.VARIABLE)
+    assert tables.folder() == tmp_path / "cache"
+    monkeypatch.delenv(tables.VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.folder() == tmp_path / "tritonsyn"
+    assert tables.folder() == tmp_path / "tritonsyn"
 
 
 # Spaces
@@ -317,7 +318,7 @@ def test_an_empty_file_is_begun_anew(tmp_path):
 def test_the_winner_is_used_once_it_is_installed(gpu):
     rows = sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks)
     assert config_for(PUSH, (2 * 64,), F32, gpu) != LaunchConfig(32, 2)
-    assert install(rows, "sm_90") == cache.path("sm_90")
+    assert install(rows, "sm_90") == tables.path("sm_90")
     assert config_for(PUSH, (2 * 64,), F32, gpu) == LaunchConfig(32, 2)
 
 
@@ -344,7 +345,7 @@ def test_what_is_timed_launches_the_kernel(kernel, shape, device, monkeypatch):
 
 @pytest.mark.parametrize("kernel", PROJECTIONS)
 def test_a_trial_knows_the_programs_of_its_launch(kernel, device, monkeypatch):
-    from tritonsyn.launch import project
+    from tritonsyn.launch import projection as project
 
     grids = []
 
@@ -364,7 +365,7 @@ def test_a_trial_knows_the_programs_of_its_launch(kernel, device, monkeypatch):
 
 def test_settings_of_exact_products_are_not_those_of_others():
     keys = {
-        cache.key("temporal_gemm_kernel", "float32", (passes, 4, 32, 32, 32))
+        tables.key("temporal_gemm_kernel", "float32", (passes, 4, 32, 32, 32))
         for passes in PASSES.values()
     }
     assert len(keys) == len(PASSES)
@@ -383,7 +384,7 @@ def test_a_static_timer_ranks_projections():
 
 
 def test_a_device_timer_needs_a_device(monkeypatch):
-    from tritonsyn.tuning.timers import DeviceTimer
+    from tritonsyn.workbench.timers import DeviceTimer
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="needs a GPU, and this machine has none"):
@@ -392,7 +393,7 @@ def test_a_device_timer_needs_a_device(monkeypatch):
 
 @pytest.mark.gpu
 def test_a_device_timer_measures():
-    from tritonsyn.tuning.timers import DeviceTimer
+    from tritonsyn.workbench.timers import DeviceTimer
 
     space = {"block": [32, 64], "rows": [16], "columns": [16]}
     rows = sweep(list(WORKLOADS), [SHAPE], space=space, timer=DeviceTimer())
@@ -427,13 +428,13 @@ def test_a_static_sweep_from_end_to_end(tmp_path, capsys):
 
     assert cli.main(["configs", "--device", "sm_90", "--shape", "1x64x1024"]) == 0
     told = capsys.readouterr().out
-    assert f"user's cache {cache.path('sm_90')}" in told
+    assert f"user's cache {tables.path('sm_90')}" in told
     assert "cached: ring_push_kernel float32 65536: 1024, 4 warps (static sm_90)" in told
 
 
 def test_configs_tells_what_differs(capsys):
-    key = cache.key(PUSH, "float32", (64 * 1024,))
-    cache.install("NVIDIA Test 1", {key: entry(64, 1)})
+    key = tables.key(PUSH, "float32", (64 * 1024,))
+    tables.install("NVIDIA Test 1", {key: entry(64, 1)})
     command = ["configs", "--device", "NVIDIA Test 1", "--diff", "--json"]
     assert cli.main(command) == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -480,7 +481,7 @@ def test_settings_are_chosen_without_triton_or_what_only_sweeps_need():
     code = (
         "import sys, torch\n"
         "before = set(sys.modules)\n"
-        "import tritonsyn, tritonsyn.cli, tritonsyn.tuning\n"
+        "import tritonsyn, tritonsyn.cli, tritonsyn.workbench\n"
         "heavy = {'triton', 'matplotlib', 'tqdm'} & (sys.modules.keys() - before)\n"
         "assert not heavy, heavy"
     )

@@ -7,13 +7,11 @@ unless Triton's interpreter is on (``TRITON_INTERPRET=1``). Nothing falls back i
 cannot run is an error that says why.
 """
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import ModuleType
 
 import torch
 
@@ -124,18 +122,3 @@ def explain(device: torch.device) -> tuple[str, str]:
         return _resolve(device.type, _default)
     except BackendError as error:
         return "unavailable", str(error)
-
-
-@cache
-def _load(stem: str, name: str) -> ModuleType:
-    room = "launch" if name == "triton" else "reference"
-    return importlib.import_module(f"tritonsyn.{room}.{stem}")
-
-
-def implementation(stem: str, device: torch.device, requested: str | None = None) -> ModuleType:
-    """The module that implements ``stem`` there: of ``tritonsyn.launch`` or ``.reference``.
-
-    Both offer the same functions with the same arguments. Imported on first use, so that
-    ``import tritonsyn`` loads no Triton.
-    """
-    return _load(stem, resolve(device, requested))

@@ -11,16 +11,8 @@ from functools import wraps
 
 import torch
 
-from . import arguments, ops
-from .ops import (
-    Ring,
-    pack_spikes,
-    push,
-    read,
-    sequence_scan,
-    unpack_spikes,
-)
-from .ops.checks import (
+from . import checks, ops
+from .checks import (
     check_coefficients,
     check_floating,
     check_input,
@@ -28,8 +20,8 @@ from .ops.checks import (
     check_rule,
     check_selector,
 )
-from .packing import PackedSpikes
-from .rules import ReadRule, Slot, record_size
+from .ops import Ring, pack_spikes, push, read, sequence_scan, unpack_spikes
+from .values import PackedSpikes, ReadRule, Slot, record_size
 
 __all__ = [
     "PackedSpikes",
@@ -191,7 +183,7 @@ def select_scan(
         raise TypeError(f"sequences must be one or two tensors, but is {sequences!r:.80}")
     rows = [check_floating("sequences", sequence).contiguous() for sequence in sequences]
     shape = check_records("sequences", rows, (0,) * len(rows))
-    if not 1 <= arguments.integer("steps", steps) <= shape[0]:
+    if not 1 <= checks.integer("steps", steps) <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
     check_rule(rule, rates)
     sel = check_selector("sel", sel, shape[1:], rows[0].device)
@@ -309,9 +301,9 @@ def delayed_linear(
     decays = (decay,) if rise is None else (decay, rise)
     for name, factor in zip(("decay", "rise"), decays, strict=False):
         if not isinstance(factor, torch.Tensor):
-            arguments.positive(name, factor)
-    step_time = arguments.positive("step_time", step_time)
-    max_delay = arguments.nonnegative("max_delay", max_delay)
+            checks.positive(name, factor)
+    step_time = checks.positive("step_time", step_time)
+    max_delay = checks.nonnegative("max_delay", max_delay)
     slots = record_size(step_time, max_delay, inclusive=True)
     rule = ReadRule("expdecay", step_time, max_delay)
     y, final = ops.delayed_linear(

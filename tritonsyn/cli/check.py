@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compiles, prints, and returns the exit status."""
     needs_triton()
-    from ..tuning import checking
+    from ..workbench import checking
 
     def bar(jobs: Sequence[Any], outcomes: Iterable[checking.Outcome]) -> Any:
         return Bar(outcomes, len(jobs), quiet=arguments.json)

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the settings."""
-    from ..tuning import Shape
+    from ..workbench import Shape
 
     try:
         shape = Shape.parse(arguments.shape)
@@ -62,16 +62,16 @@ def run(arguments: argparse.Namespace) -> None:
 def _devices(given: str | None) -> tuple[str, ...]:
     import torch
 
-    from ..tuning import cache
-    from ..tuning.checking import TARGETS
-    from ..tuning.config import names
+    from ..launch import tables
+    from ..launch.config import names
+    from ..workbench.checking import TARGETS
 
     if not given:
         return names(torch.device("cuda", 0))
-    if given not in TARGETS and not cache.has_table(given):
+    if given not in TARGETS and not tables.has_table(given):
         raise ValueError(
-            f"nothing is tuned for the device {given!r} in {cache.folder()}, and it is none of the "
-            f"architectures {', '.join(TARGETS)}"
+            f"nothing is tuned for the device {given!r} in {tables.folder()}, and it is none of "
+            f"the architectures {', '.join(TARGETS)}"
         )
     return (given,)
 
@@ -79,9 +79,9 @@ def _devices(given: str | None) -> tuple[str, ...]:
 def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:
     import torch
 
-    from ..tuning.checking import check_names
-    from ..tuning.config import HEURISTICS, choose
-    from ..tuning.workloads import DTYPES, WORKLOADS
+    from ..launch.config import HEURISTICS, choose
+    from ..workbench.checking import check_names
+    from ..workbench.workloads import DTYPES, WORKLOADS
 
     check_names("dtype", [dtype], DTYPES)
     rows = []
@@ -97,6 +97,6 @@ def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, 
 
 
 def _entries(devices: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    from ..tuning import cache
+    from ..launch import tables
 
-    return {key: e for device in devices for key, e in cache.read(cache.path(device)).items()}
+    return {key: e for device in devices for key, e in tables.read(tables.path(device)).items()}

@@ -35,7 +35,7 @@ def facts() -> dict[str, dict[str, Any]]:
     import torch
 
     from .. import __version__, backend
-    from ..tuning import cache
+    from ..launch import tables
 
     cuda = torch.cuda.is_available()
     devices: dict[str, Any] = {"cpu": platform.processor() or platform.machine()}
@@ -59,10 +59,10 @@ def facts() -> dict[str, dict[str, Any]]:
         },
         "devices": devices,
         "backend": {"default": backend.get_backend(), **backends},
-        "caches": {"compiled kernels": _triton_cache(), "launch settings": str(cache.folder())},
+        "caches": {"compiled kernels": _triton_cache(), "launch settings": str(tables.folder())},
         "environment": {
             name: os.environ.get(name)
-            for name in (backend.VARIABLE, cache.VARIABLE, "TRITON_INTERPRET", "TRITON_CACHE_DIR")
+            for name in (backend.VARIABLE, tables.VARIABLE, "TRITON_INTERPRET", "TRITON_CACHE_DIR")
         },
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .common import USUAL_SHAPE, Bar, UserError, needs_triton, settings
 
 if TYPE_CHECKING:
-    from ..tuning import Row, Trial
+    from ..workbench import Row, Trial
 
 _EPILOG = f"""\
 Shapes are TxBxN: steps of a sequence, samples of a batch, synapses of a group; or TxBxIxOxK, with
@@ -73,9 +73,9 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Sweeps, prints the winners, draws, and installs if asked to."""
     needs_triton()
-    from ..tuning import Shape, sweep
-    from ..tuning.search import trials
-    from ..tuning.spaces import read_spaces
+    from ..workbench import Shape, sweep
+    from ..workbench.search import trials
+    from ..workbench.spaces import read_spaces
 
     try:
         shapes = [Shape.parse(text) for text in arguments.shape or [USUAL_SHAPE]]
@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:
     """The kernels that have a space and take all of the dtypes."""
-    from ..tuning.checking import check_names
-    from ..tuning.workloads import DTYPES, WORKLOADS
+    from ..workbench.checking import check_names
+    from ..workbench.workloads import DTYPES, WORKLOADS
 
     check_names("dtype", dtypes, DTYPES)
     named = [k for k in spaces or WORKLOADS if set(dtypes) <= set(WORKLOADS[k].dtypes)]
@@ -112,7 +112,7 @@ def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str
 def _timer(
     arguments: argparse.Namespace, wanted: "list[Trial]", stack: contextlib.ExitStack
 ) -> Any:
-    from ..tuning.timers import DeviceTimer, StaticTimer, variant_for
+    from ..workbench.timers import DeviceTimer, StaticTimer, variant_for
 
     if arguments.timer == "device":
         return DeviceTimer()
@@ -136,7 +136,7 @@ def _with_best(rows: "Iterable[Row]", total: int) -> "Iterator[Row]":
 
 
 def _conclude(rows: "list[Row]", timer: Any, arguments: argparse.Namespace) -> None:
-    from ..tuning import best, install
+    from ..workbench import best, install
 
     winners = best(rows)
     unit = "ms" if arguments.timer == "device" else "(1 is the best conceivable)"
@@ -152,7 +152,7 @@ def _conclude(rows: "list[Row]", timer: Any, arguments: argparse.Namespace) -> N
     if importlib.util.find_spec("matplotlib") is None:
         print("no heat map: pip install 'tritonsyn[tune]' brings matplotlib")
     else:
-        from ..tuning.picture import draw
+        from ..workbench.picture import draw
 
         draw(rows, arguments.out / "heatmap.png")
         print(f"wrote {arguments.out / 'heatmap.png'}")

@@ -8,11 +8,7 @@ from snntorch import surrogate
 from torch import nn
 
 from ..modules.linear import DelayedLinear
-from ..modules.synapse import (
-    DoubleExponentialCurrent,
-    SingleExponentialCurrent,
-    SynapseConstructor,
-)
+from ..modules.synapse import DoubleExponentialCurrent, SingleExponentialCurrent, SynapseConstructor
 from .data import INPUTS, QUIET_STEPS, STEP_TIME
 
 HIDDEN = 128

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import arguments, ops
-from ..ops.checks import check_input
-from ..packing import PackedSpikes
-from ..rules import ReadRule, whole_steps
-from ..tuning.strategy import STRATEGIES
+from .. import checks, ops
+from ..checks import check_input
+from ..ops.strategy import STRATEGIES
+from ..values import PackedSpikes, ReadRule, whole_steps
 from .synapse import ExponentialCurrent, SynapseConstructor
 
 Initializer = Callable[[torch.Tensor], torch.Tensor | None]
@@ -94,15 +93,15 @@ class DelayedLinear(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = arguments.positive_integer("in_features", in_features)
-        self.out_features = arguments.positive_integer("out_features", out_features)
-        self.strategy = arguments.one_of("strategy", strategy, STRATEGIES)
+        self.in_features = checks.positive_integer("in_features", in_features)
+        self.out_features = checks.positive_integer("out_features", out_features)
+        self.strategy = checks.one_of("strategy", strategy, STRATEGIES)
         if not callable(synapse) or isinstance(synapse, nn.Module | type):
             raise TypeError(
                 "synapse must be what a synapse's partialconstructor returns, "
                 f"but is {synapse!r:.80}"
             )
-        dtype, bias = arguments.record_dtype(dtype), arguments.flag("bias", bias)
+        dtype, bias = checks.record_dtype(dtype), checks.flag("bias", bias)
         made = synapse(
             (self.in_features,), step_time, delay, batch_size,
             device=device, dtype=dtype, capturable=capturable, backend=backend,
@@ -212,7 +211,7 @@ class DelayedLinear(nn.Module):
         self.synapse.detach_state()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        arguments.check_saved_shapes(self._parameters, state_dict, prefix)
+        checks.check_saved_shapes(self._parameters, state_dict, prefix)
         self.synapse.check_state(state_dict, f"{prefix}synapse.")
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .. import arguments, ops
+from .. import checks, ops
 from ..backend import check_backend
+from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
-from ..ops.checks import check_input, check_record, check_selector
 from ..ops.common import as_tensor
-from ..rules import ReadRule, Slot, compute_dtype, record_size
+from ..values import ReadRule, Slot, compute_dtype, record_size
 
 Interpolation = Callable[..., torch.Tensor]
 
@@ -68,9 +68,9 @@ class RecordTensor(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self._dt = arguments.positive("step_time", step_time)
-        self._duration = arguments.nonnegative("duration", duration)
-        self._inclusive = arguments.flag("inclusive", inclusive)
+        self._dt = checks.positive("step_time", step_time)
+        self._duration = checks.nonnegative("duration", duration)
+        self._inclusive = checks.flag("inclusive", inclusive)
         self.backend = None if backend is None else check_backend(backend)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
@@ -93,7 +93,7 @@ class RecordTensor(nn.Module):
 
     @dt.setter
     def dt(self, value: float) -> None:
-        self._retime(arguments.positive("dt", value), self._duration, self._inclusive)
+        self._retime(checks.positive("dt", value), self._duration, self._inclusive)
 
     @property
     def duration(self) -> float:
@@ -102,7 +102,7 @@ class RecordTensor(nn.Module):
 
     @duration.setter
     def duration(self, value: float) -> None:
-        self._retime(self._dt, arguments.nonnegative("duration", value), self._inclusive)
+        self._retime(self._dt, checks.nonnegative("duration", value), self._inclusive)
 
     @property
     def inclusive(self) -> bool:
@@ -111,7 +111,7 @@ class RecordTensor(nn.Module):
 
     @inclusive.setter
     def inclusive(self, value: bool) -> None:
-        self._retime(self._dt, self._duration, arguments.flag("inclusive", value))
+        self._retime(self._dt, self._duration, checks.flag("inclusive", value))
 
     @property
     def recordsz(self) -> int:
@@ -199,7 +199,7 @@ class RecordTensor(nn.Module):
 
     def read(self, offset: int = 1) -> torch.Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
-        storage, value = ops.read(self.storage, self._slot(arguments.integer("offset", offset)))
+        storage, value = ops.read(self.storage, self._slot(checks.integer("offset", offset)))
         self.keep(storage)
         return value
 
@@ -251,9 +251,9 @@ class RecordTensor(nn.Module):
             ValueError: a single time outside of the record, or a tensor of the wrong shape.
         """
         limit = self._dt * (self.recordsz - 1)
-        tolerance = arguments.nonnegative("tolerance", tolerance)
+        tolerance = checks.nonnegative("tolerance", tolerance)
         sel = self._as_selector(time, limit, tolerance)
-        pointer = self._slot(arguments.integer("offset", offset) - 1)
+        pointer = self._slot(checks.integer("offset", offset) - 1)
         mode, kwargs = self._named(interp or interp_nearest), interp_kwargs or {}
         if callable(mode):
             return self._select_with(mode, sel, pointer, limit, tolerance, kwargs)
@@ -280,7 +280,7 @@ class RecordTensor(nn.Module):
             offset: steps before the pointer.
             inplace: record no autograd graph, and drop the one there is.
         """
-        slot = self._slot(arguments.integer("offset", offset))
+        slot = self._slot(checks.integer("offset", offset))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
             self.keep(ops.push(self.storage, obs, slot, backend=self.backend))
 
@@ -323,7 +323,7 @@ class RecordTensor(nn.Module):
         """
         length = getattr(rows, "shape", (0,))[:1]
         check_input("rows", rows, (*length, *self.shape), self.storage.device)
-        steps = rows.shape[0] if steps is None else arguments.integer("steps", steps)
+        steps = rows.shape[0] if steps is None else checks.integer("steps", steps)
         if steps < rows.shape[0]:
             raise ValueError(f"steps must be at least the {rows.shape[0]} rows, but is {steps}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
@@ -332,18 +332,18 @@ class RecordTensor(nn.Module):
 
     def history(self, length: int) -> torch.Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
-        if not 0 <= arguments.integer("length", length) <= self.recordsz:
+        if not 0 <= checks.integer("length", length) <= self.recordsz:
             raise ValueError(f"length must be in 0 to {self.recordsz}, but is {length}")
         return self.storage.index_select(0, ops.row_slots(self._slot(length), length, self.storage))
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
-        self.advance(arguments.integer("pos", pos))
+        self.advance(checks.integer("pos", pos))
         return self.pointer
 
     def decr(self, pos: int = 1) -> int:
         """Moves the pointer back; returns where it is."""
-        return self.incr(-arguments.integer("pos", pos))
+        return self.incr(-checks.integer("pos", pos))
 
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""
@@ -361,7 +361,7 @@ class RecordTensor(nn.Module):
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
-        if not 0 <= arguments.integer("index", index) < self.recordsz:
+        if not 0 <= checks.integer("index", index) < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
         self._replace(self.storage.roll(index - self.pointer, 0))
         self.cursor = index
@@ -374,7 +374,7 @@ class RecordTensor(nn.Module):
         if fill is None:
             self.align(0)
             return
-        fill = fill if isinstance(fill, bool) else arguments.finite("fill", fill)
+        fill = fill if isinstance(fill, bool) else checks.finite("fill", fill)
         self.storage = self.storage.detach().fill_(fill)
         self.cursor = 0
         self._rest = self._stamp() if fill == 0 and not torch.compiler.is_compiling() else None
@@ -426,7 +426,7 @@ class RecordTensor(nn.Module):
 
     def _range_slots(self, length: int, offset: int | torch.Tensor, forward: bool) -> torch.Tensor:
         """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
-        if not 1 <= arguments.integer("length", length) <= self.recordsz:
+        if not 1 <= checks.integer("length", length) <= self.recordsz:
             raise ValueError(f"length must be in 1 to {self.recordsz}, but is {length}")
         steps = torch.arange(length, device=self.storage.device)
         if isinstance(offset, torch.Tensor):
@@ -436,7 +436,7 @@ class RecordTensor(nn.Module):
             steps = steps.view(-1, *(1 for _ in self.shape))
             offset = offset.to(torch.int64)
         else:
-            offset = arguments.integer("offset", offset)
+            offset = checks.integer("offset", offset)
         first = offset if forward else offset + (length - 1)
         return (self.cursor - first + steps) % self.recordsz
 
@@ -445,7 +445,7 @@ class RecordTensor(nn.Module):
     ) -> torch.Tensor:
         if isinstance(time, torch.Tensor):
             return check_selector("time", time, self.shape, self.storage.device)
-        number = arguments.finite("time", time)
+        number = checks.finite("time", time)
         if not -tolerance <= number <= limit + tolerance:
             raise ValueError(
                 f"time must be within the record, {-tolerance} to {limit + tolerance}, "
@@ -461,7 +461,7 @@ class RecordTensor(nn.Module):
         if callable(interp):
             names = [name for name, function in INTERPOLATIONS.items() if function is interp]
             return names[0] if names else interp
-        return arguments.one_of("interp", interp, tuple(INTERPOLATIONS))
+        return checks.one_of("interp", interp, tuple(INTERPOLATIONS))
 
     def _rate(self, mode: str, kwargs: dict[str, Any]) -> torch.Tensor | None:
         """Steps over time constant, for the modes that decay."""
@@ -473,10 +473,10 @@ class RecordTensor(nn.Module):
         value, device = kwargs[wanted], self.storage.device
         dtype = compute_dtype(self.storage.dtype)
         if isinstance(value, torch.Tensor):
-            arguments.check_broadcast(wanted, value, self.shape[1:])
+            checks.check_broadcast(wanted, value, self.shape[1:])
             value = value.to(device, dtype)
         else:
-            value = arguments.positive(wanted, value)
+            value = checks.positive(wanted, value)
         rate = self._dt / value if mode == "expdecay" else self._dt * value
         rate = as_tensor(rate, dtype, device)
         return rate if rate.ndim == 0 else rate.expand(self.shape[1:])

@@ -8,13 +8,11 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .. import arguments, ops
-from ..arguments import Constant
+from .. import checks, ops
 from ..backend import check_backend
-from ..ops.checks import check_device, check_input, check_packed, check_selector
+from ..checks import Constant, check_device, check_input, check_packed, check_selector
 from ..ops.common import as_tensor, flat_coefficients
-from ..packing import PackedSpikes
-from ..rules import ReadRule, compute_dtype
+from ..values import PackedSpikes, ReadRule, compute_dtype
 from .record import RecordTensor, ordinary_tensors
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -67,27 +65,27 @@ class ExponentialCurrent(nn.Module):
         backend: str | None,
     ) -> None:
         super().__init__()
-        self._shape = arguments.group_shape(shape)
-        self._dt = arguments.positive("step_time", step_time)
-        self._delay = arguments.nonnegative("delay", delay)
-        self._spike_mode = arguments.one_of("spike_interp_mode", spike_interp_mode, _SPIKE_MODES)
-        self._interp_tol = arguments.nonnegative("interp_tol", interp_tol)
+        self._shape = checks.group_shape(shape)
+        self._dt = checks.positive("step_time", step_time)
+        self._delay = checks.nonnegative("delay", delay)
+        self._spike_mode = checks.one_of("spike_interp_mode", spike_interp_mode, _SPIKE_MODES)
+        self._interp_tol = checks.nonnegative("interp_tol", interp_tol)
         self._current_overbound = (
             None
             if current_overbound is None
-            else arguments.finite("current_overbound", current_overbound)
+            else checks.finite("current_overbound", current_overbound)
         )
         self._spike_overbound = (
-            None if spike_overbound is None else arguments.flag("spike_overbound", spike_overbound)
+            None if spike_overbound is None else checks.flag("spike_overbound", spike_overbound)
         )
-        self._batchsz = arguments.positive_integer("batch_size", batch_size)
-        self._inplace = arguments.flag("inplace", inplace)
-        self._capturable = arguments.flag("capturable", capturable)
+        self._batchsz = checks.positive_integer("batch_size", batch_size)
+        self._inplace = checks.flag("inplace", inplace)
+        self._capturable = checks.flag("capturable", capturable)
         self._backend = None if backend is None else check_backend(backend)
         self._fixed: Coefficients | None = None
         for name, value in constants.items():
             setattr(self, name, value)
-        dtype = arguments.record_dtype(dtype)
+        dtype = checks.record_dtype(dtype)
         for name, _ in self._components:
             self._add_record(name, torch.zeros(self.batchedshape, dtype=dtype, device=device))
         self._add_record("spike_", torch.zeros(self.batchedshape, dtype=torch.bool, device=device))
@@ -127,7 +125,7 @@ class ExponentialCurrent(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         # A parametrized constant is a property, which torch sets.
         if name in self._constants and not is_parametrized(self, name):
-            arguments.check_graph(name, value)
+            checks.check_graph(name, value)
             value = self._checked_constant(name, value)
             if name in self._parameters or name in self._buffers or name in self.__dict__:
                 delattr(self, name)
@@ -140,8 +138,8 @@ class ExponentialCurrent(nn.Module):
     def _checked_constant(self, name: str, value: Any) -> Constant:
         """The constant if it obeys its own rule and those between constants."""
         if name == self._constants[0]:
-            return arguments.constant(name, value, self._shape, torch.Tensor.bool, "nonzero")
-        return arguments.constant(name, value, self._shape, _positive, "greater than 0")
+            return checks.constant(name, value, self._shape, torch.Tensor.bool, "nonzero")
+        return checks.constant(name, value, self._shape, _positive, "greater than 0")
 
     def check_constants(self) -> None:
         """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
@@ -217,7 +215,7 @@ class ExponentialCurrent(nn.Module):
 
     @batchsz.setter
     def batchsz(self, value: int) -> None:
-        self._rebuild(self._dt, self._delay, arguments.positive_integer("batchsz", value))
+        self._rebuild(self._dt, self._delay, checks.positive_integer("batchsz", value))
 
     @property
     def dt(self) -> float:
@@ -226,7 +224,7 @@ class ExponentialCurrent(nn.Module):
 
     @dt.setter
     def dt(self, value: float) -> None:
-        self._rebuild(arguments.positive("dt", value), self._delay, self._batchsz)
+        self._rebuild(checks.positive("dt", value), self._delay, self._batchsz)
 
     @property
     def delay(self) -> float:
@@ -235,7 +233,7 @@ class ExponentialCurrent(nn.Module):
 
     @delay.setter
     def delay(self, value: float) -> None:
-        self._rebuild(self._dt, arguments.nonnegative("delay", value), self._batchsz)
+        self._rebuild(self._dt, checks.nonnegative("delay", value), self._batchsz)
 
     @property
     def inplace(self) -> bool:
@@ -244,7 +242,7 @@ class ExponentialCurrent(nn.Module):
 
     @inplace.setter
     def inplace(self, value: bool) -> None:
-        self._inplace = arguments.flag("inplace", value)
+        self._inplace = checks.flag("inplace", value)
 
     @property
     def interp_tol(self) -> float:
@@ -314,7 +312,7 @@ class ExponentialCurrent(nn.Module):
 
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Refuses a saved state that does not fit, before anything of it is taken over."""
-        arguments.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
+        checks.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
         for name, record in self._named_records():
             record.check_state(state_dict, f"{prefix}{name}.")
 

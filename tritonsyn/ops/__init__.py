@@ -4,9 +4,7 @@ State goes in and comes out: an operation updates a record in place and returns 
 the autograd graph if one is recorded.
 """
 
-from .decay import last_values, pack_spikes, scan, sequence_scan, unpack_spikes
-from .interp import select, select_scan, time_since_older
-from .project import (
+from .projection import (
     Taps,
     check_layer,
     choose,
@@ -16,9 +14,11 @@ from .project import (
     project_spikes,
     taps,
 )
+from .read import select, select_scan, time_since_older
+from .record import push, read, row_slots, write_rows
 from .registered import hold
-from .ring import push, read, row_slots, write_rows
-from .synapse import Ring, step
+from .scan import last_values, pack_spikes, scan, sequence_scan, unpack_spikes
+from .step import Ring, step
 
 __all__ = [
     "Ring",

@@ -1,15 +1,17 @@
 """What the differentiable operations share: flat views, ownership of gradients, reductions."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
-from ..rules import Slot
+from ..backend import resolve
+from ..values import Slot
 
 _OWNER = "_tritonsyn_owner"
 
@@ -137,3 +139,18 @@ def reduce_coefficient(
     if not like.ndim:
         return total.sum()
     return total.view(like.numel(), -1).sum(1).view(like.shape)
+
+
+@cache
+def _load(stem: str, name: str) -> ModuleType:
+    package = "launch" if name == "triton" else "reference"
+    return importlib.import_module(f"tritonsyn.{package}.{stem}")
+
+
+def implementation(stem: str, device: torch.device, requested: str | None = None) -> ModuleType:
+    """The module that implements ``stem`` there: of ``tritonsyn.launch`` or ``.reference``.
+
+    Both offer the same functions with the same arguments. Imported on first use, so that
+    ``import tritonsyn`` loads no Triton.
+    """
+    return _load(stem, resolve(device, requested))

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from ..backend import implementation
-from ..packing import PackedSpikes, words_per_row
-from ..rules import ReadRule, compute_dtype
-from ..tuning.strategy import precision
+from ..values import PackedSpikes, ReadRule, compute_dtype, words_per_row
+from .common import implementation
+from .strategy import precision
 
 Tensors = list[torch.Tensor]
 
@@ -55,7 +54,7 @@ def scan(
     backend: str | None,
 ) -> Tensors:
     """``[*y, *tails]`` of :func:`tritonsyn.ops.scan`; ``shape`` is that of packed spikes."""
-    module = implementation("decay", x.device, backend)
+    module = implementation("scan", x.device, backend)
     starts: Sequence[torch.Tensor | None] = initials or [None] * len(decays)
     y, tails = module.scan(_sequence(x, shape), gain, decays, starts, keep, dtype)
     return [*([] if y is None else [y]), *tails]
@@ -84,7 +83,7 @@ def scan_backward(
     """``[*dx, *dinitials, *dconstants]``: ``dx`` only with a ``dx_dtype``, the last only with
     ``x``.
     """
-    module = implementation("decay", gain.device, backend)
+    module = implementation("scan", gain.device, backend)
     starts: Sequence[torch.Tensor | None] = initials or [None] * len(decays)
     dy, *dtails = gradients
     sequence = None if x is None else _sequence(x, shape)
@@ -159,7 +158,7 @@ def select(
     Records are ``[rows, B, N]``, times ``[1 or B, N, D]``. The slopes, if wanted, are what the
     gradients to times and rates need.
     """
-    module = implementation("interp", sel.device, backend)
+    module = implementation("read", sel.device, backend)
     given: Sequence[torch.Tensor | None] = rates or [None] * len(records)
     value, slope, rate_slopes = module.select(
         records, sel, given, pointers, _rule(mode, times, overbound),
@@ -193,7 +192,7 @@ def select_backward(
     backend: str | None,
 ) -> Tensors:
     """Gradient of each record ``[rows, B, N]``: zeros, with the values' gradients added."""
-    module = implementation("interp", sel.device, backend)
+    module = implementation("read", sel.device, backend)
     shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
     # Many small terms would not move a large sum in half precision: it is rounded once.
     acc = compute_dtype(dvalue.dtype)
@@ -256,7 +255,7 @@ def project(
     backend: str | None,
 ) -> torch.Tensor:
     """The delayed projection ``[steps, B, O]`` of one component ``[K - 1 + steps, B, I]``."""
-    module = implementation("project", back.device, backend)
+    module = implementation("projection", back.device, backend)
     return module.project(sequence, weight, back, steps, strategy, precision())
 
 
@@ -280,7 +279,7 @@ def project_backward(
 
     ``rows`` and ``dtype`` are those of the sequence.
     """
-    module = implementation("project", back.device, backend)
+    module = implementation("projection", back.device, backend)
     way = (strategy, precision())
     results = []
     if weight is not None:
@@ -319,7 +318,7 @@ project.register_autograd(_project_gradients, setup_context=_keep_project)
 @torch.library.custom_op("tritonsyn::pack_spikes", mutates_args=())
 def pack_spikes(x: torch.Tensor, backend: str | None) -> torch.Tensor:
     """Spikes ``[rows, N]`` as bits, ``[rows, ceil(N / 32)]``."""
-    return implementation("decay", x.device, backend).pack(x)
+    return implementation("scan", x.device, backend).pack(x)
 
 
 @pack_spikes.register_fake
@@ -337,7 +336,7 @@ def project_spikes(
     backend: str | None,
 ) -> torch.Tensor:
     """The delayed projection ``[T, B, O]`` of packed spikes; ``shape`` is theirs."""
-    module = implementation("project", back.device, backend)
+    module = implementation("projection", back.device, backend)
     return module.project_spikes(PackedSpikes(words, tuple(shape)), weight, back, slots)
 
 
@@ -356,7 +355,7 @@ def project_spikes_backward(
     backend: str | None,
 ) -> torch.Tensor:
     """The gradient of the weight."""
-    module = implementation("project", back.device, backend)
+    module = implementation("projection", back.device, backend)
     return module.project_spikes_weight(dv, PackedSpikes(words, tuple(shape)), back, slots)
 
 

@@ -1,0 +1,230 @@
+"""Kernels of the delayed projection against plain PyTorch: every strategy, dtype and edge."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
+
+from tritonsyn.functional import pack_spikes
+from tritonsyn.launch import projection as launch
+from tritonsyn.launch import scan as decay_launch
+from tritonsyn.launch.config import LaunchConfig, override_config
+from tritonsyn.reference import projection as reference
+from tritonsyn.reference import scan as decay_reference
+from tritonsyn.testing import assert_close_as_torch, poisoned_empty
+from tritonsyn.values import PackedSpikes, compute_dtype
+
+# Steps, batch, inputs, outputs, slots: single ones, and one more or less than a tile.
+SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), (3, 17, 4, 8, 12)]
+EMPTY = [(2, 0, 3, 2, 2), (2, 3, 0, 2, 2)]
+STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm"])
+sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
+
+
+@pytest.fixture
+def tiny_tiles() -> Iterator[None]:
+    """Tiles that sizes go beyond in every direction, and more parts than some sizes can fill."""
+    shifts = LaunchConfig(16, unroll=3, chunks=3, rows=4, columns=2)
+    products = LaunchConfig(16, rows=16, columns=16)  # tensor cores take no smaller ones
+    walks = LaunchConfig(4, unroll=3, chunks=3)
+    with (
+        override_config(shifts, "shift_sum_kernel", "shift_dot_kernel"),
+        override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),
+        override_config(walks, "spike_sum_kernel", "spike_dot_kernel", "transpose_bits_kernel"),
+    ):
+        yield
+
+
+def connections(size, dtype=F64):
+    """Weights, and delays that take every whole step up to the longest."""
+    _, _, inputs, outputs, slots = size
+    weight = (uniform(outputs, inputs, seed=1) * 2 - 1).to(dtype)
+    back = torch.arange(outputs * inputs, dtype=torch.int32).view(outputs, inputs) * 7 % slots
+    return weight, back
+
+
+def signal(*shape, dtype=F64, seed=2):
+    return (uniform(*shape, seed=seed) * 4 - 2).to(dtype)
+
+
+def without_signs(arguments):
+    return [a.abs() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def check(device, name, *arguments):
+    """As accurate as PyTorch, nothing written beside the results, no element left out."""
+    actual = by_kernel(device, "projection", name, *arguments, margin=63)
+    plain = by_reference("projection", name, *arguments)
+    truth = by_reference("projection", name, *exact(arguments))
+    # What rounds is the sum of all terms without their signs.
+    sizes = by_reference("projection", name, *exact(without_signs(arguments))).returned[0]
+    scale = float(sizes.max()) if sizes.numel() else 0.0
+    for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
+        assert_close_as_torch(a, t, p, scale=scale)
+    for a, b in zip(actual.arguments, tensors(arguments), strict=True):
+        assert torch.equal(a, b)
+
+
+@sized
+@STRATEGIES
+def test_projection(device, strategy, size):
+    steps, batch, inputs, _, slots = size
+    weight, back = connections(size)
+    sequence = signal(steps + slots - 1, batch, inputs)
+    check(device, "projection", sequence, weight, back, steps, strategy, "ieee")
+
+
+@sized
+@STRATEGIES
+def test_adjoint_to_the_sequence(device, strategy, size):
+    steps, batch, _, outputs, slots = size
+    weight, back = connections(size)
+    dy = signal(steps, batch, outputs)
+    check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
+
+
+@sized
+@STRATEGIES
+def test_adjoint_to_the_weight(device, strategy, size):
+    steps, batch, inputs, outputs, slots = size
+    _, back = connections(size)
+    dy, sequence = signal(steps, batch, outputs), signal(steps + slots - 1, batch, inputs, seed=3)
+    check(device, "project_weight", dy, sequence, back, strategy, "ieee")
+
+
+def check_all(device, strategy, size, dtype):
+    """The projection of records of a dtype, and its adjoints."""
+    steps, batch, inputs, outputs, slots = size
+    weight, back = connections(size, compute_dtype(dtype))
+    sequence = signal(steps + slots - 1, batch, inputs, dtype=dtype)
+    dy = signal(steps, batch, outputs, dtype=compute_dtype(dtype))
+    check(device, "projection", sequence, weight, back, steps, strategy, "ieee")
+    check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
+    check(device, "project_weight", dy, sequence, back, strategy, "ieee")
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@STRATEGIES
+def test_every_dtype_of_the_records(device, strategy, dtype):
+    check_all(device, strategy, SIZES[1], dtype)
+
+
+@sized
+@STRATEGIES
+def test_edges_of_tiles(device, tiny_tiles, strategy, size):
+    check_all(device, strategy, size, F32)
+
+
+@pytest.mark.parametrize("dtype", [F64, BF16], ids=str)
+@pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
+def test_one_step_reads_the_ring_around_its_end(device, dtype, on_device):
+    size = _, batch, inputs, _, slots = SIZES[1]
+    weight, back = connections(size, compute_dtype(dtype))
+    record = signal(slots, batch, inputs, dtype=dtype)
+    for pointer in range(slots):
+        slot = torch.tensor(pointer) if on_device else pointer
+        check(device, "projection", record, weight, back, 1, "shift", "ieee", slot)
+        oldest_first = record.roll(-pointer, 0)
+        expected = by_reference("projection", "project", oldest_first, weight, back, 1, "shift", "")
+        actual = by_reference(
+            "projection", "project", record, weight, back, 1, "shift", "", pointer
+        )
+        torch.testing.assert_close(actual.returned[0], expected.returned[0])
+
+
+def test_edges_of_tiles_of_a_ring(device, tiny_tiles):
+    steps, batch, inputs, outputs, slots = 1, 17, 5, 3, 4
+    weight, back = connections((steps, batch, inputs, outputs, slots), F32)
+    record = signal(slots, batch, inputs, dtype=F32)
+    check(device, "projection", record, weight, back, 1, "shift", "ieee", 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision, digits", [("tf32", 3e-3), ("tf32x3", 1e-5), ("ieee", 1e-6)])
+def test_precision_of_the_tensor_cores(device, precision, digits):
+    size = steps, batch, inputs, _, slots = (20, 32, 64, 64, 5)
+    weight, back = connections(size, F32)
+    sequence = signal(steps + slots - 1, batch, inputs, dtype=F32)
+    wanted = reference.project(sequence.to(F64), weight.to(F64), back, steps, "gemm", "ieee")
+    arguments = (tensor.to(device) for tensor in (sequence, weight, back))
+    actual = launch.project(*arguments, steps, "gemm", precision).cpu().to(F64)
+    assert (actual - wanted).abs().max() <= digits * wanted.abs().max()
+
+
+def spikes_of(size, rate):
+    steps, batch, inputs, _, _ = size
+    return pack_spikes(uniform(steps, batch, inputs, seed=4) < rate)
+
+
+def on(device, spikes):
+    return PackedSpikes(spikes.words.to(device), spikes.shape)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@sized
+def test_walk_over_spikes(device, size, rate):
+    weight, back = connections(size)
+    spikes, slots = spikes_of(size, rate), size[-1]
+    with poisoned_empty():
+        v = launch.project_spikes(on(device, spikes), weight.to(device), back.to(device), slots)
+    expected = reference.project_spikes(spikes, weight, back, slots)
+    torch.testing.assert_close(v.cpu(), expected, rtol=0, atol=1e-12)
+    silence = weight.new_zeros(slots - 1, *spikes.shape[1:])
+    dense = torch.cat((silence, (uniform(*spikes.shape, seed=4) < rate).to(F64)))
+    dense = reference.project(dense, weight, back, size[0], "gemm", "ieee")
+    torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@sized
+def test_adjoint_of_the_walk(device, size, rate):
+    steps, batch, _, outputs, slots = size
+    _, back = connections(size)
+    spikes, dv = spikes_of(size, rate), signal(steps, batch, outputs)
+    with poisoned_empty():
+        arguments = dv.to(device), on(device, spikes), back.to(device), slots
+        dweight = launch.project_spikes_weight(*arguments)
+    expected = reference.project_spikes_weight(dv, spikes, back, slots)
+    torch.testing.assert_close(dweight.cpu(), expected, rtol=0, atol=1e-12)
+    silence = dv.new_zeros(slots - 1, *spikes.shape[1:])
+    dense = torch.cat((silence, (uniform(*spikes.shape, seed=4) < rate).to(F64)))
+    dense = reference.project_weight(dv, dense, back, "gemm", "ieee")
+    torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
+
+
+@sized
+def test_edges_of_tiles_of_the_walks(device, tiny_tiles, size):
+    test_walk_over_spikes(device, size, 0.3)
+    test_adjoint_of_the_walk(device, size, 0.3)
+
+
+def test_a_word_with_its_sign_bit_set(device):
+    """Input 31 is the sign of an int32 word."""
+    x = torch.zeros(2, 1, 40, dtype=torch.bool)
+    x[0, 0, 31] = x[1, 0, 39] = True
+    weight = torch.arange(40.0, dtype=F64).view(1, 40)
+    back = torch.ones(1, 40, dtype=torch.int32)
+    spikes = on(device, pack_spikes(x))
+    v = launch.project_spikes(spikes, weight.to(device), back.to(device), 2)
+    assert v.flatten().tolist() == [0.0, 31.0]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 31, 64, 300])
+@pytest.mark.parametrize("synapses", [1, 32, 45])
+def test_bits_are_transposed(device, tiny_tiles, rows, synapses):
+    x = uniform(rows, synapses, seed=5) < 0.3
+    words = decay_reference.pack(x).to(device)
+    with poisoned_empty():
+        turned = decay_launch.transpose_bits(words, synapses)
+    expected = decay_reference.pack(x.t())
+    assert torch.equal(turned.cpu(), expected)
+    assert torch.equal(decay_reference.transpose_bits(words.cpu(), synapses), expected)
+
+
+def test_half_precision_weights_stay_in_float32(device):
+    size = SIZES[1]
+    weight, back = connections(size, F32)
+    sequence = signal(size[0] + size[4] - 1, size[1], size[2], dtype=F16)
+    y = by_kernel(device, "projection", "project", sequence, weight, back, size[0], "shift", "ieee")
+    assert y.returned[0].dtype == F32

@@ -1,0 +1,338 @@
+"""Validation of arguments; each error names the argument, its value and the rule."""
+
+import math
+import numbers
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from .values import READ_MODES, RECORD_DTYPES, PackedSpikes, ReadRule, Slot, words_per_row
+
+Constant = float | torch.Tensor
+
+
+def finite(name: str, value: object) -> float:
+    """A finite real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise TypeError(f"{name} must be a number, but is {value!r}")
+        value = value.item()
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, but is {value}")
+    return value
+
+
+def positive(name: str, value: object) -> float:
+    """A finite number above zero."""
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be greater than 0, but is {number}")
+    return number
+
+
+def nonnegative(name: str, value: object) -> float:
+    """A finite number, zero or above."""
+    number = finite(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be at least 0, but is {number}")
+    return number
+
+
+def positive_integer(name: str, value: object) -> int:
+    """A whole number above zero."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a positive integer, but is {value!r}")
+    if value <= 0:
+        raise ValueError(f"{name} must be a positive integer, but is {value}")
+    return int(value)
+
+
+def integer(name: str, value: Any) -> int:
+    """A whole number."""
+    # Of a size that torch.compile keeps open operator.index would make a number.
+    if isinstance(value, int | torch.SymInt):
+        return cast(int, value)
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        raise TypeError(f"{name} must be an integer, but is {value!r:.80}") from None
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if isinstance(value, bool) or (isinstance(value, numbers.Real) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, but is {value!r:.80}")
+
+
+def group_shape(value: object) -> tuple[int, ...]:
+    """The shape of a group: one positive integer or a sequence of them."""
+    if isinstance(value, numbers.Integral):
+        return (positive_integer("shape", value),)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise TypeError(f"shape must be a positive integer or a sequence of them, but is {value!r}")
+    return tuple(positive_integer(f"shape[{i}]", size) for i, size in enumerate(value))
+
+
+def record_dtype(value: torch.dtype | None) -> torch.dtype:
+    """A dtype that records of currents are kept in; None means torch's default dtype."""
+    dtype = torch.get_default_dtype() if value is None else value
+    if dtype not in RECORD_DTYPES:
+        allowed = ", ".join(map(str, RECORD_DTYPES))
+        raise TypeError(f"dtype must be one of {allowed}, but is {dtype}")
+    return dtype
+
+
+def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
+    """One of these words, in any case."""
+    if not isinstance(value, str) or value.lower() not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}")
+    return value.lower()
+
+
+def constant(
+    name: str, value: object, shape: Sequence[int], rule: Callable[[torch.Tensor], torch.Tensor],
+    rule_in_words: str,
+) -> Constant:  # fmt: skip
+    """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
+
+    Every value must be finite and obey the rule. Reads the values of a tensor on the host; those
+    on the meta device are taken on trust.
+    """
+    if not isinstance(value, torch.Tensor):
+        number = finite(name, value)
+        if not rule(torch.tensor(number, dtype=torch.float64, device="cpu")):
+            raise ValueError(f"{name} must be {rule_in_words}, but is {number}")
+        return number
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating, but is {value.dtype}")
+    check_broadcast(name, value, shape)
+    if value.is_meta:  # which holds no values
+        return value
+    with torch.no_grad():
+        good = value.isfinite() & rule(value)
+        if not good.all():
+            worst = value[~good].flatten()[0].item()
+            raise ValueError(f"{name} must be finite and {rule_in_words}, but holds {worst}")
+    return value
+
+
+def check_graph(name: str, value: object) -> None:
+    """Refuses a tensor with a graph, which a module could not keep: parameters have none."""
+    learned = isinstance(value, torch.Tensor) and value.requires_grad
+    if learned and not isinstance(value, torch.nn.Parameter):
+        raise ValueError(
+            f"{name} requires grad but is no nn.Parameter, so that its graph would be lost: "
+            "give the parameter, and what is computed from it by torch.nn.utils.parametrize"
+        )
+
+
+def check_saved_shapes(
+    present: Mapping[str, torch.Tensor | None], state_dict: Mapping[str, Any], prefix: str
+) -> None:
+    """Refuses a saved state that holds tensors of other shapes, before anything is taken over."""
+    for name, tensor in present.items():
+        saved = state_dict.get(prefix + name)
+        if tensor is None or not isinstance(saved, torch.Tensor) or saved.shape == tensor.shape:
+            continue
+        raise RuntimeError(
+            f"{prefix}{name} of the saved state has shape {tuple(saved.shape)}, "
+            f"but this module has {tuple(tensor.shape)}"
+        )
+
+
+def check_broadcast(name: str, value: torch.Tensor, shape: Sequence[int]) -> None:
+    """The tensor is one value, or broadcastable to the group's shape."""
+    if value.numel() == 1:
+        return
+    try:
+        fits = torch.broadcast_shapes(value.shape, tuple(shape)) == tuple(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, which does not broadcast to {tuple(shape)}"
+        )
+
+
+def check_input(name: str, x: object, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """``x`` is a real tensor of this shape on this device."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
+    if x.is_complex():
+        raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, but its layout is {x.layout}")
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, but must have {tuple(shape)}")
+    check_device(name, x, device)
+    return x
+
+
+def check_floating(name: str, x: object) -> torch.Tensor:
+    """``x`` is a dense floating tensor."""
+    if isinstance(x, torch.Tensor) and x.is_floating_point() and x.layout == torch.strided:
+        return x
+    kind = f"{x.dtype}, {x.layout}" if isinstance(x, torch.Tensor) else type(x).__name__
+    raise TypeError(f"{name} must be a dense floating tensor, but is {kind}")
+
+
+def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
+    """``x`` is on this device."""
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, but the record is on {device}")
+
+
+def check_packed(name: str, x: PackedSpikes) -> None:
+    """The words are those of spikes of this shape: kernels read as many as it says."""
+    words, shape = x
+    if not isinstance(shape, tuple):
+        raise TypeError(f"{name}.shape must be a tuple (T, B, *shape), but is {shape!r:.80}")
+    if len(shape) < 3 or any(integer(f"{name}.shape", size) < 0 for size in shape):
+        raise ValueError(f"{name}.shape must be (T, B, *shape), but is {shape}")
+    dense = isinstance(words, torch.Tensor) and words.layout == torch.strided
+    if not dense or words.dtype != torch.int32:
+        raise TypeError(f"{name}.words must be a dense int32 tensor, but is {words!r:.80}")
+    needed = (*shape[:2], words_per_row(x.synapses))
+    if tuple(words.shape) != needed:
+        raise ValueError(
+            f"{name}.words has shape {tuple(words.shape)}, but must have {needed} "
+            f"for spikes {shape}"
+        )
+
+
+def check_sequence(x: object) -> None:
+    """``x`` is a sequence: a dense real tensor or packed spikes."""
+    if isinstance(x, PackedSpikes):
+        check_packed("x", x)
+        return
+    if not isinstance(x, torch.Tensor) or x.is_complex() or x.layout != torch.strided:
+        raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
+    if x.ndim < 1:
+        raise ValueError("x must have time as its first axis, but has no axis")
+
+
+def check_selector(
+    name: str, sel: object, shape: Sequence[int], device: torch.device
+) -> torch.Tensor:
+    """``sel`` holds times, of shape ``[1 or B, *shape]`` or with one axis more.
+
+    Returned as they are if floating, whole ones in the default dtype.
+    """
+    if not isinstance(sel, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
+    if sel.is_complex() or sel.dtype == torch.bool:
+        raise TypeError(f"{name} must be floating or integer, but is {sel.dtype}")
+    if sel.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, but its layout is {sel.layout}")
+    batch, *inner = shape
+    given = tuple(sel.shape)
+    depth = len(shape)
+    if (
+        len(given) not in (depth, depth + 1)
+        or given[0] not in (1, batch)
+        or list(given[1:depth]) != inner
+    ):
+        allowed = ", ".join(str(size) for size in inner)
+        first = "1" if batch == 1 else f"1 or {batch}"
+        raise ValueError(
+            f"{name} has shape {given}, but must have ({first}, {allowed}) or "
+            f"({first}, {allowed}, D) with D times for each element"
+        )
+    check_device(name, sel, device)
+    return sel if sel.is_floating_point() else sel.to(torch.get_default_dtype())
+
+
+def check_record(name: str, record: object) -> torch.Tensor:
+    """``record`` is a packed tensor ``[K, B, ...]`` of a dtype that records are kept in."""
+    if not isinstance(record, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, but a {type(record).__name__} was given")
+    if record.dtype not in (*RECORD_DTYPES, torch.bool):
+        allowed = ", ".join(str(dtype) for dtype in RECORD_DTYPES)
+        raise TypeError(
+            f"{name} is {record.dtype}, but records are kept in {allowed} or torch.bool"
+        )
+    if record.ndim < 2 or record.shape[0] < 1:
+        raise ValueError(
+            f"{name} has shape {tuple(record.shape)}, but must have (K, B, ...), K >= 1"
+        )
+    if not record.is_contiguous():
+        raise ValueError(f"{name} has strides {record.stride()}, but must be contiguous")
+    return record
+
+
+def check_slot(name: str, slot: Slot, slots: int) -> None:
+    """``slot`` is a slot of the record. One kept on the device is taken on trust."""
+    if isinstance(slot, torch.Tensor) and slot.dtype in (torch.int32, torch.int64):
+        if slot.numel() != 1:
+            raise ValueError(f"{name} has shape {tuple(slot.shape)}, but must be one slot")
+        return
+    if not 0 <= integer(name, slot) < slots:
+        raise IndexError(f"{name} is {slot}, but the record has slots 0 to {slots - 1}")
+
+
+def check_records(
+    name: str,
+    records: Sequence[torch.Tensor],
+    pointers: Sequence[Slot],
+    shape: torch.Size | None = None,
+) -> torch.Size:
+    """One or two packed records of one shape, the given one if any, each with its slot."""
+    for given, value in ((name, records), (f"pointers of {name}", pointers)):
+        if not isinstance(value, Sequence):
+            raise TypeError(f"{given} must be a sequence, but is {value!r:.80}")
+    if len(records) not in (1, 2) or len(records) != len(pointers):
+        raise ValueError(
+            f"{name} must be one or two, each with a pointer, but there are {len(records)} and "
+            f"{len(pointers)} pointers"
+        )
+    first = check_record(name, records[0])
+    shape = first.shape if shape is None else shape
+    for record, pointer in zip(records, pointers, strict=True):
+        check_record(name, record)
+        check_input(name, record, shape, first.device)
+        check_slot(f"pointer of {name}", pointer, shape[0])
+    return shape
+
+
+def check_coefficients(
+    name: str,
+    values: Sequence[torch.Tensor | None],
+    count: int,
+    shape: torch.Size,
+    device: torch.device,
+) -> None:
+    """As many as there are components, 0-d or one for each synapse of records of this shape."""
+    if not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of {count}, but is {values!r:.80}")
+    if len(values) != count:
+        raise ValueError(f"{name} must be {count}, but there are {len(values)}")
+    for value in values:
+        if value is None:
+            continue
+        check_floating(name, value)
+        if value.shape not in (torch.Size(), shape[2:]):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"
+            )
+        check_device(name, value, device)
+
+
+def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
+    """The mode is known and has the rates that it needs, and the numbers are finite."""
+    if not isinstance(rule, ReadRule):
+        raise TypeError(f"rule must be a ReadRule, but is {rule!r:.80}")
+    if rule.mode not in READ_MODES:
+        raise ValueError(
+            f"mode of the rule must be one of {', '.join(READ_MODES)}, but is {rule.mode!r}"
+        )
+    if rule.mode == "expdecay" and any(rate is None for rate in rates):
+        raise ValueError("rates must be tensors for the mode 'expdecay', but one is None")
+    positive("step of the rule", rule.step)
+    nonnegative("limit of the rule", rule.limit)
+    nonnegative("tolerance of the rule", rule.tolerance)
+    if rule.overbound is not None:
+        finite("overbound of the rule", float(rule.overbound))

@@ -1,0 +1,265 @@
+"""How kernels are launched, as data: an override, else what was tuned, else a heuristic."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from . import tables
+
+PASSES = {"ieee": 0, "tf32": 1, "tf32x3": 3}
+"""Products on tensor cores that make up one, by precision; exact float32 products take none."""
+Work = tuple[int, ...]
+"""Sizes of what a kernel does; blocks divide the last. Of a scan: steps, and all synapses."""
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How a kernel is launched. Kernels use what applies to them."""
+
+    block: int
+    """Elements of a program's tile, a power of two."""
+    num_warps: int = 4
+    """Warps of 32 threads that share a program, a power of two of at most 32."""
+    unroll: int = 1
+    """Steps of a scan, connections or spikes whose loads are in flight ahead of the arithmetic."""
+    chunks: int = 1
+    """Parts of a sequence that are handled side by side; a scan reads each twice if there are more
+    than one."""
+    rows: int = 1
+    """Outputs of the tile of a projection, a power of two; ``block`` are its places of a row."""
+    columns: int = 1
+    """Inputs of the tile of a projection, a power of two."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, but is {value!r}")
+        for name in ("block", "num_warps", "rows", "columns"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, but is {value}")
+        if self.num_warps > 32:
+            raise ValueError(f"num_warps must be at most 32, but is {self.num_warps}")
+
+    def with_chunks(self, chunks: int) -> "LaunchConfig":
+        """The same in so many chunks."""
+        return replace(self, chunks=chunks)
+
+    def as_dict(self) -> dict[str, int]:
+        """The settings by name."""
+        return asdict(self)
+
+
+_LARGEST, _SMALLEST = 1024, 32
+# Programs that keep a large GPU busy; fewer than this and time is cut into chunks.
+_BUSY = 1024
+# A chunk shorter than this spends more on its carries than it saves.
+_SHORTEST_CHUNK = 64
+
+
+def _tile(size: int, largest: int = _LARGEST, smallest: int = _SMALLEST) -> int:
+    """A power of two, no larger than the work."""
+    return min(largest, max(smallest, 1 << max(size - 1, 0).bit_length()))
+
+
+def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    block = _tile(work[-1])
+    return LaunchConfig(block, num_warps=max(1, block // 256))
+
+
+def _pack(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Words of 32 synapses each, held in registers: 8 or 16 of a thread.
+    return LaunchConfig(_tile(work[-1], 64 if dtype.itemsize == 1 else 32))
+
+
+def _transpose(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    return LaunchConfig(_tile(work[-1], 32, 8))
+
+
+def _read(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # With 8 warps ptxas keeps in registers what it spills on sm_80 with 4.
+    block = _tile(work[-1], 2048)
+    return LaunchConfig(block, num_warps=max(1, block // 256))
+
+
+def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # A program walks all times of its synapses: more programs rather than larger ones.
+    batch, synapses = work
+    block = _tile(synapses)
+    while block > 128 and batch * -(-synapses // block) < _BUSY:
+        block //= 2
+    return LaunchConfig(block, num_warps=max(1, block // 256))
+
+
+def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Loads of 128 bits: 4 or 8 elements of a thread. In float64 eight steps of a double synapse
+    # do not fit in the registers.
+    block, unroll = {2: (256, 4), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+
+
+def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Twice the state of the scan, so fewer steps in flight fit in the registers.
+    block, unroll = {2: (256, 1), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+
+
+def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
+    steps, size = work
+    programs = -(-size // config.block)
+    # What passes between chunks is a scan of its own, over as many steps as there are chunks.
+    most = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
+    return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
+
+
+def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    steps, *_, places = work
+    if steps == 1:
+        # Few places, which lie apart: small tiles keep the GPU busy and the registers free.
+        return LaunchConfig(_tile(places, 32, 16), num_warps=1, unroll=8, rows=2)
+    # In float64 four connections at a time do not fit in the registers.
+    return LaunchConfig(_tile(places, 256, 16), unroll=2 if dtype.itemsize == 8 else 4, rows=8)
+
+
+def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    inputs, outputs, places = work
+    config = LaunchConfig(128, num_warps=8, rows=8, columns=4)
+    programs = -(-outputs // config.rows) * -(-inputs // config.columns)
+    return _in_parts(config, programs, -(-places // (4 * config.block)))
+
+
+def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps.
+    exact = work[0] == 0 and dtype != torch.float64
+    return LaunchConfig(64, num_warps=8 if exact else 4, rows=32, columns=32)
+
+
+def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Of half precision, exact products spill with 4 warps.
+    exact = work[0] == 0 and dtype.itemsize == 2
+    return LaunchConfig(64, num_warps=8 if exact else 4, rows=32, columns=32)
+
+
+def _spike_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    steps, slots, batch, outputs = work
+    # One output of a thread and one warp: what is added needs no exchange between threads. A word
+    # of 32 inputs holds a spike or two.
+    config = LaunchConfig(32, num_warps=1, unroll=2)
+    # A part walks the spikes of the delay before it too, so it should be longer than that.
+    return _in_parts(config, batch * -(-outputs // config.block), max(1, steps // (2 * slots)))
+
+
+def _spike_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    words, inputs, outputs = work
+    config = LaunchConfig(_tile(outputs, 128), num_warps=1, unroll=4)
+    return _in_parts(config, inputs * -(-outputs // config.block), words)
+
+
+def _in_parts(config: LaunchConfig, programs: int, most: int) -> LaunchConfig:
+    """A reduction of so many programs, in parts that keep the GPU busy."""
+    return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
+
+
+SCANS = ("exp_scan_kernel", "exp_scan_constants_kernel")
+
+HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
+    "ring_push_kernel": _elementwise,
+    "ring_take_kernel": _elementwise,
+    "pack_bits_kernel": _pack,
+    "transpose_bits_kernel": _transpose,
+    "synapse_step_fwd_kernel": _elementwise,
+    "synapse_step_bwd_kernel": _elementwise,
+    "select_fwd_kernel": _read,
+    "select_bwd_kernel": _scatter,
+    "batch_dot_kernel": _elementwise,
+    "exp_scan_kernel": _scan,
+    "exp_scan_constants_kernel": _scan_constants,
+    "shift_sum_kernel": _shift_sum,
+    "shift_dot_kernel": _shift_dot,
+    "temporal_gemm_kernel": _gemm,
+    "temporal_gemm_dot_kernel": _gemm_dot,
+    "spike_sum_kernel": _spike_sum,
+    "spike_dot_kernel": _spike_dot,
+}
+"""What is launched where nothing was tuned: the settings by a kernel's work and dtype."""
+
+_overrides: dict[str, LaunchConfig] = {}
+
+
+def config_for(
+    kernel: str, work: Work, dtype: torch.dtype, device: torch.device | None = None
+) -> LaunchConfig:
+    """The settings of a kernel for some work on elements of ``dtype``.
+
+    On a GPU what was tuned for it counts: in the user's cache, else in the tables that tritonsyn
+    brings along. Elsewhere, or where nothing was tuned, a heuristic decides. Cheap enough for
+    every launch.
+    """
+    if _overrides and kernel in _overrides:
+        return _overrides[kernel]
+    return _chosen(kernel, work, dtype, device)[0]
+
+
+@lru_cache(maxsize=4096)
+def _chosen(
+    kernel: str, work: Work, dtype: torch.dtype, device: torch.device | None
+) -> tuple[LaunchConfig, str]:
+    return choose(kernel, work, dtype, names(device))
+
+
+def choose(
+    kernel: str, work: Work, dtype: torch.dtype, devices: tuple[str, ...]
+) -> tuple[LaunchConfig, str]:
+    """The settings on a device that goes by some names, without overrides, and where they are from.
+
+    Raises ``ValueError`` for an unknown kernel, or for a cache that cannot be read.
+    """
+    if kernel not in HEURISTICS:
+        raise ValueError(f"kernel is {kernel!r}, but must be one of {', '.join(HEURISTICS)}")
+    key = tables.key(kernel, str(dtype).removeprefix("torch."), work)
+    for origin, path in tables.tables(devices):
+        entry = tables.read(path).get(key)
+        if entry is not None:
+            return from_dict(entry["config"], str(path)), f"{origin} {path}"
+    return HEURISTICS[kernel](work, dtype), "heuristic"
+
+
+def from_dict(values: Any, origin: str) -> LaunchConfig:
+    """Settings from plain data; ``ValueError`` names the origin of what is no configuration."""
+    try:
+        return LaunchConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{origin}: {values!r} is no launch configuration: {error}") from None
+
+
+def names(device: torch.device | None) -> tuple[str, ...]:
+    """What tables of a device are called: its name, then its architecture; none for a CPU."""
+    if device is None or device.type != "cuda" or not torch.cuda.is_available():
+        return ()
+    major, minor = torch.cuda.get_device_capability(device)
+    return torch.cuda.get_device_name(device), f"sm_{major}{minor}"
+
+
+def forget() -> None:
+    """Reads the tables anew at the next launch: after an installation, or in tests."""
+    _chosen.cache_clear()
+    tables.read.cache_clear()
+
+
+@contextmanager
+def override_config(config: LaunchConfig, *kernels: str) -> Iterator[None]:
+    """These kernels, or all, use this configuration until the block ends; for tests and sweeps."""
+    global _overrides
+    previous, _overrides = (
+        _overrides,
+        {**_overrides, **dict.fromkeys(kernels or HEURISTICS, config)},
+    )
+    try:
+        yield
+    finally:
+        _overrides = previous

@@ -1,0 +1,239 @@
+"""The delayed projection: every connection reads its input so many steps back."""
+
+import torch
+
+from ..kernels.projection import (
+    shift_dot_kernel,
+    shift_sum_kernel,
+    spike_dot_kernel,
+    spike_sum_kernel,
+    temporal_gemm_dot_kernel,
+    temporal_gemm_kernel,
+)
+from ..values import PackedSpikes, Slot
+from .config import PASSES, config_for
+from .launcher import accumulator, launch, tiles
+from .scan import transpose_bits
+
+
+def project(
+    sequence: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    steps: int,
+    strategy: str,
+    precision: str,
+    pointer: Slot | None = None,
+) -> torch.Tensor:
+    """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
+
+    ``sequence [K - 1 + steps, B, I]`` oldest first, or with ``pointer`` a record ``[K, B, I]`` that
+    writes there next, and one step; ``weight [O, I]`` in the arithmetic's dtype; ``back [O, I]``
+    int32 in 0 to K - 1. ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its products.
+    Returns ``[steps, B, O]`` in the dtype of the weight.
+    """
+    rows, batch, inputs = sequence.shape
+    y = torch.empty((steps, batch, weight.shape[0]), dtype=weight.dtype, device=weight.device)
+    first = rows - steps
+    if y.numel() == 0 or inputs == 0:
+        return y.zero_()
+    if strategy == "gemm" and pointer is None:
+        _gemm(sequence, weight, back, y, first, first + 1, precision, adjoint=False)
+    elif steps == 1:
+        # One step reads each line once: a transposed copy would cost more than it saves.
+        ring = pointer is not None
+        newest = first if pointer is None else (pointer - 1) % rows
+        strides = (1, inputs)
+        _shift_sum(sequence.contiguous(), strides, weight, back, y, newest, rows, ring=ring)
+    else:
+        lines = _lines(sequence)
+        _shift_sum(lines, (lines.shape[1], 1), weight, back, y, first, rows)
+    return y
+
+
+def project_input(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    rows: int,
+    strategy: str,
+    precision: str,
+) -> torch.Tensor:
+    """Adjoint of :func:`project` to the sequence ``[rows, B, I]``, ``rows = K - 1 + steps``."""
+    steps, batch, outputs = dy.shape
+    size = (rows, batch, weight.shape[1])
+    dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
+    first = rows - steps
+    if dsequence.numel() == 0 or dy.numel() == 0:
+        return dsequence.zero_()
+    if strategy == "gemm":
+        dy = dy.contiguous()
+        _gemm(dy, weight.t(), back.t(), dsequence, first, first + 1, precision, adjoint=True)
+    else:
+        lines = _lines(dy)
+        strides = (lines.shape[1], 1)
+        _shift_sum(lines, strides, weight.t(), back.t(), dsequence, first, steps, adjoint=True)
+    return dsequence
+
+
+def project_weight(
+    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, strategy: str, precision: str
+) -> torch.Tensor:
+    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the dtype of
+    ``dy``.
+
+    The gradient of the weight, and with factors of each connection those of the delay and of the
+    time constants.
+    """
+    steps, batch, outputs = dy.shape
+    rows, _, inputs = sequence.shape
+    places, first = steps * batch, rows - steps
+    if dy.numel() == 0 or sequence.numel() == 0:
+        return dy.new_zeros(back.shape)
+    if strategy == "gemm":
+        return _gemm_dot(dy, sequence, back, precision)
+    lines, dlines = _lines(sequence), _lines(dy)
+    work = (inputs, outputs, places)
+    config = config_for("shift_dot_kernel", work, sequence.dtype, dy.device)
+    share = tiles(tiles(places, config.chunks), config.block) * config.block
+    partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
+    grid = (tiles(outputs, config.rows) * tiles(inputs, config.columns), config.chunks)
+    launch(
+        shift_dot_kernel, grid,
+        dlines, lines, back, partial,
+        first, outputs, inputs, places, share, batch,
+        dlines.shape[1], 1, lines.shape[1], 1,
+        ACC=accumulator(dy.dtype),
+        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return partial.sum(0)
+
+
+def _gemm_dot(
+    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, precision: str
+) -> torch.Tensor:
+    """The same by a product of matrices for each delay."""
+    steps, batch, outputs = dy.shape
+    rows, _, inputs = sequence.shape
+    places, first = steps * batch, rows - steps
+    work = (PASSES[precision], first + 1, inputs, outputs, places)
+    config = config_for("temporal_gemm_dot_kernel", work, sequence.dtype, dy.device)
+    dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
+    grid = (tiles(outputs, config.rows) * tiles(inputs, config.columns) * (first + 1),)
+    launch(
+        temporal_gemm_dot_kernel, grid,
+        dy.contiguous(), sequence.contiguous(), back, dweight,
+        first, outputs, inputs, places, batch,
+        PRECISION=precision,
+        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return dweight
+
+
+def _lines(sequence: torch.Tensor) -> torch.Tensor:
+    """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
+    return sequence.flatten(0, 1).t().contiguous()
+
+
+def _shift_sum(
+    source: torch.Tensor,
+    strides: tuple[int, int],
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    out: torch.Tensor,
+    first: Slot,
+    rows: int,
+    adjoint: bool = False,
+    ring: bool = False,
+) -> None:
+    """``out [T, B, R]`` from a source of so many ``rows`` of the batch with these strides."""
+    steps, batch, outputs = out.shape
+    inputs, places = weight.shape[1], steps * batch
+    work = (steps, inputs, outputs, places)
+    config = config_for("shift_sum_kernel", work, source.dtype, out.device)
+    grid = (tiles(places, config.block) * tiles(outputs, config.rows),)
+    launch(
+        shift_sum_kernel, grid,
+        source, out, weight, back,
+        first, outputs, inputs, places, rows * batch, batch, rows,
+        *strides, 1, outputs, *weight.stride(),
+        ADJOINT=adjoint, RING=ring,
+        BLOCK_R=config.rows, BLOCK=config.block, UNROLL=config.unroll,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+
+
+def _gemm(
+    source: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    out: torch.Tensor,
+    first: int,
+    slots: int,
+    precision: str,
+    adjoint: bool,
+) -> None:
+    """``out [T, B, R]`` from a source ``[rows, B, C]``, a product of matrices for each delay."""
+    steps, batch, outputs = out.shape
+    inputs, places = weight.shape[1], steps * batch
+    work = (PASSES[precision], slots, inputs, outputs, places)
+    config = config_for("temporal_gemm_kernel", work, source.dtype, out.device)
+    grid = (tiles(places, config.block), tiles(outputs, config.rows))
+    launch(
+        temporal_gemm_kernel, grid,
+        source.contiguous(), out, weight, back,
+        first, slots, outputs, inputs, places, source.shape[0] * batch, batch,
+        *weight.stride(),
+        ADJOINT=adjoint, PRECISION=precision,
+        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+
+
+def project_spikes(
+    spikes: PackedSpikes, weight: torch.Tensor, back: torch.Tensor, slots: int
+) -> torch.Tensor:
+    """``v[t, b, o] = sum_i weight[o, i] * x[t - back[o, i], b, i]`` with no spikes before the
+    first.
+
+    ``spikes [T, B, I]``, ``weight`` and ``back [O, I]``, ``back < slots``. The work is in
+    proportion to the spikes. Returns ``[T, B, O]``.
+    """
+    steps, batch, _ = spikes.shape
+    outputs = weight.shape[0]
+    v = weight.new_zeros(steps, batch, outputs)
+    words = spikes.words.contiguous()
+    if v.numel() and words.numel():
+        work = (steps, slots, batch, outputs)
+        config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
+        launch(
+            spike_sum_kernel, (batch * tiles(outputs, config.block), config.chunks),
+            words, weight.t().contiguous(), back.t().contiguous(), v,
+            steps, tiles(steps, config.chunks), slots, batch, words.shape[-1], outputs,
+            BLOCK=config.block, UNROLL=config.unroll, num_warps=config.num_warps,
+        )  # fmt: skip
+    return v
+
+
+def project_spikes_weight(
+    dv: torch.Tensor, spikes: PackedSpikes, back: torch.Tensor, slots: int
+) -> torch.Tensor:
+    """Adjoint of :func:`project_spikes` to the weight, ``[O, I]`` in the dtype of ``dv``."""
+    steps, batch, outputs = dv.shape
+    inputs = spikes.synapses
+    if dv.numel() == 0 or inputs == 0:
+        return dv.new_zeros(back.shape)
+    words = transpose_bits(spikes.words.reshape(steps * batch, -1), inputs)
+    width = words.shape[1]
+    config = config_for("spike_dot_kernel", (width, inputs, outputs), dv.dtype, dv.device)
+    partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
+    launch(
+        spike_dot_kernel, (inputs * tiles(outputs, config.block), config.chunks),
+        words, dv.contiguous(), back.t().contiguous(), partial,
+        width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
+        ACC=accumulator(dv.dtype), BLOCK=config.block, UNROLL=config.unroll,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return partial.sum(0).t().contiguous()

@@ -1,0 +1,169 @@
+"""A record that is written in place and differentiable at the price of one slot.
+
+Every operation on a record that carries a graph is an autograd Function that marks the record
+dirty and returns it. The operations then form a chain, so that in backward the gradient of the
+record has one owner at a time: a read adds into it in place, a push takes its slot out and leaves
+zeros. Each costs the size of one observation, whatever the number of slots is.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..checks import check_input, check_record, check_slot
+from ..values import Slot
+from . import traced
+from .common import (
+    Layout,
+    chained,
+    first_order,
+    hand_over,
+    held,
+    implementation,
+    own_gradient,
+    unchained,
+)
+
+
+class _Push(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, record: torch.Tensor, value: torch.Tensor, slot: Slot, ring: ModuleType
+    ) -> torch.Tensor:
+        ring.push(record, value, slot)
+        ctx.mark_dirty(record)
+        ctx.set_materialize_grads(False)
+        ctx.slot, ctx.ring, ctx.value_dtype = held(slot), ring, value.dtype
+        return record
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if drecord is None:
+            return None, None, None, None
+        drecord = own_gradient(ctx, drecord, Layout.of(drecord))
+        dvalue = ctx.ring.take(drecord, ctx.slot)
+        wanted = ctx.needs_input_grad[1]
+        drecord = hand_over(ctx, drecord, 0)
+        return drecord, dvalue.to(ctx.value_dtype) if wanted else None, None, None
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.mark_dirty(record)
+        ctx.set_materialize_grads(False)
+        ctx.slot = held(slot)
+        ctx.layout = Layout.of(record)
+        return record, _row(record, slot)
+
+    @staticmethod
+    @first_order
+    def backward(
+        ctx: Any, drecord: torch.Tensor | None, dvalue: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        if drecord is None and dvalue is None:
+            return None, None
+        drecord = own_gradient(ctx, drecord, ctx.layout)
+        if dvalue is None:
+            pass
+        elif isinstance(ctx.slot, torch.Tensor):
+            drecord.index_add_(0, ctx.slot.view(1), dvalue.unsqueeze(0))
+        else:
+            drecord[ctx.slot].add_(dvalue)
+        return hand_over(ctx, drecord, 0), None
+
+
+class _WriteRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+        slots = row_slots(slot, rows.shape[0], record)
+        record.index_copy_(0, slots, rows.to(record.dtype))
+        ctx.mark_dirty(record)
+        ctx.set_materialize_grads(False)
+        ctx.slots, ctx.rows_dtype = slots, rows.dtype
+        return record
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if drecord is None:
+            return None, None, None
+        drecord = own_gradient(ctx, drecord, Layout.of(drecord))
+        taken = drecord.index_select(0, ctx.slots).to(ctx.rows_dtype)
+        drecord.index_fill_(0, ctx.slots, 0.0)
+        drecord = hand_over(ctx, drecord, 0)
+        return drecord, taken if ctx.needs_input_grad[1] else None, None
+
+
+def _row(record: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """A copy of one slot, no view of one, without asking the device where it is."""
+    if isinstance(slot, torch.Tensor):
+        row = torch.empty_like(record[0])
+        torch.index_select(record, 0, slot.view(1), out=row.unsqueeze(0))
+        return row
+    return record[slot].clone()
+
+
+def row_slots(slot: Slot, count: int, record: torch.Tensor) -> torch.Tensor:
+    """The ``count`` slots from ``slot`` on, around the end of the record."""
+    return (slot + torch.arange(count, device=record.device)) % record.shape[0]
+
+
+def push(
+    record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
+) -> torch.Tensor:
+    """Writes ``value`` into a slot of the record, in place, and returns the record.
+
+    ``record [K, B, ...]``, ``value [B, ...]`` of any real dtype (converted; a bool record holds
+    ``value != 0``). Differentiable to the value and to what the other slots hold. With gradients
+    disabled the record comes back without a graph.
+    """
+    check_record("record", record)
+    check_input("value", value, record.shape[1:], record.device)
+    check_slot("slot", slot, record.shape[0])
+    if torch.compiler.is_compiling():
+        return traced.write_rows(record, value.unsqueeze(0), row_slots(slot, 1, record))
+    ring = implementation("record", record.device, backend)
+    if record.is_floating_point() and chained(record, value):
+        return _Push.apply(record, value, slot, ring)
+    record = unchained(record)
+    ring.push(record, value.detach(), slot)
+    return record
+
+
+def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+    """A copy of one slot: ``(record, value)``, the record now carrying the read in its graph."""
+    check_slot("slot", slot, record.shape[0])
+    if torch.compiler.is_compiling():
+        return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
+    if chained(record):
+        return _Read.apply(record, slot)
+    return record, _row(record.detach(), slot)
+
+
+def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """Writes observations ``[L, B, ...]``, ``L <= K``, into the slots from ``slot`` on.
+
+    In place, around the end of the record; differentiable as :func:`push`.
+    """
+    check_slot("slot", slot, record.shape[0])
+    if rows.shape[0] > record.shape[0] or rows.shape[1:] != record.shape[1:]:
+        raise ValueError(
+            f"rows have shape {tuple(rows.shape)}, but must have (L, *{tuple(record.shape[1:])}) "
+            f"with L in 0 to {record.shape[0]}"
+        )
+    if torch.compiler.is_compiling():
+        return traced.write_rows(record, rows, row_slots(slot, rows.shape[0], record))
+    if record.is_floating_point() and chained(record, rows):
+        return _WriteRows.apply(record, rows, slot)
+    record, rows = unchained(record), rows.detach()
+    if isinstance(slot, torch.Tensor):
+        slots = row_slots(slot, rows.shape[0], record)
+        return record.index_copy_(0, slots, rows.to(record.dtype))
+    before_end = min(rows.shape[0], record.shape[0] - slot)
+    record[slot : slot + before_end] = rows[:before_end]
+    if before_end < rows.shape[0]:
+        record[: rows.shape[0] - before_end] = rows[before_end:]
+    return record

@@ -1,0 +1,205 @@
+"""The delayed projection: every connection reads its input so many steps back."""
+
+import torch
+
+from ..values import PackedSpikes, Slot, unpack_bits
+
+# Connections and spikes that are expanded at once: what that makes stays near the cache.
+_EXPANDED = 1 << 20
+
+
+def project(
+    sequence: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    steps: int,
+    strategy: str,
+    precision: str,
+    pointer: Slot | None = None,
+) -> torch.Tensor:
+    """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
+
+    ``sequence [K - 1 + steps, B, I]`` oldest first, or with ``pointer`` a record ``[K, B, I]`` that
+    writes there next, and one step; ``weight [O, I]`` in the arithmetic's dtype; ``back [O, I]``
+    int32 in 0 to K - 1. ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its products.
+    Returns ``[steps, B, O]`` in the dtype of the weight.
+    """
+    rows, batch, _ = sequence.shape
+    slots = rows + 1 - steps
+    if pointer is not None:
+        # As many steps back as make the row of the sequence that slot of the record.
+        back = rows - 1 - (int(pointer) - 1 - back).remainder(rows)
+    sequence = sequence.to(weight.dtype)
+    # For one step a gather of every connection costs more than a product with each slot.
+    if strategy == "gemm" or steps == 1:
+        y = _temporal_gemm(sequence, _masked(weight, back, slots), steps)
+        if _contained(y):
+            return y
+    lines = _lines(sequence)
+    out = _shifted_sum(lines, weight, (slots - 1 - back) * batch, steps * batch)
+    return _from_lines(out, steps, batch)
+
+
+def project_input(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    rows: int,
+    strategy: str,
+    precision: str,
+) -> torch.Tensor:
+    """Adjoint of :func:`project` to the sequence ``[rows, B, I]``, ``rows = K - 1 + steps``."""
+    steps, batch, _ = dy.shape
+    slots = rows + 1 - steps
+    dy = dy.to(weight.dtype)
+    if strategy == "gemm":
+        dsequence = dy.new_zeros(rows, batch, weight.shape[1])
+        for k, part in enumerate(_masked(weight, back, slots)):
+            here = dsequence[slots - 1 - k : slots - 1 - k + steps]
+            here.flatten(0, 1).addmm_(dy.flatten(0, 1), part)
+        if _contained(dsequence):
+            return dsequence
+    # A step of the sequence is read up to K - 1 steps later, and not before the first one.
+    margin = (slots - 1) * batch
+    lines = torch.nn.functional.pad(_lines(dy), (margin, margin))
+    out = _shifted_sum(lines, weight.t(), back.t() * batch, rows * batch)
+    return _from_lines(out, rows, batch)
+
+
+def project_weight(
+    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, strategy: str, precision: str
+) -> torch.Tensor:
+    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the dtype of
+    ``dy``.
+
+    The gradient of the weight, and with factors of each connection those of the delay and of the
+    time constants.
+    """
+    steps, batch, outputs = dy.shape
+    sequence = sequence.to(dy.dtype)
+    slots = sequence.shape[0] + 1 - steps
+    if strategy == "gemm":
+        flat = dy.reshape(steps * batch, outputs).t()
+        dweight, product = dy.new_empty(back.shape), dy.new_empty(back.shape)
+        for k in range(slots):
+            rows = sequence[slots - 1 - k : slots - 1 - k + steps]
+            # Into given memory, which autocast leaves in its dtype.
+            torch.mm(flat, rows.flatten(0, 1), out=product)
+            torch.where(back == k, product, dweight, out=dweight)
+        return dweight
+    if dy.numel() == 0 or sequence.numel() == 0:
+        return dy.new_zeros(back.shape)
+    lines, dlines = _lines(sequence), _lines(dy)
+    starts = (slots - 1 - back) * batch + _line_starts(lines)
+    windows = lines.view(-1).unfold(0, steps * batch, 1)
+    dweight = dy.new_empty(back.shape)
+    for row, start, dline in zip(dweight, starts, dlines, strict=True):
+        torch.mv(windows[start.long()], dline, out=row)
+    return dweight
+
+
+def _contained(product: torch.Tensor) -> bool:
+    """Whether no zero of a masked product met a number that is not finite, which would spread.
+
+    Asked only on a CPU, where the answer costs no wait.
+    """
+    return product.device.type != "cpu" or bool(product.sum().isfinite())
+
+
+def _masked(weight: torch.Tensor, back: torch.Tensor, slots: int) -> torch.Tensor:
+    """``[K, O, I]``: the weights of the connections of each delay, zero elsewhere."""
+    parts = weight.new_zeros(slots, *weight.shape)
+    return parts.scatter_(0, back.long().unsqueeze(0), weight.unsqueeze(0))
+
+
+def _temporal_gemm(sequence: torch.Tensor, parts: torch.Tensor, steps: int) -> torch.Tensor:
+    """The sum over delays of a dense layer on the sequence so many steps back."""
+    rows, batch, _ = sequence.shape
+    y = sequence.new_zeros(steps, batch, parts.shape[1])
+    for k, part in enumerate(parts):
+        here = sequence[rows - steps - k : rows - k]
+        y.flatten(0, 1).addmm_(here.flatten(0, 1), part.t())
+    return y
+
+
+def _lines(sequence: torch.Tensor) -> torch.Tensor:
+    """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
+    return sequence.flatten(0, 1).t().contiguous()
+
+
+def _from_lines(lines: torch.Tensor, steps: int, batch: int) -> torch.Tensor:
+    """Inverse of :func:`_lines`, in new memory."""
+    sequence = lines.view(lines.shape[0], steps, batch).permute(1, 2, 0)
+    return sequence.clone(memory_format=torch.contiguous_format)
+
+
+def _line_starts(lines: torch.Tensor) -> torch.Tensor:
+    """Place of each line's first element."""
+    count, length = lines.shape
+    return torch.arange(count, device=lines.device) * length
+
+
+def _shifted_sum(
+    lines: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor, length: int
+) -> torch.Tensor:
+    """``out[r, j] = sum_c weight[r, c] * lines[c, j + offsets[r, c]]``, ``[R, length]``."""
+    out = lines.new_zeros(weight.shape[0], length)
+    if out.numel() == 0 or lines.numel() == 0:
+        return out
+    windows = lines.view(-1).unfold(0, length, 1)
+    for line, weights, start in zip(out, weight, offsets + _line_starts(lines), strict=True):
+        torch.mv(windows[start.long()].t(), weights, out=line)
+    return out
+
+
+def project_spikes(
+    spikes: PackedSpikes, weight: torch.Tensor, back: torch.Tensor, slots: int
+) -> torch.Tensor:
+    """``v[t, b, o] = sum_i weight[o, i] * x[t - back[o, i], b, i]`` with no spikes before the
+    first.
+
+    ``spikes [T, B, I]``, ``weight`` and ``back [O, I]``, ``back < slots``. The work is in
+    proportion to the spikes. Returns ``[T, B, O]``.
+    """
+    steps, batch, _ = spikes.shape
+    outputs = weight.shape[0]
+    # Rows beyond the end take what would arrive there.
+    v = weight.new_zeros((steps + slots - 1) * batch * outputs)
+    weights = weight.t().contiguous()
+    places = _arrivals(back, batch, v.numel())
+    for place, source in _events(spikes, outputs):
+        index = places[source].add_((place * outputs).unsqueeze(-1).to(places.dtype))
+        v.index_add_(0, index.view(-1), weights[source].view(-1))
+    return v.view(steps + slots - 1, batch, outputs)[:steps]
+
+
+def project_spikes_weight(
+    dv: torch.Tensor, spikes: PackedSpikes, back: torch.Tensor, slots: int
+) -> torch.Tensor:
+    """Adjoint of :func:`project_spikes` to the weight, ``[O, I]`` in the dtype of ``dv``."""
+    steps, batch, outputs = dv.shape
+    padded = torch.cat((dv, dv.new_zeros(slots - 1, batch, outputs))).view(-1)
+    dweight = dv.new_zeros(back.shape[1], outputs)
+    places = _arrivals(back, batch, padded.numel())
+    for place, source in _events(spikes, outputs):
+        index = places[source].add_((place * outputs).unsqueeze(-1).to(places.dtype))
+        taken = padded.index_select(0, index.view(-1)).view(index.shape)
+        dweight.index_add_(0, source, taken)
+    return dweight.t().contiguous()
+
+
+def _arrivals(back: torch.Tensor, batch: int, size: int) -> torch.Tensor:
+    """``[I, O]``: how far behind its own place ``[t, b, 0]`` a spike arrives in ``[T, B, O]``."""
+    outputs = back.shape[0]
+    # Half the bytes wherever it suffices.
+    integer = torch.int32 if size < 2**31 else torch.int64
+    places = back.t().to(integer) * (batch * outputs)
+    return places.add_(torch.arange(outputs, dtype=integer, device=back.device)).contiguous()
+
+
+def _events(spikes: PackedSpikes, outputs: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Spikes in groups: place ``t * B + b`` and input of each."""
+    x = unpack_bits(spikes.words.flatten(0, 1), spikes.synapses)
+    places, sources = x.nonzero(as_tuple=True)
+    group = max(1, _EXPANDED // max(outputs, 1))
+    return list(zip(places.split(group), sources.split(group), strict=True))

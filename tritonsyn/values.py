@@ -1,0 +1,159 @@
+"""Plain values that every floor hands on: rules of reads, packed spikes, slots of a record."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+Slot = int | torch.Tensor
+"""A slot of a record: a number, or a 0-d int64 tensor on the record's device."""
+
+RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that records of currents are kept in."""
+
+READ_MODES = ("previous", "nearest", "next", "linear", "expdecay")
+"""Modes of a :class:`ReadRule`."""
+
+
+class ReadRule(NamedTuple):
+    """How times before the present become values of a record.
+
+    ``step`` (between observations), ``limit`` (of the times) and ``tolerance`` (to an
+    observation) are in the unit of the times; ``overbound`` replaces values outside of
+    ``[0, limit]``, None keeps the limit's value.
+    """
+
+    mode: str
+    step: float
+    limit: float
+    tolerance: float = 0.0
+    overbound: float | None = None
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Arithmetic is float64 for float64 and float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# A duration this close to a whole number of steps is that number (relative to one step).
+_WHOLE = 1e-6
+
+
+def record_size(step_time: float, duration: float, inclusive: bool) -> int:
+    """Slots of a record: ``ceil(duration / step_time)``, one more where that is included."""
+    steps = duration / step_time
+    if not steps < 2**31:
+        raise ValueError(
+            f"a record cannot hold {steps:g} steps: {duration} in steps of {step_time}; "
+            "fewer than 2**31 are allowed"
+        )
+    return max(math.ceil(_snapped(steps)) + inclusive, 1)
+
+
+def whole_steps(step_time: float, duration: float) -> int:
+    """Steps that fit into a duration."""
+    return math.floor(_snapped(duration / step_time))
+
+
+def _snapped(steps: float) -> float:
+    return round(steps) if abs(steps - round(steps)) <= _WHOLE else steps
+
+
+WORD = 32
+"""Spikes in a word."""
+
+
+class PackedSpikes(NamedTuple):
+    """Spikes ``[T, B, *shape]`` as bits; made by :func:`tritonsyn.functional.pack_spikes`."""
+
+    words: torch.Tensor
+    """``[T, B, ceil(N / 32)]`` int32: bit ``n % 32`` of word ``n // 32`` is synapse n's spike."""
+    shape: tuple[int, ...]
+    """``(T, B, *shape)``."""
+
+    @property
+    def synapses(self) -> int:
+        """Number of synapses N in a row of the batch."""
+        return math.prod(self.shape[2:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the words are."""
+        return self.words.device
+
+
+def words_per_row(synapses: int) -> int:
+    """Words that hold the spikes of one row of the batch."""
+    return -(-synapses // WORD)
+
+
+def unpack_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
+    """The spikes in words ``[..., ceil(N / 32)]``: bool ``[..., N]``."""
+    place = torch.arange(WORD, dtype=torch.int32, device=words.device)
+    bits = (words.unsqueeze(-1) >> place) & 1
+    return bits.flatten(-2)[..., :synapses].bool()
+
+
+_EXPONENT_BITS = {
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF << 52),
+}
+
+
+class Located(NamedTuple):
+    """Where times lie among the observations; what is not needed is None."""
+
+    older: torch.Tensor
+    """Older neighbour in whole steps, NaN for a NaN time."""
+    frac: torch.Tensor
+    """Steps from the older neighbour to the time, in [0, 1)."""
+    inside: torch.Tensor | None
+    """Within tolerance of the bounds; None: all are."""
+    within: torch.Tensor | None
+    """Between the bounds, which are included; None: all are."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether no time can be NaN."""
+        return self.within is None
+
+
+def _all_within(time: torch.Tensor, limit: float) -> bool:
+    """Whether no time needs bounding; asked only on a CPU, where the answer costs no wait."""
+    if time.device.type != "cpu" or time.numel() == 0 or torch.compiler.is_compiling():
+        return False
+    low, high = torch.aminmax(time)
+    return 0.0 <= low.item() and high.item() <= limit
+
+
+def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
+    """Older neighbour, fraction and bounds of each time; every operation rounds as IEEE says."""
+    time = sel.to(compute_dtype(sel.dtype))
+    inside = within = None
+    bounded = time
+    plain = _all_within(time, rule.limit)
+    if not plain:
+        bounded = time.clamp(0.0, rule.limit)
+        within = time == bounded
+    tolerance = _tolerance(bounded, torch.finfo(sel.dtype).eps, rule)
+    if not plain:
+        inside = (time - bounded).abs_() <= tolerance
+    # By a tensor, because a GPU multiplies by the reciprocal of a number.
+    step = torch.full((), rule.step, dtype=time.dtype, device=time.device)
+    steps = bounded if rule.step == 1.0 else bounded / step
+    nearest = steps.round()
+    observed = nearest if rule.step == 1.0 else nearest * rule.step
+    hit = (observed - bounded).abs_() <= tolerance
+    steps = torch.where(hit, nearest, steps)
+    if rule.step != 1.0 or rule.limit > slots - 1:
+        steps.clamp_(max=slots - 1)
+    older = steps.ceil()
+    return Located(older, torch.sub(older, steps, out=steps), inside, within)
+
+
+def _tolerance(bounded: torch.Tensor, epsilon: float, rule: ReadRule) -> torch.Tensor:
+    """The larger of the rule's tolerance and four units in the last place at the time."""
+    integer, mask = _EXPONENT_BITS[bounded.dtype]
+    unit = bounded.clamp(min=rule.step).view(integer).bitwise_and_(mask).view(bounded.dtype)
+    unit.mul_(4.0 * epsilon)
+    return unit.clamp_(min=rule.tolerance) if rule.tolerance > 0 else unit

@@ -1,0 +1,20 @@
+"""How kernels are launched: settings as data, checked and tuned, or chosen by a heuristic.
+
+``sweep`` tries settings; ``tritonsyn.workbench.timers`` has what judges them.
+"""
+
+from ..launch.config import LaunchConfig, config_for, override_config
+from .search import Row, Trial, best, install, sweep
+from .workloads import Shape
+
+__all__ = [
+    "LaunchConfig",
+    "Row",
+    "Shape",
+    "Trial",
+    "best",
+    "config_for",
+    "install",
+    "override_config",
+    "sweep",
+]

@@ -1,0 +1,97 @@
+"""Which launch settings a sweep tries: a space per kernel, from a file or by default."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..launch.config import HEURISTICS, SCANS, LaunchConfig, Work
+
+Space = Mapping[str, Iterable[int]]
+"""Values to try of each setting; what is left out is 1 (``num_warps``: 4)."""
+
+_SETTINGS = tuple(field.name for field in fields(LaunchConfig))
+# Elements of a thread: fewer waste lanes or width, more overflow the registers.
+_FEWEST, _MOST = 2, 16
+
+_SPIKES: Space = {"block": [32, 64, 128, 256], "num_warps": [1, 2, 4], "unroll": [1, 2, 4]}
+_PROJECTIONS: dict[str, Space] = {
+    "shift_sum_kernel": {
+        "block": [128, 256], "num_warps": [4, 8], "unroll": [2, 4, 8], "rows": [4, 8, 16],
+    },
+    "shift_dot_kernel": {
+        "block": [64, 128, 256], "num_warps": [4, 8], "rows": [4, 8], "columns": [2, 4, 8],
+    },
+    "temporal_gemm_kernel": {
+        "block": [32, 64, 128], "num_warps": [4, 8], "rows": [32, 64], "columns": [16, 32, 64],
+    },
+    "temporal_gemm_dot_kernel": {
+        "block": [32, 64], "num_warps": [4, 8], "rows": [32, 64], "columns": [32, 64],
+    },
+    "spike_sum_kernel": _SPIKES,
+    "spike_dot_kernel": _SPIKES,
+}  # fmt: skip
+
+
+def default_configs(kernel: str, work: Work, dtype: torch.dtype) -> list[LaunchConfig]:
+    """What a sweep tries unless told otherwise: the heuristic's choice and all around it."""
+    usual = HEURISTICS[kernel](work, dtype)
+    if kernel in _PROJECTIONS:
+        around = configs_of({**_PROJECTIONS[kernel], "chunks": [usual.chunks]})
+    else:
+        around = _of_streams(usual, kernel in SCANS)
+    return list(dict.fromkeys([usual, *around]))
+
+
+def _of_streams(usual: LaunchConfig, scan: bool) -> list[LaunchConfig]:
+    """For kernels that go through arrays in order: what gives threads neither little nor much."""
+    space: Space = {
+        "block": [64, 128, 256, 512] if scan else [128, 256, 512, 1024, 2048, 4096],
+        "num_warps": [1, 2, 4] if scan else [1, 2, 4, 8],
+        "unroll": [1, 2, 4, 8, 16] if scan else [1],
+        "chunks": sorted({1, usual.chunks, 2 * usual.chunks}) if scan else [1],
+    }
+    return [c for c in configs_of(space) if _FEWEST <= c.block / (32 * c.num_warps) <= _MOST]
+
+
+def configs_of(space: Space, origin: str = "space") -> list[LaunchConfig]:
+    """Every combination of a space's values; ``ValueError`` says what is wrong with the space."""
+    if not isinstance(space, Mapping) or not space:
+        raise ValueError(f"{origin} must be an object of lists, by {', '.join(_SETTINGS)}")
+    for name, values in space.items():
+        if name not in _SETTINGS:
+            raise ValueError(f"{origin} has {name!r}, but settings are {', '.join(_SETTINGS)}")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"{origin}: {name} must be a list of values, but is {values!r}")
+    if "block" not in space:
+        raise ValueError(f"{origin} has no values of block, which has no default")
+    try:
+        combinations = product(*space.values())
+        return [LaunchConfig(**dict(zip(space, values, strict=True))) for values in combinations]
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
+
+
+def read_spaces(path: Path) -> dict[str, list[LaunchConfig]]:
+    """The spaces of a JSON file, by kernel: one for all, or one for each kernel that it names.
+
+    ``{"block": [128, 256], "num_warps": [1, 2]}`` or ``{"exp_scan_kernel": {"block": [128]}}``.
+    Raises ``ValueError`` with what is wrong.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"space {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"space {path} is no JSON: {error}") from None
+    if not isinstance(content, dict) or not any(name in HEURISTICS for name in content):
+        configs = configs_of(content, f"space {path}")
+        return dict.fromkeys(HEURISTICS, configs)
+    for name in content:
+        if name not in HEURISTICS:
+            raise ValueError(f"space {path} has {name!r}, but kernels are {', '.join(HEURISTICS)}")
+    return {name: configs_of(space, f"space {path}, {name}") for name, space in content.items()}
