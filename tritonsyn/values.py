@@ -14,6 +14,9 @@ RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 READ_MODES = ("previous", "nearest", "next", "linear", "expdecay")
 """Modes of a :class:`ReadRule`."""
 
+STRATEGIES = ("auto", "shift", "gemm", "events")
+"""Ways to compute a delayed projection over a sequence."""
+
 
 class ReadRule(NamedTuple):
     """How times before the present become values of a record.
