@@ -15,6 +15,9 @@ RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 READ_MODES = ("previous", "nearest", "next", "linear", "expdecay")
 """Modes of a :class:`ReadRule`."""
 
+STRATEGIES = ("auto", "shift", "gemm", "events")
+"""Ways to compute a delayed projection over a sequence."""
+
 
 class ReadRule(NamedTuple):
     """How times before the present become values of a record.
@@ -85,11 +88,21 @@ class Dynamics(NamedTuple):
         """The decay of a state."""
         return self.decays[min(state, len(self.decays) - 1)]
 
+    def alone(self, state: int) -> "Dynamics":
+        """The dynamics of which this state is the current."""
+        if self.coupling is not None and state == 1:
+            return self
+        return Dynamics(self.gain, (self.decay(state),))
+
     def current_(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """The current that the states make, in the memory of one of them."""
         if self.coupling is not None:
             return states[1]
         return states[0] if len(states) == 1 else states[0].sub_(states[1])
+
+    def current(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same; the difference of two in new memory."""
+        return states[0] - states[1] if self.inputs == 2 else self.current_(states)
 
 
 # A duration this close to a whole number of steps is that number (relative to one step).

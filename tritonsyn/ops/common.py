@@ -11,7 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..backend import resolve
-from ..values import Slot
+from ..values import Dynamics, Slot
 
 _OWNER = "_tritonsyn_owner"
 
@@ -129,6 +129,12 @@ def flat_coefficients(
 ) -> list[torch.Tensor | None]:
     """Coefficients of the group (0-d) as they are, those of each synapse as ``[N]``."""
     return [c.reshape(-1) if c is not None and c.ndim else c for c in coefficients]
+
+
+def flat_dynamics(dynamics: Dynamics) -> Dynamics:
+    """The dynamics with constants of the group as they are, those of each synapse as ``[N]``."""
+    constants = [c.reshape(-1) if c.ndim else c for c in dynamics.constants]
+    return Dynamics.of(constants, dynamics.coupling is not None)
 
 
 def reduce_coefficient(

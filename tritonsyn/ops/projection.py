@@ -12,20 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checks import check_floating, check_input, check_sequence
-from ..values import PackedSpikes, ReadRule, Slot, compute_dtype, locate
+from ..values import PackedSpikes, ReadRule, Slot, locate
 from . import registered
 from .common import chained, first_order, implementation
-from .scan import (
-    Coefficient,
-    coefficient,
-    last_values,
-    output_dtype,
-    pack_spikes,
-    scan,
-    unpack_spikes,
-)
-from .strategy import STRATEGIES, Work, cheapest, precision
+from .scan import pack_spikes, scan
+from .strategy import Work, cheapest, precision
 
 
 class Taps(NamedTuple):
@@ -127,53 +118,6 @@ class _ProjectSpikes(torch.autograd.Function):
         return None, None, None, None, None, dweight
 
 
-def choose(
-    strategy: str,
-    x: torch.Tensor | PackedSpikes,
-    outputs: int,
-    slots: int,
-    decays: Sequence[torch.Tensor],
-    rest: bool,
-) -> str:
-    """The strategy for an input ``[T, B, I]``: the one asked for, or the cheapest.
-
-    ``rest``: the synapses are known to be at rest. Raises ``ValueError`` for an unknown one and
-    where spikes cannot be walked.
-    """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
-    spikes = isinstance(x, PackedSpikes) or x.dtype == torch.bool
-    commutes = all(decay.ndim == 0 for decay in decays)
-    if strategy == "events" and not (spikes and commutes):
-        reason = "the time constants differ between inputs" if spikes else f"x is {_kind(x)}"
-        raise ValueError(
-            "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
-            f"but {reason}"
-        )
-    if strategy != "auto":
-        return strategy
-    arrivals = None
-    # On a GPU counting would wait for it, and a compiled graph cannot branch on a number of spikes.
-    counted = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if spikes and commutes and counted:
-        arrivals = _count(x) * outputs
-    steps, batch, inputs = x.shape
-    row = batch * inputs * outputs
-    past = 0 if rest else row * min(steps, slots - 1)
-    finite = isinstance(x, PackedSpikes) or not x.is_floating_point()
-    return cheapest(Work(steps * row, past, slots, arrivals, finite), x.device)
-
-
-def _kind(x: torch.Tensor | PackedSpikes) -> str:
-    return "packed" if isinstance(x, PackedSpikes) else str(x.dtype)
-
-
-def _count(x: torch.Tensor | PackedSpikes) -> int:
-    """Number of spikes."""
-    dense = unpack_spikes(x) if isinstance(x, PackedSpikes) else x
-    return int(dense.count_nonzero())
-
-
 def project(
     sequences: Sequence[torch.Tensor],
     taps: Taps,
@@ -223,8 +167,7 @@ def project_record(
 def project_spikes(
     spikes: torch.Tensor | PackedSpikes,
     taps: Taps,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     histories: Sequence[torch.Tensor] | None,
     slots: int,
     *,
@@ -287,95 +230,6 @@ def _add_past(
     strategy = cheapest(work, arriving.device)
     past = project((sequence,), tap, steps, strategy=strategy, backend=backend)
     return torch.cat((arriving[:steps] + past, arriving[steps:]))
-
-
-def delayed_linear(
-    x: torch.Tensor | PackedSpikes,
-    weight: torch.Tensor,
-    delay: torch.Tensor,
-    gain: Coefficient,
-    decays: Sequence[Coefficient],
-    initial: Sequence[torch.Tensor] | None,
-    rule: ReadRule,
-    slots: int,
-    *,
-    strategy: str,
-    dtype: torch.dtype | None,
-    backend: str | None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Synapses and their delayed projection over a sequence ``[T, B, I]``, T >= 1.
-
-    ``initial`` are the components' last K values ``[K, B, I]``, oldest first; None for rest.
-    Returns the projected currents ``[T, B, O]`` and the components' last K values now.
-    """
-    steps, batch, inputs = x.shape
-    past = () if initial is None else initial
-    if initial is not None and len(past) != len(decays):
-        raise ValueError(f"initial must hold {len(decays)} tensors, but is {initial!r:.80}")
-    dtype = output_dtype(x, past, dtype)
-    acc = compute_dtype(dtype)
-    names = ("gain", "decay", "rise")
-    gain, *factors = (
-        coefficient(name, value, (inputs,), acc, x.device)
-        for name, value in zip(names, (gain, *decays), strict=False)
-    )
-    for i, history in enumerate(past):
-        check_input(f"initial[{i}]", history, (slots, batch, inputs), x.device)
-    tapped = taps(weight, delay, [_rate(factor) for factor in factors], rule, slots)
-    chosen = choose(strategy, x, weight.shape[0], slots, factors, rest=initial is None)
-    starts: list[torch.Tensor | None] = [history[-1].to(acc) for history in past]
-    starts = starts or [None] * len(factors)
-    if chosen == "events":
-        keep = min(steps, slots)
-        tails = last_values(x, gain, factors, starts, keep=keep, backend=backend)
-        sequences = [tail.to(dtype) for tail in tails]
-        y = project_spikes(x, tapped, gain, factors, initial, slots, backend=backend)
-    else:
-        sequences = [
-            scan(x, gain, [factor], [start], dtype=dtype, backend=backend)[0]
-            for factor, start in zip(factors, starts, strict=True)
-        ]
-    rest = torch.zeros((slots, batch, inputs), dtype=dtype, device=x.device)
-    histories = [history.to(dtype) for history in past] or [rest] * len(factors)
-    whole = [torch.cat(pair) for pair in zip(histories, sequences, strict=True)]
-    if chosen != "events":
-        recent = [sequence[1:] for sequence in whole]
-        y = project(recent, tapped, steps, strategy=chosen, backend=backend)
-    return y.to(dtype), tuple(sequence[-slots:].clone() for sequence in whole)
-
-
-def _rate(factor: torch.Tensor) -> torch.Tensor:
-    """Steps over the time constant that a factor of a step stands for.
-
-    Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.
-    """
-    gone = factor == 0
-    rate = -torch.log(factor.masked_fill(gone, 1.0))
-    return rate.masked_fill(gone, torch.finfo(rate.dtype).max)
-
-
-def check_layer(
-    x: torch.Tensor | PackedSpikes,
-    weight: torch.Tensor,
-    delay: torch.Tensor,
-    bias: torch.Tensor | None,
-) -> None:
-    """The input is a sequence, and weight, delay and bias are layers for it."""
-    check_sequence(x)
-    if len(x.shape) != 3 or x.shape[0] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, in) with T >= 1")
-    for name, value in (("weight", weight), ("delay", delay)):
-        check_floating(name, value)
-        if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
-            allowed = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, but must have {allowed} "
-                f"for an input {tuple(x.shape)}"
-            )
-        if value.device != x.device:
-            raise ValueError(f"{name} is on {value.device}, but the input is on {x.device}")
-    if bias is not None:
-        check_input("bias", bias, weight.shape[:1], x.device)
 
 
 def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..checks import check_input, check_record, check_slot
 from ..values import Slot
 from . import traced
 from .common import (
@@ -120,9 +119,6 @@ def push(
     ``value != 0``). Differentiable to the value and to what the other slots hold. With gradients
     disabled the record comes back without a graph.
     """
-    check_record("record", record)
-    check_input("value", value, record.shape[1:], record.device)
-    check_slot("slot", slot, record.shape[0])
     if torch.compiler.is_compiling():
         return traced.write_rows(record, value.unsqueeze(0), row_slots(slot, 1, record))
     ring = implementation("record", record.device, backend)
@@ -135,7 +131,6 @@ def push(
 
 def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
     """A copy of one slot: ``(record, value)``, the record now carrying the read in its graph."""
-    check_slot("slot", slot, record.shape[0])
     if torch.compiler.is_compiling():
         return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
     if chained(record):
@@ -148,12 +143,6 @@ def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Te
 
     In place, around the end of the record; differentiable as :func:`push`.
     """
-    check_slot("slot", slot, record.shape[0])
-    if rows.shape[0] > record.shape[0] or rows.shape[1:] != record.shape[1:]:
-        raise ValueError(
-            f"rows have shape {tuple(rows.shape)}, but must have (L, *{tuple(record.shape[1:])}) "
-            f"with L in 0 to {record.shape[0]}"
-        )
     if torch.compiler.is_compiling():
         return traced.write_rows(record, rows, row_slots(slot, rows.shape[0], record))
     if record.is_floating_point() and chained(record, rows):

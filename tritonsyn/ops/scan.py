@@ -6,14 +6,10 @@ from typing import Any
 
 import torch
 
-from ..checks import check_floating, check_packed, check_sequence, finite, record_dtype
-from ..values import Dynamics, PackedSpikes, compute_dtype, unpack_bits, words_per_row
+from ..values import Dynamics, PackedSpikes, unpack_bits, words_per_row
 from . import registered
-from .common import as_tensor, chained, first_order, implementation, without_graph
+from .common import chained, first_order, implementation, without_graph
 from .operator import operator
-
-Coefficient = float | torch.Tensor
-
 
 Tensors = list[torch.Tensor]
 
@@ -199,127 +195,8 @@ def _scan(
         )
 
 
-def sequence_scan(
-    x: torch.Tensor | PackedSpikes,
-    gain: Coefficient,
-    decays: Sequence[Coefficient],
-    initials: Sequence[torch.Tensor | None],
-    *,
-    ratio: Coefficient | None = None,
-    dtype: torch.dtype | None,
-    backend: str | None,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A scan of a sequence ``[T, ...]`` of any rank: ``(y, final component values)``.
-
-    Coefficients broadcast to ``x.shape[1:]``; the last axes, which any of them spans, are the
-    synapses, and the others the batch.
-    """
-    check_sequence(x)
-    shape = tuple(x.shape)
-    states = len(decays) + (ratio is not None)
-    if not isinstance(initials, Sequence) or len(initials) != states:
-        raise ValueError(f"initial must hold {states} tensors, but is {initials!r:.80}")
-    for initial in initials:
-        _check_initial(initial, shape, x.device)
-    dtype = output_dtype(x, initials, dtype)
-    acc = compute_dtype(dtype)
-    given = [gain, *decays, *([] if ratio is None else [ratio])]
-    inner = _synapse_axes(shape, given)
-    if isinstance(x, PackedSpikes):
-        # Words are of whole rows of the batch: coefficients that differ along it need the spikes.
-        x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (unpack_spikes(x), inner)
-    synapses = shape[len(shape) - inner :]
-    batch, count = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
-    names = ("gain", "decay", "rise" if ratio is None else "ratio")
-    coefficients = [
-        coefficient(name, c, synapses, acc, x.device) for name, c in zip(names, given, strict=False)
-    ]
-    starts = [None if s is None else s.to(acc).reshape(batch, count) for s in initials]
-    flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], batch, count)
-    last = min(shape[0], 1)
-    dynamics = Dynamics.of(coefficients, ratio is not None)
-    y, tails = scan(flat, dynamics, starts, last=last, dtype=dtype, backend=backend)
-    if last:
-        finals = [tail[-1].view(shape[1:]) for tail in tails]
-    else:
-        rest = torch.zeros((batch, count), dtype=acc, device=x.device)
-        finals = [(rest if s is None else s.clone()).reshape(shape[1:]) for s in starts]
-    return y.view(shape), finals
-
-
-def output_dtype(
-    x: torch.Tensor | PackedSpikes,
-    initials: Sequence[torch.Tensor | None],
-    dtype: torch.dtype | None,
-) -> torch.dtype:
-    """The dtype asked for, else that of a floating input or initial state, else the default."""
-    sources = [*([] if isinstance(x, PackedSpikes) else [x]), *initials]
-    floating = [s.dtype for s in sources if s is not None and s.is_floating_point()]
-    return record_dtype(floating[0] if dtype is None and floating else dtype)
-
-
-def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Coefficient]) -> int:
-    """How many of the last axes the coefficients span."""
-    spans = [0]
-    for value in coefficients:
-        if isinstance(value, torch.Tensor) and value.numel() > 1:
-            sizes = list(value.shape)
-            while sizes[0] == 1:
-                sizes.pop(0)
-            spans.append(len(sizes))
-    return min(max(spans), len(shape) - 1)
-
-
-def coefficient(
-    name: str,
-    value: Coefficient,
-    synapses: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.Tensor:
-    """0-d, or ``[N]``."""
-    if isinstance(value, torch.Tensor):
-        if value.is_complex() or value.layout != torch.strided:
-            raise TypeError(f"{name} must be dense and real, but is {value.dtype}, {value.layout}")
-        if value.is_meta and device.type != "meta":
-            raise ValueError(f"{name} is on meta, where tensors hold no values")
-    else:
-        finite(name, value)
-    tensor = as_tensor(value, dtype, device)
-    if tensor.numel() == 1:
-        return tensor.reshape(())
-    sizes = tuple(tensor.shape)
-    try:
-        fits = torch.broadcast_shapes(sizes, synapses)[-len(synapses) :] == synapses
-        fits = fits and math.prod(torch.broadcast_shapes(sizes, synapses)) == math.prod(synapses)
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"{name} has shape {sizes}, which does not broadcast to {synapses}")
-    return tensor.broadcast_to(torch.broadcast_shapes(sizes, synapses)).reshape(-1)
-
-
-def _check_initial(
-    initial: torch.Tensor | None, shape: tuple[int, ...], device: torch.device
-) -> None:
-    """An initial state is None, or floating and of the shape of a step."""
-    if initial is None:
-        return
-    check_floating("the initial state", initial)
-    if tuple(initial.shape) != shape[1:]:
-        raise ValueError(
-            f"the initial state has shape {tuple(initial.shape)}, but must have {shape[1:]}"
-        )
-    if initial.device != device:
-        raise ValueError(f"the initial state is on {initial.device}, but the input is on {device}")
-
-
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
-    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
-        raise TypeError(f"x must be a dense tensor, but is {x!r:.80}")
-    if x.ndim < 3:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, *shape)")
     shape = tuple(x.shape)
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
     if torch.compiler.is_compiling():
@@ -331,7 +208,4 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
 
 def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
     """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``."""
-    if not isinstance(packed, PackedSpikes):
-        raise TypeError(f"packed must be PackedSpikes, but is {packed!r:.80}")
-    check_packed("packed", packed)
     return unpack_bits(packed.words, packed.synapses).view(packed.shape)

@@ -12,7 +12,7 @@ from .common import (
     Layout,
     chained,
     first_order,
-    flat_coefficients,
+    flat_dynamics,
     flat_observation,
     flat_record,
     hand_over,
@@ -77,7 +77,7 @@ class _Step(torch.autograd.Function):
             return (None,) * (4 + count + states)
         step, reads = ctx.modules
         constants, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        dynamics = Dynamics.of(flat_coefficients(constants), ctx.coupled)
+        dynamics = flat_dynamics(Dynamics.of(constants, ctx.coupled))
         wants_x, wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[4 : 4 + count]
         layout, pointers = ctx.layout, ctx.pointers
         if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
@@ -137,7 +137,7 @@ def _run(
         flat_observation(x),
         flat,
         flat_record(ring.spikes),
-        Dynamics.of(flat_coefficients(dynamics.constants), dynamics.coupling is not None),
+        flat_dynamics(dynamics),
         ring.pointers,
         ring.spike_pointer,
         ring.arrivals,
@@ -193,7 +193,8 @@ def _traced_step(
         )
         spikes = x.detach().unsqueeze(0)
         traced.write_rows(ring.spikes, spikes, row_slots(ring.spike_pointer, 1, ring.spikes))
-        y = stored[0] - stored[1] if dynamics.inputs == 2 else stored[-1].clone()
+        y = dynamics.current(stored)
+        y = y if dynamics.inputs == 2 else y.clone()
     return y, records
 
 

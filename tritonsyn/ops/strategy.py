@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 
-STRATEGIES = ("auto", "shift", "gemm", "events")
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 

@@ -4,7 +4,6 @@ A compiled graph turns what is written in place into values and back; it fuses t
 itself, so that no launch of ours is needed in a step.
 """
 
-
 import torch
 
 from .common import chained, unchained
