@@ -4,6 +4,7 @@ State goes in and comes out: an operation updates a record in place and returns 
 the autograd graph if one is recorded.
 """
 
+from .common import hold
 from .projection import (
     Taps,
     check_layer,
@@ -16,7 +17,6 @@ from .projection import (
 )
 from .read import select, select_scan, time_since_older
 from .record import push, read, row_slots, write_rows
-from .registered import hold
 from .scan import last_values, pack_spikes, scan, sequence_scan, unpack_spikes
 from .step import Ring, step
 

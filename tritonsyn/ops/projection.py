@@ -7,15 +7,14 @@ the group, delaying and filtering commute: then spikes are projected and the res
 """
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 from ..checks import check_floating, check_input, check_sequence
 from ..values import PackedSpikes, ReadRule, Slot, compute_dtype, locate
-from . import registered
-from .common import chained, first_order, implementation
+from .common import chained, first_order, implementation, running
+from .operator import operator, traced_as
 from .scan import (
     Coefficient,
     coefficient,
@@ -63,11 +62,73 @@ def taps(
 
 
 class _Way(NamedTuple):
-    """How a projection is computed."""
+    """How a projection is computed, forward and backward."""
 
-    module: ModuleType
     strategy: str
-    precision: str
+    precision: str | None
+    backend: str | None
+
+
+def _way_at_run_time(strategy: str, device: torch.device, backend: str | None) -> _Way:
+    return _Way(strategy, None, backend)
+
+
+@traced_as(_way_at_run_time)
+def _way(strategy: str, device: torch.device, backend: str | None) -> _Way:
+    """The way with the precision and the default backend of now, which a compiled graph looks up
+    when it runs."""
+    return _Way(strategy, precision(), running(device, backend))
+
+
+def _like_currents(sequence, weight, back, steps, strategy, digits, backend):  # type: ignore[no-untyped-def]
+    return weight.new_empty((steps, sequence.shape[1], weight.shape[0]))
+
+
+@operator(fake=_like_currents)
+def project_component(
+    sequence: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    steps: int,
+    strategy: str,
+    digits: str | None,
+    backend: str | None,
+) -> torch.Tensor:
+    """The delayed projection ``[steps, B, O]`` of one component ``[K - 1 + steps, B, I]``."""
+    module = implementation("projection", back.device, backend)
+    return module.project(sequence, weight, back, steps, strategy, digits or precision())
+
+
+def _like_operands(dy, sequence, weight, back, rows, dtype, strategy, digits, backend):  # type: ignore[no-untyped-def]
+    dsequence = dy.new_empty((rows, dy.shape[1], back.shape[1]), dtype=dtype)
+    dweight = dy.new_empty(back.shape)
+    return [*([] if weight is None else [dsequence]), *([] if sequence is None else [dweight])]
+
+
+@operator(fake=_like_operands)
+def project_component_backward(
+    dy: torch.Tensor,
+    sequence: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    back: torch.Tensor,
+    rows: int,
+    dtype: torch.dtype,
+    strategy: str,
+    digits: str | None,
+    backend: str | None,
+) -> list[torch.Tensor]:
+    """``[*dsequence, *dweight]``; the gradient of each needs the other operand.
+
+    ``rows`` and ``dtype`` are those of the sequence.
+    """
+    module = implementation("projection", back.device, backend)
+    way = (strategy, digits or precision())
+    results = []
+    if weight is not None:
+        results.append(module.project_input(dy, weight, back, rows, *way).to(dtype))
+    if sequence is not None:
+        results.append(module.project_weight(dy, sequence, back, *way))
+    return results
 
 
 class _Project(torch.autograd.Function):
@@ -86,44 +147,72 @@ class _Project(torch.autograd.Function):
         ctx.save_for_backward(
             back, sequence if wants_weight else None, weight if wants_sequence else None
         )
-        module, strategy, digits = way
-        return module.project(sequence, weight, back, steps, strategy, digits)
+        return project_component(sequence, weight, back, steps, *way)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        module, strategy, digits = ctx.way
         back, sequence, weight = ctx.saved_tensors
-        dsequence = dweight = None
-        if weight is not None:
-            dsequence = module.project_input(dy, weight, back, ctx.rows, strategy, digits)
-            dsequence = dsequence.to(ctx.sequence_dtype)
-        if sequence is not None:
-            dweight = module.project_weight(dy, sequence, back, strategy, digits)
+        results = project_component_backward(
+            dy, sequence, weight, back, ctx.rows, ctx.sequence_dtype, *ctx.way
+        )
+        dsequence = None if weight is None else results[0]
+        dweight = None if sequence is None else results[-1]
         return None, None, None, dsequence, dweight
 
 
-class _ProjectSpikes(torch.autograd.Function):
+def _like_arriving(words, shape, back, weight, slots, backend):  # type: ignore[no-untyped-def]
+    return weight.new_empty((*words.shape[:2], weight.shape[0]))
+
+
+@operator(fake=_like_arriving)
+def project_arrivals(
+    words: torch.Tensor,
+    shape: list[int],
+    back: torch.Tensor,
+    weight: torch.Tensor,
+    slots: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The delayed projection ``[T, B, O]`` of packed spikes; ``shape`` is theirs."""
+    module = implementation("projection", back.device, backend)
+    return module.project_spikes(PackedSpikes(words, tuple(shape)), weight, back, slots)
+
+
+@operator(fake=lambda dv, words, shape, back, slots, backend: dv.new_empty(back.shape))
+def project_arrivals_backward(
+    dv: torch.Tensor,
+    words: torch.Tensor,
+    shape: list[int],
+    back: torch.Tensor,
+    slots: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The gradient of the weight."""
+    module = implementation("projection", back.device, backend)
+    return module.project_spikes_weight(dv, PackedSpikes(words, tuple(shape)), back, slots)
+
+
+class _ProjectArrivals(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        module: ModuleType,
-        shape: tuple[int, ...],
+        shape: list[int],
         slots: int,
+        backend: str | None,
         words: torch.Tensor,
         back: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.module, ctx.shape, ctx.slots = module, shape, slots
+        ctx.shape, ctx.slots, ctx.backend = shape, slots, backend
         ctx.save_for_backward(words, back)
-        return module.project_spikes(PackedSpikes(words, shape), weight, back, slots)
+        return project_arrivals(words, shape, back, weight, slots, backend)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dv: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         words, back = ctx.saved_tensors
-        spikes = PackedSpikes(words, ctx.shape)
-        dweight = ctx.module.project_spikes_weight(dv, spikes, back, ctx.slots)
+        dweight = project_arrivals_backward(dv, words, ctx.shape, back, ctx.slots, ctx.backend)
         return None, None, None, None, None, dweight
 
 
@@ -188,18 +277,13 @@ def project(
     ``gemm``. Returns ``[steps, B, O]`` in the dtype of the weights. Differentiable to sequences and
     weights.
     """
-    if torch.compiler.is_compiling():
-        rest = (taps.back, steps, strategy, backend)
-        pairs = zip(sequences, taps.weights, strict=True)
-        return _total([registered.project(s, w, *rest) for s, w in pairs])
-    module = implementation("projection", taps.back.device, backend)
-    way = _Way(module, strategy, precision())
+    way = _way(strategy, taps.back.device, backend)
     parts = []
     for sequence, weight in zip(sequences, taps.weights, strict=True):
         if chained(sequence, weight):
             parts.append(_Project.apply(way, steps, taps.back, sequence, weight))
         else:
-            parts.append(module.project(sequence, weight, taps.back, steps, *way[1:]))
+            parts.append(project_component(sequence, weight, taps.back, steps, *way))
     return _total(parts)
 
 
@@ -258,11 +342,8 @@ def _arriving(
     spikes: PackedSpikes, back: torch.Tensor, weight: torch.Tensor, slots: int, backend: str | None
 ) -> torch.Tensor:
     """What spikes bring to the outputs, ``[T, B, O]``."""
-    if torch.compiler.is_compiling():
-        shape = list(spikes.shape)
-        return registered.project_spikes(spikes.words, shape, back, weight, slots, backend)
-    module = implementation("projection", back.device, backend)
-    return _ProjectSpikes.apply(module, spikes.shape, slots, spikes.words, back, weight)
+    rest = (list(spikes.shape), slots, running(back.device, backend))
+    return _ProjectArrivals.apply(*rest, spikes.words, back, weight)
 
 
 def _add_past(

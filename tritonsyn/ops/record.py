@@ -13,7 +13,6 @@ import torch
 
 from ..checks import check_input, check_record, check_slot
 from ..values import Slot
-from . import traced
 from .common import (
     Layout,
     chained,
@@ -24,6 +23,7 @@ from .common import (
     own_gradient,
     unchained,
 )
+from .operator import traced_as
 
 
 class _Push(torch.autograd.Function):
@@ -123,8 +123,19 @@ def push(
     check_record("record", record)
     check_input("value", value, record.shape[1:], record.device)
     check_slot("slot", slot, record.shape[0])
-    if torch.compiler.is_compiling():
-        return traced.write_rows(record, value.unsqueeze(0), row_slots(slot, 1, record))
+    return _push(record, value, slot, backend)
+
+
+def _push_expression(
+    record: torch.Tensor, value: torch.Tensor, slot: Slot, backend: str | None
+) -> torch.Tensor:
+    return write_slots(record, value.unsqueeze(0), row_slots(slot, 1, record))
+
+
+@traced_as(_push_expression)
+def _push(
+    record: torch.Tensor, value: torch.Tensor, slot: Slot, backend: str | None
+) -> torch.Tensor:
     ring = implementation("record", record.device, backend)
     if record.is_floating_point() and chained(record, value):
         return _Push.apply(record, value, slot, ring)
@@ -136,8 +147,15 @@ def push(
 def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
     """A copy of one slot: ``(record, value)``, the record now carrying the read in its graph."""
     check_slot("slot", slot, record.shape[0])
-    if torch.compiler.is_compiling():
-        return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
+    return _read(record, slot)
+
+
+def _read_expression(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+    return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
+
+
+@traced_as(_read_expression)
+def _read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
     if chained(record):
         return _Read.apply(record, slot)
     return record, _row(record.detach(), slot)
@@ -154,8 +172,27 @@ def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Te
             f"rows have shape {tuple(rows.shape)}, but must have (L, *{tuple(record.shape[1:])}) "
             f"with L in 0 to {record.shape[0]}"
         )
-    if torch.compiler.is_compiling():
-        return traced.write_rows(record, rows, row_slots(slot, rows.shape[0], record))
+    return _write_rows(record, rows, slot)
+
+
+def write_slots(record: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The record with ``rows [L, ...]`` in the slots ``[L]``: in place where no graph is recorded.
+
+    A compiled graph cannot write in place what its own backward pass may read again, so that a
+    recorded write copies the record. The compiler fuses this expression itself.
+    """
+    rows = rows != 0 if record.dtype == torch.bool else rows.to(record.dtype)
+    if chained(record, rows):
+        return record.index_copy(0, slots, rows)
+    return unchained(record).index_copy_(0, slots, rows)
+
+
+def _write_expression(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+    return write_slots(record, rows, row_slots(slot, rows.shape[0], record))
+
+
+@traced_as(_write_expression)
+def _write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
     if record.is_floating_point() and chained(record, rows):
         return _WriteRows.apply(record, rows, slot)
     record, rows = unchained(record), rows.detach()

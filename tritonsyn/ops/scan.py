@@ -10,7 +10,7 @@ import torch
 from ..checks import check_floating, check_packed, check_sequence, finite, record_dtype
 from ..values import PackedSpikes, compute_dtype, unpack_bits, words_per_row
 from . import registered
-from .common import as_tensor, chained, first_order, implementation
+from .common import as_tensor, chained, first_order, implementation, pack_rows
 
 Coefficient = float | torch.Tensor
 
@@ -261,10 +261,7 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
         raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, *shape)")
     shape = tuple(x.shape)
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
-    if torch.compiler.is_compiling():
-        words = registered.pack_spikes(rows, backend)
-    else:
-        words = implementation("scan", x.device, backend).pack(rows)
+    words = pack_rows(rows, backend)
     return PackedSpikes(words.view(*shape[:2], words_per_row(math.prod(shape[2:]))), shape)
 
 
