@@ -45,6 +45,8 @@ def taps(
 ) -> Taps:
     """Each connection as one tap: ``back = ceil(delay / step)`` and ``weight * exp(-rest * rate)``.
 
+    The second component of a pair counts negatively; in the mode ``alpha`` both count positively,
+    and the first, which is the rise, with ``rest * rate`` besides.
     ``weight`` and ``delay [O, I]``; ``rates`` (steps over time constant, 0-d or ``[I]``) one for
     each component. Differentiable to all three; the delay is clamped to ``[0, rule.limit]`` with
     zero gradient outside.
@@ -53,12 +55,14 @@ def taps(
     dtype = rates[0].dtype
     bounded = delay.clamp(0.0, rule.limit)
     rest = located.frac.to(dtype) - ((bounded - bounded.detach()) / rule.step).to(dtype)
-    # Packed rows, whatever the strides of weight and delay are.
-    weights = [(weight.to(dtype) * torch.exp(-rest * rate)).contiguous() for rate in rates]
-    if len(weights) == 2:
+    weights = [weight.to(dtype) * torch.exp(-rest * rate) for rate in rates]
+    if rule.mode == "alpha":
+        weights[0] = weights[0] * (rest * rates[0])
+    elif len(weights) == 2:
         weights[1] = -weights[1]
     back = located.older.nan_to_num(0.0).to(torch.int32).contiguous()
-    return Taps(back, tuple(weights))
+    # Packed rows, whatever the strides of weight and delay are.
+    return Taps(back, tuple([weight.contiguous() for weight in weights]))
 
 
 class _Way(NamedTuple):

@@ -329,8 +329,10 @@ def select(
     """Values of a record, or of the first minus the second, at times before the present.
 
     ``records`` one or two ``[K, B, *shape]``; ``sel`` ``[1 or B, *shape]`` or ``[..., D]``, in the
-    unit of ``rule.step``; ``rates`` (steps over time constant, 0-d or ``[*shape]``) for the mode
-    ``expdecay``. Returns the value and the records, which carry the read in their graph.
+    unit of ``rule.step``; ``rates`` (steps over time constant, 0-d or ``[*shape]``) for the modes
+    ``expdecay`` and ``alpha``. In the mode ``alpha`` the records are the rise and the current of
+    an alpha function, ``rise * x * exp(-x) + current * exp(-x)`` a time of ``x`` time constants
+    later. Returns the value and the records, which carry the read in their graph.
     Differentiable to the records, to the times and to the rates.
     """
     reading = _Reading(rule, 1, running(sel.device, backend))
