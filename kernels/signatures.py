@@ -11,6 +11,7 @@ import triton.language as tl
 
 _TYPES = {"fp32": tl.float32, "fp64": tl.float64}
 _EPSILONS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
+_RATED = ("expdecay", "alpha")
 _FLAGS = ("GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE", "RISE_PER_SYNAPSE")
 
 
@@ -148,7 +149,7 @@ def _step_bwd(dy, dx, state, double, per_synapse, want_z):
 
 def _read(pointers, time, record, mode, double, overbound, per_synapse, more="", **options):
     acc = _arithmetic(record)
-    rates = dict.fromkeys(("pos_rate_ptr", "neg_rate_ptr"), acc if mode == "expdecay" else None)
+    rates = dict.fromkeys(("pos_rate_ptr", "neg_rate_ptr"), acc if mode in _RATED else None)
     constants = {
         "STEP": 1.3, "LIMIT": 5.2, "TOLERANCE": 0.0, "EPSILON": _EPSILONS[time],
         "OVERBOUND": overbound, "MODE": mode, "DOUBLE": double,
@@ -164,7 +165,7 @@ def _select_fwd(time, record, mode, double, overbound, per_synapse, slopes, **op
     acc = _arithmetic(record)
     pointers = {"sel_ptr": time, "pos_ptr": record, "neg_ptr": record, "value_ptr": record}
     pointers["slope_ptr"] = acc if slopes else None
-    rate_slopes = acc if slopes and mode == "expdecay" else None
+    rate_slopes = acc if slopes and mode in _RATED else None
     pointers.update(dict.fromkeys(("pos_rate_slope_ptr", "neg_rate_slope_ptr"), rate_slopes))
     streams = _streams(pointers, sel=_READ, value=_WRITE, slope=_WRITE, pos_rate_slope=_WRITE)
     if double:
@@ -337,12 +338,14 @@ SIGNATURES: dict[str, list[Variant]] = {
             "pos_pointer", "neg_pointer",
         ),
         _select_fwd("fp64", "fp64", "expdecay", True, 0.0, True, slopes=True),
+        _select_fwd("fp32", "fp32", "alpha", True, 0.0, True, slopes=True),
     ],
     "select_bwd_kernel": [
         _select_bwd("fp32", "fp32", "expdecay", False, 0.0, False),
         _select_bwd("fp32", "fp32", "nearest", False, None, False, many=True),
         _select_bwd("fp32", "fp32", "linear", True, 0.0, False),
         _select_bwd("bf16", "bf16", "next", True, None, False),
+        _select_bwd("fp32", "fp32", "alpha", True, None, True),
         _select_bwd("fp16", "fp32", "expdecay", False, 0.0, False, many=True, value="fp16"),
         _on_device(
             _select_bwd("fp64", "fp64", "expdecay", True, 0.0, True, many=True),

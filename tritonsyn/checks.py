@@ -399,8 +399,13 @@ def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
         raise ValueError(
             f"mode of the rule must be one of {', '.join(READ_MODES)}, but is {rule.mode!r}"
         )
-    if rule.mode == "expdecay" and any(rate is None for rate in rates):
-        raise ValueError("rates must be tensors for the mode 'expdecay', but one is None")
+    if rule.mode == "alpha" and len(rates) != 2:
+        raise ValueError(
+            "mode 'alpha' reads two records, the rise and the current, with a rate for each, "
+            f"but there are {len(rates)} rates"
+        )
+    if rule.mode in ("expdecay", "alpha") and any(rate is None for rate in rates):
+        raise ValueError(f"rates must be tensors for the mode {rule.mode!r}, but one is None")
     positive("step of the rule", rule.step)
     nonnegative("limit of the rule", rule.limit)
     nonnegative("tolerance of the rule", rule.tolerance)

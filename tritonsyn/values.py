@@ -12,8 +12,8 @@ Slot = int | torch.Tensor
 RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that records of currents are kept in."""
 
-READ_MODES = ("previous", "nearest", "next", "linear", "expdecay")
-"""Modes of a :class:`ReadRule`."""
+READ_MODES = ("previous", "nearest", "next", "linear", "expdecay", "alpha")
+"""Modes of a :class:`ReadRule`; ``alpha`` reads a pair, the rise and the current."""
 
 STRATEGIES = ("auto", "shift", "gemm", "events")
 """Ways to compute a delayed projection over a sequence."""

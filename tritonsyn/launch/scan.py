@@ -127,16 +127,17 @@ def _carries(
         feeding = carries[1 - place] if coupled else None
         whole = _power(dynamics.decay(place), length)
         carry = torch.zeros_like(left[place])
-        if initials[place] is not None:
-            carry[0] = initials[place]
+        initial = initials[place]
+        if initial is not None:
+            carry[0] = initial
         source, target, fed = left[place][:-1], carry[1:], slice(-1)
         if reverse:
             source, target, fed = left[place][1:], carry[:-1], slice(1, None)
         if feeding is not None and dynamics.coupling is not None:
             source = torch.addcmul(source, feeding[fed], whole * (length * dynamics.coupling))
         among = Dynamics(whole.new_ones(()), (whole,))
-        first = [initials[place]]
-        _launch(source, target, _NONE, first, _NONE, among, 0, config.with_chunks(1), reverse)
+        whole_length = config.with_chunks(1)
+        _launch(source, target, _NONE, [initial], _NONE, among, 0, whole_length, reverse)
         carries[place] = carry
     return carries
 

@@ -232,6 +232,7 @@ class ExponentialCurrent(nn.Module):
     ) -> Coefficients:
         rate_of = {name: self._dt / constants[name] for _, name in self._components}
         rates = {name: as_tensor(rate) for name, rate in rate_of.items()}
+        # Coupled components have one time constant, and so one decay.
         decays = tuple(as_tensor(exp(-rate)) for rate in rate_of.values())
         coupling = rates[self._components[0][1]] if self._coupled else None
         dynamics = Dynamics(as_tensor(self._gain(constants)), decays, coupling)
@@ -851,3 +852,80 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     def neg_current_at(self, selector: torch.Tensor) -> torch.Tensor:
         """The negative component at times before the present."""
         return self._currents_at(selector, 1)
+
+
+class AlphaCurrent(ExponentialCurrent):
+    r"""Synapses whose current follows the alpha function: the double synapse's equal constants.
+
+    .. math::
+        A[t] &= A[t-1] \exp(-\Delta t / \tau) + \frac{Q}{\tau} x[t] \\
+        I[t] &= \left(I[t-1] + \frac{\Delta t}{\tau} A[t-1]\right) \exp(-\Delta t / \tau)
+
+    A unit spike delivers the charge :math:`Q`: a time :math:`s` after it the current is
+    :math:`Q\,s / \tau^2\,\exp(-s / \tau)`, which peaks at :math:`s = \tau`. Between steps it is
+    :math:`(I + (a / \tau) A) \exp(-a / \tau)`, a time :math:`a` after the earlier one.
+
+    Args:
+        shape: shape of the group, an integer or a sequence of them.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        spike_charge: charge of a spike :math:`Q`, pC, not 0.
+        time_constant: :math:`\tau`, ms, > 0.
+
+    The records are ``current_`` (:math:`I`), ``rise_`` (:math:`A`) and ``spike_``. The other
+    arguments, the errors and the kinds of value a constant takes are those of
+    :class:`SingleExponentialCurrent`.
+
+    Example:
+        >>> synapse = AlphaCurrent(1, 1.0, spike_charge=10.0, time_constant=2.0)
+        >>> synapse.scan(torch.tensor([[[1.0]], [[0.0]], [[0.0]]])).flatten()
+        tensor([0.0000, 1.5163, 1.8394])
+
+    The model: Rall, Distinguishing theoretical synaptic potentials computed for different soma-
+    dendritic distributions of synaptic input (1967), doi:10.1152/jn.1967.30.5.1138.
+    """
+
+    _constants = ("spike_charge", "time_constant")
+    _components = (("rise_", "time_constant"), ("current_", "time_constant"))
+    _coupled = True
+    current_: RecordTensor
+    rise_: RecordTensor
+    spike_charge: Constant
+    time_constant: Constant
+
+    @lists_options_of(ExponentialCurrent)
+    def __init__(
+        self,
+        shape: Sequence[int] | int,
+        step_time: float,
+        *,
+        spike_charge: Constant,
+        time_constant: Constant,
+        **options: Unpack[SynapseOptions],
+    ) -> None:
+        constants: dict[str, Constant] = {
+            "spike_charge": spike_charge,
+            "time_constant": time_constant,
+        }
+        super().__init__(shape, step_time, constants, **options)
+
+    @staticmethod
+    def _gain(constants: dict[str, Any]) -> Any:
+        return constants["spike_charge"] / constants["time_constant"]
+
+    @property
+    def current(self) -> torch.Tensor:
+        """Present current ``[B, *shape]``, nA. Setting replaces the newest one, and leaves the
+        rise as it is."""
+        return self.current_.peek()
+
+    @current.setter
+    def current(self, value: torch.Tensor) -> None:
+        self.current_.write(value, 1, self._inplace)
+
+    def current_at(self, selector: torch.Tensor) -> torch.Tensor:
+        r"""Currents at times before the present, between steps as the alpha function has them.
+
+        Shapes and bounds as :meth:`SingleExponentialCurrent.current_at`; the derivative to a delay
+        is :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)`.
+        """
+        return self._currents_at(selector, 0, 1)

@@ -4,11 +4,11 @@ State goes in and comes out: an operation updates a record in place and returns 
 the autograd graph if one is recorded.
 """
 
+from .common import hold
 from .delayed import Run, choose, project_sequence, project_step
 from .projection import Taps, taps
 from .read import select, select_scan, time_since_older
 from .record import push, read, row_slots, write_rows
-from .registered import hold
 from .scan import last_values, pack_spikes, scan, unpack_spikes
 from .step import Ring, step
 

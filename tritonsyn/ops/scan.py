@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from ..values import Dynamics, PackedSpikes, unpack_bits, words_per_row
-from . import registered
-from .common import chained, first_order, implementation, without_graph
+from .common import chained, first_order, implementation, pack_rows, without_graph
 from .operator import operator
 
 Tensors = list[torch.Tensor]
@@ -91,7 +90,7 @@ class _Scan(torch.autograd.Function):
         backend: str | None,
         count: int,
         x: torch.Tensor,
-        *tensors: torch.Tensor | None,
+        *tensors: Any,
     ) -> tuple[torch.Tensor, ...]:
         constants, initials = tensors[:count], tensors[count:]
         results = scan_forward(
@@ -199,10 +198,7 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
     shape = tuple(x.shape)
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
-    if torch.compiler.is_compiling():
-        words = registered.pack_spikes(rows, backend)
-    else:
-        words = implementation("scan", x.device, backend).pack(rows)
+    words = pack_rows(rows, backend)
     return PackedSpikes(words.view(*shape[:2], words_per_row(math.prod(shape[2:]))), shape)
 
 

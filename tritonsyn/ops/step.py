@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ..values import Dynamics, Slot
-from . import traced
 from .common import (
     Layout,
     chained,
@@ -23,7 +22,8 @@ from .common import (
     unchained,
     without_graph,
 )
-from .record import read, row_slots
+from .operator import traced_as
+from .record import read, row_slots, write_slots
 
 
 class Ring(NamedTuple):
@@ -97,7 +97,7 @@ class _Step(torch.autograd.Function):
             newest = [state.to(dynamics.gain.dtype) for state in saved[:states]]
             pairs = zip(_sensitivities(zs, newest, dynamics), constants[1:], strict=True)
             dconstants[1:] = [
-                sum(reduce_coefficient(a, b, like, reads) for a, b in terms)
+                _added([reduce_coefficient(a, b, like, reads) for a, b in terms])
                 for terms, like in pairs
             ]
         if dx is not None:
@@ -106,6 +106,10 @@ class _Step(torch.autograd.Function):
         if layout is ctx.layout:
             drecords = [hand_over(ctx, d, i - states) for i, d in enumerate(owned)]
         return None, None, None, dx, *dconstants, *drecords
+
+
+def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 Terms = list[tuple[torch.Tensor, torch.Tensor]]
@@ -144,7 +148,7 @@ def _run(
     )
 
 
-def step(
+def _traced_step(
     x: torch.Tensor,
     ring: Ring,
     dynamics: Dynamics,
@@ -152,47 +156,17 @@ def step(
     graph: bool = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Advances an exponential synapse by one step: ``(current, state records)``.
-
-    ``x [B, *shape]`` of any real dtype; constants 0-d or ``[*shape]``, in the arithmetic's dtype.
-    Records are updated in place; the spike record takes ``x != 0``; pointers stay, unless the ring
-    has ``arrivals``. With ``graph`` false, or gradients disabled, the records come back without a
-    graph.
-    """
-    if torch.compiler.is_compiling():
-        return _traced_step(x, ring, dynamics, graph)
-    device = ring.spikes.device
-    module = implementation("step", device, backend)
-    torch.autograd.graph.increment_version(ring.spikes)
-    if graph and chained(x, *dynamics.constants, *ring.components):
-        modules = (module, implementation("read", device, backend))
-        coupled = dynamics.coupling is not None
-        y, *records = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *ring.components)
-        return _shaped(y, x), tuple(records)
-    records = tuple([unchained(record) for record in ring.components])
-    with without_graph():
-        y = _run(module, ring, [flat_record(record) for record in records], x, dynamics)
-    return _shaped(y, x), records
-
-
-def _shaped(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return y if y.shape == x.shape else y.view(x.shape)
-
-
-def _traced_step(
-    x: torch.Tensor, ring: Ring, dynamics: Dynamics, graph: bool
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The step as an expression, which ``torch.compile`` fuses into one kernel by itself."""
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
         pairs = list(zip(ring.components, ring.pointers, strict=True))
         newest = [read(record, (p - 1) % record.shape[0])[1] for record, p in pairs]
         stored = _advanced(x, newest, dynamics)
         records = tuple(
-            traced.write_rows(record, value.unsqueeze(0), row_slots(p, 1, record))
+            write_slots(record, value.unsqueeze(0), row_slots(p, 1, record))
             for (record, p), value in zip(pairs, stored, strict=True)
         )
         spikes = x.detach().unsqueeze(0)
-        traced.write_rows(ring.spikes, spikes, row_slots(ring.spike_pointer, 1, ring.spikes))
+        write_slots(ring.spikes, spikes, row_slots(ring.spike_pointer, 1, ring.spikes))
         y = dynamics.current(stored)
         y = y if dynamics.inputs == 2 else y.clone()
     return y, records
@@ -211,3 +185,37 @@ def _advanced(
     if dynamics.coupling is not None:
         advanced.append((states[1] + dynamics.coupling * states[0]) * dynamics.decay(1))
     return [state.to(dtype) for state in advanced]
+
+
+@traced_as(_traced_step)
+def step(
+    x: torch.Tensor,
+    ring: Ring,
+    dynamics: Dynamics,
+    *,
+    graph: bool = True,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Advances an exponential synapse by one step: ``(current, state records)``.
+
+    ``x [B, *shape]`` of any real dtype; constants 0-d or ``[*shape]``, in the arithmetic's dtype.
+    Records are updated in place; the spike record takes ``x != 0``; pointers stay, unless the ring
+    has ``arrivals``. With ``graph`` false, or gradients disabled, the records come back without a
+    graph.
+    """
+    device = ring.spikes.device
+    module = implementation("step", device, backend)
+    torch.autograd.graph.increment_version(ring.spikes)
+    if graph and chained(x, *dynamics.constants, *ring.components):
+        modules = (module, implementation("read", device, backend))
+        coupled = dynamics.coupling is not None
+        y, *records = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *ring.components)
+        return _shaped(y, x), tuple(records)
+    records = tuple([unchained(record) for record in ring.components])
+    with without_graph():
+        y = _run(module, ring, [flat_record(record) for record in records], x, dynamics)
+    return _shaped(y, x), records
+
+
+def _shaped(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return y if y.shape == x.shape else y.view(x.shape)

@@ -32,6 +32,7 @@ _COSTS = {
 }
 
 
+@torch.compiler.assume_constant_result
 def precision() -> str:
     """Precision of float32 products: what ``torch.get_float32_matmul_precision`` says."""
     return _PRECISIONS[torch.get_float32_matmul_precision()]

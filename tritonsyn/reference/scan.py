@@ -45,7 +45,7 @@ def _states(
         injected = _scaled(dense, dynamics.gain)
         return _started(injected, initials[place], dynamics.decay(place))
 
-    def fed() -> torch.Tensor:
+    def fed(coupling: torch.Tensor) -> torch.Tensor:
         factor = dynamics.decay(1) * coupling
         arriving = torch.empty_like(states[0])
         torch.mul(states[0][:-1], factor, out=arriving[1:])
@@ -53,12 +53,11 @@ def _states(
             arriving[0] = 0.0 if initials[0] is None else initials[0] * factor
         return _started(arriving, initials[1], dynamics.decay(1))
 
-    coupling = dynamics.coupling
     states = [
         _filtered(partial(driven, place), dynamics.decay(place)) for place in range(dynamics.inputs)
     ]
-    if coupling is not None:
-        states.append(_filtered(fed, dynamics.decay(1)))
+    if dynamics.coupling is not None:
+        states.append(_filtered(partial(fed, dynamics.coupling), dynamics.decay(1)))
     return states
 
 

@@ -31,9 +31,9 @@ def step(
     for (record, slot), state in zip(pairs, states, strict=True):
         record[slot].copy_(state)
     if arrivals is not None:
-        for slot in (*pointers, spike_pointer):
-            if isinstance(slot, torch.Tensor):
-                slot.add_(1).remainder_(len(spikes))
+        for pointer in (*pointers, spike_pointer):
+            if isinstance(pointer, torch.Tensor):
+                pointer.add_(1).remainder_(len(spikes))
     return dynamics.current_([state.to(records[0].dtype) for state in states])
 
 

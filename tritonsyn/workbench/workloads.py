@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..launch.config import PASSES, LaunchConfig, Work
-from ..values import PackedSpikes, compute_dtype
+from ..values import Dynamics, PackedSpikes, compute_dtype
 
 if TYPE_CHECKING:
     from ..values import ReadRule
@@ -221,7 +221,7 @@ def _step(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
 
     record, one = _record(shape, dtype, device), _constant(dtype, device)
     spikes = record.bool()
-    return lambda: synapse.step(spikes[0], [record], spikes, one, [one], [1], 1)
+    return lambda: synapse.step(spikes[0], [record], spikes, Dynamics(one, (one,)), [1], 1)
 
 
 def _step_backward(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
@@ -229,7 +229,7 @@ def _step_backward(shape: Shape, dtype: torch.dtype, device: torch.device) -> Ca
 
     record, one = _record(shape, dtype, device), _constant(dtype, device)
     dy = record[0].clone()
-    return lambda: synapse.step_backward(dy, [record], one, [one], [1], dtype, False)
+    return lambda: synapse.step_backward(dy, [record], Dynamics(one, (one,)), [1], dtype, False)
 
 
 def _rule() -> "ReadRule":
@@ -270,7 +270,7 @@ def _scan(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
     from ..launch import scan as decay
 
     x, one = _random(*shape[:3], dtype=dtype, device=device), _constant(dtype, device)
-    return lambda: decay.scan(x, one, [one], [None], 1, dtype)
+    return lambda: decay.scan(x, Dynamics(one, (one,)), [None], 1, dtype)
 
 
 def _scan_constants(shape: Shape, dtype: torch.dtype, device: torch.device) -> Call:
@@ -278,7 +278,7 @@ def _scan_constants(shape: Shape, dtype: torch.dtype, device: torch.device) -> C
     from ..launch import scan as decay
 
     x, one = _random(*shape[:3], dtype=dtype, device=device), _constant(dtype, device)
-    return lambda: decay.scan_backward(x, [None], x, one, [one], [None], dtype)
+    return lambda: decay.scan_backward(x, [None], x, Dynamics(one, (one,)), [None], dtype)
 
 
 def _connections(
