@@ -9,7 +9,6 @@ from torch.library import opcheck
 
 import tritonsyn
 from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
-from tritonsyn.ops import registered
 from tritonsyn.values import ReadRule
 
 ROW = (2, 3)
@@ -179,17 +178,20 @@ def test_operators_pass_opcheck(device):
     x, initials = leaf(4, *ROW, device=device), [leaf(*ROW, device=device) for _ in "pn"]
     backend = "reference"
     f32 = torch.float32
-    opcheck(registered.scan, (x, None, gain, [decay, rise], initials, 2, f32, backend))
-    opcheck(registered.scan, (x, None, gain, [decay], [], 1, f32, backend))
+    x, initials = x.detach(), [initial.detach() for initial in initials]
+    constants = [constant.detach() for constant in (gain, decay, rise)]
+    decay, rise = constants[1:]
+    for coupled in (False, True):
+        for starts in (initials, [initials[0], None], [None, None]):
+            for last, dtype in ((2, f32), (1, None)):
+                way = (constants, coupled, starts, last, dtype, backend)
+                opcheck(OPERATORS.scan_forward, (x, None, *way))
     packed = functional.pack_spikes(torch.rand(4, 2, 40, device=device) < 0.5)
-    shape = list(packed.shape)
-    opcheck(registered.scan, (packed.words, shape, gain, [rise], [], 1, f32, backend))
-    opcheck(registered.scan, (x, None, gain, [decay, rise], initials, 2, None, backend))
-    fixed = (gain.detach(), [decay.detach(), rise.detach()])
-    opcheck(registered.scan, (x, None, *fixed, [], 1, f32, backend))
+    way = ([gain.detach(), rise], False, [None], 1, f32, backend)
+    opcheck(OPERATORS.scan_forward, (packed.words, list(packed.shape), *way))
 
     records = [torch.rand(5, *ROW, device=device) for _ in "pn"]
-    sel, rates = torch.rand(1, 3, 2, device=device) * 4, [decay.detach(), rise.detach()]
+    sel, rates = torch.rand(1, 3, 2, device=device) * 4, [decay, rise]
     pointers = [torch.tensor(2, device=device) for _ in "pn"]
     rule = ReadRule("expdecay", 1.0, 4.0, 0.0, 0.0)
     for want in (True, False):
@@ -230,19 +232,18 @@ def turned(tensor):
 def test_operators_take_what_lies_in_any_order(device):
     """What an operator returns must lie in memory as the compiler was told."""
     gain, decay, rise = leaf(device=device), leaf(3, device=device), leaf(device=device)
-    fixed = (gain.detach(), [decay.detach(), rise.detach()])
+    constants = [constant.detach() for constant in (gain, decay, rise)]
     backend, f32 = "reference", torch.float32
     x, initials = leaf(4, *ROW, device=device), [leaf(*ROW, device=device) for _ in "pn"]
-    x, initials = turned(x), [turned(initial) for initial in initials]
-    opcheck(registered.scan, (x, None, gain, [decay, rise], initials, 2, f32, backend))
-    given = [turned(torch.rand(size, *ROW, device=device)) for size in (4, 2, 2)]
-    starts = [initial.detach() for initial in initials]
-    rest = (f32, True, backend)
-    opcheck(registered.scan_backward, (given, x.detach(), None, *fixed, starts, *rest))
+    x, starts = turned(x.detach()), [turned(initial.detach()) for initial in initials]
+    opcheck(OPERATORS.scan_forward, (x, None, constants, False, starts, 2, f32, backend))
+    dy, *dtails = [turned(torch.rand(size, *ROW, device=device)) for size in (4, 2, 2)]
+    way = (constants, False, starts, f32, True, backend)
+    opcheck(OPERATORS.scan_backward, (dy, dtails, x, None, *way))
     pointers, rule = [torch.tensor(2, device=device)] * 2, ReadRule("expdecay", 1.0, 4.0, 0.0, 0.0)
     records = [torch.rand(5, *ROW, device=device) for _ in "pn"]
     sel = turned(torch.rand(1, 3, 2, device=device) * 4)
-    way = (fixed[1], pointers, *rule, 1)
+    way = (constants[1:], pointers, *rule, 1)
     opcheck(OPERATORS.read_values, (records, sel, *way, True, True, backend))
     dvalue = turned(torch.rand(2, 3, 2, device=device))
     opcheck(OPERATORS.read_adjoint, (dvalue, 5, sel, *way, backend))

@@ -370,7 +370,12 @@ REFUSED_READS = [
     ({"rule": ReadRule("fast", 1.0, 2.0)}, "mode of the rule must be"),
     ({"rule": ReadRule("alpha", 1.0, 2.0)}, "mode 'alpha' reads two records"),
     (
-        {"rule": ReadRule("alpha", 1.0, 2.0), "rates": (torch.ones(()), None)},
+        {
+            "rule": ReadRule("alpha", 1.0, 2.0),
+            "rates": (torch.ones(()), None),
+            "records": (torch.ones(3, 2, 4),) * 2,
+            "pointers": (0, 0),
+        },
         "rates must be tensors for the mode 'alpha'",
     ),
     ({"rule": ReadRule("expdecay", 1.0, 2.0, 0.0, float("nan"))}, "overbound of the rule"),

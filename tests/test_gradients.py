@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritonsyn import DelayedLinear, RecordTensor, SingleExponentialCurrent, functional, use_backend
 from tritonsyn.functional import ReadRule, Ring
-from tritonsyn.ops import project, select_scan, taps, write_rows
+from tritonsyn.ops import select_scan, taps, write_rows
+from tritonsyn.ops.projection import project
 
 F64 = torch.float64
 STEP = 1.3

@@ -32,10 +32,13 @@ _COSTS = {
 }
 
 
-@torch.compiler.assume_constant_result
 def precision() -> str:
     """Precision of float32 products: what ``torch.get_float32_matmul_precision`` says."""
     return _PRECISIONS[torch.get_float32_matmul_precision()]
+
+
+# What torch.compiler.assume_constant_result sets, which would import all of torch._dynamo now.
+precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def cheapest(work: Work, device: torch.device) -> str:
