@@ -13,7 +13,7 @@ import torch
 
 from . import checks, ops
 from .checks import (
-    check_coefficient,
+    Constant,
     check_coefficients,
     check_floating,
     check_input,
@@ -132,9 +132,6 @@ INTERPOLATIONS: dict[str, Callable[..., torch.Tensor]] = {
 """The known modes by name."""
 
 
-Coefficient = float | torch.Tensor
-
-
 def push(
     record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
 ) -> torch.Tensor:
@@ -216,6 +213,8 @@ def step(
     device = ring.spikes.device
     if ring.arrivals is not None:
         check_input("ring.arrivals", ring.arrivals, (), device)
+        if ring.arrivals.dtype != torch.int32:
+            raise TypeError(f"ring.arrivals must be torch.int32, but is {ring.arrivals.dtype}")
     check_input("x", x, shape[1:], device)
     check_coefficients("gain", (gain,), 1, shape, device)
     check_coefficients("decays", decays, len(ring.components), shape, device)
@@ -396,8 +395,8 @@ def double_exp_scan(
 
 def _sequence_scan(
     x: torch.Tensor | PackedSpikes,
-    gain: Coefficient,
-    decays: Sequence[Coefficient],
+    gain: Constant,
+    decays: Sequence[Constant],
     initials: Sequence[torch.Tensor | None],
     dtype: torch.dtype | None,
     backend: str | None,
@@ -411,7 +410,7 @@ def _sequence_scan(
     _check_as_many("initial", initials, len(decays))
     for initial in initials:
         checks.check_initial(initial, shape[1:], x.device)
-    dtype = _output_dtype(x, initials, dtype)
+    dtype = _output_dtype(dtype, x, *initials)
     acc = compute_dtype(dtype)
     inner = _synapse_axes(shape, [gain, *decays])
     if isinstance(x, PackedSpikes):
@@ -419,7 +418,7 @@ def _sequence_scan(
         x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (ops.unpack_spikes(x), inner)
     synapses = shape[len(shape) - inner :]
     rows = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
-    gain, *factors = _coefficients(gain, decays, synapses, acc, x.device)
+    gain, *factors = _coefficients((gain, *decays), synapses, acc, x.device)
     starts = [None if s is None else s.to(acc).reshape(rows) for s in initials]
     flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], *rows)
     last = min(shape[0], 1)
@@ -438,17 +437,15 @@ def _check_as_many(name: str, values: object, components: int) -> None:
 
 
 def _output_dtype(
-    x: torch.Tensor | PackedSpikes,
-    initials: Sequence[torch.Tensor | None],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None, *sources: torch.Tensor | PackedSpikes | None
 ) -> torch.dtype:
-    """The dtype asked for, else that of a floating input or initial state, else the default."""
-    sources = [*([] if isinstance(x, PackedSpikes) else [x]), *initials]
-    floating = [s.dtype for s in sources if s is not None and s.is_floating_point()]
+    """The dtype asked for, else that of the first floating tensor, else the default."""
+    tensors = [source for source in sources if isinstance(source, torch.Tensor)]
+    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     return checks.record_dtype(floating[0] if dtype is None and floating else dtype)
 
 
-def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Coefficient]) -> int:
+def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Constant]) -> int:
     """How many of the last axes the coefficients span."""
     spans = [0]
     for value in coefficients:
@@ -461,40 +458,22 @@ def _synapse_axes(shape: tuple[int, ...], coefficients: Sequence[Coefficient]) -
 
 
 def _coefficients(
-    gain: Coefficient,
-    decays: Sequence[Coefficient],
+    values: Sequence[Constant],
     synapses: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[torch.Tensor]:
     """Gain and factors of a step, each 0-d or ``[N]``."""
-    names = ("gain", "decay", "rise")
-    return [
-        _coefficient(name, value, synapses, dtype, device)
-        for name, value in zip(names, (gain, *decays), strict=False)
-    ]
-
-
-def _coefficient(
-    name: str,
-    value: Coefficient,
-    synapses: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.Tensor:
-    check_coefficient(name, value, device)
-    tensor = as_tensor(value, dtype, device)
-    if tensor.numel() == 1:
-        return tensor.reshape(())
-    sizes = tuple(tensor.shape)
-    try:
-        whole = torch.broadcast_shapes(sizes, synapses)
-    except RuntimeError:
-        whole = torch.Size()
-    # Ones may stand before the axes of the synapses.
-    if whole[-len(synapses) :] != synapses or math.prod(whole) != math.prod(synapses):
-        raise ValueError(f"{name} has shape {sizes}, which does not broadcast to {synapses}")
-    return tensor.broadcast_to(whole).reshape(-1)
+    made = []
+    for name, value in zip(("gain", "decay", "rise"), values, strict=False):
+        checks.check_coefficient(name, value, device)
+        tensor = as_tensor(value, dtype, device)
+        while tensor.ndim > len(synapses) and tensor.shape[0] == 1:
+            tensor = tensor[0]
+        checks.check_broadcast(name, tensor, synapses)
+        whole = tensor.numel() != 1
+        made.append(tensor.expand(synapses).reshape(-1) if whole else tensor.reshape(()))
+    return made
 
 
 def delayed_linear(
@@ -555,8 +534,9 @@ def delayed_linear(
     histories, size = initial or (), (slots, *x.shape[1:])
     for i, history in enumerate(histories):
         check_input(f"initial[{i}]", history, size, x.device)
-    dtype = _output_dtype(x, histories, dtype)
-    gain, *factors = _coefficients(gain, decays, tuple(size[2:]), compute_dtype(dtype), x.device)
+    dtype = _output_dtype(dtype, x, *histories)
+    acc = compute_dtype(dtype)
+    gain, *factors = _coefficients((gain, *decays), size[2:], acc, x.device)
     checks.check_strategy(strategy, x, factors)
     rule = ReadRule("expdecay", step_time, max_delay)
     taps = ops.taps(weight, delay, [_rate(factor) for factor in factors], rule, slots)

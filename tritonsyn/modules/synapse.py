@@ -1,6 +1,5 @@
 """The single- and double-exponential current synapses."""
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from ..backend import check_backend
 from ..checks import Constant, check_device, check_input, check_packed, check_selector
 from ..ops.common import as_tensor, flat_coefficients
 from ..values import PackedSpikes, ReadRule, compute_dtype
-from .options import PARTIAL, SynapseOptions, defaults_of, lists_options_of
+from .options import SynapseOptions, defaults_of, lists_options_of, with_partial_signature
 from .record import RecordTensor, ordinary_tensors
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -36,6 +35,18 @@ class Coefficients(NamedTuple):
 
 def _positive(value: torch.Tensor) -> torch.Tensor:
     return value > 0
+
+
+def _newest(name: str, doc: str) -> Any:
+    """A property: the newest observation of this record, which setting replaces."""
+
+    def get(synapse: "ExponentialCurrent") -> torch.Tensor:
+        return getattr(synapse, name).peek()
+
+    def change(synapse: "ExponentialCurrent", value: torch.Tensor) -> None:
+        getattr(synapse, name).write(value, 1, synapse.inplace)
+
+    return property(get, change, doc=doc)
 
 
 class ExponentialCurrent(nn.Module):
@@ -115,7 +126,7 @@ class ExponentialCurrent(nn.Module):
         The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
         given here is shared by all that it makes.
         """
-        given = cls._partial_signature().bind(*constants, **options)
+        given = inspect.signature(cls.partialconstructor).bind(*constants, **options)
         given.apply_defaults()
         make = cast(Callable[..., ExponentialCurrent], cls)
 
@@ -131,35 +142,14 @@ class ExponentialCurrent(nn.Module):
 
         return constructor
 
-    @classmethod
-    def _partial_signature(cls) -> inspect.Signature:
-        """Constants by name and the options of ``partialconstructor``, all positional."""
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        options = defaults_of(ExponentialCurrent.__init__)
-        constants = [inspect.Parameter(n, kind, annotation=Constant) for n in cls._constants]
-        return inspect.Signature(
-            [*constants, *(options[name].replace(kind=kind) for name in PARTIAL)],
-            return_annotation=SynapseConstructor,
-        )
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_constants" not in cls.__dict__ or "partialconstructor" in cls.__dict__:
-            return
-        # The same function once more, because a signature belongs to a function.
-        shared = vars(ExponentialCurrent)["partialconstructor"].__func__
-
-        @functools.wraps(shared)
-        def partialconstructor(
-            cls: type[ExponentialCurrent], *constants: Any, **options: Any
-        ) -> Any:
-            return shared(cls, *constants, **options)
-
-        owner = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        shown = cls._partial_signature()
-        shown = shown.replace(parameters=[owner, *shown.parameters.values()])
-        partialconstructor.__signature__ = shown  # type: ignore[attr-defined]
-        cls.partialconstructor = classmethod(partialconstructor)  # type: ignore[method-assign,assignment]
+        if "_constants" in cls.__dict__ and "partialconstructor" not in cls.__dict__:
+            shared = vars(ExponentialCurrent)["partialconstructor"].__func__
+            own = with_partial_signature(
+                shared, cls._constants, defaults_of(ExponentialCurrent.__init__)
+            )
+            setattr(cls, own.__name__, classmethod(own))
 
     # -- constants ----------------------------------------------------------------------------
 
@@ -572,14 +562,9 @@ class ExponentialCurrent(nn.Module):
             spikes = x[steps - last :].detach() != 0
         self.spike_.append(spikes, steps, inplace=True)
 
-    @property
-    def spike(self) -> torch.Tensor:
-        """Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."""
-        return self.spike_.peek()
-
-    @spike.setter
-    def spike(self, value: torch.Tensor) -> None:
-        self.spike_.write(value, 1, self._inplace)
+    spike: torch.Tensor = _newest(
+        "spike_", "Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."
+    )
 
     def spike_at(self, selector: torch.Tensor) -> torch.Tensor:
         """Spikes at times before the present.
@@ -711,14 +696,9 @@ class SingleExponentialCurrent(ExponentialCurrent):
     def _gain(constants: dict[str, Any]) -> Any:
         return constants["spike_charge"] / constants["time_constant"]
 
-    @property
-    def current(self) -> torch.Tensor:
-        """Present current ``[B, *shape]``, nA. Setting replaces the newest observation."""
-        return self.current_.peek()
-
-    @current.setter
-    def current(self, value: torch.Tensor) -> None:
-        self.current_.write(value, 1, self._inplace)
+    current: torch.Tensor = _newest(
+        "current_", "Present current ``[B, *shape]``, nA. Setting replaces the newest observation."
+    )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
         r"""Currents at times before the present, between steps decayed from the earlier one.
@@ -814,23 +794,12 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     def current(self, value: torch.Tensor) -> None:
         pass
 
-    @property
-    def pos_current(self) -> torch.Tensor:
-        """Present positive component, nA. Setting replaces the newest observation."""
-        return self.pos_current_.peek()
-
-    @pos_current.setter
-    def pos_current(self, value: torch.Tensor) -> None:
-        self.pos_current_.write(value, 1, self._inplace)
-
-    @property
-    def neg_current(self) -> torch.Tensor:
-        """Present negative component, nA. Setting replaces the newest observation."""
-        return self.neg_current_.peek()
-
-    @neg_current.setter
-    def neg_current(self, value: torch.Tensor) -> None:
-        self.neg_current_.write(value, 1, self._inplace)
+    pos_current: torch.Tensor = _newest(
+        "pos_current_", "Present positive component, nA. Setting replaces the newest observation."
+    )
+    neg_current: torch.Tensor = _newest(
+        "neg_current_", "Present negative component, nA. Setting replaces the newest observation."
+    )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
         """Currents at times before the present: each component decayed with its own constant.
