@@ -4,7 +4,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from .values import (
 )
 
 Constant = float | torch.Tensor
+_Value = TypeVar("_Value")
 
 
 def finite(name: str, value: object) -> float:
@@ -94,6 +95,11 @@ def record_dtype(value: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
+def optional(rule: Callable[[str, object], _Value]) -> Callable[[str, object], _Value | None]:
+    """The same check, passed by None too."""
+    return lambda name, value: None if value is None else rule(name, value)
+
+
 def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
     """One of these words, in any case."""
     if not isinstance(value, str) or value.lower() not in allowed:
@@ -102,9 +108,12 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
 
 
 def constant(
-    name: str, value: object, shape: Sequence[int], rule: Callable[[torch.Tensor], torch.Tensor],
+    name: str,
+    value: object,
+    shape: Sequence[int],
+    rule: Callable[[torch.Tensor], torch.Tensor],
     rule_in_words: str,
-) -> Constant:  # fmt: skip
+) -> Constant:
     """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
 
     Every value must be finite and obey the rule. Reads the values of a tensor on the host; those

@@ -12,18 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import checks, ops
-from .checks import (
-    Constant,
-    check_coefficients,
-    check_floating,
-    check_input,
-    check_packed,
-    check_record,
-    check_records,
-    check_rule,
-    check_selector,
-    check_slot,
-)
+from .checks import Constant
 from .ops import Ring
 from .ops.common import as_tensor
 from .values import PackedSpikes, ReadRule, Slot, compute_dtype, record_size
@@ -150,9 +139,9 @@ def push(
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
-    check_record("record", record)
-    check_input("value", value, record.shape[1:], record.device)
-    check_slot("slot", slot, record.shape[0])
+    checks.check_record("record", record)
+    checks.check_input("value", value, record.shape[1:], record.device)
+    checks.check_slot("slot", slot, record.shape[0])
     return ops.push(record, value, slot, backend=backend)
 
 
@@ -168,8 +157,8 @@ def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         TypeError, ValueError, IndexError: not a record, or no such slot.
     """
-    check_record("record", record)
-    check_slot("slot", slot, record.shape[0])
+    checks.check_record("record", record)
+    checks.check_slot("slot", slot, record.shape[0])
     return ops.read(record, slot)
 
 
@@ -204,20 +193,20 @@ def step(
     """
     if not isinstance(ring, Ring):
         raise TypeError(f"ring must be a Ring, but is {ring!r:.80}")
-    shape = check_records("ring.components", ring.components, ring.pointers)
+    shape = checks.check_records("ring.components", ring.components, ring.pointers)
     for component in ring.components:
-        check_floating("ring.components", component)
-    check_records("ring.spikes", (ring.spikes,), (ring.spike_pointer,), shape)
+        checks.check_floating("ring.components", component)
+    checks.check_records("ring.spikes", (ring.spikes,), (ring.spike_pointer,), shape)
     if ring.spikes.dtype != torch.bool:
         raise TypeError(f"ring.spikes must be torch.bool, but is {ring.spikes.dtype}")
     device = ring.spikes.device
     if ring.arrivals is not None:
-        check_input("ring.arrivals", ring.arrivals, (), device)
+        checks.check_input("ring.arrivals", ring.arrivals, (), device)
         if ring.arrivals.dtype != torch.int32:
             raise TypeError(f"ring.arrivals must be torch.int32, but is {ring.arrivals.dtype}")
-    check_input("x", x, shape[1:], device)
-    check_coefficients("gain", (gain,), 1, shape, device)
-    check_coefficients("decays", decays, len(ring.components), shape, device)
+    checks.check_input("x", x, shape[1:], device)
+    checks.check_coefficients("gain", (gain,), 1, shape, device)
+    checks.check_coefficients("decays", decays, len(ring.components), shape, device)
     return ops.step(x, ring, gain, decays, graph=graph, backend=backend)
 
 
@@ -248,7 +237,7 @@ def select(
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
-    shape = check_records("records", records, pointers)
+    shape = checks.check_records("records", records, pointers)
     sel = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
     return ops.select(records, sel, rates, pointers, rule, backend=backend)
 
@@ -280,8 +269,8 @@ def select_scan(
     """
     if not isinstance(sequences, Sequence):
         raise TypeError(f"sequences must be one or two tensors, but is {sequences!r:.80}")
-    rows = [check_floating("sequences", sequence).contiguous() for sequence in sequences]
-    shape = check_records("sequences", rows, (0,) * len(rows))
+    rows = [checks.check_floating("sequences", sequence).contiguous() for sequence in sequences]
+    shape = checks.check_records("sequences", rows, (0,) * len(rows))
     if not 1 <= checks.integer("steps", steps) <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
     sel = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
@@ -297,9 +286,9 @@ def _checked_read(
     device: torch.device,
 ) -> torch.Tensor:
     """The times of a read of records of this shape, once all that it takes is known to fit."""
-    check_coefficients("rates", rates, components, shape, device)
-    check_rule(rule, rates)
-    return check_selector("sel", sel, shape[1:], device)
+    checks.check_coefficients("rates", rates, components, shape, device)
+    checks.check_rule(rule, rates)
+    return checks.check_selector("sel", sel, shape[1:], device)
 
 
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
@@ -328,7 +317,7 @@ def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
     Raises:
         TypeError, ValueError: not packed spikes, or words that contradict the shape.
     """
-    check_packed("packed", packed)
+    checks.check_packed("packed", packed)
     return ops.unpack_spikes(packed)
 
 
@@ -533,7 +522,7 @@ def delayed_linear(
         _check_as_many("initial", initial, len(decays))
     histories, size = initial or (), (slots, *x.shape[1:])
     for i, history in enumerate(histories):
-        check_input(f"initial[{i}]", history, size, x.device)
+        checks.check_input(f"initial[{i}]", history, size, x.device)
     dtype = _output_dtype(dtype, x, *histories)
     acc = compute_dtype(dtype)
     gain, *factors = _coefficients((gain, *decays), size[2:], acc, x.device)

@@ -71,10 +71,8 @@ class DelayedProjection(nn.Module):
             )
         dtype, bias = checks.record_dtype(dtype), checks.flag("bias", bias)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.synapse = synapse(
-            (inputs,), step_time, delay, batch_size,
-            capturable=capturable, backend=backend, **factory,
-        )  # fmt: skip
+        how = {**factory, "capturable": capturable, "backend": backend}
+        self.synapse = synapse((inputs,), step_time, delay, batch_size, **how)
         if not isinstance(self.synapse, ExponentialCurrent):
             raise TypeError(
                 f"synapse must make a synapse of tritonsyn, but makes {self.synapse!r:.80}"
