@@ -543,3 +543,40 @@ def test_times_may_be_whole_numbers():
         functional.select((record,), t, (None,), (0,), rule)[0] for t in (whole, whole.float())
     ]
     assert torch.equal(*reads)
+
+
+def operations():
+    """Every operation with arguments that it takes."""
+    one, weight, rule = torch.ones(()), torch.zeros(2, 3), ReadRule("expdecay", 1.0, 2.0)
+    ring = Ring((RECORD.clone(),), (0,), torch.zeros(3, 2, 4, dtype=torch.bool), 0)
+    times = {"sel": VALUE, "rates": (one,), "rule": rule}
+    decays = {"decay": 0.5, "rise": 0.2, "gain": 1.0}
+    layer = {"weight": weight, "delay": weight, "step_time": 1.0, "max_delay": 2.0}
+    return {
+        "push": {"record": RECORD.clone(), "value": VALUE, "slot": 0},
+        "read": {"record": RECORD, "slot": 0},
+        "step": {"x": VALUE, "ring": ring, "gain": one, "decays": (one,)},
+        "select": {"records": (RECORD,), "pointers": (0,), **times},
+        "select_scan": {"sequences": (RECORD,), "steps": 1, **times},
+        "pack_spikes": {"x": RECORD},
+        "unpack_spikes": {"packed": functional.pack_spikes(RECORD)},
+        "exp_scan": {"x": RECORD, "decay": 0.5, "gain": 1.0},
+        "double_exp_scan": {"x": RECORD, **decays},
+        "delayed_linear": {"x": torch.zeros(4, 2, 3), **decays, **layer, "strategy": "auto"},
+    }
+
+
+@pytest.mark.parametrize("name", operations())
+@pytest.mark.parametrize(
+    "wrong",
+    ["x", object(), RECORD.to_sparse(), (None,) * 3],
+    ids=["word", "object", "sparse", "nones"],
+)
+def test_nothing_but_our_own_words_refuses_an_argument(name, wrong):
+    arguments = operations()[name]
+    function = getattr(functional, name)
+    function(**arguments)
+    for argument in arguments:
+        with pytest.raises((TypeError, ValueError, IndexError), match=argument.rstrip("s")) as refused:
+            function(**{**arguments, argument: wrong})
+        assert refused.traceback[-1].path.name in ("checks.py", "functional.py")

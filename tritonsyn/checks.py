@@ -62,7 +62,7 @@ def positive_integer(name: str, value: object) -> int:
 def integer(name: str, value: Any) -> int:
     """A whole number."""
     # Of a size that torch.compile keeps open operator.index would make a number.
-    if isinstance(value, int | torch.SymInt):
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
         return cast(int, value)
     try:
         return operator.index(value)
@@ -329,6 +329,8 @@ def check_record(name: str, record: object) -> torch.Tensor:
     """``record`` is a packed tensor ``[K, B, ...]`` of a dtype that records are kept in."""
     if not isinstance(record, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, but a {type(record).__name__} was given")
+    if record.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, but its layout is {record.layout}")
     if record.dtype not in (*RECORD_DTYPES, torch.bool):
         allowed = ", ".join(str(dtype) for dtype in RECORD_DTYPES)
         raise TypeError(
@@ -383,6 +385,7 @@ def check_coefficients(
     components: int,
     shape: torch.Size,
     device: torch.device,
+    or_none: bool = False,
 ) -> None:
     """As many as there are components, 0-d or one for each synapse of records of this shape."""
     if not isinstance(values, Sequence):
@@ -390,9 +393,9 @@ def check_coefficients(
     if len(values) != components:
         raise ValueError(f"{name} must be {components}, but there are {len(values)}")
     for value in values:
-        if value is None:
+        if value is None and or_none:
             continue
-        check_floating(name, value)
+        value = check_floating(name, value)
         if value.shape not in (torch.Size(), shape[2:]):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"
@@ -414,4 +417,5 @@ def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
     nonnegative("limit of the rule", rule.limit)
     nonnegative("tolerance of the rule", rule.tolerance)
     if rule.overbound is not None:
-        finite("overbound of the rule", float(rule.overbound))
+        given = rule.overbound
+        finite("overbound of the rule", float(given) if isinstance(given, bool) else given)

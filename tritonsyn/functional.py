@@ -271,7 +271,8 @@ def select_scan(
         raise TypeError(f"sequences must be one or two tensors, but is {sequences!r:.80}")
     rows = [checks.check_floating("sequences", sequence).contiguous() for sequence in sequences]
     shape = checks.check_records("sequences", rows, (0,) * len(rows))
-    if not 1 <= checks.integer("steps", steps) <= shape[0]:
+    steps = checks.integer("steps", steps)
+    if not 1 <= steps <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
     sel = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
     return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
@@ -286,7 +287,7 @@ def _checked_read(
     device: torch.device,
 ) -> torch.Tensor:
     """The times of a read of records of this shape, once all that it takes is known to fit."""
-    checks.check_coefficients("rates", rates, components, shape, device)
+    checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
     checks.check_rule(rule, rates)
     return checks.check_selector("sel", sel, shape[1:], device)
 
