@@ -1,6 +1,7 @@
 """Charge and time constants as numbers, tensors and learned parameters."""
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -347,3 +348,29 @@ def test_a_synapse_is_made_on_the_default_device(kind):
     with torch.device("meta"):
         synapse = make(kind)
     assert synapse.current.is_meta
+
+
+@both
+def test_signatures_list_every_option(kind):
+    """Each with its default, in inferno's order, as if the constructors named them all."""
+    cls, constants = CLASSES[kind], list(PHYSICS[kind])
+    options = ["delay", "spike_interp_mode", "interp_tol", "current_overbound", "spike_overbound"]
+    options += ["batch_size", "inplace"]
+    shown = signature(cls).parameters
+    assert list(shown)[: 2 + len(constants + options)] == [
+        "shape",
+        "step_time",
+        *constants,
+        *options,
+    ]
+    assert list(shown)[-4:] == ["device", "dtype", "capturable", "backend"]
+    assert shown["current_overbound"].default == 0.0 and shown["inplace"].default is False
+    partial = signature(cls.partialconstructor).parameters
+    assert list(partial) == [*constants, *options[1:5], "inplace"]
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in partial.values())
+    assert partial["spike_overbound"].default is False
+    assert "with the physics fixed" in cls.partialconstructor.__doc__
+    with pytest.raises(TypeError, match="missing a required argument"):
+        cls.partialconstructor(10.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        cls.partialconstructor(**PHYSICS[kind], delay=3.0)

@@ -146,9 +146,23 @@ def test_errors_of_push(record, value, slot, error, words):
     assert not RECORD.any()
 
 
-def test_errors_of_read():
-    with pytest.raises(IndexError, match="slot is 3, but the record has slots 0 to 2"):
-        functional.read(RECORD, 3)
+@pytest.mark.parametrize(
+    ("record", "slot", "error", "words"),
+    [
+        (RECORD, 3, IndexError, "slot is 3, but the record has slots 0 to 2"),
+        (RECORD, -4, IndexError, "slot is -4, but the record has slots 0 to 2"),
+        (RECORD, 1.5, TypeError, "slot must be an integer, but is 1.5"),
+        (RECORD, None, TypeError, "slot must be an integer, but is None"),
+        (RECORD, torch.tensor([0, 1]), ValueError, "slot has shape (2,), but must be one slot"),
+        ("x", 0, TypeError, "record must be a tensor, but a str was given"),
+        (torch.zeros(()), 0, ValueError, "record has shape (), but must have (K, B, ...), K >= 1"),
+        (torch.zeros(0, 2), 0, ValueError, "record has shape (0, 2), but must have (K, B, ...)"),
+        (RECORD.int(), 0, TypeError, "record is torch.int32, but records are kept in"),
+    ],
+)
+def test_errors_of_read(record, slot, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        functional.read(record, slot)
 
 
 # -- step -----------------------------------------------------------------------------------------
@@ -341,6 +355,9 @@ REFUSED_STEPS = [
     ({"gain": 1.0}, "gain must be a dense floating tensor, but is float"),
     ({"decays": (0.5,)}, "decays must be a dense floating tensor, but is float"),
     ({"decays": 0.5}, "decays must be a sequence of 1, but is 0.5"),
+    ({"arrivals": 0}, "ring.arrivals must be a tensor, but a int was given"),
+    ({"arrivals": torch.zeros(2)}, r"ring.arrivals has shape \(2,\), but must have \(\)"),
+    ({"arrivals": torch.zeros(())}, "ring.arrivals must be torch.int32, but is torch.float32"),
 ]
 
 
@@ -362,6 +379,7 @@ REFUSED_READS = [
     ({"sel": torch.ones(2, 4, dtype=torch.bool)}, "sel must be floating or integer"),
     ({"rule": None}, "rule must be a ReadRule, but is None"),
     ({"rates": (None,)}, "rates must be tensors"),
+    ({"rates": None}, "rates must be a sequence of 1, but is None"),
     ({"rates": (torch.ones(()), torch.ones(()))}, "rates must be 1"),
     ({"rates": (torch.ones(2),)}, "rates has shape"),
     ({"rates": (0.5,)}, "rates must be a dense floating tensor, but is float"),
@@ -535,3 +553,40 @@ def test_times_may_be_whole_numbers():
         functional.select((record,), t, (None,), (0,), rule)[0] for t in (whole, whole.float())
     ]
     assert torch.equal(*reads)
+
+
+def operations():
+    """Every operation with arguments that it takes."""
+    one, weight, rule = torch.ones(()), torch.zeros(2, 3), ReadRule("expdecay", 1.0, 2.0)
+    ring = Ring((RECORD.clone(),), (0,), torch.zeros(3, 2, 4, dtype=torch.bool), 0)
+    times = {"sel": VALUE, "rates": (one,), "rule": rule}
+    decays = {"decay": 0.5, "rise": 0.2, "gain": 1.0}
+    layer = {"weight": weight, "delay": weight, "step_time": 1.0, "max_delay": 2.0}
+    return {
+        "push": {"record": RECORD.clone(), "value": VALUE, "slot": 0},
+        "read": {"record": RECORD, "slot": 0},
+        "step": {"x": VALUE, "ring": ring, "gain": one, "decays": (one,)},
+        "select": {"records": (RECORD,), "pointers": (0,), **times},
+        "select_scan": {"sequences": (RECORD,), "steps": 1, **times},
+        "pack_spikes": {"x": RECORD},
+        "unpack_spikes": {"packed": functional.pack_spikes(RECORD)},
+        "exp_scan": {"x": RECORD, "decay": 0.5, "gain": 1.0},
+        "double_exp_scan": {"x": RECORD, **decays},
+        "delayed_linear": {"x": torch.zeros(4, 2, 3), **decays, **layer, "strategy": "auto"},
+    }
+
+
+@pytest.mark.parametrize("name", operations())
+@pytest.mark.parametrize(
+    "wrong",
+    ["x", object(), RECORD.to_sparse(), (None,) * 3],
+    ids=["word", "object", "sparse", "nones"],
+)
+def test_nothing_but_our_own_words_refuses_an_argument(name, wrong):
+    arguments = operations()[name]
+    function = getattr(functional, name)
+    function(**arguments)
+    for argument in arguments:
+        with pytest.raises((TypeError, ValueError, IndexError), match=argument.rstrip("s")) as refused:
+            function(**{**arguments, argument: wrong})
+        assert refused.traceback[-1].path.name in ("checks.py", "functional.py")

@@ -15,6 +15,7 @@ import tritonsyn
 from tritonsyn import DelayedLinear, functional
 from tritonsyn.functional import PackedSpikes, pack_spikes
 from tritonsyn.launch import projection as project_launch
+from tritonsyn.modules.projection import DelayedProjection
 from tritonsyn.ops import choose
 from tritonsyn.ops.strategy import Work, cheapest
 
@@ -474,6 +475,8 @@ def test_spikes_cannot_be_walked_everywhere():
         ({"delay": torch.zeros(2, 3, dtype=torch.int64)}, "delay must be a dense floating"),
         ({"initial": (torch.zeros(2, 2, 3),)}, r"initial\[0\] has shape"),
         ({"initial": ()}, "initial must hold 1 tensors, but is"),
+        ({"initial": 3.0}, "initial must hold 1 tensors, but is 3.0"),
+        ({"initial": ("x",)}, r"initial\[0\] must be a tensor, but a str was given"),
         ({"strategy": "other"}, "strategy must be one of"),
         ({"bias": torch.zeros(2, 1)}, "bias has shape"),
         ({"x": torch.zeros(4, 2, 3).to_sparse()}, "x must be a dense real tensor"),
@@ -686,3 +689,74 @@ def test_the_backend_is_that_of_the_synapses():
         layer.backend = "bogus"
     with pytest.raises(TypeError, match="bias must be True or False, but is 'abc'"):
         layer_of(bias="abc")
+
+
+CALLS = {
+    "a step": lambda synapse, layer, x: synapse(x[0]),
+    "a scan": lambda synapse, layer, x: synapse.scan(x),
+    "a scan for the state": lambda synapse, layer, x: synapse.advance(x),
+    "a scan with delayed reads": lambda synapse, layer, x: synapse.scan_at(x, torch.ones(1, 4)),
+    "a step of a layer": lambda synapse, layer, x: layer(x[0]),
+    "a scan of a layer": lambda synapse, layer, x: layer.scan(x),
+}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("strategy", ["shift", "events"])
+def test_constants_and_checks_are_made_once_a_call(call, strategy, learned, monkeypatch):
+    tau = torch.nn.Parameter(torch.tensor(5.0)) if learned else 5.0
+    made = tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, tau)
+    layer = DelayedLinear(4, 3, 1.0, synapse=made, delay=2.0, strategy=strategy)
+    counted = {"coefficients": 0, "check_sequence": 0}
+    for name in counted:
+        original = getattr(type(layer.synapse), name)
+
+        def counting(*arguments, name=name, original=original):
+            counted[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(type(layer.synapse), name, counting)
+    CALLS[call](layer.synapse, layer, spikes(3, 1, 4))
+    assert counted == {"coefficients": 1, "check_sequence": int("scan" in call)}
+
+
+@pytest.mark.parametrize("change", [{"x": 3.0}, {"strategy": "other"}, {"strategy": "events"}])
+def test_a_refused_sequence_changes_nothing(change):
+    layer = DelayedLinear(
+        4, 3, 1.0, delay=2.0,
+        synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+    )  # fmt: skip
+    layer.scan(spikes(2, 1, 4))
+    before = snapshot(layer)
+    layer.strategy = change.get("strategy", "auto")
+    with pytest.raises((TypeError, ValueError)):
+        layer.scan(change.get("x", torch.rand(3, 1, 4)))
+    assert same(before, snapshot(layer))
+
+
+def test_a_projection_turns_its_inputs_into_rows_and_back():
+    """The hooks that a delayed convolution needs: here the layer sums over pairs of inputs."""
+
+    class Pairs(DelayedProjection):
+        def __init__(self, **options):
+            super().__init__((3, 2, 2), 1.0, **options)
+
+        def _lowered(self, x):
+            return x.flatten(-2)
+
+        def _raised(self, y):
+            return y.unsqueeze(-1)
+
+    options = {
+        "synapse": tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+        "delay": 2.0, "batch_size": 5, "bias": True,
+    }  # fmt: skip
+    pairs, flat = Pairs(**options), DelayedLinear(4, 3, 1.0, **options)
+    for name, parameter in flat.named_parameters():
+        parameter.data = dict(pairs.named_parameters())[name].data.reshape(parameter.shape)
+    x = spikes(6, 5, 2, 2)
+    assert torch.equal(pairs.scan(x), flat.scan(x.flatten(2)).unsqueeze(-1))
+    assert torch.equal(pairs(x[0]), flat(x[0].flatten(1)).unsqueeze(-1))
+    assert pairs.delay_steps.shape == (3, 2, 2)
+    assert pairs.scan(x[:0]).shape == (0, 5, 3, 1)

@@ -4,7 +4,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from .values import (
 )
 
 Constant = float | torch.Tensor
+_Value = TypeVar("_Value")
 
 
 def finite(name: str, value: object) -> float:
@@ -61,7 +62,7 @@ def positive_integer(name: str, value: object) -> int:
 def integer(name: str, value: Any) -> int:
     """A whole number."""
     # Of a size that torch.compile keeps open operator.index would make a number.
-    if isinstance(value, int | torch.SymInt):
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
         return cast(int, value)
     try:
         return operator.index(value)
@@ -94,6 +95,11 @@ def record_dtype(value: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
+def optional(rule: Callable[[str, object], _Value]) -> Callable[[str, object], _Value | None]:
+    """The same check, passed by None too."""
+    return lambda name, value: None if value is None else rule(name, value)
+
+
 def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
     """One of these words, in any case."""
     if not isinstance(value, str) or value.lower() not in allowed:
@@ -102,9 +108,12 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
 
 
 def constant(
-    name: str, value: object, shape: Sequence[int], rule: Callable[[torch.Tensor], torch.Tensor],
+    name: str,
+    value: object,
+    shape: Sequence[int],
+    rule: Callable[[torch.Tensor], torch.Tensor],
     rule_in_words: str,
-) -> Constant:  # fmt: skip
+) -> Constant:
     """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
 
     Every value must be finite and obey the rule. Reads the values of a tensor on the host; those
@@ -320,6 +329,8 @@ def check_record(name: str, record: object) -> torch.Tensor:
     """``record`` is a packed tensor ``[K, B, ...]`` of a dtype that records are kept in."""
     if not isinstance(record, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, but a {type(record).__name__} was given")
+    if record.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, but its layout is {record.layout}")
     if record.dtype not in (*RECORD_DTYPES, torch.bool):
         allowed = ", ".join(str(dtype) for dtype in RECORD_DTYPES)
         raise TypeError(
@@ -374,6 +385,7 @@ def check_coefficients(
     components: int,
     shape: torch.Size,
     device: torch.device,
+    or_none: bool = False,
 ) -> None:
     """As many as there are components, 0-d or one for each synapse of records of this shape."""
     if not isinstance(values, Sequence):
@@ -381,9 +393,9 @@ def check_coefficients(
     if len(values) != components:
         raise ValueError(f"{name} must be {components}, but there are {len(values)}")
     for value in values:
-        if value is None:
+        if value is None and or_none:
             continue
-        check_floating(name, value)
+        value = check_floating(name, value)
         if value.shape not in (torch.Size(), shape[2:]):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"
@@ -410,4 +422,5 @@ def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
     nonnegative("limit of the rule", rule.limit)
     nonnegative("tolerance of the rule", rule.tolerance)
     if rule.overbound is not None:
-        finite("overbound of the rule", float(rule.overbound))
+        given = rule.overbound
+        finite("overbound of the rule", float(given) if isinstance(given, bool) else given)

@@ -12,18 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from . import checks, ops
-from .checks import (
-    check_coefficient,
-    check_coefficients,
-    check_floating,
-    check_input,
-    check_packed,
-    check_record,
-    check_records,
-    check_rule,
-    check_selector,
-    check_slot,
-)
+from .checks import Constant
 from .ops import Ring
 from .ops.common import as_tensor
 from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
@@ -133,9 +122,6 @@ INTERPOLATIONS: dict[str, Callable[..., torch.Tensor]] = {
 """The known modes by name."""
 
 
-Coefficient = float | torch.Tensor
-
-
 def push(
     record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
 ) -> torch.Tensor:
@@ -154,9 +140,9 @@ def push(
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
-    check_record("record", record)
-    check_input("value", value, record.shape[1:], record.device)
-    check_slot("slot", slot, record.shape[0])
+    checks.check_record("record", record)
+    checks.check_input("value", value, record.shape[1:], record.device)
+    checks.check_slot("slot", slot, record.shape[0])
     return ops.push(record, value, slot, backend=backend)
 
 
@@ -172,8 +158,8 @@ def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         TypeError, ValueError, IndexError: not a record, or no such slot.
     """
-    check_record("record", record)
-    check_slot("slot", slot, record.shape[0])
+    checks.check_record("record", record)
+    checks.check_slot("slot", slot, record.shape[0])
     return ops.read(record, slot)
 
 
@@ -212,20 +198,22 @@ def step(
     """
     if not isinstance(ring, Ring):
         raise TypeError(f"ring must be a Ring, but is {ring!r:.80}")
-    shape = check_records("ring.components", ring.components, ring.pointers)
+    shape = checks.check_records("ring.components", ring.components, ring.pointers)
     for component in ring.components:
-        check_floating("ring.components", component)
-    check_records("ring.spikes", (ring.spikes,), (ring.spike_pointer,), shape)
+        checks.check_floating("ring.components", component)
+    checks.check_records("ring.spikes", (ring.spikes,), (ring.spike_pointer,), shape)
     if ring.spikes.dtype != torch.bool:
         raise TypeError(f"ring.spikes must be torch.bool, but is {ring.spikes.dtype}")
     device = ring.spikes.device
     if ring.arrivals is not None:
-        check_input("ring.arrivals", ring.arrivals, (), device)
-    check_input("x", x, shape[1:], device)
-    check_coefficients("gain", (gain,), 1, shape, device)
+        checks.check_input("ring.arrivals", ring.arrivals, (), device)
+        if ring.arrivals.dtype != torch.int32:
+            raise TypeError(f"ring.arrivals must be torch.int32, but is {ring.arrivals.dtype}")
+    checks.check_input("x", x, shape[1:], device)
+    checks.check_coefficients("gain", (gain,), 1, shape, device)
     factors = len(ring.components) - (coupling is not None)
-    check_coefficients("decays", decays, factors, shape, device)
-    check_coefficients("coupling", (coupling,), 1, shape, device)
+    checks.check_coefficients("decays", decays, factors, shape, device)
+    checks.check_coefficients("coupling", (coupling,), 1, shape, device)
     dynamics = Dynamics(gain, tuple(decays), coupling)
     return ops.step(x, ring, dynamics, graph=graph, backend=backend)
 
@@ -257,7 +245,7 @@ def select(
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
-    shape = check_records("records", records, pointers)
+    shape = checks.check_records("records", records, pointers)
     sel = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
     return ops.select(records, sel, rates, pointers, rule, backend=backend)
 
@@ -289,9 +277,10 @@ def select_scan(
     """
     if not isinstance(sequences, Sequence):
         raise TypeError(f"sequences must be one or two tensors, but is {sequences!r:.80}")
-    rows = [check_floating("sequences", sequence).contiguous() for sequence in sequences]
-    shape = check_records("sequences", rows, (0,) * len(rows))
-    if not 1 <= checks.integer("steps", steps) <= shape[0]:
+    rows = [checks.check_floating("sequences", sequence).contiguous() for sequence in sequences]
+    shape = checks.check_records("sequences", rows, (0,) * len(rows))
+    steps = checks.integer("steps", steps)
+    if not 1 <= steps <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
     sel = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
     return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
@@ -306,9 +295,9 @@ def _checked_read(
     device: torch.device,
 ) -> torch.Tensor:
     """The times of a read of records of this shape, once all that it takes is known to fit."""
-    check_coefficients("rates", rates, components, shape, device)
-    check_rule(rule, rates)
-    return check_selector("sel", sel, shape[1:], device)
+    checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
+    checks.check_rule(rule, rates)
+    return checks.check_selector("sel", sel, shape[1:], device)
 
 
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
@@ -337,7 +326,7 @@ def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
     Raises:
         TypeError, ValueError: not packed spikes, or words that contradict the shape.
     """
-    check_packed("packed", packed)
+    checks.check_packed("packed", packed)
     return ops.unpack_spikes(packed)
 
 
@@ -431,7 +420,7 @@ def alpha_scan(
 
 def _sequence_scan(
     x: torch.Tensor | PackedSpikes,
-    constants: dict[str, Coefficient],
+    constants: dict[str, Constant],
     initials: Sequence[torch.Tensor | None],
     dtype: torch.dtype | None,
     backend: str | None,
@@ -445,7 +434,7 @@ def _sequence_scan(
     _check_as_many("initial", initials, len(constants) - 1)
     for initial in initials:
         checks.check_initial(initial, shape[1:], x.device)
-    dtype = _output_dtype(x, initials, dtype)
+    dtype = _output_dtype(dtype, x, *initials)
     acc = compute_dtype(dtype)
     inner = _synapse_axes(shape, constants.values())
     if isinstance(x, PackedSpikes):
@@ -472,17 +461,15 @@ def _check_as_many(name: str, values: object, components: int) -> None:
 
 
 def _output_dtype(
-    x: torch.Tensor | PackedSpikes,
-    initials: Sequence[torch.Tensor | None],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None, *sources: torch.Tensor | PackedSpikes | None
 ) -> torch.dtype:
-    """The dtype asked for, else that of a floating input or initial state, else the default."""
-    sources = [*([] if isinstance(x, PackedSpikes) else [x]), *initials]
-    floating = [s.dtype for s in sources if s is not None and s.is_floating_point()]
+    """The dtype asked for, else that of the first floating tensor, else the default."""
+    tensors = [source for source in sources if isinstance(source, torch.Tensor)]
+    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     return checks.record_dtype(floating[0] if dtype is None and floating else dtype)
 
 
-def _synapse_axes(shape: tuple[int, ...], coefficients: Iterable[Coefficient]) -> int:
+def _synapse_axes(shape: tuple[int, ...], coefficients: Iterable[Constant]) -> int:
     """How many of the last axes the coefficients span."""
     spans = [0]
     for value in coefficients:
@@ -495,38 +482,22 @@ def _synapse_axes(shape: tuple[int, ...], coefficients: Iterable[Coefficient]) -
 
 
 def _dynamics(
-    constants: dict[str, Coefficient],
+    constants: dict[str, Constant],
     synapses: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Dynamics:
     """The dynamics of constants that become 0-d or ``[N]``; a ratio couples the states."""
-    tensors = [
-        _coefficient(name, value, synapses, dtype, device) for name, value in constants.items()
-    ]
-    return Dynamics.of(tensors, coupled="ratio" in constants)
-
-
-def _coefficient(
-    name: str,
-    value: Coefficient,
-    synapses: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.Tensor:
-    check_coefficient(name, value, device)
-    tensor = as_tensor(value, dtype, device)
-    if tensor.numel() == 1:
-        return tensor.reshape(())
-    sizes = tuple(tensor.shape)
-    try:
-        whole = torch.broadcast_shapes(sizes, synapses)
-    except RuntimeError:
-        whole = torch.Size()
-    # Ones may stand before the axes of the synapses.
-    if whole[-len(synapses) :] != synapses or math.prod(whole) != math.prod(synapses):
-        raise ValueError(f"{name} has shape {sizes}, which does not broadcast to {synapses}")
-    return tensor.broadcast_to(whole).reshape(-1)
+    made = []
+    for name, value in constants.items():
+        checks.check_coefficient(name, value, device)
+        tensor = as_tensor(value, dtype, device)
+        while tensor.ndim > len(synapses) and tensor.shape[0] == 1:
+            tensor = tensor[0]
+        checks.check_broadcast(name, tensor, synapses)
+        whole = tensor.numel() != 1
+        made.append(tensor.expand(synapses).reshape(-1) if whole else tensor.reshape(()))
+    return Dynamics.of(made, coupled="ratio" in constants)
 
 
 def delayed_linear(
@@ -537,6 +508,7 @@ def delayed_linear(
     *,
     decay: float | torch.Tensor,
     rise: float | torch.Tensor | None = None,
+    ratio: float | torch.Tensor | None = None,
     gain: float | torch.Tensor = 1.0,
     step_time: float = 1.0,
     max_delay: float,
@@ -549,7 +521,8 @@ def delayed_linear(
 
     .. math:: y[t, b, o] = \mathrm{bias}_o + \sum_i w_{oi}\, I_{bi}(t\,\Delta t - d_{oi})
 
-    where :math:`I` is what :func:`exp_scan`, or with ``rise`` :func:`double_exp_scan`, gives.
+    where :math:`I` is what :func:`exp_scan`, with ``rise`` :func:`double_exp_scan`, or with
+    ``ratio`` :func:`alpha_scan` gives.
 
     Args:
         x: the input ``[T, B, in]``, bool, integer or floating, or packed spikes. T >= 1.
@@ -557,7 +530,8 @@ def delayed_linear(
         delay: ``[out, in]``, in the unit of ``step_time``; clamped to ``[0, max_delay]`` with zero
             gradient outside.
         bias: ``[out]`` or None.
-        decay, rise, gain: factors of a step and of the input, numbers or ``[in]``.
+        decay, rise, ratio, gain: as for these scans, numbers or ``[in]``; not both of ``rise`` and
+            ``ratio``.
         step_time: length of a step.
         max_delay: longest delay.
         initial: the last K values of each component, ``[K, B, in]`` oldest first, with
@@ -575,24 +549,27 @@ def delayed_linear(
         TypeError, ValueError: wrong kind, shape, device or strategy.
     """
     checks.check_layer(x, weight, delay, bias)
-    decays = (decay,) if rise is None else (decay, rise)
-    for name, factor in zip(("decay", "rise"), decays, strict=False):
-        if not isinstance(factor, torch.Tensor):
+    if rise is not None and ratio is not None:
+        raise ValueError("rise and ratio belong to different synapses: give at most one of them")
+    factors = {"decay": decay, "rise": rise, "ratio": ratio}
+    constants = {"gain": gain} | {n: v for n, v in factors.items() if v is not None}
+    for name, factor in constants.items():
+        if name != "gain" and not isinstance(factor, torch.Tensor):
             checks.positive(name, factor)
     step_time = checks.positive("step_time", step_time)
     max_delay = checks.nonnegative("max_delay", max_delay)
     slots = record_size(step_time, max_delay, inclusive=True)
     if initial is not None:
-        _check_as_many("initial", initial, len(decays))
+        _check_as_many("initial", initial, len(constants) - 1)
     histories, size = initial or (), (slots, *x.shape[1:])
     for i, history in enumerate(histories):
-        check_input(f"initial[{i}]", history, size, x.device)
-    dtype = _output_dtype(x, histories, dtype)
-    constants = {"gain": gain, "decay": decay, **({} if rise is None else {"rise": rise})}
-    dynamics = _dynamics(constants, tuple(size[2:]), compute_dtype(dtype), x.device)
+        checks.check_input(f"initial[{i}]", history, size, x.device)
+    dtype = _output_dtype(dtype, x, *histories)
+    dynamics = _dynamics(constants, size[2:], compute_dtype(dtype), x.device)
     checks.check_strategy(strategy, x, dynamics.decays)
-    rule = ReadRule("expdecay", step_time, max_delay)
-    taps = ops.taps(weight, delay, [_rate(factor) for factor in dynamics.decays], rule, slots)
+    rates = [_rate(dynamics.decay(state)) for state in range(dynamics.states)]
+    rule = ReadRule("expdecay" if ratio is None else "alpha", step_time, max_delay)
+    taps = ops.taps(weight, delay, rates, rule, slots)
     run = ops.Run(x, dynamics, initial, slots, dtype, backend)
     y, tails = ops.project_sequence(run, taps, strategy=strategy)
     y = y.to(dtype)

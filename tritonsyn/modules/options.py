@@ -3,11 +3,14 @@
 The defaults stand in the constructors of the base classes alone.
 """
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar
 
 import torch
+
+from ..checks import Constant
 
 Initializer = Callable[[torch.Tensor], torch.Tensor | None]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -65,3 +68,23 @@ def lists_options_of(base: type) -> Callable[[_Function], _Function]:
         return constructor
 
     return declare
+
+
+def with_partial_signature(
+    function: Callable[..., Any], constants: Sequence[str], options: dict[str, inspect.Parameter]
+) -> Callable[..., Any]:
+    """A copy of ``partialconstructor`` that shows these constants, and options, all positional."""
+
+    @functools.wraps(function)
+    def partialconstructor(cls: type, *constants: Any, **options: Any) -> Any:
+        return function(cls, *constants, **options)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = inspect.signature(function)
+    shown = [
+        inspect.Parameter("cls", kind),
+        *(inspect.Parameter(name, kind, annotation=Constant) for name in constants),
+        *(options[name].replace(kind=kind) for name in PARTIAL),
+    ]
+    partialconstructor.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+    return partialconstructor

@@ -14,6 +14,18 @@ from .options import Initializer
 from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
 
 
+def _of_the_synapse(name: str, doc: str) -> Any:
+    """A property that is the synapse's."""
+
+    def get(layer: "DelayedProjection") -> Any:
+        return getattr(layer.synapse, name)
+
+    def change(layer: "DelayedProjection", value: Any) -> None:
+        setattr(layer.synapse, name, value)
+
+    return property(get, change, doc=doc)
+
+
 class DelayedProjection(nn.Module):
     """Synapses, and connections from them with a weight and a delay each.
 
@@ -59,10 +71,8 @@ class DelayedProjection(nn.Module):
             )
         dtype, bias = checks.record_dtype(dtype), checks.flag("bias", bias)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.synapse = synapse(
-            (inputs,), step_time, delay, batch_size,
-            capturable=capturable, backend=backend, **factory,
-        )  # fmt: skip
+        how = {**factory, "capturable": capturable, "backend": backend}
+        self.synapse = synapse((inputs,), step_time, delay, batch_size, **how)
         if not isinstance(self.synapse, ExponentialCurrent):
             raise TypeError(
                 f"synapse must make a synapse of tritonsyn, but makes {self.synapse!r:.80}"
@@ -89,41 +99,16 @@ class DelayedProjection(nn.Module):
 
     # -- what it is ---------------------------------------------------------------------------
 
-    @property
-    def max_delay(self) -> float:
-        """Longest delay, ms. Setting it rebuilds the records and clears; delays stay."""
-        return self.synapse.delay
-
-    @max_delay.setter
-    def max_delay(self, value: float) -> None:
-        self.synapse.delay = value
-
-    @property
-    def dt(self) -> float:
-        """Length of a step, ms. Setting it rebuilds the records and clears."""
-        return self.synapse.dt
-
-    @dt.setter
-    def dt(self, value: float) -> None:
-        self.synapse.dt = value
-
-    @property
-    def batchsz(self) -> int:
-        """Batch size. Setting it rebuilds the records and clears."""
-        return self.synapse.batchsz
-
-    @batchsz.setter
-    def batchsz(self, value: int) -> None:
-        self.synapse.batchsz = value
-
-    @property
-    def backend(self) -> str | None:
-        """As for the synapses."""
-        return self.synapse.backend
-
-    @backend.setter
-    def backend(self, value: str | None) -> None:
-        self.synapse.backend = value
+    max_delay: float = _of_the_synapse(
+        "delay", "Longest delay, ms. Setting it rebuilds the records and clears; delays stay."
+    )
+    dt: float = _of_the_synapse(
+        "dt", "Length of a step, ms. Setting it rebuilds the records and clears."
+    )
+    batchsz: int = _of_the_synapse(
+        "batchsz", "Batch size. Setting it rebuilds the records and clears."
+    )
+    backend: str | None = _of_the_synapse("backend", "As for the synapses.")
 
     # -- delays -------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class RecordTensor(nn.Module):
         self.register_buffer("storage", check_record("value", storage))
         self.register_buffer("position", position if capturable else None, persistent=False)
         self._cursor = 0
-        self._rest: tuple[weakref.ref[torch.Tensor], int] | None = None
+        self._resting: tuple[weakref.ref[torch.Tensor], int] | None = None
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -389,7 +389,7 @@ class RecordTensor(nn.Module):
         fill = fill if isinstance(fill, bool) else checks.finite("fill", fill)
         self.storage = self.storage.detach().fill_(fill)
         self.cursor = 0
-        self._rest = self._stamp() if fill == 0 and not torch.compiler.is_compiling() else None
+        self._resting = self._stamp() if fill == 0 and not torch.compiler.is_compiling() else None
 
     @property
     def at_rest(self) -> bool:
@@ -399,9 +399,9 @@ class RecordTensor(nn.Module):
         Writes through ``.data`` or ``.numpy()`` are not seen: PyTorch does not count them.
         """
         # The replay of a CUDA graph writes without being counted.
-        if self._rest is None or self.capturable or torch.compiler.is_compiling():
+        if self._resting is None or self.capturable or torch.compiler.is_compiling():
             return False
-        tensor, version = self._rest
+        tensor, version = self._resting
         return tensor() is self.storage and version == self.storage._version
 
     def _stamp(self) -> tuple[weakref.ref[torch.Tensor], int] | None:
@@ -415,9 +415,9 @@ class RecordTensor(nn.Module):
 
     def detach_state(self) -> None:
         """Drops the autograd graph; the observations and the pointer stay."""
-        rest = self.at_rest
+        at_rest = self.at_rest
         self.storage = self.storage.detach()
-        self._rest = self._stamp() if rest else None
+        self._resting = self._stamp() if at_rest else None
 
     # -- how ----------------------------------------------------------------------------------
 
@@ -607,6 +607,6 @@ class RecordTensor(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A storage with a graph can neither be copied nor pickled; its values can.
-        state = {**self.__dict__, "_rest": None}
+        state = {**self.__dict__, "_resting": None}
         state["_buffers"] = {**self._buffers, "storage": self.storage.detach()}
         return state

@@ -1,6 +1,5 @@
 """The single- and double-exponential current synapses."""
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +14,8 @@ from .. import checks, ops
 from ..backend import check_backend
 from ..checks import Constant, check_device, check_input, check_packed, check_selector
 from ..ops.common import as_tensor, flat_dynamics
-from ..values import Dynamics, PackedSpikes, ReadRule, compute_dtype
-from .options import PARTIAL, SynapseOptions, defaults_of, lists_options_of
+from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
+from .options import SynapseOptions, defaults_of, lists_options_of, with_partial_signature
 from .record import RecordTensor, ordinary_tensors
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -34,6 +33,18 @@ class Coefficients(NamedTuple):
 
 def _positive(value: torch.Tensor) -> torch.Tensor:
     return value > 0
+
+
+def _newest(name: str, doc: str) -> Any:
+    """A property: the newest observation of this record, which setting replaces."""
+
+    def get(synapse: "ExponentialCurrent") -> torch.Tensor:
+        return getattr(synapse, name).peek()
+
+    def change(synapse: "ExponentialCurrent", value: torch.Tensor) -> None:
+        getattr(synapse, name).write(value, 1, synapse.inplace)
+
+    return property(get, change, doc=doc)
 
 
 class ExponentialCurrent(nn.Module):
@@ -74,14 +85,9 @@ class ExponentialCurrent(nn.Module):
         self._delay = checks.nonnegative("delay", delay)
         self._spike_mode = checks.one_of("spike_interp_mode", spike_interp_mode, _SPIKE_MODES)
         self._interp_tol = checks.nonnegative("interp_tol", interp_tol)
-        self._current_overbound = (
-            None
-            if current_overbound is None
-            else checks.finite("current_overbound", current_overbound)
-        )
-        self._spike_overbound = (
-            None if spike_overbound is None else checks.flag("spike_overbound", spike_overbound)
-        )
+        finite, flag = checks.optional(checks.finite), checks.optional(checks.flag)
+        self._current_overbound = finite("current_overbound", current_overbound)
+        self._spike_overbound = flag("spike_overbound", spike_overbound)
         self._batchsz = checks.positive_integer("batch_size", batch_size)
         self._inplace = checks.flag("inplace", inplace)
         self._capturable = checks.flag("capturable", capturable)
@@ -90,21 +96,17 @@ class ExponentialCurrent(nn.Module):
         for name, value in constants.items():
             setattr(self, name, value)
         dtype = checks.record_dtype(dtype)
-        for name, _ in self._components:
-            self._add_record(name, torch.zeros(self.batchedshape, dtype=dtype, device=device))
-        self._add_record("spike_", torch.zeros(self.batchedshape, dtype=torch.bool, device=device))
+        for name in self._record_names():
+            kept_in = torch.bool if name == "spike_" else dtype
+            blank = torch.zeros(self.batchedshape, dtype=kept_in, device=device)
+            self.add_module(name, self._new_record(self._dt, self._delay, blank))
         with ordinary_tensors():
             arrivals = torch.zeros((), dtype=torch.int32, device=device)
         self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
 
-    def _add_record(self, name: str, value: torch.Tensor) -> None:
-        self.add_module(name, self._new_record(self._dt, self._delay, value))
-
     def _new_record(self, step_time: float, delay: float, value: torch.Tensor) -> RecordTensor:
-        record = RecordTensor(
-            step_time, delay, value, inclusive=True,
-            capturable=self._capturable, backend=self._backend,
-        )  # fmt: skip
+        how: dict[str, Any] = {"capturable": self._capturable, "backend": self._backend}
+        record = RecordTensor(step_time, delay, value, inclusive=True, **how)
         record.reset(0)
         return record
 
@@ -115,7 +117,7 @@ class ExponentialCurrent(nn.Module):
         The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
         given here is shared by all that it makes.
         """
-        given = cls._partial_signature().bind(*constants, **options)
+        given = inspect.signature(cls.partialconstructor).bind(*constants, **options)
         given.apply_defaults()
         make = cast(Callable[..., ExponentialCurrent], cls)
 
@@ -131,35 +133,14 @@ class ExponentialCurrent(nn.Module):
 
         return constructor
 
-    @classmethod
-    def _partial_signature(cls) -> inspect.Signature:
-        """Constants by name and the options of ``partialconstructor``, all positional."""
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        options = defaults_of(ExponentialCurrent.__init__)
-        constants = [inspect.Parameter(n, kind, annotation=Constant) for n in cls._constants]
-        return inspect.Signature(
-            [*constants, *(options[name].replace(kind=kind) for name in PARTIAL)],
-            return_annotation=SynapseConstructor,
-        )
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_constants" not in cls.__dict__ or "partialconstructor" in cls.__dict__:
-            return
-        # The same function once more, because a signature belongs to a function.
-        shared = vars(ExponentialCurrent)["partialconstructor"].__func__
-
-        @functools.wraps(shared)
-        def partialconstructor(
-            cls: type[ExponentialCurrent], *constants: Any, **options: Any
-        ) -> Any:
-            return shared(cls, *constants, **options)
-
-        owner = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        shown = cls._partial_signature()
-        shown = shown.replace(parameters=[owner, *shown.parameters.values()])
-        partialconstructor.__signature__ = shown  # type: ignore[attr-defined]
-        cls.partialconstructor = classmethod(partialconstructor)  # type: ignore[method-assign,assignment]
+        if "_constants" in cls.__dict__ and "partialconstructor" not in cls.__dict__:
+            shared = vars(ExponentialCurrent)["partialconstructor"].__func__
+            own = with_partial_signature(
+                shared, cls._constants, defaults_of(ExponentialCurrent.__init__)
+            )
+            setattr(cls, own.__name__, classmethod(own))
 
     # -- constants ----------------------------------------------------------------------------
 
@@ -324,11 +305,9 @@ class ExponentialCurrent(nn.Module):
         )
 
     def _rebuild(self, step_time: float, delay: float, batch_size: int) -> None:
-        for name, record in self._named_records():
-            size = (batch_size, *self._shape)
-            blank = torch.zeros(size, dtype=record.storage.dtype, device=record.storage.device)
-            rebuilt = self._new_record(step_time, delay, blank)
-            self._modules[name] = rebuilt
+        for name, record in zip(self._record_names(), self._records(), strict=True):
+            blank = record.storage.new_zeros(batch_size, *self._shape)
+            self._modules[name] = self._new_record(step_time, delay, blank)
         self._dt, self._delay, self._batchsz = step_time, delay, batch_size
         self._fixed = None
 
@@ -340,12 +319,11 @@ class ExponentialCurrent(nn.Module):
         """The record of the current, or those of the positive and the negative component."""
         return tuple(self._modules[name] for name, _ in self._components)  # type: ignore[misc]
 
-    def _named_records(self) -> list[tuple[str, RecordTensor]]:
-        names = [*(name for name, _ in self._components), "spike_"]
-        return [(name, self._modules[name]) for name in names]  # type: ignore[misc]
+    def _record_names(self) -> list[str]:
+        return [*(name for name, _ in self._components), "spike_"]
 
     def _records(self) -> list[RecordTensor]:
-        return [record for _, record in self._named_records()]
+        return [self._modules[name] for name in self._record_names()]  # type: ignore[misc]
 
     def clear(self, **kwargs: Any) -> None:
         """Resting state: zero currents, no spikes, pointer 0, no autograd graph."""
@@ -360,7 +338,7 @@ class ExponentialCurrent(nn.Module):
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Refuses a saved state that does not fit, before anything of it is taken over."""
         checks.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
-        for name, record in self._named_records():
+        for name, record in zip(self._record_names(), self._records(), strict=True):
             record.check_state(state_dict, f"{prefix}{name}.")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -388,25 +366,12 @@ class ExponentialCurrent(nn.Module):
         if not inputs:
             raise TypeError("forward needs one input of shape (B, *shape), but none was given")
         components, spikes = self.component_records(), self.spike_
-        storage = spikes.storage
-        x = check_input("input", inputs[0], self.batchedshape, storage.device)
-        coefficients = kwargs.get("coefficients") or self.coefficients()
-        ring = ops.Ring(
-            tuple([record.storage for record in components]),
-            tuple([record.cursor for record in components]),
-            storage,
-            spikes.cursor,
-            self._arrivals(),
-        )
-        current, storages = ops.step(
-            x,
-            ring,
-            coefficients.dynamics,
-            graph=not self._inplace,
-            backend=kwargs.get("backend", self._backend),
-        )
-        for record, storage in zip(components, storages, strict=True):
-            record.replace_storage(storage)
+        x = check_input("input", inputs[0], self.batchedshape, spikes.storage.device)
+        dynamics, _ = kwargs.get("coefficients") or self.coefficients()
+        ring = ops.Ring(*_places(components), spikes.storage, spikes.cursor, self._arrivals())
+        backend = kwargs.get("backend", self._backend)
+        current, storages = ops.step(x, ring, dynamics, graph=not self._inplace, backend=backend)
+        _replace(components, storages)
         if ring.arrivals is None:
             for record in (*components, spikes):
                 record.advance()
@@ -474,7 +439,7 @@ class ExponentialCurrent(nn.Module):
         coefficients = self.coefficients()
         sequences = self._scan_components(x, coefficients)
         delayed = ops.select_scan(
-            sequences, sel, coefficients.rates, self._current_rule(), steps, backend=self._backend
+            sequences, sel, coefficients.rates, self._current_rule, steps, backend=self._backend
         )
         states = [sequence[slots - 1 :] for sequence in sequences]
         return coefficients.dynamics.current(states), delayed
@@ -505,10 +470,7 @@ class ExponentialCurrent(nn.Module):
 
     def project(self, taps: ops.Taps) -> torch.Tensor:
         """What connections from these synapses deliver now, each after its delay: ``[B, O]``."""
-        records = self.component_records()
-        storages = [record.storage for record in records]
-        pointers = [record.cursor for record in records]
-        return ops.project_step(storages, pointers, taps, backend=self._backend)
+        return ops.project_step(*_places(self.component_records()), taps, backend=self._backend)
 
     def scan_projected(
         self,
@@ -577,14 +539,9 @@ class ExponentialCurrent(nn.Module):
             spikes = x[steps - last :].detach() != 0
         self.spike_.append(spikes, steps, inplace=True)
 
-    @property
-    def spike(self) -> torch.Tensor:
-        """Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."""
-        return self.spike_.peek()
-
-    @spike.setter
-    def spike(self, value: torch.Tensor) -> None:
-        self.spike_.write(value, 1, self._inplace)
+    spike: torch.Tensor = _newest(
+        "spike_", "Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."
+    )
 
     def spike_at(self, selector: torch.Tensor) -> torch.Tensor:
         """Spikes at times before the present.
@@ -597,44 +554,51 @@ class ExponentialCurrent(nn.Module):
             (``previous``) or the closer one (``nearest``), ``spike_overbound`` outside of
             ``[0, delay]``, False for a NaN time.
         """
-        rule = ReadRule(
-            self._spike_mode, self._dt, self._delay, self._interp_tol, self._spike_overbound
-        )
+        rule = self._rule(self._spike_mode, self._spike_overbound)
         return self._read((self.spike_,), (None,), selector, rule)
 
     def _currents_at(self, selector: torch.Tensor, *components: int) -> torch.Tensor:
         """The read of one component, or of the current that they make."""
-        rates = self.coefficients().rates
-        records = self.component_records()
-        return self._read(
-            tuple(records[i] for i in components), tuple(rates[i] for i in components), selector,
-            self._current_rule(),
-        )  # fmt: skip
+        rates, records = self.coefficients().rates, self.component_records()
+        chosen = [records[i] for i in components], [rates[i] for i in components]
+        return self._read(*chosen, selector, self._current_rule)
 
+    @property
     def _current_rule(self) -> ReadRule:
         return self.delay_rule()._replace(overbound=self._current_overbound)
 
     def delay_rule(self) -> ReadRule:
         """How currents are read between steps; beyond the longest delay as at it."""
-        mode = "alpha" if self._coupled else "expdecay"
-        return ReadRule(mode, self._dt, self._delay, self._interp_tol)
+        return self._rule("alpha" if self._coupled else "expdecay", None)
+
+    def _rule(self, mode: str, overbound: float | None) -> ReadRule:
+        return ReadRule(mode, self._dt, self._delay, self._interp_tol, overbound)
 
     def _read(
         self,
-        records: tuple[RecordTensor, ...],
-        rates: tuple[torch.Tensor | None, ...],
+        records: Sequence[RecordTensor],
+        rates: Sequence[torch.Tensor | None],
         selector: torch.Tensor,
         rule: ReadRule,
     ) -> torch.Tensor:
-        storages = tuple(record.storage for record in records)
+        storages, pointers = _places(records)
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
-        value, storages = ops.select(
-            storages, sel, rates, tuple(record.cursor for record in records), rule,
-            backend=self._backend,
-        )  # fmt: skip
-        for record, storage in zip(records, storages, strict=True):
-            record.replace_storage(storage)
+        value, storages = ops.select(storages, sel, rates, pointers, rule, backend=self._backend)
+        _replace(records, storages)
         return value
+
+
+def _places(
+    records: Sequence[RecordTensor],
+) -> tuple[tuple[torch.Tensor, ...], tuple[Slot, ...]]:
+    """Storages and pointers."""
+    return tuple([r.storage for r in records]), tuple([r.cursor for r in records])
+
+
+def _replace(records: Sequence[RecordTensor], storages: Sequence[torch.Tensor]) -> None:
+    """Hands each record what an operation returned for its storage."""
+    for record, storage in zip(records, storages, strict=True):
+        record.replace_storage(storage)
 
 
 def _flat(
@@ -717,14 +681,9 @@ class SingleExponentialCurrent(ExponentialCurrent):
     def _gain(constants: dict[str, Any]) -> Any:
         return constants["spike_charge"] / constants["time_constant"]
 
-    @property
-    def current(self) -> torch.Tensor:
-        """Present current ``[B, *shape]``, nA. Setting replaces the newest observation."""
-        return self.current_.peek()
-
-    @current.setter
-    def current(self, value: torch.Tensor) -> None:
-        self.current_.write(value, 1, self._inplace)
+    current: torch.Tensor = _newest(
+        "current_", "Present current ``[B, *shape]``, nA. Setting replaces the newest observation."
+    )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
         r"""Currents at times before the present, between steps decayed from the earlier one.
@@ -820,23 +779,12 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     def current(self, value: torch.Tensor) -> None:
         pass
 
-    @property
-    def pos_current(self) -> torch.Tensor:
-        """Present positive component, nA. Setting replaces the newest observation."""
-        return self.pos_current_.peek()
-
-    @pos_current.setter
-    def pos_current(self, value: torch.Tensor) -> None:
-        self.pos_current_.write(value, 1, self._inplace)
-
-    @property
-    def neg_current(self) -> torch.Tensor:
-        """Present negative component, nA. Setting replaces the newest observation."""
-        return self.neg_current_.peek()
-
-    @neg_current.setter
-    def neg_current(self, value: torch.Tensor) -> None:
-        self.neg_current_.write(value, 1, self._inplace)
+    pos_current: torch.Tensor = _newest(
+        "pos_current_", "Present positive component, nA. Setting replaces the newest observation."
+    )
+    neg_current: torch.Tensor = _newest(
+        "neg_current_", "Present negative component, nA. Setting replaces the newest observation."
+    )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
         """Currents at times before the present: each component decayed with its own constant.
