@@ -213,7 +213,8 @@ def step(
     checks.check_coefficients("gain", (gain,), 1, shape, device)
     factors = len(ring.components) - (coupling is not None)
     checks.check_coefficients("decays", decays, factors, shape, device)
-    checks.check_coefficients("coupling", (coupling,), 1, shape, device)
+    if coupling is not None:
+        checks.check_coefficients("coupling", (coupling,), 1, shape, device)
     dynamics = Dynamics(gain, tuple(decays), coupling)
     return ops.step(x, ring, dynamics, graph=graph, backend=backend)
 

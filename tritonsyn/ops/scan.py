@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..values import Dynamics, PackedSpikes, unpack_bits, words_per_row
-from .common import chained, first_order, implementation, pack_rows, without_graph
+from .common import chained, first_order, implementation, pack_rows, running, without_graph
 from .operator import operator
 
 Tensors = list[torch.Tensor]
@@ -96,7 +96,7 @@ class _Scan(torch.autograd.Function):
         results = scan_forward(
             x, shape, list(constants), coupled, list(initials), last, dtype, backend
         )
-        ctx.set_materialize_grads(False)
+        ctx.materialize_grads = False  # set_materialize_grads, which Dynamo refuses
         ctx.coupled, ctx.shape, ctx.backend, ctx.count = coupled, shape, backend, count
         ctx.silent = dtype is None
         ctx.y_layout = (x.shape[0], *results[-1].shape[1:]), dtype or constants[0].dtype
@@ -186,7 +186,8 @@ def _scan(
     data, shape = (x.words, list(x.shape)) if isinstance(x, PackedSpikes) else (x, None)
     constants, coupled = dynamics.constants, dynamics.coupling is not None
     if chained(None if packed else data, *constants, *initials):
-        settings = (coupled, last, dtype, shape, backend, len(constants))
+        # Backward runs where forward ran, whatever the default is by then.
+        settings = (coupled, last, dtype, shape, running(data.device, backend), len(constants))
         return list(_Scan.apply(*settings, data, *constants, *initials))
     with without_graph():
         return scan_forward(
