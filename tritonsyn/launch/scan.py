@@ -141,17 +141,14 @@ def _constants(
     data, arguments, flags = _arguments(x, gain, decays)
     work = (dy.shape[0], dy[0].numel())
     # The chunks are those of the scans that made the carries.
-    narrower = _narrower(x, dy.dtype)
-    own = config_for("exp_scan_constants_kernel", work, narrower, dy.device)
-    grid = (tiles(work[1], own.block), config.chunks)
     launch(
-        exp_scan_constants_kernel, grid,
+        exp_scan_constants_kernel, lambda own: (tiles(work[1], own.BLOCK), config.chunks),
         data, dy, dtails[0], dtails[-1],
         carries[0], carries[-1], dcarries[0], dcarries[-1],
         ddecays[0], ddecays[-1], dgain,
         *arguments["coefficients"],
         dy.shape[0], _chunk_length(dy.shape[0], config), keep, *arguments["sizes"],
-        **flags, BLOCK=own.block, UNROLL=own.unroll, num_warps=own.num_warps,
+        **flags, work=work, dtype=_narrower(x, dy.dtype),
     )  # fmt: skip
     return [partial.sum(0) for partial in (dgain, *ddecays)]
 
@@ -170,21 +167,22 @@ def _launch(
 ) -> None:
     steps, *row = _shape(x)
     data, arguments, flags = _arguments(x, gain, decays)
-    grid = (tiles(row[0] * row[1], config.block), config.chunks)
+    work = (steps, row[0] * row[1])
+    grid = (tiles(work[1], config.BLOCK), config.chunks)
     launch(
         exp_scan_kernel, grid,
         data, y, tails[0], tails[-1],
         carry_in[0], carry_in[-1], carry_out[0], carry_out[-1],
         *arguments["coefficients"],
         steps, _chunk_length(steps, config), keep, *arguments["sizes"],
-        REVERSE=reverse, **flags, BLOCK=config.block, UNROLL=config.unroll,
-        num_warps=config.num_warps,
+        REVERSE=reverse, **flags,
+        work=work, dtype=_narrower(x, decays[0].dtype if y is None else y.dtype), config=config,
     )  # fmt: skip
 
 
 def _arguments(
     x: torch.Tensor | PackedSpikes, gain: torch.Tensor | None, decays: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, Any], dict[str, bool]]:
+) -> tuple[torch.Tensor, dict[str, Any], dict[str, Any]]:
     """The input's data, the coefficients and sizes, and the flags, as the kernels take them."""
     _, batch, synapses = _shape(x)
     packed = isinstance(x, PackedSpikes)
@@ -227,11 +225,10 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
     if words.numel():
-        config = config_for("pack_bits_kernel", (words.numel(),), x.dtype, x.device)
         launch(
-            pack_bits_kernel, (tiles(words.numel(), config.block),),
+            pack_bits_kernel, lambda config: (tiles(words.numel(), config.BLOCK),),
             x.contiguous(), words, rows, synapses, width,
-            BLOCK=config.block, num_warps=config.num_warps,
+            work=(words.numel(),), dtype=x.dtype,
         )  # fmt: skip
     return words
 
@@ -244,10 +241,9 @@ def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
     high = words_per_row(rows)
     turned = torch.empty((synapses, high), dtype=torch.int32, device=words.device)
     if turned.numel():
-        config = config_for("transpose_bits_kernel", (width, high), words.dtype, words.device)
         launch(
-            transpose_bits_kernel, (tiles(high, config.block) * width,),
+            transpose_bits_kernel, lambda config: (tiles(high, config.BLOCK) * width,),
             words.contiguous(), turned, rows, synapses, width, high,
-            BLOCK=config.block, num_warps=config.num_warps,
+            work=(width, high), dtype=words.dtype,
         )  # fmt: skip
     return turned

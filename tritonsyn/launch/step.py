@@ -1,18 +1,18 @@
 """The fused step of an exponential synapse: decay, inject, record, in one launch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Slot
-from .config import config_for
 from .launcher import launch, tiles
 
 
 def _coefficients(
     gain: torch.Tensor, decays: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], dict[str, bool]]:
+) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Gain, decay and rise, and the flags that say which of them has a value per synapse."""
     decay, rise = decays[0], decays[-1]
     flags = {
@@ -45,15 +45,14 @@ def step(
     size = y.numel()
     if size == 0:
         return y
-    config = config_for("synapse_step_fwd_kernel", (size,), y.dtype, y.device)
     coefficients, flags = _coefficients(gain, decays)
     launch(
-        synapse_step_fwd_kernel, (tiles(size, config.block),),
+        synapse_step_fwd_kernel, lambda config: (tiles(size, config.BLOCK),),
         x.contiguous(), y, spikes, records[0], records[-1],
         *coefficients, arrivals,
         pointers[0], pointers[-1], spike_pointer,
         slots, size, synapses,
-        DOUBLE=len(records) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
+        DOUBLE=len(records) == 2, **flags, work=(size,), dtype=y.dtype,
     )  # fmt: skip
     return y
 
@@ -80,15 +79,14 @@ def step_backward(
     zs = [torch.empty_like(like, dtype=gain.dtype) for _ in drecords] if want_z else []
     if size == 0:
         return dx, zs
-    config = config_for("synapse_step_bwd_kernel", (size,), like.dtype, like.device)
     coefficients, flags = _coefficients(gain, decays)
     launch(
-        synapse_step_bwd_kernel, (tiles(size, config.block),),
+        synapse_step_bwd_kernel, lambda config: (tiles(size, config.BLOCK),),
         None if dy is None else dy.contiguous(), dx, drecords[0], drecords[-1],
         zs[0] if zs else None, zs[-1] if zs else None,
         *coefficients,
         pointers[0], pointers[-1],
         slots, size, synapses,
-        DOUBLE=len(drecords) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
+        DOUBLE=len(drecords) == 2, **flags, work=(size,), dtype=like.dtype,
     )  # fmt: skip
     return dx, zs

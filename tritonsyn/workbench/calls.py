@@ -1,0 +1,278 @@
+"""Public calls at a shape, for each kernel: what ``check`` compiles and ``tune`` times."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import functional
+from ..modules.linear import DelayedLinear
+from ..modules.record import RecordTensor
+from ..modules.synapse import DoubleExponentialCurrent, SingleExponentialCurrent
+
+FLOATING = ("float32", "float64", "bfloat16", "float16")
+DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
+_SLOTS = 21  # of the records: 20 steps of delay
+_RATE = 0.02  # spikes per input and step
+
+
+class Shape(NamedTuple):
+    """Steps of a sequence, samples of a batch, synapses of a group, which projections take for
+    their inputs."""
+
+    steps: int
+    batch: int
+    synapses: int
+    outputs: int | None = None
+    """Of a projection; None: as many as inputs."""
+    slots: int | None = None
+    """Whole steps that delays can be; None: 21."""
+
+    def __str__(self) -> str:
+        return "x".join(str(size) for size in self if size is not None)
+
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        """From ``"1000x64x1024"`` or ``"100x64x256x512x21"``; ``ValueError`` for anything else."""
+        parts = text.split("x")
+        if len(parts) not in (3, 5) or not all(p.isdecimal() and int(p) > 0 for p in parts):
+            raise ValueError(
+                f"shape is {text!r}, but must be three positive sizes TxBxN (steps, batch, "
+                "synapses), such as 1000x64x1024, or five TxBxIxOxK (inputs, outputs, slots)"
+            )
+        return cls(*map(int, parts))
+
+    @property
+    def delay(self) -> float:
+        """The longest delay, in steps."""
+        return (self.slots or _SLOTS) - 1.0
+
+
+class Call(NamedTuple):
+    """A call of public functions or modules, in which kernels are launched."""
+
+    function: Callable[..., object]
+    """Takes a shape, a dtype, a device and the options."""
+    dtypes: tuple[str, ...] = FLOATING
+    options: dict[str, Any] = {}  # noqa: RUF012 (no one changes it)
+
+    def __call__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        """Makes the tensors and calls."""
+        self.function(shape, dtype, device, **self.options)
+
+
+def _values(
+    *sizes: int, dtype: torch.dtype, device: torch.device, graph: bool = False
+) -> torch.Tensor:
+    values = (torch.rand(sizes, device=device) * 2).to(dtype)
+    return values.requires_grad_(graph and dtype.is_floating_point)
+
+
+def _backward(*results: torch.Tensor) -> None:
+    """The backward pass, where there is one."""
+    torch.autograd.backward([r.float().sum() for r in results if r.requires_grad])
+
+
+def _constant(
+    value: float, shape: Shape, device: torch.device, learned: bool, each: bool
+) -> float | torch.Tensor:
+    if not learned and not each:
+        return value
+    full = torch.full((shape.synapses,) if each else (), value, device=device)
+    return torch.nn.Parameter(full) if learned else full
+
+
+def _synapse(
+    shape: Shape, dtype: torch.dtype, device: torch.device,
+    double: bool = False, learned: bool = False, each: bool = False, **options: Any,
+) -> Any:  # fmt: skip
+    """A group of synapses; ``each``: with constants of their own."""
+
+    def constant(value: float) -> float | torch.Tensor:
+        return _constant(value, shape, device, learned, each)
+
+    options |= {"delay": shape.delay, "batch_size": shape.batch, "dtype": dtype, "device": device}
+    options["spike_charge"] = constant(1.0)
+    if double:
+        options |= {"tc_decay": constant(6.0), "tc_rise": constant(2.0)}
+        return DoubleExponentialCurrent(shape.synapses, 1.0, **options)
+    return SingleExponentialCurrent(shape.synapses, 1.0, **options, time_constant=constant(5.0))
+
+
+def write(
+    shape: Shape, dtype: torch.dtype, device: torch.device,
+    value: torch.dtype | None = None, capturable: bool = False,
+) -> None:  # fmt: skip
+    """A record is written, and the gradient of what was written is taken out."""
+    storage = torch.zeros(shape.batch, shape.synapses, dtype=dtype, device=device)
+    record = RecordTensor(1.0, shape.delay, storage, capturable=capturable)
+    rows = (1, shape.batch, shape.synapses)
+    record.push(_values(*rows, dtype=value or dtype, device=device, graph=True)[0])
+    _backward(record.read(1))
+
+
+def step(
+    shape: Shape, dtype: torch.dtype, device: torch.device,
+    x: torch.dtype = torch.bool, graph: bool = True, unused: bool = False, **options: Any,
+) -> None:  # fmt: skip
+    """A step of a group, from a row in the middle of a sequence, and its gradient.
+
+    ``unused``: the gradient comes by way of the record alone.
+    """
+    group = _synapse(shape, dtype, device, **options)
+    rows = _values(2, shape.batch, shape.synapses, dtype=x, device=device, graph=graph)
+    with torch.set_grad_enabled(graph):
+        current = group(rows[1])
+        _backward(group.current if unused else current)
+
+
+def delayed(
+    shape: Shape, dtype: torch.dtype, device: torch.device,
+    time: torch.dtype | None = None, times: int = 1, graph: bool = True, **options: Any,
+) -> None:  # fmt: skip
+    """A delayed read of the currents, and its gradients."""
+    group = _synapse(shape, dtype, device, **options)
+    rows = _values(1, shape.batch, shape.synapses, dtype=dtype, device=device, graph=graph)
+    size = (shape.batch, shape.synapses) + ((times,) if times > 1 else ())
+    sel = _values(*size, dtype=time or dtype, device=device, graph=graph)
+    with torch.set_grad_enabled(graph):
+        group(rows[0])
+        _backward(group.current_at(sel))
+
+
+def select(
+    shape: Shape, dtype: torch.dtype, device: torch.device,
+    mode: str = "linear", graph: bool = True, **options: Any,
+) -> None:  # fmt: skip
+    """A read of a record in a mode of interpolation, and its gradients."""
+    storage = torch.zeros(shape.batch, shape.synapses, dtype=dtype, device=device)
+    record = RecordTensor(1.0, shape.delay, storage, **options)
+    rows = _values(1, shape.batch, shape.synapses, dtype=dtype, device=device, graph=graph)
+    time = torch.float32 if dtype == torch.bool else dtype
+    sel = _values(shape.batch, shape.synapses, dtype=time, device=device, graph=graph)
+    record.push(rows[0])
+    _backward(record.select(sel, mode))
+
+
+def scan(
+    shape: Shape, dtype: torch.dtype, device: torch.device,
+    x: torch.dtype | None = None, packed: bool = False, graph: bool = False,
+    again: bool = False, **options: Any,
+) -> None:  # fmt: skip
+    """A sequence through a group, and its gradients; ``again``: another that goes on from there."""
+    group = _synapse(shape, dtype, device, **options)
+    sequence: Any = _values(*shape[:3], dtype=x or dtype, device=device, graph=graph)
+    if packed:
+        sequence = functional.pack_spikes(sequence)
+    with torch.set_grad_enabled(graph):
+        _backward(*(group.scan(sequence) for _ in range(2 if again else 1)))
+
+
+def pack(shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    """Spikes are packed."""
+    functional.pack_spikes(_values(*shape[:3], dtype=dtype, device=device))
+
+
+def project(
+    shape: Shape, dtype: torch.dtype, device: torch.device,
+    strategy: str = "shift", precision: str = "highest", graph: bool = False, steps: bool = False,
+) -> None:  # fmt: skip
+    """Sequences, or ``steps`` one by one, through a delayed layer, and their gradients."""
+    layer = DelayedLinear(
+        shape.synapses, shape.outputs or shape.synapses, 1.0,
+        synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0), delay=shape.delay,
+        batch_size=shape.batch, strategy=strategy, device=device, dtype=dtype,
+    )  # fmt: skip
+    x = _values(*shape[:3], dtype=dtype, device=device, graph=graph and strategy != "events")
+    if strategy == "events":
+        x = torch.rand(shape[:3], device=device) < _RATE
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch.set_grad_enabled(graph):
+            _backward(layer(x[0]) if steps else layer.scan(x))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+_ARITHMETIC = ("float32", "float64")
+_LEARNED = {"learned": True, "graph": True}
+
+CALLS = {
+    "ring_push_kernel": Call(write, (*FLOATING, "bool")),
+    "ring_take_kernel": Call(write),
+    "pack_bits_kernel": Call(pack, DTYPES),
+    "transpose_bits_kernel": Call(project, _ARITHMETIC, {"strategy": "events", "graph": True}),
+    "synapse_step_fwd_kernel": Call(step),
+    "synapse_step_bwd_kernel": Call(step, options={"x": torch.float32}),
+    "select_fwd_kernel": Call(delayed, options={"graph": False}),
+    "select_bwd_kernel": Call(delayed),
+    "batch_dot_kernel": Call(delayed, options={"learned": True, "each": True}),
+    "exp_scan_kernel": Call(scan),
+    "exp_scan_constants_kernel": Call(scan, options=_LEARNED),
+    "shift_sum_kernel": Call(project),
+    "shift_dot_kernel": Call(project, options={"graph": True}),
+    "temporal_gemm_kernel": Call(project, options={"strategy": "gemm"}),
+    "temporal_gemm_dot_kernel": Call(project, options={"strategy": "gemm", "graph": True}),
+    "spike_sum_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
+    "spike_dot_kernel": Call(project, _ARITHMETIC, {"strategy": "events", "graph": True}),
+}
+"""By kernel, the call in which it is tuned, and the dtypes of the state for which it can be."""
+
+STEMS: dict[Callable[..., object], tuple[str, ...]] = {
+    write: ("record",), pack: ("record",), step: ("step",), delayed: ("read",), select: ("read",),
+    scan: ("scan",), project: ("projection", "record"),
+}  # fmt: skip
+"""The modules of kernels that a call is about; what else it launches is another call's part."""
+
+LARGE, LONG, ODD = Shape(1000, 64, 4096), Shape(4000, 16, 64), Shape(300, 3, 37, 11)
+"""Sizes on which heuristics settle, those of a sequence in chunks, and no multiples of 16."""
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_DOUBLE = {"double": True, "learned": True, "each": True}
+
+
+def variants() -> Iterator[tuple[Call, Shape, torch.dtype]]:
+    """Calls that together take every branch of a kernel on a dtype, a flag or an absent pointer."""
+
+    def at(dtype: torch.dtype, *functions: Callable[..., object], **options: Any) -> Iterator[Any]:
+        for function in functions:
+            yield Call(function, options=options), LARGE, dtype
+
+    for dtype, value in ((F32, F32), (F64, torch.uint8), (BF16, torch.int64), (torch.bool, BF16)):
+        yield from at(dtype, write, value=value)
+    yield from at(F64, write)
+    yield from at(BF16, write, capturable=True)
+    for dtype in (torch.bool, F32, torch.int64):
+        yield from at(dtype, pack)
+    yield from at(F32, step)
+    yield from at(F32, step, x=F32, graph=False)
+    yield from at(BF16, step, x=BF16, double=True)
+    yield from at(F16, step, x=F32, each=True, unused=True)
+    yield from at(F32, step, x=torch.uint8, **_DOUBLE)
+    yield from at(F64, step, x=F64, **_DOUBLE, capturable=True)
+    for dtype, mode in ((torch.bool, "previous"), (torch.bool, "nearest")):
+        yield from at(dtype, select, mode=mode, graph=False)
+    for dtype, mode in ((F16, "linear"), (F32, "next"), (F32, "linear"), (F32, "nearest")):
+        yield from at(dtype, select, mode=mode)
+    yield from at(F64, select, capturable=True)
+    yield from at(F32, delayed, graph=False)
+    yield from at(F32, delayed, times=3, **_DOUBLE)
+    yield from at(BF16, delayed, double=True, current_overbound=None, learned=True)
+    yield from at(F64, delayed, **_DOUBLE, capturable=True, times=2)
+    yield from at(F16, delayed, time=F32, each=True, learned=True)
+    yield from at(F32, scan, x=torch.bool)
+    yield from at(F32, scan, **_LEARNED)
+    yield from at(BF16, scan, packed=True, **_DOUBLE, graph=True)
+    yield from at(F16, scan, x=BF16, **_DOUBLE, graph=True, again=True)
+    yield from at(F64, scan, **_DOUBLE, graph=True)
+    for dtype in (F32, BF16, F64):
+        yield from at(dtype, project, graph=True)
+        yield from at(dtype, project, steps=True)
+    for precision in ("highest", "high", "medium"):
+        yield from at(F32, project, strategy="gemm", precision=precision, graph=True)
+    for dtype in (F16, F64):
+        yield from at(dtype, project, strategy="gemm", graph=True)
+    for dtype in (F32, F64):
+        yield from at(dtype, project, strategy="events", graph=True)
+    yield Call(scan, options={**_DOUBLE, "graph": True, "again": True}), LONG, F32
