@@ -46,7 +46,7 @@ def asked(monkeypatch):
         seen.append(requested or get_backend())
         return "reference"
 
-    monkeypatch.setattr(backends, "resolve", resolve)
+    monkeypatch.setattr("tritonsyn.ops.common.resolve", resolve)
     return seen
 
 

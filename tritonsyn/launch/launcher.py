@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class Launch(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """All that Triton takes by name."""
-        return {**self.constants, **_settings(self.kernel, self.config)}
+        return {**self.constants, **_settings(self.kernel.fn, self.config)}
 
     def run(self) -> None:
         """Runs the kernel on the GPU of its tensors."""
@@ -106,13 +107,13 @@ def launch(
 
 
 @lru_cache(maxsize=4096)
-def _settings(kernel: Any, config: LaunchConfig) -> dict[str, int]:
-    """What Triton takes of a configuration: its own options, and the tiles that the kernel has."""
-    return {
-        name: value
-        for name, value in config.as_dict().items()
-        if name in kernel.arg_names or name in ("num_warps", "num_stages")
-    }
+def _settings(function: Any, config: LaunchConfig) -> dict[str, int]:
+    """What Triton takes of a configuration: its own options, and the tiles that the kernel has.
+
+    By the kernel's function, because Triton's own object is slow to hash.
+    """
+    taken = {*signature(function).parameters, "num_warps", "num_stages"}
+    return {name: value for name, value in config.as_dict().items() if name in taken}
 
 
 def _device(arguments: tuple[Argument, ...]) -> torch.device:
