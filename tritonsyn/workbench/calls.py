@@ -48,24 +48,55 @@ class Shape(NamedTuple):
         return (self.slots or _SLOTS) - 1.0
 
 
+class Site(NamedTuple):
+    """Where a call is made: its sizes, the dtype of its state, and the device."""
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+    def values(
+        self, *sizes: int, dtype: torch.dtype | None = None, graph: bool = False
+    ) -> torch.Tensor:
+        """Numbers of these sizes: by default a row of the batch."""
+        size = sizes or (self.shape.batch, self.shape.synapses)
+        values = (torch.rand(size, device=self.device) * 2).to(dtype or self.dtype)
+        return values.requires_grad_(graph and values.is_floating_point())
+
+    def synapse(
+        self, double: bool = False, learned: bool = False, each: bool = False, **options: Any
+    ) -> Any:
+        """A group of synapses; ``each``: with constants of their own."""
+
+        def constant(value: float) -> float | torch.Tensor:
+            size = (self.shape.synapses,) if each else ()
+            full = torch.full(size, value, device=self.device)
+            return torch.nn.Parameter(full) if learned else full if each else value
+
+        options |= {"delay": self.shape.delay, "batch_size": self.shape.batch}
+        options |= {"dtype": self.dtype, "device": self.device, "spike_charge": constant(1.0)}
+        if double:
+            options |= {"tc_decay": constant(6.0), "tc_rise": constant(2.0)}
+            return DoubleExponentialCurrent(self.shape.synapses, 1.0, **options)
+        options["time_constant"] = constant(5.0)
+        return SingleExponentialCurrent(self.shape.synapses, 1.0, **options)
+
+    def record(self, **options: Any) -> RecordTensor:
+        """A record of zeros."""
+        return RecordTensor(1.0, self.shape.delay, torch.zeros_like(self.values()), **options)
+
+
 class Call(NamedTuple):
     """A call of public functions or modules, in which kernels are launched."""
 
     function: Callable[..., object]
-    """Takes a shape, a dtype, a device and the options."""
+    """Takes a site and the options."""
     dtypes: tuple[str, ...] = FLOATING
     options: dict[str, Any] = {}  # noqa: RUF012 (no one changes it)
 
-    def __call__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    def __call__(self, site: Site) -> None:
         """Makes the tensors and calls."""
-        self.function(shape, dtype, device, **self.options)
-
-
-def _values(
-    *sizes: int, dtype: torch.dtype, device: torch.device, graph: bool = False
-) -> torch.Tensor:
-    values = (torch.rand(sizes, device=device) * 2).to(dtype)
-    return values.requires_grad_(graph and dtype.is_floating_point)
+        self.function(site, **self.options)
 
 
 def _backward(*results: torch.Tensor) -> None:
@@ -73,119 +104,77 @@ def _backward(*results: torch.Tensor) -> None:
     torch.autograd.backward([r.float().sum() for r in results if r.requires_grad])
 
 
-def _constant(
-    value: float, shape: Shape, device: torch.device, learned: bool, each: bool
-) -> float | torch.Tensor:
-    if not learned and not each:
-        return value
-    full = torch.full((shape.synapses,) if each else (), value, device=device)
-    return torch.nn.Parameter(full) if learned else full
-
-
-def _synapse(
-    shape: Shape, dtype: torch.dtype, device: torch.device,
-    double: bool = False, learned: bool = False, each: bool = False, **options: Any,
-) -> Any:  # fmt: skip
-    """A group of synapses; ``each``: with constants of their own."""
-
-    def constant(value: float) -> float | torch.Tensor:
-        return _constant(value, shape, device, learned, each)
-
-    options |= {"delay": shape.delay, "batch_size": shape.batch, "dtype": dtype, "device": device}
-    options["spike_charge"] = constant(1.0)
-    if double:
-        options |= {"tc_decay": constant(6.0), "tc_rise": constant(2.0)}
-        return DoubleExponentialCurrent(shape.synapses, 1.0, **options)
-    return SingleExponentialCurrent(shape.synapses, 1.0, **options, time_constant=constant(5.0))
-
-
-def write(
-    shape: Shape, dtype: torch.dtype, device: torch.device,
-    value: torch.dtype | None = None, capturable: bool = False,
-) -> None:  # fmt: skip
+def write(site: Site, value: torch.dtype | None = None, capturable: bool = False) -> None:
     """A record is written, and the gradient of what was written is taken out."""
-    storage = torch.zeros(shape.batch, shape.synapses, dtype=dtype, device=device)
-    record = RecordTensor(1.0, shape.delay, storage, capturable=capturable)
-    rows = (1, shape.batch, shape.synapses)
-    record.push(_values(*rows, dtype=value or dtype, device=device, graph=True)[0])
+    record = site.record(capturable=capturable)
+    record.push(site.values(dtype=value, graph=True))
     _backward(record.read(1))
 
 
 def step(
-    shape: Shape, dtype: torch.dtype, device: torch.device,
-    x: torch.dtype = torch.bool, graph: bool = True, unused: bool = False, **options: Any,
-) -> None:  # fmt: skip
+    site: Site, x: torch.dtype = torch.bool, graph: bool = True, unused: bool = False, **group: Any
+) -> None:
     """A step of a group, from a row in the middle of a sequence, and its gradient.
 
     ``unused``: the gradient comes by way of the record alone.
     """
-    group = _synapse(shape, dtype, device, **options)
-    rows = _values(2, shape.batch, shape.synapses, dtype=x, device=device, graph=graph)
+    synapse = site.synapse(**group)
+    rows = site.values(2, *site.shape[1:3], dtype=x, graph=graph)
     with torch.set_grad_enabled(graph):
-        current = group(rows[1])
-        _backward(group.current if unused else current)
+        current = synapse(rows[1])
+        _backward(synapse.current if unused else current)
 
 
 def delayed(
-    shape: Shape, dtype: torch.dtype, device: torch.device,
-    time: torch.dtype | None = None, times: int = 1, graph: bool = True, **options: Any,
-) -> None:  # fmt: skip
+    site: Site, time: torch.dtype | None = None, times: int = 1, graph: bool = True, **group: Any
+) -> None:
     """A delayed read of the currents, and its gradients."""
-    group = _synapse(shape, dtype, device, **options)
-    rows = _values(1, shape.batch, shape.synapses, dtype=dtype, device=device, graph=graph)
-    size = (shape.batch, shape.synapses) + ((times,) if times > 1 else ())
-    sel = _values(*size, dtype=time or dtype, device=device, graph=graph)
+    synapse = site.synapse(**group)
+    sel = site.values(*site.shape[1:3], times, dtype=time, graph=graph)
     with torch.set_grad_enabled(graph):
-        group(rows[0])
-        _backward(group.current_at(sel))
+        synapse(site.values(graph=graph))
+        _backward(synapse.current_at(sel))
 
 
-def select(
-    shape: Shape, dtype: torch.dtype, device: torch.device,
-    mode: str = "linear", graph: bool = True, **options: Any,
-) -> None:  # fmt: skip
+def select(site: Site, mode: str = "linear", graph: bool = True, **options: Any) -> None:
     """A read of a record in a mode of interpolation, and its gradients."""
-    storage = torch.zeros(shape.batch, shape.synapses, dtype=dtype, device=device)
-    record = RecordTensor(1.0, shape.delay, storage, **options)
-    rows = _values(1, shape.batch, shape.synapses, dtype=dtype, device=device, graph=graph)
-    time = torch.float32 if dtype == torch.bool else dtype
-    sel = _values(shape.batch, shape.synapses, dtype=time, device=device, graph=graph)
-    record.push(rows[0])
-    _backward(record.select(sel, mode))
+    record = site.record(**options)
+    time = torch.float32 if site.dtype == torch.bool else site.dtype
+    record.push(site.values(graph=graph))
+    _backward(record.select(site.values(dtype=time, graph=graph), mode))
 
 
 def scan(
-    shape: Shape, dtype: torch.dtype, device: torch.device,
-    x: torch.dtype | None = None, packed: bool = False, graph: bool = False,
-    again: bool = False, **options: Any,
+    site: Site, x: torch.dtype | None = None, packed: bool = False, graph: bool = False,
+    again: bool = False, **group: Any,
 ) -> None:  # fmt: skip
     """A sequence through a group, and its gradients; ``again``: another that goes on from there."""
-    group = _synapse(shape, dtype, device, **options)
-    sequence: Any = _values(*shape[:3], dtype=x or dtype, device=device, graph=graph)
+    synapse = site.synapse(**group)
+    sequence: Any = site.values(*site.shape[:3], dtype=x, graph=graph)
     if packed:
         sequence = functional.pack_spikes(sequence)
     with torch.set_grad_enabled(graph):
-        _backward(*(group.scan(sequence) for _ in range(2 if again else 1)))
+        _backward(*(synapse.scan(sequence) for _ in range(2 if again else 1)))
 
 
-def pack(shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+def pack(site: Site) -> None:
     """Spikes are packed."""
-    functional.pack_spikes(_values(*shape[:3], dtype=dtype, device=device))
+    functional.pack_spikes(site.values(*site.shape[:3]))
 
 
 def project(
-    shape: Shape, dtype: torch.dtype, device: torch.device,
-    strategy: str = "shift", precision: str = "highest", graph: bool = False, steps: bool = False,
+    site: Site, strategy: str = "shift", precision: str = "highest", graph: bool = False,
+    steps: bool = False,
 ) -> None:  # fmt: skip
     """Sequences, or ``steps`` one by one, through a delayed layer, and their gradients."""
+    shape = site.shape
     layer = DelayedLinear(
         shape.synapses, shape.outputs or shape.synapses, 1.0,
         synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0), delay=shape.delay,
-        batch_size=shape.batch, strategy=strategy, device=device, dtype=dtype,
+        batch_size=shape.batch, strategy=strategy, device=site.device, dtype=site.dtype,
     )  # fmt: skip
-    x = _values(*shape[:3], dtype=dtype, device=device, graph=graph and strategy != "events")
-    if strategy == "events":
-        x = torch.rand(shape[:3], device=device) < _RATE
+    x = site.values(*shape[:3], graph=graph and strategy != "events")
+    x = x < 2 * _RATE if strategy == "events" else x
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -11,7 +11,7 @@ import torch
 from ..backend import pretend_triton
 from ..launch.config import LaunchConfig, override_config
 from . import calls
-from .calls import CALLS, Call, Shape
+from .calls import CALLS, Call, Shape, Site
 
 if TYPE_CHECKING:
     from ..launch.launcher import Launch
@@ -72,7 +72,7 @@ def record(
         if device.type != "cuda":
             stack.enter_context(pretend_triton())
         launches = stack.enter_context(recording(run=device.type == "cuda"))
-        call(shape, dtype, device)
+        call(Site(shape, dtype, device))
     return launches
 
 
