@@ -15,37 +15,98 @@ def _tap(record_ptr, pointer, steps, K, size, offs, mask):
 
 
 @triton.jit
+def taps(
+    older, frac, rate, K,
+    STEP: tl.constexpr, MODE: tl.constexpr, SECOND: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The observations that make one component's value: the whole meaning of a mode.
+
+    Returns ``(back, weight, slope, rate_slope, near, near_weight)``. One tap lies ``back`` steps
+    before the newest observation. The value is ``weight * tap``, its derivative to the time is
+    ``slope * tap``, that to the rate is ``rate_slope * tap``, and the adjoint adds
+    ``weight * dvalue`` there. In the mode ``linear`` a second tap lies ``near`` steps back, with
+    ``near_weight`` and the opposite slope.
+    """
+    hit = frac == 0.0
+    back = older
+    weight = tl.full(frac.shape, 1.0, ACC)
+    slope = tl.zeros(frac.shape, ACC)
+    rate_slope = tl.zeros(frac.shape, ACC)
+    near_weight = tl.zeros(frac.shape, ACC)
+    if MODE == "next":
+        back = tl.where(hit, older, older - 1)
+    if MODE == "nearest":
+        back = tl.where(frac > 0.5, older - 1, older)
+    if MODE == "linear":
+        # An observation is the near end of the segment before it, unless that is not kept.
+        ends = hit & (older < K - 1)
+        back = tl.where(ends, older + 1, older)
+        near_weight = tl.where(ends, 1.0, frac).to(ACC)
+        weight = 1.0 - near_weight
+        slope += 1.0 / STEP
+    if MODE == "expdecay" or MODE == "alpha":
+        rest = frac.to(ACC)
+        weight = tl.exp(-(rest * rate))
+        slope = weight * (rate / STEP)
+        rate_slope = -rest * weight
+        if MODE == "alpha" and not SECOND:
+            # What the rise feeds into the current on the way.
+            passed = rest * rate
+            slope *= passed - 1.0
+            rate_slope *= passed - 1.0
+            weight *= passed
+    return back, weight, slope, rate_slope, tl.maximum(back - 1, 0), near_weight
+
+
+@triton.jit
+def _weighted(weight, tap):
+    """A tap without weight does not count, whatever it holds."""
+    return tl.where(weight == 0.0, 0.0, weight * tap)
+
+
+@triton.jit
+def _rate(rate_ptr, offs_n, mask, MODE: tl.constexpr, PER_SYNAPSE: tl.constexpr):
+    """The rate of a component, where the mode has one."""
+    if MODE == "expdecay" or MODE == "alpha":
+        return coefficient(rate_ptr, offs_n, mask, PER_SYNAPSE)
+    else:
+        return 0.0
+
+
+@triton.jit
 def _component(
     record_ptr, rate_ptr, pointer, older, frac, K, size, offs, offs_n, mask,
-    STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, ACC: tl.constexpr,
-    WANT_SLOPE: tl.constexpr,
+    STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Value of one component at a time, and its derivative to that time."""
-    hit = frac == 0.0
-    steps = older
-    if MODE == "next":
-        steps = tl.where(hit, older, older - 1)
-    if MODE == "nearest":
-        steps = tl.where(frac > 0.5, older - 1, older)
-    value = _tap(record_ptr, pointer, steps, K, size, offs, mask).to(ACC)
-    slope = tl.zeros(value.shape, ACC)
-    if MODE == "expdecay":
-        rate = coefficient(rate_ptr, offs_n, mask, RATE_PER_SYNAPSE)
-        value *= tl.exp(-(frac.to(ACC) * rate))
-        if WANT_SLOPE:
-            slope = value * (rate / STEP)
+    """Value of one component at a time, and its derivatives to that time and to the rate.
+
+    The compiler drops what the caller does not store.
+    """
+    rate = _rate(rate_ptr, offs_n, mask, MODE, RATE_PER_SYNAPSE)
+    back, weight, slope, rate_slope, near, near_weight = taps(
+        older, frac, rate, K, STEP, MODE, SECOND, ACC
+    )
+    tap = _tap(record_ptr, pointer, back, K, size, offs, mask).to(ACC)
+    value = weight * tap
     if MODE == "linear":
-        newer = tl.where(hit, older, older - 1)
-        newer_value = _tap(record_ptr, pointer, newer, K, size, offs, mask).to(ACC)
-        if WANT_SLOPE:
-            # At an observation: the older segment, or the newer one where no older one is kept.
-            far = tl.where(hit & (older < K - 1), older + 1, older)
-            near = tl.where(hit & (older == K - 1) & (K > 1), older - 1, newer)
-            far_value = _tap(record_ptr, pointer, far, K, size, offs, mask).to(ACC)
-            near_value = _tap(record_ptr, pointer, near, K, size, offs, mask).to(ACC)
-            slope = (far_value - near_value) / STEP
-        value += (newer_value - value) * frac.to(ACC)
-    return value, slope
+        near_tap = _tap(record_ptr, pointer, near, K, size, offs, mask).to(ACC)
+        value = _weighted(weight, tap) + _weighted(near_weight, near_tap)
+        # Subtracted first: neighbours are often close to each other.
+        slope *= tap - near_tap
+    if MODE == "expdecay" or MODE == "alpha":
+        slope *= tap
+        rate_slope *= tap
+    return value, slope, rate_slope
+
+
+@triton.jit
+def _mixed(first, second, MODE: tl.constexpr):
+    """The value of a pair: the first minus the second, in the mode ``alpha`` their sum."""
+    if MODE == "alpha":
+        return first + second
+    else:
+        return first - second
 
 
 @triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
@@ -59,8 +120,9 @@ def select_fwd_kernel(
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
     TIME: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``value[b, n, d]``: the record (or ``pos - neg``) of synapse n, ``sel[b, n, d]`` ago.
+    """``value[b, n, d]``: the record of synapse n, ``sel[b, n, d]`` ago.
 
+    Of a pair it is ``pos - neg``, or ``pos + neg`` in the mode ``alpha``.
     ``sel [sel_rows, N, D]`` (1 row or B) in the unit of ``STEP``, records ``[K, B, N]``, outputs
     ``[B, N, D]``. A record may be a sequence ``[K - 1 + T, B, N]``, read at each of T steps: row
     ``t * B + b`` of the outputs ``[T * B, N, D]`` sees rows t to t + K - 1.
@@ -83,27 +145,26 @@ def select_fwd_kernel(
     older, frac, inside, within = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
     older = tl.where(valid, older, 0.0).to(tl.int32)
 
-    value, slope = _component(
+    value, slope, rate_slope = _component(
         pos_ptr, pos_rate_ptr, position(pos_pointer), older, frac, K, size, cell, offs_n, mask,
-        STEP, MODE, POS_RATE_PER_SYNAPSE, ACC, slope_ptr is not None,
+        STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
     )  # fmt: skip
     keep = valid
     if OVERBOUND is not None:
         keep = valid & inside
     row = pid_b * (N * D) + offs
     if pos_rate_slope_ptr is not None:
-        tl.store(pos_rate_slope_ptr + row, tl.where(keep, -frac.to(ACC) * value, 0.0), mask=mask)
+        tl.store(pos_rate_slope_ptr + row, tl.where(keep, rate_slope, 0.0), mask=mask)
     if DOUBLE:
-        neg_value, neg_slope = _component(
+        neg_value, neg_slope, neg_rate_slope = _component(
             neg_ptr, neg_rate_ptr, position(neg_pointer), older, frac, K, size, cell, offs_n, mask,
-            STEP, MODE, NEG_RATE_PER_SYNAPSE, ACC, slope_ptr is not None,
+            STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
         )  # fmt: skip
-        value -= neg_value
-        slope -= neg_slope
+        value = _mixed(value, neg_value, MODE)
+        slope = _mixed(slope, neg_slope, MODE)
         if neg_rate_slope_ptr is not None:
-            tl.store(
-                neg_rate_slope_ptr + row, tl.where(keep, frac.to(ACC) * neg_value, 0.0), mask=mask
-            )
+            mixed = _mixed(tl.zeros_like(neg_rate_slope), neg_rate_slope, MODE)
+            tl.store(neg_rate_slope_ptr + row, tl.where(keep, mixed, 0.0), mask=mask)
     if slope_ptr is not None:
         tl.store(slope_ptr + row, tl.where(within, slope, 0.0), mask=mask)
     if OVERBOUND is not None:
@@ -118,25 +179,17 @@ def select_fwd_kernel(
 @triton.jit
 def _scatter(
     drecord_ptr, rate_ptr, pointer, dvalue, older, frac, K, size, offs, offs_n, mask,
-    MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, ACC: tl.constexpr,
+    STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Adds ``dvalue`` to the taps that made one component's value."""
-    hit = frac == 0.0
-    steps = older
-    weight = tl.full(frac.shape, 1.0, ACC)
-    if MODE == "next":
-        steps = tl.where(hit, older, older - 1)
-    if MODE == "nearest":
-        steps = tl.where(frac > 0.5, older - 1, older)
-    if MODE == "expdecay":
-        rate = coefficient(rate_ptr, offs_n, mask, RATE_PER_SYNAPSE)
-        weight = tl.exp(-(frac.to(ACC) * rate))
+    rate = _rate(rate_ptr, offs_n, mask, MODE, RATE_PER_SYNAPSE)
+    back, weight, _, _, near, near_weight = taps(older, frac, rate, K, STEP, MODE, SECOND, ACC)
     if MODE == "linear":
-        weight = 1.0 - frac.to(ACC)
-    _add_at(drecord_ptr, pointer, steps, weight * dvalue, K, size, offs, mask)
-    if MODE == "linear":
-        newer = tl.where(hit, older, older - 1)
-        _add_at(drecord_ptr, pointer, newer, frac.to(ACC) * dvalue, K, size, offs, mask)
+        _add_at(drecord_ptr, pointer, back, _weighted(weight, dvalue), K, size, offs, mask)
+        _add_at(drecord_ptr, pointer, near, _weighted(near_weight, dvalue), K, size, offs, mask)
+    else:
+        _add_at(drecord_ptr, pointer, back, weight * dvalue, K, size, offs, mask)
 
 
 @triton.jit
@@ -190,12 +243,13 @@ def select_bwd_kernel(
         dvalue = tl.where(valid, dvalue, 0.0)
         _scatter(
             dpos_ptr, pos_rate_ptr, pos_slot, dvalue, older, frac, K, size, cell, offs_n, mask,
-            MODE, POS_RATE_PER_SYNAPSE, ACC,
+            STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
         )  # fmt: skip
         if DOUBLE:
             _scatter(
-                dneg_ptr, neg_rate_ptr, neg_slot, -dvalue, older, frac, K, size, cell, offs_n,
-                mask, MODE, NEG_RATE_PER_SYNAPSE, ACC,
+                dneg_ptr, neg_rate_ptr, neg_slot, _mixed(tl.zeros_like(dvalue), dvalue, MODE),
+                older, frac, K, size, cell, offs_n, mask,
+                STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
             )  # fmt: skip
 
 

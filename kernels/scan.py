@@ -2,7 +2,8 @@
 
 An exponential current is a linear recurrence with a constant decay, so that its adjoint is the
 same recurrence run backward in time: one kernel serves both. The double synapse is two such
-recurrences over one input, ``y = pos - neg``.
+recurrences over one input, ``y = pos - neg``; in the alpha synapse (``coupling_ptr`` is given) the
+first state feeds the second, which is the current.
 """
 
 import triton
@@ -37,13 +38,17 @@ def _carry_in(ptr, chunk, offs, mask, size, ACC: tl.constexpr, BLOCK: tl.constex
 def exp_scan_kernel(
     x_ptr, y_ptr, pos_tail_ptr, neg_tail_ptr,
     pos_in_ptr, neg_in_ptr, pos_out_ptr, neg_out_ptr,
-    gain_ptr, decay_ptr, rise_ptr,
+    gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
     T, L, keep, size, N, W,
     DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    COUPLING_PER_SYNAPSE: tl.constexpr,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """``P[t] = decay * P[t-1] + gain * x[t]``, M likewise with rise, ``y = P - M`` (or P).
+
+    With a coupling M takes no input but from P, ``M[t] = rise * (M[t-1] + coupling * P[t-1])``,
+    and ``y = M``.
 
     ``x, y [T, size]`` with ``size = B * N``, or ``x`` as words ``[T, B, W]``. A program walks the
     steps of one chunk of ``L``; ``UNROLL`` loads are in flight ahead of the recurrence. ``in`` and
@@ -52,7 +57,8 @@ def exp_scan_kernel(
 
     ``REVERSE`` is the adjoint: x is the gradient of y, time runs backward, the gain applies to the
     output, the gradients of the tails are added to the input, and the negative component is
-    carried with its sign turned. Bytes per element in float32: x 4 (bool 1, bits 1/8), y 4.
+    carried with its sign turned; coupled states keep theirs, and the second feeds the first.
+    Bytes per element in float32: x 4 (bool 1, bits 1/8), y 4.
     """
     ACC: tl.constexpr = decay_ptr.dtype.element_ty
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -66,15 +72,16 @@ def exp_scan_kernel(
     lengths = tl.zeros_like(offs) + length
     tail_start = tl.zeros_like(offs) + (T - keep)
 
-    gain = tl.full([BLOCK], 1.0, ACC)
-    if gain_ptr is not None:
-        gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE) + tl.zeros([BLOCK], ACC)
+    COUPLED: tl.constexpr = coupling_ptr is not None
+    gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
     pos = _carry_in(pos_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
     neg = tl.zeros([BLOCK], ACC)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
         neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    if COUPLED:
+        feed = rise * coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
 
     for start in range(0, length, UNROLL):
         inputs = ()
@@ -92,18 +99,24 @@ def exp_scan_kernel(
             neg_x = inputs[i]
             tail = (t - tail_start) * stride + offs
             if REVERSE:
+                if COUPLED:
+                    pos_x = feed * neg
                 if pos_tail_ptr is not None:
                     pos_x += tl.load(pos_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
                 if DOUBLE and neg_tail_ptr is not None:
-                    neg_x -= tl.load(neg_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+                    neg_dtail = tl.load(neg_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+                    neg_x += neg_dtail if COUPLED else -neg_dtail
             else:
                 pos_x *= gain
-                neg_x *= gain
+                neg_x = feed * pos if COUPLED else pos_x
             pos = tl.where(live, decay * pos + pos_x, pos)
             y = pos
             if DOUBLE:
                 neg = tl.where(live, rise * neg + neg_x, neg)
-                y = pos - neg
+                if COUPLED:
+                    y = pos if REVERSE else neg
+                else:
+                    y = pos - neg
             if REVERSE:
                 y *= gain
             else:
@@ -134,13 +147,16 @@ def exp_scan_constants_kernel(
     x_ptr, dy_ptr, pos_dtail_ptr, neg_dtail_ptr,
     pos_in_ptr, neg_in_ptr, pos_dcarry_ptr, neg_dcarry_ptr,
     ddecay_ptr, drise_ptr, dgain_ptr,
-    gain_ptr, decay_ptr, rise_ptr,
+    gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
     T, L, keep, size, N, W,
     DOUBLE: tl.constexpr, PACKED: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    COUPLING_PER_SYNAPSE: tl.constexpr,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of decay, rise and gain, ``[chunks, size]`` partials to be summed.
+
+    With a coupling ``drise`` takes its gradient, and ``ddecay`` that of the one decay.
 
     Forward in time with the sensitivities ``S = dP/d decay`` and ``G = dP/d gain``: the gradient is
     ``sum(dy * S)``, so that the currents need not have been kept. ``in`` carries the components
@@ -159,6 +175,7 @@ def exp_scan_constants_kernel(
     lengths = tl.zeros_like(offs) + length
     tail_start = tl.zeros_like(offs) + (T - keep)
 
+    COUPLED: tl.constexpr = coupling_ptr is not None
     gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
     zero = tl.zeros([BLOCK], ACC)
@@ -168,9 +185,12 @@ def exp_scan_constants_kernel(
     neg = zero
     neg_sens = zero
     neg_response = zero
+    coupling_sens = zero
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
         neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    if COUPLED:
+        coupling = coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
     ddecay = zero
     drise = zero
     dgain = zero
@@ -190,30 +210,50 @@ def exp_scan_constants_kernel(
             in_tail = live & (t >= tail_start)
             dpos = gradients[i]
             dneg = -gradients[i]
+            if COUPLED:
+                dpos = zero
+                dneg = gradients[i]
             if pos_dtail_ptr is not None:
                 dpos += tl.load(pos_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+            if DOUBLE and neg_dtail_ptr is not None:
+                dneg += tl.load(neg_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+            if COUPLED:
+                # What the second state takes over from the first, before either moves.
+                coupling_sens = tl.where(live, decay * (coupling_sens + pos), coupling_sens)
+                neg += tl.where(live, coupling * pos, zero)
+                neg_sens += tl.where(live, coupling * pos_sens, zero)
+                neg_response += tl.where(live, coupling * pos_response, zero)
+                neg, neg_sens, neg_response = _sensitivity(
+                    neg, neg_sens, neg_response, zero, gain, decay, live
+                )
+                ddecay += dneg * neg_sens
+                drise += dneg * coupling_sens
+                dgain += dneg * neg_response
             pos, pos_sens, pos_response = _sensitivity(
                 pos, pos_sens, pos_response, inputs[i], gain, decay, live
             )
             ddecay += dpos * pos_sens
             dgain += dpos * pos_response
-            if DOUBLE:
-                if neg_dtail_ptr is not None:
-                    dneg += tl.load(neg_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+            if DOUBLE and not COUPLED:
                 neg, neg_sens, neg_response = _sensitivity(
                     neg, neg_sens, neg_response, inputs[i], gain, rise, live
                 )
                 drise += dneg * neg_sens
                 dgain += dneg * neg_response
 
+    if DOUBLE and neg_dcarry_ptr is not None:
+        dleft = rise * _carry_in(neg_dcarry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+        if COUPLED:
+            ddecay += dleft * (neg_sens + coupling * pos_sens)
+            drise += dleft * coupling_sens
+            dgain += dleft * (neg_response + coupling * pos_response)
+        else:
+            drise -= dleft * neg_sens
+            dgain -= dleft * neg_response
     if pos_dcarry_ptr is not None:
         dleft = decay * _carry_in(pos_dcarry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
         ddecay += dleft * pos_sens
         dgain += dleft * pos_response
-    if DOUBLE and neg_dcarry_ptr is not None:
-        dleft = -rise * _carry_in(neg_dcarry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
-        drise += dleft * neg_sens
-        dgain += dleft * neg_response
     out = chunk * stride + offs
     tl.store(ddecay_ptr + out, ddecay, mask=mask)
     tl.store(dgain_ptr + out, dgain, mask=mask)

@@ -1,7 +1,8 @@
 """The fused step of an exponential synapse: decay, inject, record, in one launch.
 
-One kernel serves both synapses: the double one is two components that share their input
-(``DOUBLE``), ``y = pos - neg``.
+One kernel serves every synapse: the double one is two components that share their input
+(``DOUBLE``), ``y = pos - neg``; in the alpha synapse (``coupling_ptr`` is given) the first state
+feeds the second, which is the current.
 """
 
 import triton
@@ -14,10 +15,16 @@ _POINTERS = ["pos_pointer", "neg_pointer", "spike_pointer"]
 
 
 @triton.jit
-def _advance(record_ptr, pointer, injected, decay, K, size, offs, mask):
-    """``record[pointer] = record[pointer - 1] * decay + injected``; returns what was stored."""
+def _newest(record_ptr, pointer, K, size, offs, mask, ACC: tl.constexpr):
+    """The observation before the slot that is written next."""
     newest = ring_slot(pointer, 1, K).to(tl.int64) * size
-    value = tl.load(record_ptr + newest + offs, mask=mask).to(injected.dtype) * decay + injected
+    return tl.load(record_ptr + newest + offs, mask=mask).to(ACC)
+
+
+@triton.jit
+def _advance(record_ptr, pointer, before, injected, decay, size, offs, mask):
+    """``record[pointer] = before * decay + injected``; returns what was stored."""
+    value = before * decay + injected
     stored = value.to(record_ptr.dtype.element_ty)
     tl.store(record_ptr + pointer.to(tl.int64) * size + offs, stored, mask=mask)
     return stored.to(injected.dtype)
@@ -26,14 +33,17 @@ def _advance(record_ptr, pointer, injected, decay, K, size, offs, mask):
 @triton.jit(do_not_specialize=_POINTERS)
 def synapse_step_fwd_kernel(
     x_ptr, y_ptr, spike_ptr, pos_ptr, neg_ptr,
-    gain_ptr, decay_ptr, rise_ptr, arrivals_ptr,
+    gain_ptr, decay_ptr, rise_ptr, coupling_ptr, arrivals_ptr,
     pos_pointer, neg_pointer, spike_pointer,
     K, size, N,
     DOUBLE: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    COUPLING_PER_SYNAPSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``P' = decay * P + gain * x``, ``M' = rise * M + gain * x``, ``y = P' - M'`` (or ``P'``).
+
+    With a coupling ``M' = rise * (M + coupling * P)`` and ``y = M'``.
 
     ``x, y [size]`` with ``size = B * N``; records ``pos, neg, spike [K, size]``; coefficients
     ``[1]`` or ``[N]``. ``arrivals [1]``, zero before and after, or None: whether pointers that the
@@ -53,10 +63,17 @@ def synapse_step_fwd_kernel(
     tl.store(spike_ptr + spike_slot.to(tl.int64) * size + offs, x != 0, mask=mask)
     injected = x.to(ACC) * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    y = _advance(pos_ptr, pos_slot, injected, decay, K, size, offs, mask)
+    pos = _newest(pos_ptr, pos_slot, K, size, offs, mask, ACC)
+    y = _advance(pos_ptr, pos_slot, pos, injected, decay, size, offs, mask)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        y -= _advance(neg_ptr, neg_slot, injected, rise, K, size, offs, mask)
+        neg = _newest(neg_ptr, neg_slot, K, size, offs, mask, ACC)
+        if coupling_ptr is not None:
+            neg += coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE) * pos
+            nothing = tl.zeros([BLOCK], ACC)
+            y = _advance(neg_ptr, neg_slot, neg, nothing, rise, size, offs, mask)
+        else:
+            y -= _advance(neg_ptr, neg_slot, neg, injected, rise, size, offs, mask)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
     if arrivals_ptr is not None:
         # A pointer may move when all programs, and in them all threads, have read it. Nothing that
@@ -70,8 +87,11 @@ def synapse_step_fwd_kernel(
 
 
 @triton.jit
-def _retreat(drecord_ptr, pointer, dy, decay, K, size, offs, mask):
-    """Adjoint of ``_advance``: the written slot's gradient moves to the slot before it."""
+def _retreat(drecord_ptr, pointer, dy, fed, decay, K, size, offs, mask):
+    """Adjoint of a state's step: the written slot's gradient moves to the slot before it.
+
+    ``fed`` is what the state's own successor passed to the other state, and joins undecayed.
+    """
     written_ptr = drecord_ptr + pointer.to(tl.int64) * size + offs
     newest_ptr = drecord_ptr + ring_slot(pointer, 1, K).to(tl.int64) * size + offs
     element: tl.constexpr = drecord_ptr.dtype.element_ty
@@ -81,7 +101,7 @@ def _retreat(drecord_ptr, pointer, dy, decay, K, size, offs, mask):
     tl.debug_barrier()
     tl.store(written_ptr, tl.zeros(dy.shape, element), mask=mask)
     tl.debug_barrier()
-    carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z
+    carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z + fed
     tl.store(newest_ptr, carried.to(element), mask=mask)
     return z
 
@@ -89,14 +109,18 @@ def _retreat(drecord_ptr, pointer, dy, decay, K, size, offs, mask):
 @triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
 def synapse_step_bwd_kernel(
     dy_ptr, dx_ptr, dpos_ptr, dneg_ptr, pos_z_ptr, neg_z_ptr,
-    gain_ptr, decay_ptr, rise_ptr,
+    gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
     pos_pointer, neg_pointer,
     K, size, N,
     DOUBLE: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    COUPLING_PER_SYNAPSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``z = dy + dP'`` taken from the written slot, ``dP += decay * z``, ``dx = gain * sum(z)``.
+
+    With a coupling ``dy`` is the second state's alone, which also hands ``rise * coupling * z`` to
+    the first, and ``dx`` is the gain times the first state's ``z``.
 
     ``dy``, ``dx``, ``pos_z`` and ``neg_z`` ``[size]`` may each be absent (None); ``dpos, dneg
     [K, size]`` are updated in place. Bytes per element in float32: dy 4, dx 4, pos_z 4, neg_z 4,
@@ -112,15 +136,25 @@ def synapse_step_bwd_kernel(
     if dy_ptr is not None:
         dy = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    z = _retreat(dpos_ptr, position(pos_pointer), dy, decay, K, size, offs, mask)
-    if pos_z_ptr is not None:
-        tl.store(pos_z_ptr + offs, z, mask=mask)
+    nothing = tl.zeros([BLOCK], ACC)
+    fed = nothing
+    neg_z = nothing
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        neg_z = _retreat(dneg_ptr, position(neg_pointer), -dy, rise, K, size, offs, mask)
+        dneg = dy if coupling_ptr is not None else -dy
+        neg_slot = position(neg_pointer)
+        neg_z = _retreat(dneg_ptr, neg_slot, dneg, nothing, rise, K, size, offs, mask)
         if neg_z_ptr is not None:
             tl.store(neg_z_ptr + offs, neg_z, mask=mask)
-        z += neg_z
+        if coupling_ptr is not None:
+            coupling = coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
+            fed = rise * coupling * neg_z
+            dy = nothing
+            neg_z = nothing
+    z = _retreat(dpos_ptr, position(pos_pointer), dy, fed, decay, K, size, offs, mask)
+    if pos_z_ptr is not None:
+        tl.store(pos_z_ptr + offs, z, mask=mask)
+    z += neg_z
     if dx_ptr is not None:
         dx = z * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
         store_as(dx_ptr + offs, dx, mask)

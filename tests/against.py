@@ -33,8 +33,9 @@ def replaced(tree: Any, others: Iterator[torch.Tensor]) -> Any:
     """The same sequences, each tensor replaced by the next of the others."""
     if isinstance(tree, torch.Tensor):
         return next(others)
-    if type(tree) in (tuple, list):
-        return [replaced(branch, others) for branch in tree]
+    if isinstance(tree, (tuple, list)):
+        branches = [replaced(branch, others) for branch in tree]
+        return type(tree)(*branches) if hasattr(tree, "_fields") else branches
     return tree
 
 

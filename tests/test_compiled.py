@@ -13,6 +13,7 @@ from tritonsyn.ops import registered
 from tritonsyn.values import ReadRule
 
 ROW = (2, 3)
+OPERATORS = torch.ops.tritonsyn
 
 
 def fixed(cls, device, capturable):
@@ -187,26 +188,37 @@ def test_operators_pass_opcheck(device):
     fixed = (gain.detach(), [decay.detach(), rise.detach()])
     opcheck(registered.scan, (x, None, *fixed, [], 1, f32, backend))
 
-    records = [leaf(5, *ROW, device=device) for _ in "pn"]
-    sel = (torch.rand(1, 3, 2, device=device) * 4).requires_grad_()
+    records = [torch.rand(5, *ROW, device=device) for _ in "pn"]
+    sel, rates = torch.rand(1, 3, 2, device=device) * 4, [decay.detach(), rise.detach()]
     pointers = [torch.tensor(2, device=device) for _ in "pn"]
-    rule = ("expdecay", [1.0, 4.0, 0.0], 0.0, 1)
-    opcheck(registered.select, (records, sel, [decay, rise], pointers, *rule, True, True, backend))
-    plain = (records, sel.detach(), [decay.detach(), rise.detach()], pointers, *rule)
-    opcheck(registered.select, (*plain, False, False, backend))
+    rule = ReadRule("expdecay", 1.0, 4.0, 0.0, 0.0)
+    for want in (True, False):
+        way = (*rule, 1, want, want, backend)
+        opcheck(OPERATORS.read_values, (records, sel, rates, pointers, *way))
     spikes = torch.rand(5, *ROW, device=device) < 0.5
-    rule = ("previous", [1.0, 4.0, 0.0], 0.0, 1, False, False, backend)
-    opcheck(registered.select, ([spikes], sel.detach(), [], pointers[:1], *rule))
-    opcheck(registered.hold, (pointers[0],))
+    way = (*ReadRule("previous", 1.0, 4.0), 1, False, False, backend)
+    opcheck(OPERATORS.read_values, ([spikes], sel, [None], pointers[:1], *way))
+    dvalue = torch.rand(*ROW, 2, device=device)
+    opcheck(OPERATORS.read_adjoint, (dvalue, 5, sel, rates, pointers, *rule, 1, backend))
+    opcheck(OPERATORS.batch_dot, (records[0][0], records[1][0], backend))
+    opcheck(OPERATORS.hold, (pointers[0],))
 
-    weight, back = leaf(4, 3, device=device), torch.tensor([[0, 1, 2]] * 4, device=device).int()
+    weight = torch.rand(4, 3, device=device)
+    back = torch.tensor([[0, 1, 2]] * 4, device=device).int()
+    dy = torch.rand(3, 2, 4, device=device)
     for strategy in ("shift", "gemm"):
-        for operands in ((records[0], weight), (records[0].detach(), weight)):
-            opcheck(registered.project, (*operands, back, 3, strategy, backend))
-    opcheck(registered.pack_spikes, (torch.rand(6, 40, device=device) < 0.5, backend))
+        for digits in (None, "ieee"):
+            way = (strategy, digits, backend)
+            opcheck(OPERATORS.project_component, (records[0], weight, back, 3, *way))
+            for operands in ((records[0], weight), (None, weight), (records[0], None)):
+                arguments = (dy, *operands, back, 5, f32, *way)
+                opcheck(OPERATORS.project_component_backward, arguments)
+    opcheck(OPERATORS.pack_rows, (torch.rand(6, 40, device=device) < 0.5, backend))
     packed = functional.pack_spikes(torch.rand(4, 2, 3, device=device) < 0.5)
-    walk = (packed.words, list(packed.shape), back, weight, 3, backend)
-    opcheck(registered.project_spikes, walk)
+    walk = (packed.words, list(packed.shape), back)
+    opcheck(OPERATORS.project_arrivals, (*walk, weight, 3, backend))
+    dv = torch.rand(4, 2, 4, device=device)
+    opcheck(OPERATORS.project_arrivals_backward, (dv, *walk, 3, backend))
 
 
 def turned(tensor):
@@ -227,18 +239,22 @@ def test_operators_take_what_lies_in_any_order(device):
     starts = [initial.detach() for initial in initials]
     rest = (f32, True, backend)
     opcheck(registered.scan_backward, (given, x.detach(), None, *fixed, starts, *rest))
-    rule = ([torch.tensor(2, device=device)] * 2, "expdecay", [1.0, 4.0, 0.0], 0.0, 1)
-    records = [leaf(5, *ROW, device=device) for _ in "pn"]
-    sel = turned(torch.rand(1, 3, 2, device=device) * 4).requires_grad_()
-    opcheck(registered.select, (records, sel, [decay, rise], *rule, True, True, backend))
+    pointers, rule = [torch.tensor(2, device=device)] * 2, ReadRule("expdecay", 1.0, 4.0, 0.0, 0.0)
+    records = [torch.rand(5, *ROW, device=device) for _ in "pn"]
+    sel = turned(torch.rand(1, 3, 2, device=device) * 4)
+    way = (fixed[1], pointers, *rule, 1)
+    opcheck(OPERATORS.read_values, (records, sel, *way, True, True, backend))
     dvalue = turned(torch.rand(2, 3, 2, device=device))
-    opcheck(registered.select_backward, (dvalue, 5, sel.detach(), fixed[1], *rule, backend))
-    weight, back = turned(leaf(4, 3, device=device)), torch.zeros(4, 3, device=device).int()
+    opcheck(OPERATORS.read_adjoint, (dvalue, 5, sel, *way, backend))
+    weight = turned(torch.rand(4, 3, device=device))
+    back = torch.zeros(4, 3, device=device).int()
     sequence, dy = turned(records[0]), turned(torch.rand(3, 2, 4, device=device))
+    opcheck(OPERATORS.batch_dot, (turned(records[0][0]), turned(records[1][0]), backend))
     for strategy in ("shift", "gemm"):
-        opcheck(registered.project, (sequence, weight, back, 3, strategy, backend))
-        operands = (dy, sequence.detach(), weight.detach(), back, 5, f32)
-        opcheck(registered.project_backward, (*operands, strategy, backend))
+        way = (strategy, "ieee", backend)
+        opcheck(OPERATORS.project_component, (sequence, weight, back, 3, *way))
+        operands = (dy, sequence, weight, back, 5, f32)
+        opcheck(OPERATORS.project_component_backward, (*operands, *way))
 
 
 @pytest.mark.parametrize("name", ["scan", "scan_at"])
@@ -364,6 +380,28 @@ def test_a_compiled_gradient_to_one_tensor_alone_equals_the_eager_one(device, op
     ]
     torch.testing.assert_close(*gradients)
     assert gradients[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_compiled_read_are_summed_as_eager_ones(device, dtype):
+    """To times that the batch shares, and to rates: the same bits."""
+    records = torch.randn(2, 5, 40, *ROW, device=device).to(dtype)
+    times = torch.rand(1, *ROW, device=device) * 4
+    rates = torch.rand(2, device=device)
+    rule = ReadRule("expdecay", 1.0, 4.0, overbound=0.0)
+
+    def read(records, times, rates):
+        return functional.select_scan(tuple(records), times, tuple(rates), rule, 1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
+    leaves = [tensor.requires_grad_() for tensor in (records, times, rates)]
+    weights = torch.randn(1, 40, *ROW, device=device)
+    actual, expected = (
+        torch.autograd.grad((run(*leaves) * weights).sum(), leaves) for run in (compiled, read)
+    )
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("missing", [0, 1])

@@ -368,6 +368,11 @@ REFUSED_READS = [
     ({"rates": (torch.ones((), dtype=torch.int64),)}, "rates must be a dense floating tensor"),
     ({"pointers": (None,)}, "pointer of records must be an integer, but is None"),
     ({"rule": ReadRule("fast", 1.0, 2.0)}, "mode of the rule must be"),
+    ({"rule": ReadRule("alpha", 1.0, 2.0)}, "mode 'alpha' reads two records"),
+    (
+        {"rule": ReadRule("alpha", 1.0, 2.0), "rates": (torch.ones(()), None)},
+        "rates must be tensors for the mode 'alpha'",
+    ),
     ({"rule": ReadRule("expdecay", 1.0, 2.0, 0.0, float("nan"))}, "overbound of the rule"),
     ({"records": (torch.ones(3, 4, 2).transpose(1, 2),)}, "must be contiguous"),
     ({"pointers": (3,)}, "pointer of records is 3"),

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritonsyn import DelayedLinear, RecordTensor, SingleExponentialCurrent, functional, use_backend
 from tritonsyn.functional import ReadRule, Ring
-from tritonsyn.ops import select_scan, write_rows
+from tritonsyn.ops import project, select_scan, taps, write_rows
 
 F64 = torch.float64
 STEP = 1.3
@@ -106,6 +106,64 @@ def test_select(device, backend, mode, count, rows, overbound):
 
     used = [rate for rate in rates if rate is not None]
     assert gradcheck(program, (sel, *records, *used), backend)
+
+
+@cases(rows=[1, 2], overbound=[None, 0.5], learned=["all", "one rate"], kernels=[(1, 0.5, "all")])
+def test_select_alpha(device, backend, rows, overbound, learned):
+    """Also with one rate for both components, as a synapse has it, and at observations."""
+    rule = ReadRule("alpha", STEP, 2 * STEP, overbound=overbound)
+    sel = torch.tensor([[[0.4, 3.4], [2.2, -1.0]], [[1.1, 0.8], [2.9, 1.7]]], dtype=F64)
+    sel = sel[:rows].to(device).requires_grad_()
+    records = [leaf(3, 2, 2, seed=i, device=device) for i in range(2)]
+    rates = [leaf(*shape, seed=9, device=device) for shape in ((), (2,))]
+    rates = rates[1:] if learned == "one rate" else rates
+
+    def program(sel, *rest):
+        components = tuple(record.clone() for record in rest[:2])
+        value, components = functional.select(
+            components, sel, (rest[2], rest[-1]), (2, 1), rule, backend=backend
+        )
+        return value, *components
+
+    assert gradcheck(program, (sel, *records, *rates), backend)
+
+
+def test_the_slope_of_an_alpha_read_at_an_observation_is_that_from_the_left(device, each_backend):
+    rule = ReadRule("alpha", STEP, 2 * STEP)
+    records = tuple(uniform(3, 1, 1, seed=i).to(device) for i in range(2))
+    rates = (torch.tensor(0.7, dtype=F64, device=device),) * 2
+
+    def value(time):
+        sel = time.view(1, 1).to(device)
+        return functional.select(records, sel, rates, (0, 0), rule)[0].sum()
+
+    time = torch.tensor(STEP, dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(value(time), time)
+    step = 1e-7
+    left = (value(time.detach()) - value(time.detach() - step)) / step
+    torch.testing.assert_close(slope, left.cpu(), rtol=1e-5, atol=1e-6)
+
+
+@cases(mode=["expdecay", "alpha"], kernels=[("alpha",)])
+def test_taps_of_a_pair(device, backend, mode):
+    """What a connection reads of two components, and its gradients, are those of a read."""
+    rule = ReadRule(mode, STEP, 2 * STEP)
+    weight = leaf(4, 3, seed=1, device=device, low=-1.0)
+    delay = leaf(4, 3, seed=2, device=device, high=2 * STEP)
+    rates = [leaf(*shape, seed=3, device=device) for shape in ((), (3,))]
+    sequences = [uniform(3, 1, 3, seed=5 + i).to(device) for i in range(2)]
+
+    def projected(weight, delay, *rates):
+        tapped = taps(weight, delay, rates, rule, 3)
+        return project(sequences, tapped, 1, strategy="shift", backend=backend)[0, 0]
+
+    def read(weight, delay, *rates):
+        pair = [sequence.expand(3, 4, 3).contiguous() for sequence in sequences]
+        return (weight * select_scan(pair, delay, rates, rule, 1, backend=backend)[0]).sum(1)
+
+    inputs = (weight, delay, *rates)
+    torch.testing.assert_close(projected(*inputs), read(*inputs), rtol=1e-12, atol=1e-13)
+    assert gradcheck(projected, inputs, backend)
 
 
 @cases(rows=[1, 2], kernels=[(1,)])

@@ -24,11 +24,15 @@ from tritonsyn.values import ReadRule, compute_dtype
 
 MODES = ("previous", "nearest", "next", "linear", "expdecay")
 COPIES = ("previous", "nearest", "next")  # their values are observations
+RATED = ("expdecay", "alpha")
 STEPS = (0.1, 0.3, 1.0, 1.3)
 SAMPLES = pytest.mark.parametrize(
-    ("count", "mode"), [(1, "linear"), (2, "expdecay")], ids=["single-linear", "double-expdecay"]
+    ("count", "mode"), [(1, "linear"), (2, "expdecay"), (2, "alpha")],
+    ids=["single-linear", "double-expdecay", "alpha"],
+)  # fmt: skip
+EACH = pytest.mark.parametrize(
+    ("count", "mode"), [*((count, mode) for mode in MODES for count in (1, 2)), (2, "alpha")]
 )
-COUNTS = pytest.mark.parametrize("count", [1, 2], ids=["single", "double"])
 
 
 def rule_of(mode="expdecay", step=1.3, slots=5, tolerance=0.0, overbound=None):
@@ -78,8 +82,7 @@ def check(device, name, records, *arguments, first=(), identical=False, margin=6
             assert_identical(a, p)
 
 
-@COUNTS
-@pytest.mark.parametrize("mode", MODES)
+@EACH
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_modes_and_dtypes(device, mode, dtype, count):
     """Value, slopes and adjoint, in every dtype of the record."""
@@ -87,7 +90,7 @@ def test_modes_and_dtypes(device, mode, dtype, count):
     records, rates = records_of(count, 5, 1, 14, dtype), rates_of(count, 14, dtype)
     sel = times(1, 14, 2, rule, F64 if dtype == F64 else F32)
     pointers = [2, 0][:count]
-    want_rates = mode == "expdecay"
+    want_rates = mode in RATED
     check(
         device, "select", records, sel, rates, pointers, rule, True, want_rates,
         identical=mode in COPIES and count == 1,
@@ -123,7 +126,7 @@ def test_pointers_bounds_and_shared_times(device, count, mode, slots, overbound)
     for pointer in range(slots):
         sel = times(1 + pointer % 2, 6, 2, rule, seed=pointer)
         arguments = (sel, rates, [pointer, (pointer + 1) % slots][:count], rule)
-        check(device, "select", records, *arguments, True, mode == "expdecay")
+        check(device, "select", records, *arguments, True, mode in RATED)
         check(device, "select_backward", records, *arguments, first=(dvalue,))
 
 
@@ -153,7 +156,7 @@ def test_a_sequence_is_read_at_every_step(device, small_tiles, count, mode, rows
     records, rates = records_of(count, 3 - 1 + steps, 2, 40, F64), rates_of(count, 40, F64)
     sel, pointers = times(rows, 40, 1, rule, F64), [0] * count
     dvalue = uniform(steps * 2, 40, 1, seed=60)
-    want = (True, mode == "expdecay")
+    want = (True, mode in RATED)
     check(device, "select", records, sel, rates, pointers, rule, *want, steps)
     check(device, "select_backward", records, sel, rates, pointers, rule, steps, first=(dvalue,))
 
@@ -316,6 +319,37 @@ def test_reads_follow_the_rules(device, backend, mode, step, tolerance, overboun
     expected = [by_the_rules(rule, time, rate) for time in sel.tolist()]
     actual = read(device, backend, rule, sel, slots, rate)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=F64), rtol=1e-13, atol=1e-13)
+
+
+def test_a_pair_follows_the_alpha_function(device, backend):
+    """Value and slopes between two observations, in closed form; at the first, the current."""
+    module, rule = implementation("read", device, backend), rule_of("alpha", 1.3, 2)
+    rise, current, rate = 0.8, -0.3, 0.7
+    later = torch.tensor([0.0, 0.2, 0.5, 0.9], dtype=F64)  # steps after the older observation
+    sel = ((1 - later) * 1.3).view(1, 1, -1).to(device)
+    # The newer observations lie in slot 0 and are read by no time but 0.
+    records = [torch.tensor([[[9.0]], [[v]]], dtype=F64, device=device) for v in (rise, current)]
+    given = torch.tensor(rate, dtype=F64, device=device)
+    value, slope, rate_slopes = module.select(
+        records, sel, [given, given], [1, 1], rule, True, True
+    )
+    x = later * rate
+    expected = (rise * x + current) * torch.exp(-x)
+    torch.testing.assert_close(value.view(-1).cpu(), expected, rtol=1e-13, atol=1e-14)
+    change = (rise - rise * x - current) * torch.exp(-x)  # for an x longer by one
+    for actual, factor in ((slope, -rate / 1.3), (rate_slopes[0] + rate_slopes[1], later)):
+        wanted = change * factor
+        torch.testing.assert_close(actual.view(-1).cpu(), wanted, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("slope", [False, True])
+def test_at_an_observation_its_neighbours_do_not_count(device, backend, slope):
+    """Whatever they hold, and whether or not the slope is wanted, which needs them."""
+    rule, module = rule_of("linear", 1.0, 4), implementation("read", device, backend)
+    record = torch.tensor([math.inf, 2.0, math.nan, 4.0], device=device).view(4, 1, 1)
+    sel = torch.tensor([[[0.0, 2.0]]], device=device)
+    value, _, _ = module.select([record], sel, [None], [0], rule, slope)
+    assert value.view(-1).tolist() == [4.0, 2.0]
 
 
 @pytest.mark.parametrize("mode", MODES)

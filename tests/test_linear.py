@@ -620,7 +620,7 @@ def test_products_on_a_gpu_are_not_chosen_for_what_may_not_be_finite():
     assert cheapest(work._replace(finite=True), **gpu) == "gemm"
     assert cheapest(work, **gpu) == "shift"
     assert cheapest(work, torch.device("cpu")) == "gemm"
-    assert choose("auto", x, 8, 2, decays, rest=True) == "gemm"
+    assert choose("auto", x, 8, 2, decays, at_rest=True) == "gemm"
 
 
 def test_a_decay_that_underflows_waits_whole_steps():

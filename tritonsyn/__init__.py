@@ -6,7 +6,7 @@ from . import functional
 from .backend import BackendError, get_backend, set_backend, use_backend
 from .modules.linear import DelayedLinear
 from .modules.record import RecordTensor
-from .modules.synapse import DoubleExponentialCurrent, SingleExponentialCurrent
+from .modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent
 
 try:
     __version__ = version("tritonsyn")
@@ -14,6 +14,7 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "AlphaCurrent",
     "BackendError",
     "DelayedLinear",
     "DoubleExponentialCurrent",

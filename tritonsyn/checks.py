@@ -8,7 +8,15 @@ from typing import Any, cast
 
 import torch
 
-from .values import READ_MODES, RECORD_DTYPES, PackedSpikes, ReadRule, Slot, words_per_row
+from .values import (
+    READ_MODES,
+    RECORD_DTYPES,
+    STRATEGIES,
+    PackedSpikes,
+    ReadRule,
+    Slot,
+    words_per_row,
+)
 
 Constant = float | torch.Tensor
 
@@ -158,8 +166,10 @@ def check_broadcast(name: str, value: torch.Tensor, shape: Sequence[int]) -> Non
         )
 
 
-def check_input(name: str, x: object, shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """``x`` is a real tensor of this shape on this device."""
+def check_input(
+    name: str, x: object, shape: Sequence[int], device: torch.device, owner: str = "record"
+) -> torch.Tensor:
+    """``x`` is a dense real tensor of this shape, on the device that its owner is on."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
     if x.is_complex():
@@ -168,7 +178,7 @@ def check_input(name: str, x: object, shape: Sequence[int], device: torch.device
         raise TypeError(f"{name} must be dense, but its layout is {x.layout}")
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(x.shape)}, but must have {tuple(shape)}")
-    check_device(name, x, device)
+    check_device(name, x, device, owner)
     return x
 
 
@@ -180,14 +190,16 @@ def check_floating(name: str, x: object) -> torch.Tensor:
     raise TypeError(f"{name} must be a dense floating tensor, but is {kind}")
 
 
-def check_device(name: str, x: torch.Tensor, device: torch.device) -> None:
+def check_device(name: str, x: torch.Tensor, device: torch.device, owner: str = "record") -> None:
     """``x`` is on this device."""
     if x.device != device:
-        raise ValueError(f"{name} is on {x.device}, but the record is on {device}")
+        raise ValueError(f"{name} is on {x.device}, but the {owner} is on {device}")
 
 
-def check_packed(name: str, x: PackedSpikes) -> None:
-    """The words are those of spikes of this shape: kernels read as many as it says."""
+def check_packed(name: str, x: object) -> None:
+    """``x`` is packed, and ``words`` has the size that its ``shape`` implies: kernels trust it."""
+    if not isinstance(x, PackedSpikes):
+        raise TypeError(f"{name} must be PackedSpikes, but is {x!r:.80}")
     words, shape = x
     if not isinstance(shape, tuple):
         raise TypeError(f"{name}.shape must be a tuple (T, B, *shape), but is {shape!r:.80}")
@@ -213,6 +225,64 @@ def check_sequence(x: object) -> None:
         raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
     if x.ndim < 1:
         raise ValueError("x must have time as its first axis, but has no axis")
+
+
+def check_initial(initial: object, shape: tuple[int, ...], device: torch.device) -> None:
+    """An initial state is None, or floating and of the shape of a step."""
+    if initial is not None:
+        check_floating("the initial state", initial)
+        check_input("the initial state", initial, shape, device, owner="input")
+
+
+def check_coefficient(name: str, value: object, device: torch.device) -> None:
+    """``value`` is a finite number or a dense real tensor that holds values."""
+    if not isinstance(value, torch.Tensor):
+        finite(name, value)
+        return
+    if value.is_complex() or value.layout != torch.strided:
+        raise TypeError(f"{name} must be dense and real, but is {value.dtype}, {value.layout}")
+    if value.is_meta and device.type != "meta":
+        raise ValueError(f"{name} is on meta, where tensors hold no values")
+
+
+def check_layer(
+    x: torch.Tensor | PackedSpikes, weight: torch.Tensor, delay: torch.Tensor, bias: object
+) -> None:
+    """The input is a sequence of at least one step; weight, delay and bias make a layer for it."""
+    check_sequence(x)
+    if len(x.shape) != 3 or x.shape[0] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, in) with T >= 1")
+    for name, value in (("weight", weight), ("delay", delay)):
+        check_floating(name, value)
+        if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
+            allowed = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, but must have {allowed} "
+                f"for an input {tuple(x.shape)}"
+            )
+        check_device(name, value, x.device, owner="input")
+    if bias is not None:
+        check_input("bias", bias, weight.shape[:1], x.device)
+
+
+def check_strategy(
+    strategy: str, x: torch.Tensor | PackedSpikes, decays: Sequence[torch.Tensor]
+) -> None:
+    """The strategy is known, and can take this input and these time constants."""
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
+    if strategy != "events":
+        return
+    if not isinstance(x, PackedSpikes) and x.dtype != torch.bool:
+        reason = f"x is {x.dtype}"
+    elif any(decay.ndim for decay in decays):
+        reason = "the time constants differ between inputs"
+    else:
+        return
+    raise ValueError(
+        "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
+        f"but {reason}"
+    )
 
 
 def check_selector(
@@ -301,15 +371,15 @@ def check_records(
 def check_coefficients(
     name: str,
     values: Sequence[torch.Tensor | None],
-    count: int,
+    components: int,
     shape: torch.Size,
     device: torch.device,
 ) -> None:
     """As many as there are components, 0-d or one for each synapse of records of this shape."""
     if not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be a sequence of {count}, but is {values!r:.80}")
-    if len(values) != count:
-        raise ValueError(f"{name} must be {count}, but there are {len(values)}")
+        raise TypeError(f"{name} must be a sequence of {components}, but is {values!r:.80}")
+    if len(values) != components:
+        raise ValueError(f"{name} must be {components}, but there are {len(values)}")
     for value in values:
         if value is None:
             continue
@@ -329,8 +399,13 @@ def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
         raise ValueError(
             f"mode of the rule must be one of {', '.join(READ_MODES)}, but is {rule.mode!r}"
         )
-    if rule.mode == "expdecay" and any(rate is None for rate in rates):
-        raise ValueError("rates must be tensors for the mode 'expdecay', but one is None")
+    if rule.mode == "alpha" and len(rates) != 2:
+        raise ValueError(
+            "mode 'alpha' reads two records, the rise and the current, with a rate for each, "
+            f"but there are {len(rates)} rates"
+        )
+    if rule.mode in ("expdecay", "alpha") and any(rate is None for rate in rates):
+        raise ValueError(f"rates must be tensors for the mode {rule.mode!r}, but one is None")
     positive("step of the rule", rule.step)
     nonnegative("limit of the rule", rule.limit)
     nonnegative("tolerance of the rule", rule.tolerance)

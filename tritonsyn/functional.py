@@ -6,27 +6,33 @@ before the sample, ``next_data`` the one a ``step_time`` later, ``sample_at`` th
 first to the sample. All are plain tensor expressions, broadcast and differentiable.
 """
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from . import checks, ops
 from .checks import (
+    check_coefficient,
     check_coefficients,
     check_floating,
     check_input,
+    check_packed,
+    check_record,
     check_records,
     check_rule,
     check_selector,
+    check_slot,
 )
-from .ops import Ring, pack_spikes, push, read, sequence_scan, unpack_spikes
-from .values import PackedSpikes, ReadRule, Slot, record_size
+from .ops import Ring
+from .ops.common import as_tensor
+from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 
 __all__ = [
     "PackedSpikes",
     "ReadRule",
     "Ring",
+    "alpha_scan",
     "delayed_linear",
     "double_exp_scan",
     "exp_scan",
@@ -127,16 +133,83 @@ INTERPOLATIONS: dict[str, Callable[..., torch.Tensor]] = {
 """The known modes by name."""
 
 
-@wraps(ops.step)
+Coefficient = float | torch.Tensor
+
+
+def push(
+    record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
+) -> torch.Tensor:
+    """Writes an observation into a slot of a record, in place.
+
+    Args:
+        record: ``[K, B, ...]``, contiguous; float64, float32, bfloat16, float16 or bool.
+        value: ``[B, ...]`` of any real dtype, converted; a bool record holds ``value != 0``.
+        slot: a number, or a 0-d integer tensor on the record's device, which is taken on trust.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        The record, without a graph where gradients are disabled. Differentiable (first order) to
+        the value and to what the other slots hold.
+
+    Raises:
+        TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
+    """
+    check_record("record", record)
+    check_input("value", value, record.shape[1:], record.device)
+    check_slot("slot", slot, record.shape[0])
+    return ops.push(record, value, slot, backend=backend)
+
+
+def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+    """A copy of one slot of a record.
+
+    Args:
+        record, slot: as for :func:`push`.
+
+    Returns:
+        ``(record, value)``, the record now carrying the read in its graph. Differentiable.
+
+    Raises:
+        TypeError, ValueError, IndexError: not a record, or no such slot.
+    """
+    check_record("record", record)
+    check_slot("slot", slot, record.shape[0])
+    return ops.read(record, slot)
+
+
 def step(
     x: torch.Tensor,
     ring: Ring,
     gain: torch.Tensor,
     decays: Sequence[torch.Tensor],
     *,
+    coupling: torch.Tensor | None = None,
     graph: bool = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    r"""Advances an exponential synapse by one step, in place.
+
+    .. math:: C_c[t] = d_c\,C_c[t-1] + g\,x[t]
+
+    Args:
+        x: the input ``[B, *shape]``, bool, integer or floating.
+        ring: the records. That of spikes takes ``x != 0``. Pointers stay where they are, unless
+            the ring has ``arrivals``.
+        gain: factor :math:`g` of the input, a tensor, 0-d or ``[*shape]``.
+        decays: factor :math:`d_c` of each component in a step, as ``gain``.
+        coupling: of two components that share the one decay; the first then takes the input, and
+            the second, which is the current, is :math:`d\,(I + \mathrm{coupling}\,A)`. As ``gain``.
+        graph: whether to record an autograd graph where gradients are enabled.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        ``(current, components)``: the first component, the first minus the second, or the second
+        of two coupled ones, ``[B, *shape]``, and the records of the components. Differentiable
+        (first order).
+
+    Raises:
+        TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
+    """
     if not isinstance(ring, Ring):
         raise TypeError(f"ring must be a Ring, but is {ring!r:.80}")
     shape = check_records("ring.components", ring.components, ring.pointers)
@@ -146,13 +219,17 @@ def step(
     if ring.spikes.dtype != torch.bool:
         raise TypeError(f"ring.spikes must be torch.bool, but is {ring.spikes.dtype}")
     device = ring.spikes.device
+    if ring.arrivals is not None:
+        check_input("ring.arrivals", ring.arrivals, (), device)
     check_input("x", x, shape[1:], device)
     check_coefficients("gain", (gain,), 1, shape, device)
-    check_coefficients("decays", decays, len(ring.components), shape, device)
-    return ops.step(x, ring, gain, decays, graph=graph, backend=backend)
+    factors = len(ring.components) - (coupling is not None)
+    check_coefficients("decays", decays, factors, shape, device)
+    check_coefficients("coupling", (coupling,), 1, shape, device)
+    dynamics = Dynamics(gain, tuple(decays), coupling)
+    return ops.step(x, ring, dynamics, graph=graph, backend=backend)
 
 
-@wraps(ops.select)
 def select(
     records: Sequence[torch.Tensor],
     sel: torch.Tensor,
@@ -162,14 +239,29 @@ def select(
     *,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Values of a record, or of the first minus the second, at times before the present.
+
+    Args:
+        records: one or two, as for :func:`push`.
+        sel: the times ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, in the unit of the rule.
+        rates: step over time constant of each record, a tensor, 0-d or ``[*shape]``; the mode
+            ``"expdecay"`` needs them, others take None.
+        pointers: for each record the slot that is written next.
+        rule: how a time becomes a value.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        ``(value, records)``: ``[B, *shape]`` or ``[B, *shape, D]``, and the records, which carry
+        the read in their graph. Differentiable (first order) to records, times and rates.
+
+    Raises:
+        TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
+    """
     shape = check_records("records", records, pointers)
-    check_rule(rule, rates)
-    sel = check_selector("sel", sel, shape[1:], records[0].device)
-    check_coefficients("rates", rates, len(records), shape, records[0].device)
+    sel = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
     return ops.select(records, sel, rates, pointers, rule, backend=backend)
 
 
-@wraps(ops.select_scan)
 def select_scan(
     sequences: Sequence[torch.Tensor],
     sel: torch.Tensor,
@@ -179,16 +271,74 @@ def select_scan(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
+    """The read of :func:`select` at each of the last ``steps`` steps of a sequence.
+
+    Args:
+        sequences: one or two ``[K - 1 + steps, B, *shape]``, floating, oldest first; step t reads
+            the K observations from row t on.
+        sel, rates, rule: as for :func:`select`, the same at every step.
+        steps: how many.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        ``[steps, B, *shape]`` or ``[steps, B, *shape, D]``. Differentiable (first order) to
+        sequences, times and rates.
+
+    Raises:
+        TypeError, ValueError: wrong kind, shape or device, or more steps than rows.
+    """
     if not isinstance(sequences, Sequence):
         raise TypeError(f"sequences must be one or two tensors, but is {sequences!r:.80}")
     rows = [check_floating("sequences", sequence).contiguous() for sequence in sequences]
     shape = check_records("sequences", rows, (0,) * len(rows))
     if not 1 <= checks.integer("steps", steps) <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
-    check_rule(rule, rates)
-    sel = check_selector("sel", sel, shape[1:], rows[0].device)
-    check_coefficients("rates", rates, len(rows), shape, rows[0].device)
+    sel = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
     return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
+
+
+def _checked_read(
+    sel: torch.Tensor,
+    rates: Sequence[torch.Tensor | None],
+    rule: ReadRule,
+    components: int,
+    shape: torch.Size,
+    device: torch.device,
+) -> torch.Tensor:
+    """The times of a read of records of this shape, once all that it takes is known to fit."""
+    check_coefficients("rates", rates, components, shape, device)
+    check_rule(rule, rates)
+    return check_selector("sel", sel, shape[1:], device)
+
+
+def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
+    """Spikes as bits, 32 synapses a word.
+
+    Args:
+        x: ``[T, B, *shape]``, dense; a spike is ``x != 0``.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        What scans and layers take in place of the spikes.
+
+    Raises:
+        TypeError, ValueError: not a dense tensor, or too few axes.
+    """
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+        raise TypeError(f"x must be a dense tensor, but is {x!r:.80}")
+    if x.ndim < 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, *shape)")
+    return ops.pack_spikes(x, backend=backend)
+
+
+def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
+    """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``.
+
+    Raises:
+        TypeError, ValueError: not packed spikes, or words that contradict the shape.
+    """
+    check_packed("packed", packed)
+    return ops.unpack_spikes(packed)
 
 
 def exp_scan(
@@ -225,7 +375,8 @@ def exp_scan(
     Raises:
         TypeError, ValueError: wrong kind, shape or device.
     """
-    y, (final,) = sequence_scan(x, gain, [decay], [initial], dtype=dtype, backend=backend)
+    constants = {"gain": gain, "decay": decay}
+    y, (final,) = _sequence_scan(x, constants, [initial], dtype, backend)
     return y, final
 
 
@@ -248,8 +399,134 @@ def double_exp_scan(
     else as :func:`exp_scan`.
     """
     initials = (None, None) if initial is None else initial
-    y, (pos, neg) = sequence_scan(x, gain, [decay, rise], initials, dtype=dtype, backend=backend)
+    constants = {"gain": gain, "decay": decay, "rise": rise}
+    y, (pos, neg) = _sequence_scan(x, constants, initials, dtype, backend)
     return y, (pos, neg)
+
+
+def alpha_scan(
+    x: torch.Tensor | PackedSpikes,
+    decay: float | torch.Tensor,
+    ratio: float | torch.Tensor,
+    gain: float | torch.Tensor = 1.0,
+    initial: tuple[torch.Tensor, torch.Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    r"""The recurrence of the alpha function over a whole sequence, in one kernel.
+
+    .. math::
+        A[t] = d\,A[t-1] + g\,x[t], \quad I[t] = d\,(I[t-1] + r\,A[t-1]), \quad y[t] = I[t]
+
+    With :math:`r = \Delta t / \tau`, :math:`d = e^{-r}` and :math:`g = Q / \tau` a spike gives
+    :math:`Q\,s / \tau^2\,e^{-s / \tau}` a time :math:`s` after it. ``initial`` is the pair
+    :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else as :func:`exp_scan`.
+    """
+    initials = (None, None) if initial is None else initial
+    constants = {"gain": gain, "decay": decay, "ratio": ratio}
+    y, (rise, current) = _sequence_scan(x, constants, initials, dtype, backend)
+    return y, (rise, current)
+
+
+def _sequence_scan(
+    x: torch.Tensor | PackedSpikes,
+    constants: dict[str, Coefficient],
+    initials: Sequence[torch.Tensor | None],
+    dtype: torch.dtype | None,
+    backend: str | None,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A scan of a sequence ``[T, ...]`` of any rank: ``(y, final component values)``.
+
+    The last axes, which any coefficient spans, are the synapses, and the others the batch.
+    """
+    checks.check_sequence(x)
+    shape = tuple(x.shape)
+    _check_as_many("initial", initials, len(constants) - 1)
+    for initial in initials:
+        checks.check_initial(initial, shape[1:], x.device)
+    dtype = _output_dtype(x, initials, dtype)
+    acc = compute_dtype(dtype)
+    inner = _synapse_axes(shape, constants.values())
+    if isinstance(x, PackedSpikes):
+        # Words are of whole rows of the batch: coefficients that differ along it need the spikes.
+        x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (ops.unpack_spikes(x), inner)
+    synapses = shape[len(shape) - inner :]
+    rows = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
+    dynamics = _dynamics(constants, synapses, acc, x.device)
+    starts = [None if s is None else s.to(acc).reshape(rows) for s in initials]
+    flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], *rows)
+    last = min(shape[0], 1)
+    y, tails = ops.scan(flat, dynamics, starts, last=last, dtype=dtype, backend=backend)
+    if last:
+        finals = [tail[-1] for tail in tails]
+    else:
+        at_rest = torch.zeros(rows, dtype=acc, device=x.device)
+        finals = [at_rest.clone() if start is None else start.clone() for start in starts]
+    return y.view(shape), [final.reshape(shape[1:]) for final in finals]
+
+
+def _check_as_many(name: str, values: object, components: int) -> None:
+    if not isinstance(values, Sequence) or len(values) != components:
+        raise ValueError(f"{name} must hold {components} tensors, but is {values!r:.80}")
+
+
+def _output_dtype(
+    x: torch.Tensor | PackedSpikes,
+    initials: Sequence[torch.Tensor | None],
+    dtype: torch.dtype | None,
+) -> torch.dtype:
+    """The dtype asked for, else that of a floating input or initial state, else the default."""
+    sources = [*([] if isinstance(x, PackedSpikes) else [x]), *initials]
+    floating = [s.dtype for s in sources if s is not None and s.is_floating_point()]
+    return checks.record_dtype(floating[0] if dtype is None and floating else dtype)
+
+
+def _synapse_axes(shape: tuple[int, ...], coefficients: Iterable[Coefficient]) -> int:
+    """How many of the last axes the coefficients span."""
+    spans = [0]
+    for value in coefficients:
+        if isinstance(value, torch.Tensor) and value.numel() > 1:
+            sizes = list(value.shape)
+            while sizes[0] == 1:
+                sizes.pop(0)
+            spans.append(len(sizes))
+    return min(max(spans), len(shape) - 1)
+
+
+def _dynamics(
+    constants: dict[str, Coefficient],
+    synapses: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Dynamics:
+    """The dynamics of constants that become 0-d or ``[N]``; a ratio couples the states."""
+    tensors = [
+        _coefficient(name, value, synapses, dtype, device) for name, value in constants.items()
+    ]
+    return Dynamics.of(tensors, coupled="ratio" in constants)
+
+
+def _coefficient(
+    name: str,
+    value: Coefficient,
+    synapses: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    check_coefficient(name, value, device)
+    tensor = as_tensor(value, dtype, device)
+    if tensor.numel() == 1:
+        return tensor.reshape(())
+    sizes = tuple(tensor.shape)
+    try:
+        whole = torch.broadcast_shapes(sizes, synapses)
+    except RuntimeError:
+        whole = torch.Size()
+    # Ones may stand before the axes of the synapses.
+    if whole[-len(synapses) :] != synapses or math.prod(whole) != math.prod(synapses):
+        raise ValueError(f"{name} has shape {sizes}, which does not broadcast to {synapses}")
+    return tensor.broadcast_to(whole).reshape(-1)
 
 
 def delayed_linear(
@@ -297,7 +574,7 @@ def delayed_linear(
     Raises:
         TypeError, ValueError: wrong kind, shape, device or strategy.
     """
-    ops.check_layer(x, weight, delay, bias)
+    checks.check_layer(x, weight, delay, bias)
     decays = (decay,) if rise is None else (decay, rise)
     for name, factor in zip(("decay", "rise"), decays, strict=False):
         if not isinstance(factor, torch.Tensor):
@@ -305,9 +582,31 @@ def delayed_linear(
     step_time = checks.positive("step_time", step_time)
     max_delay = checks.nonnegative("max_delay", max_delay)
     slots = record_size(step_time, max_delay, inclusive=True)
+    if initial is not None:
+        _check_as_many("initial", initial, len(decays))
+    histories, size = initial or (), (slots, *x.shape[1:])
+    for i, history in enumerate(histories):
+        check_input(f"initial[{i}]", history, size, x.device)
+    dtype = _output_dtype(x, histories, dtype)
+    constants = {"gain": gain, "decay": decay, **({} if rise is None else {"rise": rise})}
+    dynamics = _dynamics(constants, tuple(size[2:]), compute_dtype(dtype), x.device)
+    checks.check_strategy(strategy, x, dynamics.decays)
     rule = ReadRule("expdecay", step_time, max_delay)
-    y, final = ops.delayed_linear(
-        x, weight, delay, gain, decays, initial, rule, slots,
-        strategy=strategy, dtype=dtype, backend=backend,
-    )  # fmt: skip
-    return (y if bias is None else (y + bias).to(y.dtype)), final
+    taps = ops.taps(weight, delay, [_rate(factor) for factor in dynamics.decays], rule, slots)
+    run = ops.Run(x, dynamics, initial, slots, dtype, backend)
+    y, tails = ops.project_sequence(run, taps, strategy=strategy)
+    y = y.to(dtype)
+    at_rest = torch.zeros(size, dtype=dtype, device=x.device)
+    before = [history.to(dtype) for history in histories] or [at_rest] * dynamics.states
+    final = [torch.cat((b[t.shape[0] :], t.to(dtype))) for b, t in zip(before, tails, strict=True)]
+    return (y if bias is None else (y + bias).to(y.dtype)), tuple(final)
+
+
+def _rate(factor: torch.Tensor) -> torch.Tensor:
+    """Steps over the time constant that a factor of a step stands for.
+
+    Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.
+    """
+    gone = factor == 0
+    rate = -torch.log(factor.masked_fill(gone, 1.0))
+    return rate.masked_fill(gone, torch.finfo(rate.dtype).max)

@@ -1,6 +1,7 @@
 """Plain values that every floor hands on: rules of reads, packed spikes, slots of a record."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,11 @@ Slot = int | torch.Tensor
 RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that records of currents are kept in."""
 
-READ_MODES = ("previous", "nearest", "next", "linear", "expdecay")
-"""Modes of a :class:`ReadRule`."""
+READ_MODES = ("previous", "nearest", "next", "linear", "expdecay", "alpha")
+"""Modes of a :class:`ReadRule`; ``alpha`` reads a pair, the rise and the current."""
+
+STRATEGIES = ("auto", "shift", "gemm", "events")
+"""Ways to compute a delayed projection over a sequence."""
 
 
 class ReadRule(NamedTuple):
@@ -33,6 +37,72 @@ class ReadRule(NamedTuple):
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Arithmetic is float64 for float64 and float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Dynamics(NamedTuple):
+    """How the states of a synapse move in a step: values that one synapse's operations share.
+
+    One state decays and takes the input: ``C' = decay * C + gain * x``; it is the current. Two
+    states with a decay each both take the input; the current is the first minus the second. Two
+    *coupled* states share one decay; the first, A, takes the input and feeds the second, the
+    current: ``A' = decay * A + gain * x`` and ``I' = decay * (I + coupling * A)``.
+    """
+
+    gain: torch.Tensor
+    """What a unit input adds to each state that takes it: 0-d, or one value per synapse."""
+    decays: tuple[torch.Tensor, ...]
+    """Factor of each state in one step; coupled states share the only one."""
+    coupling: torch.Tensor | None = None
+    """Part of the first state that joins the second before that decays."""
+
+    @property
+    def states(self) -> int:
+        """How many there are, one or two."""
+        return len(self.decays) + (self.coupling is not None)
+
+    @property
+    def constants(self) -> tuple[torch.Tensor, ...]:
+        """Gain, decays and coupling, those that there are."""
+        return (self.gain, *self.decays, *(() if self.coupling is None else (self.coupling,)))
+
+    @property
+    def mix(self) -> tuple[float, ...]:
+        """What each state counts in the current."""
+        if self.coupling is not None:
+            return 0.0, 1.0
+        return (1.0, -1.0)[: len(self.decays)]
+
+    @property
+    def inputs(self) -> int:
+        """How many states take the input, from the first on."""
+        return len(self.decays)
+
+    @classmethod
+    def of(cls, constants: Sequence[torch.Tensor], coupled: bool) -> "Dynamics":
+        """The dynamics of these :attr:`constants`, the last of which may be a coupling."""
+        gain, *decays = constants
+        coupling = decays[-1] if coupled else None
+        return cls(gain, tuple(decays[:-1] if coupled else decays), coupling)
+
+    def decay(self, state: int) -> torch.Tensor:
+        """The decay of a state."""
+        return self.decays[min(state, len(self.decays) - 1)]
+
+    def alone(self, state: int) -> "Dynamics":
+        """The dynamics of which this state is the current."""
+        if self.coupling is not None and state == 1:
+            return self
+        return Dynamics(self.gain, (self.decay(state),))
+
+    def current_(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The current that the states make, in the memory of one of them."""
+        if self.coupling is not None:
+            return states[1]
+        return states[0] if len(states) == 1 else states[0].sub_(states[1])
+
+    def current(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same; the difference of two in new memory."""
+        return states[0] - states[1] if self.inputs == 2 else self.current_(states)
 
 
 # A duration this close to a whole number of steps is that number (relative to one step).

@@ -60,9 +60,10 @@ def select(
     want_rate_slopes: bool = False,
     steps: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
-    """Value of the record (or first minus second) at the times ``sel [1 or B, N, D]``.
+    """Value of the record, or of a pair, at the times ``sel [1 or B, N, D]``.
 
-    ``rates`` (steps over time constant, 0-d or ``[N]``) are used by ``expdecay``. Returns the
+    The value of a pair is the first minus the second, in the mode ``alpha`` their sum. ``rates``
+    (steps over time constant, 0-d or ``[N]``) are used by ``expdecay`` and ``alpha``. Returns the
     value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each component's rate.
 
     With ``steps > 1`` each record is a sequence ``[K - 1 + steps, B, N]``, oldest first, that is

@@ -8,9 +8,10 @@ import torch
 
 from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
 from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
-from ..values import PackedSpikes, words_per_row
+from ..values import Dynamics, PackedSpikes, words_per_row
 from .config import LaunchConfig, config_for
 from .launcher import launch, tiles
+from .step import constant_arguments
 
 Pair = Sequence[torch.Tensor | None]
 _NONE: Pair = (None, None)
@@ -18,28 +19,29 @@ _NONE: Pair = (None, None)
 
 def scan(
     x: torch.Tensor | PackedSpikes,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     initials: Pair,
-    keep: int,
+    last: int,
     dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components, T steps at once.
+    """T steps of the states at once.
 
-    ``x [T, B, N]`` or packed; ``gain`` and ``decays`` 0-d or ``[N]``; ``initials`` ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second;
-    None without a ``dtype``) and the last ``keep <= T`` values of each component in the dtype of
-    the decays.
+    ``x [T, B, N]`` or packed; constants 0-d or ``[N]``; ``initials``, of each state, ``[B, N]`` or
+    None. Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``) and the
+    ``last <= T`` values of each state in the dtype of the constants.
     """
     shape = _shape(x)
-    carried = decays[0].dtype
+    carried = dynamics.gain.dtype
     y = None if dtype is None else torch.empty(shape, dtype=dtype, device=x.device)
-    tails = [torch.empty((keep, *shape[1:]), dtype=carried, device=x.device) for _ in decays]
+    tails = [
+        torch.empty((last, *shape[1:]), dtype=carried, device=x.device)
+        for _ in range(dynamics.states)
+    ]
     narrower = _narrower(x, dtype or carried)
     config = config_for("exp_scan_kernel", (shape[0], shape[1] * shape[2]), narrower, x.device)
     if math.prod(shape):
-        carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
-        _launch(x, y, tails, carries, _NONE, gain, decays, keep, config, reverse=False)
+        carries = _carries(x, dynamics, initials, _NONE, last, config, reverse=False)
+        _launch(x, y, tails, carries, _NONE, dynamics, last, config, reverse=False)
     return y, tails
 
 
@@ -47,50 +49,60 @@ def scan_backward(
     dy: torch.Tensor,
     dtails: Pair,
     x: torch.Tensor | PackedSpikes | None,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     initials: Pair,
     dx_dtype: torch.dtype | None,
     want_initials: bool = True,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
 
-    ``dtails [keep, B, N]`` or None are the gradients of the last values of the components. With
-    ``x`` given, the gradients of the gain and of each decay are returned too, ``[B, N]`` each, to
-    be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted;
-    without ``want_initials`` theirs are an empty list.
+    ``dtails [last, B, N]`` or None are the gradients of the last values of the states. With ``x``
+    given, the gradients of the constants are returned too, in their order, ``[B, N]`` each, to be
+    summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted; without
+    ``want_initials`` theirs are an empty list.
     """
-    row, carried = dy.shape[1:], decays[0].dtype
+    row, carried = dy.shape[1:], dynamics.gain.dtype
     narrower = _narrower(dy, dx_dtype or dy.dtype)
     config = config_for("exp_scan_kernel", (dy.shape[0], row.numel()), narrower, dy.device)
     if dy.numel() == 0:
         dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
-        zeros = [dy.new_zeros(row, dtype=carried) for _ in range(1 + len(decays))]
-        return dx, zeros[1:] if want_initials else [], [] if x is None else zeros
+        zeros = dy.new_zeros(row, dtype=carried)
+        dinitials = [zeros.clone() for _ in range(dynamics.states)]
+        constants = [] if x is None else [zeros.clone() for _ in dynamics.constants]
+        return dx, dinitials if want_initials else [], constants
     dy = dy.contiguous()
     dtails = [None if d is None else d.contiguous() for d in dtails]
-    keep = max((d.shape[0] for d in dtails if d is not None), default=0)
+    last = max((d.shape[0] for d in dtails if d is not None), default=0)
     dx = None if dx_dtype is None else dy.new_empty(dy.shape, dtype=dx_dtype)
-    dcarries = _carries(dy, None, decays, _NONE, dtails, keep, config, reverse=True)
+    dcarries = _carries(dy, dynamics, _NONE, dtails, last, config, reverse=True)
     size = (config.chunks, *row)
-    outs = [torch.empty(size, dtype=carried, device=dy.device) for _ in decays if want_initials]
+    states = range(dynamics.states if want_initials else 0)
+    outs = [torch.empty(size, dtype=carried, device=dy.device) for _ in states]
     if dx is not None or want_initials:
-        _launch(dy, dx, dtails, dcarries, outs or _NONE, gain, decays, keep, config, reverse=True)
-    signs = (1.0, -1.0)
-    dinitials = [out[0] * (d * s) for out, d, s in zip(outs, decays, signs, strict=False)]
+        _launch(dy, dx, dtails, dcarries, outs or _NONE, dynamics, last, config, reverse=True)
+    dinitials = _before_first([out[0] for out in outs], dynamics)
     if x is None:
         return dx, dinitials, []
-    carries = _carries(x, gain, decays, initials, _NONE, keep, config, reverse=False)
-    return dx, dinitials, _constants(dy, dtails, keep, x, gain, decays, carries, dcarries, config)
+    carries = _carries(x, dynamics, initials, _NONE, last, config, reverse=False)
+    return dx, dinitials, _constants(dy, dtails, last, x, dynamics, carries, dcarries, config)
+
+
+def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.Tensor]:
+    """Gradients of the initial states from the adjoints of the first step's, as a scan has them."""
+    if dynamics.coupling is not None and zs:
+        decay = dynamics.decay(0)
+        return [decay * (zs[0] + dynamics.coupling * zs[1]), decay * zs[1]]
+    # The second of two is carried with its sign turned.
+    signs = (1.0, -1.0)
+    return [z * (d * s) for z, d, s in zip(zs, dynamics.decays, signs, strict=False)]
 
 
 def _carries(
     x: torch.Tensor | PackedSpikes,
-    gain: torch.Tensor | None,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     initials: Pair,
     tails: Pair,
-    keep: int,
+    last: int,
     config: LaunchConfig,
     reverse: bool,
 ) -> Pair:
@@ -99,58 +111,76 @@ def _carries(
     Each chunk runs from zero first; a scan over the chunks, whose decay is that of a whole chunk,
     adds up what they leave. A sequence in one chunk receives its initial state.
     """
+    initials = [None if initial is None else initial.contiguous() for initial in initials]
     if config.chunks == 1:
-        return [None if initial is None else initial.contiguous() for initial in initials]
+        return initials
     steps, *row = _shape(x)
-    shape = (config.chunks, *row)
-    left = [torch.empty(shape, dtype=decays[0].dtype, device=x.device) for _ in decays]
-    _launch(x, None, tails if reverse else _NONE, _NONE, left, gain, decays, keep, config, reverse)
-    whole_length = config.with_chunks(1)
-    carries: list[torch.Tensor | None] = []
-    for out, decay, initial in zip(left, decays, initials, strict=False):
-        carry = torch.zeros_like(out)
+    shape, carried = (config.chunks, *row), dynamics.gain.dtype
+    left = [torch.empty(shape, dtype=carried, device=x.device) for _ in range(dynamics.states)]
+    given = tails if reverse else _NONE
+    _launch(x, None, given, _NONE, left, dynamics, last, config, reverse)
+    length = _chunk_length(steps, config)
+    carries: list[torch.Tensor | None] = [None] * dynamics.states
+    # Of two coupled states one feeds the other: it comes first, and backward that is the second.
+    order = range(dynamics.states)
+    coupled = dynamics.coupling is not None
+    for place in reversed(order) if coupled and reverse else order:
+        feeding = carries[1 - place] if coupled else None
+        whole = _power(dynamics.decay(place), length)
+        carry = torch.zeros_like(left[place])
+        initial = initials[place]
         if initial is not None:
             carry[0] = initial
-        source, target = (out[1:], carry[:-1]) if reverse else (out[:-1], carry[1:])
-        power = decay ** _chunk_length(steps, config)
-        # Where it vanishes though no step's does, an infinite carry would become NaN.
-        least = power.abs().clamp(min=torch.finfo(decay.dtype).tiny).copysign(power)
-        whole = [torch.where(decay != 0, least, power)]
-        first = [None if initial is None else initial.contiguous()]
-        _launch(source, target, _NONE, first, _NONE, None, whole, 0, whole_length, reverse)
-        carries.append(carry)
+        source, target, fed = left[place][:-1], carry[1:], slice(-1)
+        if reverse:
+            source, target, fed = left[place][1:], carry[:-1], slice(1, None)
+        if feeding is not None and dynamics.coupling is not None:
+            source = torch.addcmul(source, feeding[fed], whole * (length * dynamics.coupling))
+        among = Dynamics(whole.new_ones(()), (whole,))
+        whole_length = config.with_chunks(1)
+        _launch(source, target, _NONE, [initial], _NONE, among, 0, whole_length, reverse)
+        carries[place] = carry
     return carries
+
+
+def _power(decay: torch.Tensor, length: int) -> torch.Tensor:
+    """The decay of a whole chunk; 0 only where that of a step is.
+
+    Where it vanishes though no step's does, an infinite carry would become NaN.
+    """
+    power = decay**length
+    least = power.abs().clamp(min=torch.finfo(decay.dtype).tiny).copysign(power)
+    return torch.where(decay != 0, least, power)
 
 
 def _constants(
     dy: torch.Tensor,
     dtails: Pair,
-    keep: int,
+    last: int,
     x: torch.Tensor | PackedSpikes,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     carries: Pair,
     dcarries: Pair,
     config: LaunchConfig,
 ) -> list[torch.Tensor]:
-    """Gradients of the gain and of each decay, ``[B, N]``: partials of the chunks and their sum."""
-    shape = (config.chunks, *dy.shape[1:])
-    dgain, *ddecays = (
-        torch.empty(shape, dtype=decays[0].dtype, device=dy.device) for _ in (gain, *decays)
+    """Gradients of the constants, ``[B, N]``: partials of the chunks and their sum."""
+    shape, carried = (config.chunks, *dy.shape[1:]), dynamics.gain.dtype
+    dgain, *others = (
+        torch.empty(shape, dtype=carried, device=dy.device) for _ in dynamics.constants
     )
-    data, arguments, flags = _arguments(x, gain, decays)
+    data, constants, sizes, flags = _arguments(x, dynamics)
     work = (dy.shape[0], dy[0].numel())
     # The chunks are those of the scans that made the carries.
     launch(
         exp_scan_constants_kernel, lambda own: (tiles(work[1], own.BLOCK), config.chunks),
         data, dy, dtails[0], dtails[-1],
         carries[0], carries[-1], dcarries[0], dcarries[-1],
-        ddecays[0], ddecays[-1], dgain,
-        *arguments["coefficients"],
-        dy.shape[0], _chunk_length(dy.shape[0], config), keep, *arguments["sizes"],
+        others[0], others[-1], dgain,
+        *constants,
+        dy.shape[0], _chunk_length(dy.shape[0], config), last, *sizes,
         **flags, work=work, dtype=_narrower(x, dy.dtype),
     )  # fmt: skip
-    return [partial.sum(0) for partial in (dgain, *ddecays)]
+    return [partial.sum(0) for partial in (dgain, *others)]
 
 
 def _launch(
@@ -159,43 +189,37 @@ def _launch(
     tails: Pair,
     carry_in: Pair,
     carry_out: Pair,
-    gain: torch.Tensor | None,
-    decays: Sequence[torch.Tensor],
-    keep: int,
+    dynamics: Dynamics,
+    last: int,
     config: LaunchConfig,
     reverse: bool,
 ) -> None:
     steps, *row = _shape(x)
-    data, arguments, flags = _arguments(x, gain, decays)
+    data, constants, sizes, flags = _arguments(x, dynamics)
     work = (steps, row[0] * row[1])
+    dtype = _narrower(x, dynamics.gain.dtype if y is None else y.dtype)
     grid = (tiles(work[1], config.BLOCK), config.chunks)
     launch(
         exp_scan_kernel, grid,
         data, y, tails[0], tails[-1],
         carry_in[0], carry_in[-1], carry_out[0], carry_out[-1],
-        *arguments["coefficients"],
-        steps, _chunk_length(steps, config), keep, *arguments["sizes"],
-        REVERSE=reverse, **flags,
-        work=work, dtype=_narrower(x, decays[0].dtype if y is None else y.dtype), config=config,
+        *constants,
+        steps, _chunk_length(steps, config), last, *sizes,
+        REVERSE=reverse, **flags, work=work, dtype=dtype, config=config,
     )  # fmt: skip
 
 
 def _arguments(
-    x: torch.Tensor | PackedSpikes, gain: torch.Tensor | None, decays: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, Any], dict[str, Any]]:
-    """The input's data, the coefficients and sizes, and the flags, as the kernels take them."""
+    x: torch.Tensor | PackedSpikes, dynamics: Dynamics
+) -> tuple[torch.Tensor, list[torch.Tensor | None], tuple[int, ...], dict[str, Any]]:
+    """The input's data, the constants, the sizes, and the flags, as the kernels take them."""
     _, batch, synapses = _shape(x)
     packed = isinstance(x, PackedSpikes)
-    coefficients = [gain, decays[0], decays[-1]]
-    names = ("GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE", "RISE_PER_SYNAPSE")
-    flags = {n: c is not None and c.ndim > 0 for n, c in zip(names, coefficients, strict=True)}
-    flags |= {"DOUBLE": len(decays) == 2, "PACKED": packed}
-    arguments = {
-        "coefficients": [None if c is None else c.contiguous() for c in coefficients],
-        "sizes": (batch * synapses, synapses, words_per_row(synapses)),
-    }
+    constants, flags = constant_arguments(dynamics)
+    flags |= {"DOUBLE": dynamics.states == 2, "PACKED": packed}
+    sizes = (batch * synapses, synapses, words_per_row(synapses))
     data = x.words if isinstance(x, PackedSpikes) else x
-    return data.contiguous(), arguments, flags
+    return data.contiguous(), constants, sizes, flags
 
 
 def _shape(x: torch.Tensor | PackedSpikes) -> tuple[int, int, int]:

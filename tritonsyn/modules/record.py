@@ -200,7 +200,7 @@ class RecordTensor(nn.Module):
     def read(self, offset: int = 1) -> torch.Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
         storage, value = ops.read(self.storage, self._slot(checks.integer("offset", offset)))
-        self.keep(storage)
+        self.replace_storage(storage)
         return value
 
     def readrange(
@@ -281,8 +281,10 @@ class RecordTensor(nn.Module):
             inplace: record no autograd graph, and drop the one there is.
         """
         slot = self._slot(checks.integer("offset", offset))
+        check_record("record", self.storage)
+        check_input("value", obs, self.storage.shape[1:], self.storage.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
-            self.keep(ops.push(self.storage, obs, slot, backend=self.backend))
+            self.replace_storage(ops.push(self.storage, obs, slot, backend=self.backend))
 
     def writerange(
         self,
@@ -326,8 +328,18 @@ class RecordTensor(nn.Module):
         steps = rows.shape[0] if steps is None else checks.integer("steps", steps)
         if steps < rows.shape[0]:
             raise ValueError(f"steps must be at least the {rows.shape[0]} rows, but is {steps}")
+        if rows.shape[0] > self.recordsz:
+            raise ValueError(
+                f"rows have shape {tuple(rows.shape)}, but must have (L, *{self.shape}) with L in "
+                f"0 to {self.recordsz}"
+            )
+        self.append(rows, steps, inplace)
+
+    def append(self, rows: torch.Tensor, steps: int, inplace: bool = False) -> None:
+        """What :meth:`extend` does, with rows that are known to fit."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
-            self.keep(ops.write_rows(self.storage, rows, self._slot(rows.shape[0] - steps)))
+            slot = self._slot(rows.shape[0] - steps)
+            self.replace_storage(ops.write_rows(self.storage, rows, slot))
         self.advance(steps)
 
     def history(self, length: int) -> torch.Tensor:
@@ -354,7 +366,7 @@ class RecordTensor(nn.Module):
         else:
             self.cursor = (self.cursor + steps) % self.recordsz
 
-    def keep(self, storage: torch.Tensor) -> None:
+    def replace_storage(self, storage: torch.Tensor) -> None:
         """The storage from now on: what an operation on the present one returned."""
         if storage is not self._buffers["storage"]:
             self.storage = storage

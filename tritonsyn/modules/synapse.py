@@ -1,5 +1,7 @@
 """The single- and double-exponential current synapses."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
@@ -7,12 +9,14 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from typing_extensions import Unpack  # which torch needs too; typing has it from Python 3.11 on
 
 from .. import checks, ops
 from ..backend import check_backend
 from ..checks import Constant, check_device, check_input, check_packed, check_selector
-from ..ops.common import as_tensor, flat_coefficients
-from ..values import PackedSpikes, ReadRule, compute_dtype
+from ..ops.common import as_tensor, flat_dynamics
+from ..values import Dynamics, PackedSpikes, ReadRule, compute_dtype
+from .options import PARTIAL, SynapseOptions, defaults_of, lists_options_of
 from .record import RecordTensor, ordinary_tensors
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -22,12 +26,10 @@ _SPIKE_MODES = ("previous", "nearest")
 class Coefficients(NamedTuple):
     """What steps and reads need of the constants: 0-d or ``[*shape]``, for arithmetic."""
 
-    gain: torch.Tensor
-    """Current that a unit spike adds to each component, nA."""
-    decays: tuple[torch.Tensor, ...]
-    """Factor of each component in one step."""
+    dynamics: Dynamics
+    """How the components move in a step; the gain in nA."""
     rates: tuple[torch.Tensor, ...]
-    """Step over time constant of each component: ``-log(decay)``."""
+    """Step over time constant of each component."""
 
 
 def _positive(value: torch.Tensor) -> torch.Tensor:
@@ -45,6 +47,8 @@ class ExponentialCurrent(nn.Module):
     """Names of the physical constants, the charge first, in the constructor's order."""
     _components: ClassVar[tuple[tuple[str, str], ...]]
     """Record of each component and the constant that is its time constant."""
+    _coupled: ClassVar[bool] = False
+    """Whether the first of two components feeds the second, which is the current."""
 
     def __init__(
         self,
@@ -52,17 +56,17 @@ class ExponentialCurrent(nn.Module):
         step_time: float,
         constants: dict[str, Constant],
         *,
-        delay: float,
-        spike_interp_mode: str,
-        interp_tol: float,
-        current_overbound: float | None,
-        spike_overbound: bool | None,
-        batch_size: int,
-        inplace: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        capturable: bool,
-        backend: str | None,
+        delay: float = 0.0,
+        spike_interp_mode: str = "previous",
+        interp_tol: float = 0.0,
+        current_overbound: float | None = 0.0,
+        spike_overbound: bool | None = False,
+        batch_size: int = 1,
+        inplace: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         self._shape = checks.group_shape(shape)
@@ -105,8 +109,15 @@ class ExponentialCurrent(nn.Module):
         return record
 
     @classmethod
-    def _constructor(cls, **physics: Any) -> SynapseConstructor:
-        """``f(shape, step_time, delay, batch_size)`` that makes synapses of these physics."""
+    def partialconstructor(cls, *constants: Any, **options: Any) -> SynapseConstructor:
+        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
+
+        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
+        given here is shared by all that it makes.
+        """
+        given = cls._partial_signature().bind(*constants, **options)
+        given.apply_defaults()
+        make = cast(Callable[..., ExponentialCurrent], cls)
 
         def constructor(
             shape: Sequence[int] | int,
@@ -115,10 +126,40 @@ class ExponentialCurrent(nn.Module):
             batch_size: int,
             **factory: Any,
         ) -> ExponentialCurrent:
-            make = cast(Callable[..., ExponentialCurrent], cls)
+            physics = given.arguments
             return make(shape, step_time, delay=delay, batch_size=batch_size, **physics, **factory)
 
         return constructor
+
+    @classmethod
+    def _partial_signature(cls) -> inspect.Signature:
+        """Constants by name and the options of ``partialconstructor``, all positional."""
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        options = defaults_of(ExponentialCurrent.__init__)
+        constants = [inspect.Parameter(n, kind, annotation=Constant) for n in cls._constants]
+        return inspect.Signature(
+            [*constants, *(options[name].replace(kind=kind) for name in PARTIAL)],
+            return_annotation=SynapseConstructor,
+        )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_constants" not in cls.__dict__ or "partialconstructor" in cls.__dict__:
+            return
+        # The same function once more, because a signature belongs to a function.
+        shared = vars(ExponentialCurrent)["partialconstructor"].__func__
+
+        @functools.wraps(shared)
+        def partialconstructor(
+            cls: type[ExponentialCurrent], *constants: Any, **options: Any
+        ) -> Any:
+            return shared(cls, *constants, **options)
+
+        owner = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        shown = cls._partial_signature()
+        shown = shown.replace(parameters=[owner, *shown.parameters.values()])
+        partialconstructor.__signature__ = shown  # type: ignore[attr-defined]
+        cls.partialconstructor = classmethod(partialconstructor)  # type: ignore[method-assign,assignment]
 
     # -- constants ----------------------------------------------------------------------------
 
@@ -160,20 +201,18 @@ class ExponentialCurrent(nn.Module):
         storage = self.component_records()[0].storage
         dtype, device = compute_dtype(storage.dtype), storage.device
         if self._fixed is not None:
-            if self._fixed.gain.dtype == dtype and self._fixed.gain.device == device:
+            gain = self._fixed.dynamics.gain
+            if gain.dtype == dtype and gain.device == device:
                 return self._fixed
             self._fixed = None
         constants = {name: getattr(self, name) for name in self._constants}
         if not all(isinstance(value, float) for value in constants.values()):
-            return self._coefficients_of(
-                {name: self._as_coefficient(v, dtype, device) for name, v in constants.items()},
-                torch.exp,
-            )
-        gain, decays, rates = self._coefficients_of(constants, math.exp)
+            tensors = {n: self._as_coefficient(v, dtype, device) for n, v in constants.items()}
+            return self._coefficients_of(tensors, torch.exp, lambda value: value)
         with ordinary_tensors():
-            fixed = [as_tensor(v, dtype, device) for v in (gain, *decays, *rates)]
-        count = len(decays)
-        made = Coefficients(fixed[0], tuple(fixed[1 : 1 + count]), tuple(fixed[1 + count :]))
+            made = self._coefficients_of(
+                constants, math.exp, lambda value: as_tensor(value, dtype, device)
+            )
         if not torch.compiler.is_compiling():
             self._fixed = made
         return made
@@ -186,10 +225,18 @@ class ExponentialCurrent(nn.Module):
         return value.reshape(()) if value.numel() == 1 else value.expand(self._shape)
 
     def _coefficients_of(
-        self, constants: dict[str, Any], exp: Callable[[Any], Any]
+        self,
+        constants: dict[str, Any],
+        exp: Callable[[Any], Any],
+        as_tensor: Callable[[Any], torch.Tensor],
     ) -> Coefficients:
-        rates = tuple(self._dt / constants[name] for _, name in self._components)
-        return Coefficients(self._gain(constants), tuple(exp(-rate) for rate in rates), rates)
+        rate_of = {name: self._dt / constants[name] for _, name in self._components}
+        rates = {name: as_tensor(rate) for name, rate in rate_of.items()}
+        # Coupled components have one time constant, and so one decay.
+        decays = tuple(as_tensor(exp(-rate)) for rate in rate_of.values())
+        coupling = rates[self._components[0][1]] if self._coupled else None
+        dynamics = Dynamics(as_tensor(self._gain(constants)), decays, coupling)
+        return Coefficients(dynamics, tuple(rates[name] for _, name in self._components))
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -328,7 +375,8 @@ class ExponentialCurrent(nn.Module):
         Args:
             *inputs: the first is the input ``[B, *shape]``: bool, integer or floating. A value
                 multiplies the charge of a spike; the recorded spike is ``x != 0``.
-            **kwargs: ``backend`` overrides the module's for this call; others are ignored.
+            **kwargs: ``backend`` overrides the module's for this call; ``coefficients`` are what
+                :meth:`coefficients` gives now, where that is known; others are ignored.
 
         Returns:
             The present current ``[B, *shape]`` in nA, in the records' dtype; never aliases state.
@@ -342,7 +390,7 @@ class ExponentialCurrent(nn.Module):
         components, spikes = self.component_records(), self.spike_
         storage = spikes.storage
         x = check_input("input", inputs[0], self.batchedshape, storage.device)
-        coefficients = self.coefficients()
+        coefficients = kwargs.get("coefficients") or self.coefficients()
         ring = ops.Ring(
             tuple([record.storage for record in components]),
             tuple([record.cursor for record in components]),
@@ -353,13 +401,12 @@ class ExponentialCurrent(nn.Module):
         current, storages = ops.step(
             x,
             ring,
-            coefficients.gain,
-            coefficients.decays,
+            coefficients.dynamics,
             graph=not self._inplace,
             backend=kwargs.get("backend", self._backend),
         )
         for record, storage in zip(components, storages, strict=True):
-            record.keep(storage)
+            record.replace_storage(storage)
         if ring.arrivals is None:
             for record in (*components, spikes):
                 record.advance()
@@ -387,10 +434,9 @@ class ExponentialCurrent(nn.Module):
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
         """
         self.check_sequence(x)
-        dtype = self.component_records()[0].storage.dtype
         with self._graph_of_sequence():
             y, tails = ops.scan(
-                *self._recurrence(x), keep=self._kept(x), dtype=dtype, backend=self._backend
+                *self._recurrence(x), last=self._last(x), dtype=self._dtype, backend=self._backend
             )
             if x.shape[0]:
                 self._extend(x, tails)
@@ -402,7 +448,8 @@ class ExponentialCurrent(nn.Module):
         if x.shape[0] == 0:
             return
         with self._graph_of_sequence():
-            tails = ops.last_values(*self._recurrence(x), keep=self._kept(x), backend=self._backend)
+            last = self._last(x)
+            tails = ops.last_values(*self._recurrence(x), last=last, backend=self._backend)
             self._extend(x, tails)
 
     def scan_at(
@@ -420,17 +467,17 @@ class ExponentialCurrent(nn.Module):
         """
         self.check_sequence(x)
         sel = check_selector("selector", selector, self.batchedshape, self.spike_.storage.device)
-        if x.shape[0] == 0:
-            shape = (0, *self.batchedshape, *sel.shape[len(self.batchedshape) :])
-            empty = self.scan(x)
-            return empty, empty.new_empty(shape)
-        sequences = self.scan_components(x)
+        steps, slots = x.shape[0], self.spike_.recordsz
+        if steps == 0:
+            empty = self.component_records()[0].storage.new_empty(0, *self.batchedshape)
+            return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 :])
+        coefficients = self.coefficients()
+        sequences = self._scan_components(x, coefficients)
         delayed = ops.select_scan(
-            sequences, sel, self.coefficients().rates, self._current_rule(), x.shape[0],
-            backend=self._backend,
-        )  # fmt: skip
-        currents = [sequence[self.spike_.recordsz - 1 :] for sequence in sequences]
-        return currents[0] if len(currents) == 1 else currents[0] - currents[1], delayed
+            sequences, sel, coefficients.rates, self._current_rule(), steps, backend=self._backend
+        )
+        states = [sequence[slots - 1 :] for sequence in sequences]
+        return coefficients.dynamics.current(states), delayed
 
     def scan_components(self, x: torch.Tensor | PackedSpikes) -> list[torch.Tensor]:
         """A scan, and what delayed reads during it see.
@@ -443,23 +490,42 @@ class ExponentialCurrent(nn.Module):
             before and the T new ones, ``[K - 1 + T, B, *shape]``, oldest first.
         """
         self.check_sequence(x)
-        slots, keep = self.spike_.recordsz, self._kept(x)
-        sequences = []
+        return self._scan_components(x, self.coefficients())
+
+    def _scan_components(
+        self, x: torch.Tensor | PackedSpikes, coefficients: Coefficients
+    ) -> list[torch.Tensor]:
         with self._graph_of_sequence():
-            flat, gain, decays, initials = self._recurrence(x)
-            for record, decay, initial in zip(
-                self.component_records(), decays, initials, strict=True
-            ):
-                history = record.history(slots - 1)
-                component, _ = ops.scan(
-                    flat, gain, [decay], [initial],
-                    dtype=record.storage.dtype, backend=self._backend,
-                )  # fmt: skip
-                component = component.view(x.shape)
-                record.extend(component[x.shape[0] - keep :], x.shape[0])
-                sequences.append(torch.cat((history, component)))
-        self._extend_spikes(x)
-        return sequences
+            run = self._run(x, coefficients)
+            sequences = run.components()
+            self._extend(x, [sequence[-run.last :] for sequence in sequences])
+        return [sequence.view(-1, *self.batchedshape) for sequence in sequences]
+
+    # -- what a delayed layer needs -----------------------------------------------------------
+
+    def project(self, taps: ops.Taps) -> torch.Tensor:
+        """What connections from these synapses deliver now, each after its delay: ``[B, O]``."""
+        records = self.component_records()
+        storages = [record.storage for record in records]
+        pointers = [record.cursor for record in records]
+        return ops.project_step(storages, pointers, taps, backend=self._backend)
+
+    def scan_projected(
+        self,
+        x: torch.Tensor | PackedSpikes,
+        coefficients: Coefficients,
+        taps: ops.Taps,
+        strategy: str,
+    ) -> torch.Tensor:
+        """A scan of a sequence, T >= 1, and :meth:`project` after each step: ``[T, B, O]``.
+
+        For layers, which have checked the sequence and the strategy.
+        """
+        run = self._run(x, coefficients)
+        y, tails = ops.project_sequence(run, taps, strategy=strategy, graph=not self._inplace)
+        with self._graph_of_sequence():
+            self._extend(x, tails)
+        return y
 
     def check_sequence(self, x: torch.Tensor | PackedSpikes) -> None:
         """Raises ``TypeError`` or ``ValueError`` unless ``x`` is an input for :meth:`scan`."""
@@ -476,32 +542,40 @@ class ExponentialCurrent(nn.Module):
         """Records a graph where that is on, but not for modules that write in place."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace)
 
-    def _kept(self, x: torch.Tensor | PackedSpikes) -> int:
+    def _last(self, x: torch.Tensor | PackedSpikes) -> int:
         """How many of the sequence's steps the records will hold."""
         return min(x.shape[0], self.spike_.recordsz)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.component_records()[0].storage.dtype
+
     def _recurrence(self, x: torch.Tensor | PackedSpikes) -> tuple[Any, ...]:
-        """Input, gain, decays and initial states, flat, as a scan takes them."""
+        """Input, dynamics and initial states, flat, as a scan takes them."""
         coefficients = self.coefficients()
-        gain, *decays = flat_coefficients([coefficients.gain, *coefficients.decays])
         newest = [record.peek().flatten(1) for record in self.component_records()]
-        flat = x if isinstance(x, PackedSpikes) else x.flatten(2)
-        return flat, gain, decays, [state.to(coefficients.gain.dtype) for state in newest]
+        starts = [state.to(coefficients.dynamics.gain.dtype) for state in newest]
+        return *_flat(x, coefficients), starts
+
+    def _run(self, x: torch.Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
+        """The sequence and the present state."""
+        records = self.component_records()
+        slots, histories = records[0].recordsz, None
+        if not all(record.at_rest and not record.storage.requires_grad for record in records):
+            histories = [record.history(slots).flatten(2) for record in records]
+        return ops.Run(*_flat(x, coefficients), histories, slots, self._dtype, self._backend)
 
     def _extend(self, x: torch.Tensor | PackedSpikes, tails: Sequence[torch.Tensor]) -> None:
         """Takes the end of a sequence into the records."""
+        steps, last = x.shape[0], self._last(x)
         for record, tail in zip(self.component_records(), tails, strict=True):
-            record.extend(tail.view(tail.shape[0], *self.batchedshape), x.shape[0])
-        self._extend_spikes(x)
-
-    def _extend_spikes(self, x: torch.Tensor | PackedSpikes) -> None:
-        keep = self._kept(x)
-        first = x.shape[0] - keep
+            record.append(tail.view(last, *self.batchedshape), steps)
         if isinstance(x, PackedSpikes):
-            last = PackedSpikes(x.words[first:], (keep, *x.shape[1:]))
-            self.spike_.extend(ops.unpack_spikes(last), x.shape[0], inplace=True)
+            packed = PackedSpikes(x.words[steps - last :], (last, *x.shape[1:]))
+            spikes = ops.unpack_spikes(packed)
         else:
-            self.spike_.extend(x[first:].detach() != 0, x.shape[0], inplace=True)
+            spikes = x[steps - last :].detach() != 0
+        self.spike_.append(spikes, steps, inplace=True)
 
     @property
     def spike(self) -> torch.Tensor:
@@ -529,7 +603,7 @@ class ExponentialCurrent(nn.Module):
         return self._read((self.spike_,), (None,), selector, rule)
 
     def _currents_at(self, selector: torch.Tensor, *components: int) -> torch.Tensor:
-        """The read of one component, or of the first minus the second."""
+        """The read of one component, or of the current that they make."""
         rates = self.coefficients().rates
         records = self.component_records()
         return self._read(
@@ -538,9 +612,12 @@ class ExponentialCurrent(nn.Module):
         )  # fmt: skip
 
     def _current_rule(self) -> ReadRule:
-        return ReadRule(
-            "expdecay", self._dt, self._delay, self._interp_tol, self._current_overbound
-        )
+        return self.delay_rule()._replace(overbound=self._current_overbound)
+
+    def delay_rule(self) -> ReadRule:
+        """How currents are read between steps; beyond the longest delay as at it."""
+        mode = "alpha" if self._coupled else "expdecay"
+        return ReadRule(mode, self._dt, self._delay, self._interp_tol)
 
     def _read(
         self,
@@ -556,8 +633,16 @@ class ExponentialCurrent(nn.Module):
             backend=self._backend,
         )  # fmt: skip
         for record, storage in zip(records, storages, strict=True):
-            record.keep(storage)
+            record.replace_storage(storage)
         return value
+
+
+def _flat(
+    x: torch.Tensor | PackedSpikes, coefficients: Coefficients
+) -> tuple[torch.Tensor | PackedSpikes, Dynamics]:
+    """Input and dynamics with one axis of synapses."""
+    dynamics = flat_dynamics(coefficients.dynamics)
+    return x if isinstance(x, PackedSpikes) else x.flatten(2), dynamics
 
 
 class SingleExponentialCurrent(ExponentialCurrent):
@@ -612,6 +697,7 @@ class SingleExponentialCurrent(ExponentialCurrent):
     spike_charge: Constant
     time_constant: Constant
 
+    @lists_options_of(ExponentialCurrent)
     def __init__(
         self,
         shape: Sequence[int] | int,
@@ -619,48 +705,13 @@ class SingleExponentialCurrent(ExponentialCurrent):
         *,
         spike_charge: Constant,
         time_constant: Constant,
-        delay: float = 0.0,
-        spike_interp_mode: str = "previous",
-        interp_tol: float = 0.0,
-        current_overbound: float | None = 0.0,
-        spike_overbound: bool | None = False,
-        batch_size: int = 1,
-        inplace: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        capturable: bool = False,
-        backend: str | None = None,
+        **options: Unpack[SynapseOptions],
     ) -> None:
-        super().__init__(
-            shape, step_time, {"spike_charge": spike_charge, "time_constant": time_constant},
-            delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
-            current_overbound=current_overbound, spike_overbound=spike_overbound,
-            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype,
-            capturable=capturable, backend=backend,
-        )  # fmt: skip
-
-    @classmethod
-    def partialconstructor(
-        cls,
-        spike_charge: Constant,
-        time_constant: Constant,
-        spike_interp_mode: str = "previous",
-        interp_tol: float = 0.0,
-        current_overbound: float | None = 0.0,
-        spike_overbound: bool | None = False,
-        inplace: bool = False,
-    ) -> SynapseConstructor:
-        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
-
-        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
-        given here is shared by all that it makes.
-        """
-
-        return cls._constructor(
-            spike_charge=spike_charge, time_constant=time_constant,
-            spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
-            current_overbound=current_overbound, spike_overbound=spike_overbound, inplace=inplace,
-        )  # fmt: skip
+        constants: dict[str, Constant] = {
+            "spike_charge": spike_charge,
+            "time_constant": time_constant,
+        }
+        super().__init__(shape, step_time, constants, **options)
 
     @staticmethod
     def _gain(constants: dict[str, Any]) -> Any:
@@ -722,6 +773,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     tc_decay: Constant
     tc_rise: Constant
 
+    @lists_options_of(ExponentialCurrent)
     def __init__(
         self,
         shape: Sequence[int] | int,
@@ -730,50 +782,14 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         spike_charge: Constant,
         tc_decay: Constant,
         tc_rise: Constant,
-        delay: float = 0.0,
-        spike_interp_mode: str = "previous",
-        interp_tol: float = 0.0,
-        current_overbound: float | None = 0.0,
-        spike_overbound: bool | None = False,
-        batch_size: int = 1,
-        inplace: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        capturable: bool = False,
-        backend: str | None = None,
+        **options: Unpack[SynapseOptions],
     ) -> None:
-        super().__init__(
-            shape, step_time,
-            {"spike_charge": spike_charge, "tc_decay": tc_decay, "tc_rise": tc_rise},
-            delay=delay, spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
-            current_overbound=current_overbound, spike_overbound=spike_overbound,
-            batch_size=batch_size, inplace=inplace, device=device, dtype=dtype,
-            capturable=capturable, backend=backend,
-        )  # fmt: skip
-
-    @classmethod
-    def partialconstructor(
-        cls,
-        spike_charge: Constant,
-        tc_decay: Constant,
-        tc_rise: Constant,
-        spike_interp_mode: str = "previous",
-        interp_tol: float = 0.0,
-        current_overbound: float | None = 0.0,
-        spike_overbound: bool | None = False,
-        inplace: bool = False,
-    ) -> SynapseConstructor:
-        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
-
-        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
-        given here is shared by all that it makes.
-        """
-
-        return cls._constructor(
-            spike_charge=spike_charge, tc_decay=tc_decay, tc_rise=tc_rise,
-            spike_interp_mode=spike_interp_mode, interp_tol=interp_tol,
-            current_overbound=current_overbound, spike_overbound=spike_overbound, inplace=inplace,
-        )  # fmt: skip
+        constants: dict[str, Constant] = {
+            "spike_charge": spike_charge,
+            "tc_decay": tc_decay,
+            "tc_rise": tc_rise,
+        }
+        super().__init__(shape, step_time, constants, **options)
 
     def _checked_constant(self, name: str, value: Any) -> Constant:
         constant = super()._checked_constant(name, value)
@@ -836,3 +852,80 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     def neg_current_at(self, selector: torch.Tensor) -> torch.Tensor:
         """The negative component at times before the present."""
         return self._currents_at(selector, 1)
+
+
+class AlphaCurrent(ExponentialCurrent):
+    r"""Synapses whose current follows the alpha function: the double synapse's equal constants.
+
+    .. math::
+        A[t] &= A[t-1] \exp(-\Delta t / \tau) + \frac{Q}{\tau} x[t] \\
+        I[t] &= \left(I[t-1] + \frac{\Delta t}{\tau} A[t-1]\right) \exp(-\Delta t / \tau)
+
+    A unit spike delivers the charge :math:`Q`: a time :math:`s` after it the current is
+    :math:`Q\,s / \tau^2\,\exp(-s / \tau)`, which peaks at :math:`s = \tau`. Between steps it is
+    :math:`(I + (a / \tau) A) \exp(-a / \tau)`, a time :math:`a` after the earlier one.
+
+    Args:
+        shape: shape of the group, an integer or a sequence of them.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        spike_charge: charge of a spike :math:`Q`, pC, not 0.
+        time_constant: :math:`\tau`, ms, > 0.
+
+    The records are ``current_`` (:math:`I`), ``rise_`` (:math:`A`) and ``spike_``. The other
+    arguments, the errors and the kinds of value a constant takes are those of
+    :class:`SingleExponentialCurrent`.
+
+    Example:
+        >>> synapse = AlphaCurrent(1, 1.0, spike_charge=10.0, time_constant=2.0)
+        >>> synapse.scan(torch.tensor([[[1.0]], [[0.0]], [[0.0]]])).flatten()
+        tensor([0.0000, 1.5163, 1.8394])
+
+    The model: Rall, Distinguishing theoretical synaptic potentials computed for different soma-
+    dendritic distributions of synaptic input (1967), doi:10.1152/jn.1967.30.5.1138.
+    """
+
+    _constants = ("spike_charge", "time_constant")
+    _components = (("rise_", "time_constant"), ("current_", "time_constant"))
+    _coupled = True
+    current_: RecordTensor
+    rise_: RecordTensor
+    spike_charge: Constant
+    time_constant: Constant
+
+    @lists_options_of(ExponentialCurrent)
+    def __init__(
+        self,
+        shape: Sequence[int] | int,
+        step_time: float,
+        *,
+        spike_charge: Constant,
+        time_constant: Constant,
+        **options: Unpack[SynapseOptions],
+    ) -> None:
+        constants: dict[str, Constant] = {
+            "spike_charge": spike_charge,
+            "time_constant": time_constant,
+        }
+        super().__init__(shape, step_time, constants, **options)
+
+    @staticmethod
+    def _gain(constants: dict[str, Any]) -> Any:
+        return constants["spike_charge"] / constants["time_constant"]
+
+    @property
+    def current(self) -> torch.Tensor:
+        """Present current ``[B, *shape]``, nA. Setting replaces the newest one, and leaves the
+        rise as it is."""
+        return self.current_.peek()
+
+    @current.setter
+    def current(self, value: torch.Tensor) -> None:
+        self.current_.write(value, 1, self._inplace)
+
+    def current_at(self, selector: torch.Tensor) -> torch.Tensor:
+        r"""Currents at times before the present, between steps as the alpha function has them.
+
+        Shapes and bounds as :meth:`SingleExponentialCurrent.current_at`; the derivative to a delay
+        is :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)`.
+        """
+        return self._currents_at(selector, 0, 1)

@@ -1,44 +1,33 @@
-"""Stateless operations on tensors: checks, backend, autograd.
+"""Stateless operations on tensors, given arguments that are known to be right: backend, autograd.
 
 State goes in and comes out: an operation updates a record in place and returns it, then carrying
 the autograd graph if one is recorded.
 """
 
-from .projection import (
-    Taps,
-    check_layer,
-    choose,
-    delayed_linear,
-    project,
-    project_record,
-    project_spikes,
-    taps,
-)
+from .common import hold
+from .delayed import Run, choose, project_sequence, project_step
+from .projection import Taps, taps
 from .read import select, select_scan, time_since_older
 from .record import push, read, row_slots, write_rows
-from .registered import hold
-from .scan import last_values, pack_spikes, scan, sequence_scan, unpack_spikes
+from .scan import last_values, pack_spikes, scan, unpack_spikes
 from .step import Ring, step
 
 __all__ = [
     "Ring",
+    "Run",
     "Taps",
-    "check_layer",
     "choose",
-    "delayed_linear",
     "hold",
     "last_values",
     "pack_spikes",
-    "project",
-    "project_record",
-    "project_spikes",
+    "project_sequence",
+    "project_step",
     "push",
     "read",
     "row_slots",
     "scan",
     "select",
     "select_scan",
-    "sequence_scan",
     "step",
     "taps",
     "time_since_older",

@@ -11,7 +11,8 @@ import torch
 from torch.autograd import forward_ad
 
 from ..backend import resolve
-from ..values import Slot
+from ..values import Dynamics, Slot, words_per_row
+from .operator import operator, traced_as
 
 _OWNER = "_tritonsyn_owner"
 
@@ -109,9 +110,18 @@ def as_tensor(
     return torch.full((), value, dtype=dtype, device=device)
 
 
+@operator(fake=torch.empty_like)
+def hold(pointer: torch.Tensor) -> torch.Tensor:
+    """A copy of a pointer that a compiled graph keeps for its backward pass.
+
+    A plain copy would be made again in backward, from a pointer that has been advanced since.
+    """
+    return pointer.clone()
+
+
 def held(slot: Slot) -> Slot:
     """A slot that stays what it is now: one kept on the device is advanced in place."""
-    return slot.clone() if isinstance(slot, torch.Tensor) else slot
+    return hold(slot) if isinstance(slot, torch.Tensor) else slot
 
 
 def flat_record(record: torch.Tensor) -> torch.Tensor:
@@ -131,11 +141,21 @@ def flat_coefficients(
     return [c.reshape(-1) if c is not None and c.ndim else c for c in coefficients]
 
 
+def flat_dynamics(dynamics: Dynamics) -> Dynamics:
+    """The dynamics with constants of the group as they are, those of each synapse as ``[N]``."""
+    constants = [c.reshape(-1) if c.ndim else c for c in dynamics.constants]
+    return Dynamics.of(constants, dynamics.coupling is not None)
+
+
 def reduce_coefficient(
     a: torch.Tensor, b: torch.Tensor, like: torch.Tensor, interp: ModuleType
 ) -> torch.Tensor:
     """``sum(a * b)`` over batch and selectors, and over synapses where ``like`` is one value."""
-    total = interp.batch_dot(a.flatten(1), b.flatten(1))
+    return over_synapses(interp.batch_dot(a.flatten(1), b.flatten(1)), like)
+
+
+def over_synapses(total: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Sums ``[N * D]`` of each synapse and time, added up to the shape of a coefficient."""
     if not like.ndim:
         return total.sum()
     return total.view(like.numel(), -1).sum(1).view(like.shape)
@@ -147,6 +167,19 @@ def _load(stem: str, name: str) -> ModuleType:
     return importlib.import_module(f"tritonsyn.{package}.{stem}")
 
 
+def _asked_for(device: torch.device, requested: str | None) -> str | None:
+    return requested
+
+
+@traced_as(_asked_for)
+def running(device: torch.device, requested: str | None) -> str | None:
+    """The backend that forward and backward pass share, whatever the default is by then.
+
+    A compiled graph keeps the one that was asked for, and looks the default up when it runs.
+    """
+    return resolve(device, requested)
+
+
 def implementation(stem: str, device: torch.device, requested: str | None = None) -> ModuleType:
     """The module that implements ``stem`` there: of ``tritonsyn.launch`` or ``.reference``.
 
@@ -154,3 +187,13 @@ def implementation(stem: str, device: torch.device, requested: str | None = None
     ``import tritonsyn`` loads no Triton.
     """
     return _load(stem, resolve(device, requested))
+
+
+def _like_words(x, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty((x.shape[0], words_per_row(x.shape[1])), dtype=torch.int32)
+
+
+@operator(fake=_like_words)
+def pack_rows(x: torch.Tensor, backend: str | None) -> torch.Tensor:
+    """Spikes ``[rows, N]`` as bits, ``[rows, ceil(N / 32)]``."""
+    return implementation("scan", x.device, backend).pack(x)

@@ -1,4 +1,4 @@
-"""Functions of tensors that eager code calls as they are and ``torch.compile`` takes whole."""
+"""Functions of tensors that eager code calls as they are and ``torch.compile`` takes otherwise."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -7,6 +7,19 @@ from typing import Any
 import torch
 
 Body = Callable[..., Any]
+
+
+def traced_as(other: Body) -> Callable[[Body], Body]:
+    """Declares a function in whose place ``torch.compile`` traces another one."""
+
+    def declare(body: Body) -> Body:
+        @wraps(body)
+        def call(*arguments: Any, **options: Any) -> Any:
+            return (other if torch.compiler.is_compiling() else body)(*arguments, **options)
+
+        return call
+
+    return declare
 
 
 def operator(fake: Body) -> Callable[[Body], Body]:
@@ -22,11 +35,6 @@ def operator(fake: Body) -> Callable[[Body], Body]:
     def declare(body: Body) -> Body:
         registered = torch.library.custom_op(f"tritonsyn::{body.__name__}", mutates_args=())(body)
         registered.register_fake(fake)
-
-        @wraps(body)
-        def call(*arguments: Any) -> Any:
-            return (registered if torch.compiler.is_compiling() else body)(*arguments)
-
-        return call
+        return traced_as(registered)(body)
 
     return declare

@@ -7,25 +7,15 @@ the group, delaying and filtering commute: then spikes are projected and the res
 """
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
-from ..checks import check_floating, check_input, check_sequence
-from ..values import PackedSpikes, ReadRule, Slot, compute_dtype, locate
-from . import registered
-from .common import chained, first_order, implementation
-from .scan import (
-    Coefficient,
-    coefficient,
-    last_values,
-    output_dtype,
-    pack_spikes,
-    scan,
-    unpack_spikes,
-)
-from .strategy import STRATEGIES, Work, cheapest, precision
+from ..values import Dynamics, PackedSpikes, ReadRule, Slot, locate
+from .common import chained, first_order, implementation, running
+from .operator import operator, traced_as
+from .scan import pack_spikes, scan
+from .strategy import Work, cheapest, precision
 
 
 class Taps(NamedTuple):
@@ -46,6 +36,8 @@ def taps(
 ) -> Taps:
     """Each connection as one tap: ``back = ceil(delay / step)`` and ``weight * exp(-rest * rate)``.
 
+    The second component of a pair counts negatively; in the mode ``alpha`` both count positively,
+    and the first, which is the rise, with ``rest * rate`` besides.
     ``weight`` and ``delay [O, I]``; ``rates`` (steps over time constant, 0-d or ``[I]``) one for
     each component. Differentiable to all three; the delay is clamped to ``[0, rule.limit]`` with
     zero gradient outside.
@@ -54,20 +46,84 @@ def taps(
     dtype = rates[0].dtype
     bounded = delay.clamp(0.0, rule.limit)
     rest = located.frac.to(dtype) - ((bounded - bounded.detach()) / rule.step).to(dtype)
-    # Packed rows, whatever the strides of weight and delay are.
-    weights = [(weight.to(dtype) * torch.exp(-rest * rate)).contiguous() for rate in rates]
-    if len(weights) == 2:
+    weights = [weight.to(dtype) * torch.exp(-rest * rate) for rate in rates]
+    if rule.mode == "alpha":
+        weights[0] = weights[0] * (rest * rates[0])
+    elif len(weights) == 2:
         weights[1] = -weights[1]
     back = located.older.nan_to_num(0.0).to(torch.int32).contiguous()
-    return Taps(back, tuple(weights))
+    # Packed rows, whatever the strides of weight and delay are.
+    return Taps(back, tuple([weight.contiguous() for weight in weights]))
 
 
 class _Way(NamedTuple):
-    """How a projection is computed."""
+    """How a projection is computed, forward and backward."""
 
-    module: ModuleType
     strategy: str
-    precision: str
+    precision: str | None
+    backend: str | None
+
+
+def _way_at_run_time(strategy: str, device: torch.device, backend: str | None) -> _Way:
+    return _Way(strategy, None, backend)
+
+
+@traced_as(_way_at_run_time)
+def _way(strategy: str, device: torch.device, backend: str | None) -> _Way:
+    """The way with the precision and the default backend of now, which a compiled graph looks up
+    when it runs."""
+    return _Way(strategy, precision(), running(device, backend))
+
+
+def _like_currents(sequence, weight, back, steps, strategy, digits, backend):  # type: ignore[no-untyped-def]
+    return weight.new_empty((steps, sequence.shape[1], weight.shape[0]))
+
+
+@operator(fake=_like_currents)
+def project_component(
+    sequence: torch.Tensor,
+    weight: torch.Tensor,
+    back: torch.Tensor,
+    steps: int,
+    strategy: str,
+    digits: str | None,
+    backend: str | None,
+) -> torch.Tensor:
+    """The delayed projection ``[steps, B, O]`` of one component ``[K - 1 + steps, B, I]``."""
+    module = implementation("projection", back.device, backend)
+    return module.project(sequence, weight, back, steps, strategy, digits or precision())
+
+
+def _like_operands(dy, sequence, weight, back, rows, dtype, strategy, digits, backend):  # type: ignore[no-untyped-def]
+    dsequence = dy.new_empty((rows, dy.shape[1], back.shape[1]), dtype=dtype)
+    dweight = dy.new_empty(back.shape)
+    return [*([] if weight is None else [dsequence]), *([] if sequence is None else [dweight])]
+
+
+@operator(fake=_like_operands)
+def project_component_backward(
+    dy: torch.Tensor,
+    sequence: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    back: torch.Tensor,
+    rows: int,
+    dtype: torch.dtype,
+    strategy: str,
+    digits: str | None,
+    backend: str | None,
+) -> list[torch.Tensor]:
+    """``[*dsequence, *dweight]``; the gradient of each needs the other operand.
+
+    ``rows`` and ``dtype`` are those of the sequence.
+    """
+    module = implementation("projection", back.device, backend)
+    way = (strategy, digits or precision())
+    results = []
+    if weight is not None:
+        results.append(module.project_input(dy, weight, back, rows, *way).to(dtype))
+    if sequence is not None:
+        results.append(module.project_weight(dy, sequence, back, *way))
+    return results
 
 
 class _Project(torch.autograd.Function):
@@ -86,92 +142,73 @@ class _Project(torch.autograd.Function):
         ctx.save_for_backward(
             back, sequence if wants_weight else None, weight if wants_sequence else None
         )
-        module, strategy, digits = way
-        return module.project(sequence, weight, back, steps, strategy, digits)
+        return project_component(sequence, weight, back, steps, *way)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        module, strategy, digits = ctx.way
         back, sequence, weight = ctx.saved_tensors
-        dsequence = dweight = None
-        if weight is not None:
-            dsequence = module.project_input(dy, weight, back, ctx.rows, strategy, digits)
-            dsequence = dsequence.to(ctx.sequence_dtype)
-        if sequence is not None:
-            dweight = module.project_weight(dy, sequence, back, strategy, digits)
+        results = project_component_backward(
+            dy, sequence, weight, back, ctx.rows, ctx.sequence_dtype, *ctx.way
+        )
+        dsequence = None if weight is None else results[0]
+        dweight = None if sequence is None else results[-1]
         return None, None, None, dsequence, dweight
 
 
-class _ProjectSpikes(torch.autograd.Function):
+def _like_arriving(words, shape, back, weight, slots, backend):  # type: ignore[no-untyped-def]
+    return weight.new_empty((*words.shape[:2], weight.shape[0]))
+
+
+@operator(fake=_like_arriving)
+def project_arrivals(
+    words: torch.Tensor,
+    shape: list[int],
+    back: torch.Tensor,
+    weight: torch.Tensor,
+    slots: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The delayed projection ``[T, B, O]`` of packed spikes; ``shape`` is theirs."""
+    module = implementation("projection", back.device, backend)
+    return module.project_spikes(PackedSpikes(words, tuple(shape)), weight, back, slots)
+
+
+@operator(fake=lambda dv, words, shape, back, slots, backend: dv.new_empty(back.shape))
+def project_arrivals_backward(
+    dv: torch.Tensor,
+    words: torch.Tensor,
+    shape: list[int],
+    back: torch.Tensor,
+    slots: int,
+    backend: str | None,
+) -> torch.Tensor:
+    """The gradient of the weight."""
+    module = implementation("projection", back.device, backend)
+    return module.project_spikes_weight(dv, PackedSpikes(words, tuple(shape)), back, slots)
+
+
+class _ProjectArrivals(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        module: ModuleType,
-        shape: tuple[int, ...],
+        shape: list[int],
         slots: int,
+        backend: str | None,
         words: torch.Tensor,
         back: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.module, ctx.shape, ctx.slots = module, shape, slots
+        ctx.shape, ctx.slots, ctx.backend = shape, slots, backend
         ctx.save_for_backward(words, back)
-        return module.project_spikes(PackedSpikes(words, shape), weight, back, slots)
+        return project_arrivals(words, shape, back, weight, slots, backend)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dv: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         words, back = ctx.saved_tensors
-        spikes = PackedSpikes(words, ctx.shape)
-        dweight = ctx.module.project_spikes_weight(dv, spikes, back, ctx.slots)
+        dweight = project_arrivals_backward(dv, words, ctx.shape, back, ctx.slots, ctx.backend)
         return None, None, None, None, None, dweight
-
-
-def choose(
-    strategy: str,
-    x: torch.Tensor | PackedSpikes,
-    outputs: int,
-    slots: int,
-    decays: Sequence[torch.Tensor],
-    rest: bool,
-) -> str:
-    """The strategy for an input ``[T, B, I]``: the one asked for, or the cheapest.
-
-    ``rest``: the synapses are known to be at rest. Raises ``ValueError`` for an unknown one and
-    where spikes cannot be walked.
-    """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
-    spikes = isinstance(x, PackedSpikes) or x.dtype == torch.bool
-    commutes = all(decay.ndim == 0 for decay in decays)
-    if strategy == "events" and not (spikes and commutes):
-        reason = "the time constants differ between inputs" if spikes else f"x is {_kind(x)}"
-        raise ValueError(
-            "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
-            f"but {reason}"
-        )
-    if strategy != "auto":
-        return strategy
-    arrivals = None
-    # On a GPU counting would wait for it, and a compiled graph cannot branch on a number of spikes.
-    counted = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if spikes and commutes and counted:
-        arrivals = _count(x) * outputs
-    steps, batch, inputs = x.shape
-    row = batch * inputs * outputs
-    past = 0 if rest else row * min(steps, slots - 1)
-    finite = isinstance(x, PackedSpikes) or not x.is_floating_point()
-    return cheapest(Work(steps * row, past, slots, arrivals, finite), x.device)
-
-
-def _kind(x: torch.Tensor | PackedSpikes) -> str:
-    return "packed" if isinstance(x, PackedSpikes) else str(x.dtype)
-
-
-def _count(x: torch.Tensor | PackedSpikes) -> int:
-    """Number of spikes."""
-    dense = unpack_spikes(x) if isinstance(x, PackedSpikes) else x
-    return int(dense.count_nonzero())
 
 
 def project(
@@ -188,18 +225,13 @@ def project(
     ``gemm``. Returns ``[steps, B, O]`` in the dtype of the weights. Differentiable to sequences and
     weights.
     """
-    if torch.compiler.is_compiling():
-        rest = (taps.back, steps, strategy, backend)
-        pairs = zip(sequences, taps.weights, strict=True)
-        return _total([registered.project(s, w, *rest) for s, w in pairs])
-    module = implementation("projection", taps.back.device, backend)
-    way = _Way(module, strategy, precision())
+    way = _way(strategy, taps.back.device, backend)
     parts = []
     for sequence, weight in zip(sequences, taps.weights, strict=True):
         if chained(sequence, weight):
             parts.append(_Project.apply(way, steps, taps.back, sequence, weight))
         else:
-            parts.append(module.project(sequence, weight, taps.back, steps, *way[1:]))
+            parts.append(project_component(sequence, weight, taps.back, steps, *way))
     return _total(parts)
 
 
@@ -223,8 +255,7 @@ def project_record(
 def project_spikes(
     spikes: torch.Tensor | PackedSpikes,
     taps: Taps,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     histories: Sequence[torch.Tensor] | None,
     slots: int,
     *,
@@ -232,150 +263,75 @@ def project_spikes(
 ) -> torch.Tensor:
     """The projected currents of spikes ``[T, B, I]``, in work in proportion to the spikes.
 
-    Delaying and filtering commute for the 0-d ``decays``: the spikes arrive at the outputs, and are
-    filtered there. ``histories`` are the components' last K values ``[K, B, I]``, oldest first, or
-    None for rest. Returns ``[T, B, O]`` in the dtype of the weights.
+    Delaying and filtering commute for 0-d decays: the spikes arrive at the outputs, and are
+    filtered there. ``histories`` are the states' last K values ``[K, B, I]``, oldest first, or None
+    for rest. Returns ``[T, B, O]`` in the dtype of the weights.
     """
     packed = spikes
     if not isinstance(packed, PackedSpikes):
         packed = pack_spikes(packed, backend=backend)
+    gain, dtype = dynamics.gain, taps.weights[0].dtype
     unit = torch.ones((), dtype=gain.dtype, device=gain.device)
+    if histories is not None:
+        histories = [history.to(dtype) for history in histories]
+        under_way = _under_way(histories, taps, dynamics)
     parts = []
-    for i, (weight, decay) in enumerate(zip(taps.weights, decays, strict=True)):
+    for i, weight in enumerate(taps.weights):
         arriving = _arriving(packed, taps.back, weight * gain, slots, backend)
-        initial = None
+        alone = dynamics._replace(gain=unit).alone(i)
+        initials: list[torch.Tensor | None] = [None] * alone.states
         if histories is not None:
             tap = Taps(taps.back, (weight,))
-            history = histories[i].to(weight.dtype)
-            initial = project((history,), tap, 1, strategy="shift", backend=backend)[0]
-            arriving = _add_past(arriving, history, decay, tap, backend)
-        y, _ = scan(arriving, unit, (decay,), (initial,), dtype=weight.dtype, backend=backend)
-        parts.append(y)
+            seen = histories[i + 1 - alone.states : i + 1]
+            initials = [project((h,), tap, 1, strategy="shift", backend=backend)[0] for h in seen]
+            for increments, way in under_way[i]:
+                arriving = _add_past(arriving, increments, Taps(taps.back, (way,)), backend)
+        parts.append(scan(arriving, alone, initials, dtype=dtype, backend=backend)[0])
     return _total(parts)
+
+
+def _under_way(
+    histories: Sequence[torch.Tensor], taps: Taps, dynamics: Dynamics
+) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """What was injected before the first step, and by which weights, for the filter of each state.
+
+    A history is what its own increments, ``C[t] - decay * C[t-1]``, add up to when they decay. The
+    filter of two coupled states takes no increments of the second: that of the first does, which
+    decays them as well.
+    """
+    increments = [
+        history[1:] - dynamics.decay(i) * history[:-1] for i, history in enumerate(histories)
+    ]
+    if dynamics.coupling is None:
+        return [[pair] for pair in zip(increments, taps.weights, strict=True)]
+    rise, current = increments
+    current = current - dynamics.decay(1) * dynamics.coupling * histories[0][:-1]
+    first, second = taps.weights
+    return [[(rise, first), (current, second)], [(rise, second)]]
 
 
 def _arriving(
     spikes: PackedSpikes, back: torch.Tensor, weight: torch.Tensor, slots: int, backend: str | None
 ) -> torch.Tensor:
     """What spikes bring to the outputs, ``[T, B, O]``."""
-    if torch.compiler.is_compiling():
-        shape = list(spikes.shape)
-        return registered.project_spikes(spikes.words, shape, back, weight, slots, backend)
-    module = implementation("projection", back.device, backend)
-    return _ProjectSpikes.apply(module, spikes.shape, slots, spikes.words, back, weight)
+    rest = (list(spikes.shape), slots, running(back.device, backend))
+    return _ProjectArrivals.apply(*rest, spikes.words, back, weight)
 
 
 def _add_past(
-    arriving: torch.Tensor,
-    history: torch.Tensor,
-    decay: torch.Tensor,
-    tap: Taps,
-    backend: str | None,
+    arriving: torch.Tensor, increments: torch.Tensor, tap: Taps, backend: str | None
 ) -> torch.Tensor:
-    """What arrives, with what was injected before the first step and is still under way.
-
-    A history is what its own increments, ``C[t] - decay * C[t-1]``, add up to when they decay.
-    """
-    steps = min(arriving.shape[0], history.shape[0] - 1)
+    """What arrives, with the increments ``[K - 1, B, I]`` before the first step."""
+    steps = min(arriving.shape[0], increments.shape[0])
     if steps == 0:
         return arriving
-    increments = history[1:] - decay * history[:-1]
     silence = increments.new_zeros(steps, *increments.shape[1:])
     sequence = torch.cat((increments, silence))
     connections = sequence[:steps].numel() * tap.back.shape[0]
-    work = Work(connections, 0, history.shape[0], None, finite=False)
+    work = Work(connections, 0, increments.shape[0] + 1, None, finite=False)
     strategy = cheapest(work, arriving.device)
     past = project((sequence,), tap, steps, strategy=strategy, backend=backend)
     return torch.cat((arriving[:steps] + past, arriving[steps:]))
-
-
-def delayed_linear(
-    x: torch.Tensor | PackedSpikes,
-    weight: torch.Tensor,
-    delay: torch.Tensor,
-    gain: Coefficient,
-    decays: Sequence[Coefficient],
-    initial: Sequence[torch.Tensor] | None,
-    rule: ReadRule,
-    slots: int,
-    *,
-    strategy: str,
-    dtype: torch.dtype | None,
-    backend: str | None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Synapses and their delayed projection over a sequence ``[T, B, I]``, T >= 1.
-
-    ``initial`` are the components' last K values ``[K, B, I]``, oldest first; None for rest.
-    Returns the projected currents ``[T, B, O]`` and the components' last K values now.
-    """
-    steps, batch, inputs = x.shape
-    past = () if initial is None else initial
-    if initial is not None and len(past) != len(decays):
-        raise ValueError(f"initial must hold {len(decays)} tensors, but is {initial!r:.80}")
-    dtype = output_dtype(x, past, dtype)
-    acc = compute_dtype(dtype)
-    names = ("gain", "decay", "rise")
-    gain, *factors = (
-        coefficient(name, value, (inputs,), acc, x.device)
-        for name, value in zip(names, (gain, *decays), strict=False)
-    )
-    for i, history in enumerate(past):
-        check_input(f"initial[{i}]", history, (slots, batch, inputs), x.device)
-    tapped = taps(weight, delay, [_rate(factor) for factor in factors], rule, slots)
-    chosen = choose(strategy, x, weight.shape[0], slots, factors, rest=initial is None)
-    starts: list[torch.Tensor | None] = [history[-1].to(acc) for history in past]
-    starts = starts or [None] * len(factors)
-    if chosen == "events":
-        keep = min(steps, slots)
-        tails = last_values(x, gain, factors, starts, keep=keep, backend=backend)
-        sequences = [tail.to(dtype) for tail in tails]
-        y = project_spikes(x, tapped, gain, factors, initial, slots, backend=backend)
-    else:
-        sequences = [
-            scan(x, gain, [factor], [start], dtype=dtype, backend=backend)[0]
-            for factor, start in zip(factors, starts, strict=True)
-        ]
-    rest = torch.zeros((slots, batch, inputs), dtype=dtype, device=x.device)
-    histories = [history.to(dtype) for history in past] or [rest] * len(factors)
-    whole = [torch.cat(pair) for pair in zip(histories, sequences, strict=True)]
-    if chosen != "events":
-        recent = [sequence[1:] for sequence in whole]
-        y = project(recent, tapped, steps, strategy=chosen, backend=backend)
-    return y.to(dtype), tuple(sequence[-slots:].clone() for sequence in whole)
-
-
-def _rate(factor: torch.Tensor) -> torch.Tensor:
-    """Steps over the time constant that a factor of a step stands for.
-
-    Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.
-    """
-    gone = factor == 0
-    rate = -torch.log(factor.masked_fill(gone, 1.0))
-    return rate.masked_fill(gone, torch.finfo(rate.dtype).max)
-
-
-def check_layer(
-    x: torch.Tensor | PackedSpikes,
-    weight: torch.Tensor,
-    delay: torch.Tensor,
-    bias: torch.Tensor | None,
-) -> None:
-    """The input is a sequence, and weight, delay and bias are layers for it."""
-    check_sequence(x)
-    if len(x.shape) != 3 or x.shape[0] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, in) with T >= 1")
-    for name, value in (("weight", weight), ("delay", delay)):
-        check_floating(name, value)
-        if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
-            allowed = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, but must have {allowed} "
-                f"for an input {tuple(x.shape)}"
-            )
-        if value.device != x.device:
-            raise ValueError(f"{name} is on {value.device}, but the input is on {x.device}")
-    if bias is not None:
-        check_input("bias", bias, weight.shape[:1], x.device)
 
 
 def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:

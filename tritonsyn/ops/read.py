@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
 from ..values import ReadRule, Slot, compute_dtype, locate
-from . import registered
 from .common import (
     Layout,
     chained,
@@ -18,9 +16,89 @@ from .common import (
     hand_over,
     held,
     implementation,
+    over_synapses,
     own_gradient,
-    reduce_coefficient,
+    running,
 )
+from .operator import operator, traced_as
+
+Tensors = list[torch.Tensor]
+Optionals = list[torch.Tensor | None]
+
+
+def _like_values(records, sel, rates, pointers, *rest):  # type: ignore[no-untyped-def]
+    *_, steps, want_slope, want_rate_slopes, _ = rest
+    shape = (steps * records[0].shape[1], *sel.shape[1:])
+    value = sel.new_empty(shape, dtype=records[0].dtype)
+    slopes = range(want_slope + len(records) * want_rate_slopes)
+    return [value, *(value.new_empty(shape, dtype=compute_dtype(value.dtype)) for _ in slopes)]
+
+
+@operator(fake=_like_values)
+def read_values(
+    records: Tensors,
+    sel: torch.Tensor,
+    rates: Optionals,
+    pointers: Tensors,
+    mode: str,
+    step: float,
+    limit: float,
+    tolerance: float,
+    overbound: float | None,
+    steps: int,
+    want_slope: bool,
+    want_rate_slopes: bool,
+    backend: str | None,
+) -> Tensors:
+    """``[value, *slope, *rate slopes]``, each ``[steps * B, N, D]``; the slopes where wanted.
+
+    Records are ``[rows, B, N]``, times ``[1 or B, N, D]``. From ``mode`` to ``overbound`` the
+    arguments are the fields of a :class:`ReadRule`.
+    """
+    rule = ReadRule(mode, step, limit, tolerance, overbound)
+    value, slope, rate_slopes = implementation("read", sel.device, backend).select(
+        records, sel, rates, pointers, rule, want_slope, want_rate_slopes, steps
+    )
+    return [value, *([] if slope is None else [slope]), *rate_slopes]
+
+
+def _like_records(dvalue, rows, sel, rates, *rest):  # type: ignore[no-untyped-def]
+    steps = rest[-2]
+    shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
+    return [dvalue.new_empty(shape) for _ in rates]
+
+
+@operator(fake=_like_records)
+def read_adjoint(
+    dvalue: torch.Tensor,
+    rows: int,
+    sel: torch.Tensor,
+    rates: Optionals,
+    pointers: Tensors,
+    mode: str,
+    step: float,
+    limit: float,
+    tolerance: float,
+    overbound: float | None,
+    steps: int,
+    backend: str | None,
+) -> Tensors:
+    """The gradient of each record ``[rows, B, N]``."""
+    shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
+    # Many small terms would not move a large sum in half precision: it is rounded once.
+    acc = compute_dtype(dvalue.dtype)
+    sums = [dvalue.new_zeros(shape, dtype=acc) for _ in rates]
+    rule = ReadRule(mode, step, limit, tolerance, overbound)
+    implementation("read", sel.device, backend).select_backward(
+        dvalue, sums, sel, rates, pointers, rule, steps
+    )
+    return [total.to(dvalue.dtype) for total in sums]
+
+
+@operator(fake=lambda a, b, backend: a.new_empty(a.shape[1:]))
+def batch_dot(a: torch.Tensor, b: torch.Tensor, backend: str | None) -> torch.Tensor:
+    """``sum over the batch of a * b``, of ``[B, M]`` each: ``[M]``, in a fixed order."""
+    return implementation("read", a.device, backend).batch_dot(a, b)
 
 
 def _flat_sel(sel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -33,96 +111,136 @@ def _flat_sel(sel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 class _Reading(NamedTuple):
     """What a read is, apart from its tensors."""
 
-    module: ModuleType
     rule: ReadRule
-    pointers: tuple[Slot, ...]
-    steps: int = 1
+    steps: int
+    backend: str | None
 
 
-def _read(
+def _values(
     reading: _Reading,
     sel: torch.Tensor,
+    pointers: Sequence[Slot],
     rates: Sequence[torch.Tensor | None],
     records: Sequence[torch.Tensor],
     wants_sel: bool = False,
     wants_rates: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
+) -> Tensors:
     """The value ``[steps * B, N, D]`` and the derivatives that are wanted.
 
-    Its final shape comes after the Functions: what those return as a view cannot be written in
-    place.
+    The caller shapes the value outside of the Functions: a view that a Function returns cannot be
+    written in place.
     """
-    module, rule, pointers, steps = reading
-    return module.select(
+    rule, steps, backend = reading
+    return read_values(
         [flat_record(record) for record in records],
-        _flat_sel(sel, records[0].shape), flat_coefficients(rates), pointers, rule,
-        wants_sel, wants_rates, steps,
+        _flat_sel(sel, records[0].shape), flat_coefficients(rates), list(pointers), *rule,
+        steps, wants_sel, wants_rates, backend,
     )  # fmt: skip
 
 
-def _read_forward(
-    ctx: Any,
-    reading: _Reading,
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
-    records: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    """The value of a read; keeps its derivatives where they will be asked for."""
-    count = len(records)
-    wants_sel, wants_rates = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2 : 2 + count])
-    value, slope, rate_slopes = _read(
-        reading, sel.detach(), rates, [record.detach() for record in records],
-        wants_sel, wants_rates,
-    )  # fmt: skip
-    ctx.set_materialize_grads(False)
-    ctx.reading, ctx.layout = reading, Layout.of(records[0])
-    ctx.save_for_backward(sel, slope, *rates, *rate_slopes)
+def _forward(ctx: Any, reading: _Reading, sel: torch.Tensor, rest: Sequence[Any]) -> torch.Tensor:
+    """The value of a read; keeps its derivatives where they will be asked for.
+
+    ``rest`` holds a pointer, a rate and a record for each component, in this order.
+    """
+    count = len(rest) // 3
+    pointers, rates, records = rest[:count], rest[count : 2 * count], rest[2 * count :]
+    wants_rates = any(ctx.needs_input_grad[2 + count : 2 + 2 * count])
+    value, *slopes = _values(
+        reading, sel, pointers, rates, records, ctx.needs_input_grad[1], wants_rates
+    )
+    # By the attribute, because torch.compile does not know ctx.set_materialize_grads.
+    ctx.materialize_grads = False
+    ctx.reading, ctx.count, ctx.shape = reading, count, records[0].shape
+    on_device = [isinstance(pointer, torch.Tensor) for pointer in pointers]
+    ctx.numbers = [None if there else p for p, there in zip(pointers, on_device, strict=True)]
+    kept = [p if there else None for p, there in zip(pointers, on_device, strict=True)]
+    ctx.save_for_backward(sel, *kept, *rates, *slopes)
     return value
 
 
-def _read_backward(
-    ctx: Any, dvalue: torch.Tensor, drecords: Sequence[torch.Tensor | None], into_records: bool
-) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of times, rates and records; the records' are added to in place."""
-    module, rule, pointers, steps = ctx.reading
-    count = len(pointers)
-    sel, slope, *saved = ctx.saved_tensors
-    rates, rate_slopes = saved[:count], saved[count:]
-    flat_sel = _flat_sel(sel, ctx.layout.shape)
-    if into_records:
-        drecords = [own_gradient(ctx, d, ctx.layout) for d in drecords]
-        flat = [flat_record(d) for d in drecords if d is not None]
-        # Many small terms would not move a large sum in half precision: it is rounded once.
-        acc = compute_dtype(ctx.layout.dtype)
-        whole = acc == ctx.layout.dtype or steps * flat_sel.shape[2] == 1
-        sums = flat if whole else [torch.zeros_like(d, dtype=acc) for d in flat]
-        module.select_backward(
-            dvalue, sums, flat_sel, flat_coefficients(rates), pointers, rule, steps
-        )
-        if not whole:
-            for d, total in zip(flat, sums, strict=True):
-                d.add_(total)
-    dsel = None if slope is None else _selector_gradient(module, dvalue, slope, sel)
+class _Kept(NamedTuple):
+    """What the forward pass keeps for the backward pass."""
+
+    sel: torch.Tensor
+    pointers: list[Slot]
+    rates: list[torch.Tensor | None]
+    slopes: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, ctx: Any) -> "_Kept":
+        count = ctx.count
+        sel, *saved = ctx.saved_tensors
+        pairs = zip(saved[:count], ctx.numbers, strict=True)
+        pointers = [number if tensor is None else tensor for tensor, number in pairs]
+        return cls(sel, pointers, saved[count : 2 * count], saved[2 * count :])
+
+
+def _gradients(ctx: Any, dvalue: torch.Tensor, kept: _Kept) -> list[torch.Tensor | None]:
+    """Gradients of the times, of the pointers, which have none, and of the rates."""
+    backend, count = ctx.reading.backend, ctx.count
+    slopes, dsel = kept.slopes, None
+    if ctx.needs_input_grad[1]:
+        dsel = _selector_gradient(dvalue, slopes[0], kept.sel, backend)
+        slopes = slopes[1:]
     drates: list[torch.Tensor | None] = [None] * count
-    if rate_slopes:
+    if slopes:
         drates = [
-            reduce_coefficient(dvalue.to(s.dtype), s, rate, module)
-            for s, rate in zip(rate_slopes, rates, strict=True)
+            over_synapses(batch_dot(dvalue.to(s.dtype).flatten(1), s.flatten(1), backend), rate)
+            for s, rate in zip(slopes, kept.rates, strict=True)
+            if rate is not None
         ]
-    return dsel, *drates, *drecords
+    return [dsel, *(None for _ in range(count)), *drates]
 
 
-class _Select(torch.autograd.Function):
+def _selector_gradient(
+    dvalue: torch.Tensor, slope: torch.Tensor, sel: torch.Tensor, backend: str | None
+) -> torch.Tensor:
+    """``dvalue * slope``, summed over the rows that share a time."""
+    dvalue = dvalue.to(slope.dtype)
+    if sel.shape[0] == dvalue.shape[0]:
+        dsel = dvalue * slope
+    else:
+        shape = (dvalue.shape[0] // sel.shape[0], sel.numel())
+        dsel = batch_dot(dvalue.reshape(shape), slope.reshape(shape), backend)
+    return dsel.view(sel.shape).to(sel.dtype)
+
+
+class _Read(torch.autograd.Function):
+    """A read, of records that it leaves as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return _forward(ctx, reading, sel, rest)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dvalue: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        count = ctx.count
+        if dvalue is None:
+            return (None,) * (2 + 3 * count)
+        kept = _Kept.of(ctx)
+        drecords: Sequence[torch.Tensor | None] = [None] * count
+        if any(ctx.needs_input_grad[2 + 2 * count :]):
+            rule, steps, backend = ctx.reading
+            sums = read_adjoint(
+                dvalue, ctx.shape[0], _flat_sel(kept.sel, ctx.shape),
+                flat_coefficients(kept.rates), kept.pointers, *rule, steps, backend,
+            )  # fmt: skip
+            drecords = [total.view(ctx.shape) for total in sums]
+        return None, *_gradients(ctx, dvalue, kept), *drecords
+
+
+class _ChainedRead(torch.autograd.Function):
+    """A read of records that carry a graph: a link of their chain, in eager code alone."""
+
     @staticmethod
     def forward(
-        ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: torch.Tensor | None
+        ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: Any
     ) -> tuple[torch.Tensor, ...]:
-        count = len(reading.pointers)
-        rates, records = rest[:count], cast(Sequence[torch.Tensor], rest[count:])
-        value = _read_forward(ctx, reading, sel, rates, records)
-        ctx.chain = any(ctx.needs_input_grad[2 + count :])
-        if not ctx.chain:
-            return (value,)
+        value = _forward(ctx, reading, sel, rest)
+        records = rest[2 * ctx.count :]
+        ctx.layout = Layout.of(records[0])
         ctx.mark_dirty(*records)
         return (value, *records)
 
@@ -131,50 +249,72 @@ class _Select(torch.autograd.Function):
     def backward(
         ctx: Any, dvalue: torch.Tensor | None, *drecords: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        count = len(ctx.reading.pointers)
-        drecords = drecords or (None,) * count
-        if dvalue is None:  # the records' gradients pass through
-            passed = (None if d is None else own_gradient(ctx, d, ctx.layout) for d in drecords)
-            dread = (*(None,) * (1 + count), *passed)
-        else:
-            dread = _read_backward(ctx, dvalue, drecords, ctx.chain)
-        chain = (
-            None if d is None else hand_over(ctx, d, i - count)
-            for i, d in enumerate(dread[1 + count :])
-        )
-        return None, *dread[: 1 + count], *chain
+        count = ctx.count
+        owned = [
+            None if d is None and dvalue is None else own_gradient(ctx, d, ctx.layout)
+            for d in drecords
+        ]
+        rest: Sequence[torch.Tensor | None] = [None] * (1 + 2 * count)
+        if dvalue is not None:
+            kept = _Kept.of(ctx)
+            _add_to(ctx, [d for d in owned if d is not None], dvalue, kept)
+            rest = _gradients(ctx, dvalue, kept)
+        chain = (None if d is None else hand_over(ctx, d, i - count) for i, d in enumerate(owned))
+        return None, *rest, *chain
 
 
-class _SelectScan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: torch.Tensor | None
-    ) -> torch.Tensor:
-        count = len(reading.pointers)
-        rates, sequences = rest[:count], cast(Sequence[torch.Tensor], rest[count:])
-        return _read_forward(ctx, reading, sel, rates, sequences)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, dvalue: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        count = len(ctx.reading.pointers)
-        if dvalue is None:
-            return (None,) * (2 + 2 * count)
-        into_sequences = any(ctx.needs_input_grad[2 + count :])
-        return None, *_read_backward(ctx, dvalue, (None,) * count, into_sequences)
+def _add_to(ctx: Any, drecords: Tensors, dvalue: torch.Tensor, kept: _Kept) -> None:
+    """Adds what the values give to the records' gradients, in place."""
+    rule, steps, backend = ctx.reading
+    flat = [flat_record(d) for d in drecords]
+    sel, dtype = _flat_sel(kept.sel, ctx.shape), flat[0].dtype
+    # Many small terms would not move a large sum in half precision: it is rounded once.
+    acc = compute_dtype(dtype)
+    whole = acc == dtype or steps * sel.shape[2] == 1
+    sums = flat if whole else [torch.zeros_like(d, dtype=acc) for d in flat]
+    implementation("read", sel.device, backend).select_backward(
+        dvalue, sums, sel, flat_coefficients(kept.rates), kept.pointers, rule, steps
+    )
+    if not whole:
+        for d, total in zip(flat, sums, strict=True):
+            d.add_(total)
 
 
-def _selector_gradient(
-    module: ModuleType, dvalue: torch.Tensor, slope: torch.Tensor, sel: torch.Tensor
-) -> torch.Tensor:
-    """``dvalue * slope``, summed over the rows that share a time."""
-    dvalue = dvalue.to(slope.dtype)
-    if sel.shape[0] == dvalue.shape[0]:
-        dsel = dvalue * slope
-    else:
-        shape = (dvalue.shape[0] // sel.shape[0], sel.numel())
-        dsel = module.batch_dot(dvalue.reshape(shape), slope.reshape(shape))
-    return dsel.view(sel.shape).to(sel.dtype)
+def _as_tensors(pointers: Sequence[Slot], device: torch.device) -> list[Slot]:
+    return [torch.as_tensor(pointer, device=device) for pointer in pointers]
+
+
+@traced_as(_as_tensors)
+def _operands(pointers: Sequence[Slot], device: torch.device) -> Sequence[Slot]:
+    """Pointers as an operator takes them: tensors where it is registered."""
+    return pointers
+
+
+def _apply(
+    reading: _Reading,
+    sel: torch.Tensor,
+    pointers: Sequence[Slot],
+    rates: Sequence[torch.Tensor | None],
+    records: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """The value and the records, which are left as they are."""
+    return _Read.apply(reading, sel, *pointers, *rates, *records), records
+
+
+@traced_as(_apply)
+def _recorded(
+    reading: _Reading,
+    sel: torch.Tensor,
+    pointers: Sequence[Slot],
+    rates: Sequence[torch.Tensor | None],
+    records: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """The value and the records, which carry the read in the graph that they have."""
+    pointers = [held(pointer) for pointer in pointers]
+    if not any(record.requires_grad for record in records):
+        return _apply(reading, sel, pointers, rates, records)
+    value, *chain = _ChainedRead.apply(reading, sel, *pointers, *rates, *records)
+    return value, chain
 
 
 def select(
@@ -189,22 +329,21 @@ def select(
     """Values of a record, or of the first minus the second, at times before the present.
 
     ``records`` one or two ``[K, B, *shape]``; ``sel`` ``[1 or B, *shape]`` or ``[..., D]``, in the
-    unit of ``rule.step``; ``rates`` (steps over time constant, 0-d or ``[*shape]``) for the mode
-    ``expdecay``. Returns the value and the records, which carry the read in their graph.
+    unit of ``rule.step``; ``rates`` (steps over time constant, 0-d or ``[*shape]``) for the modes
+    ``expdecay`` and ``alpha``. In the mode ``alpha`` the records are the rise and the current of
+    an alpha function, ``rise * x * exp(-x) + current * exp(-x)`` a time of ``x`` time constants
+    later. Returns the value and the records, which carry the read in their graph.
     Differentiable to the records, to the times and to the rates.
     """
-    chain: Sequence[torch.Tensor] = ()
-    if torch.compiler.is_compiling():
-        value = _registered_select(records, sel, rates, pointers, rule, 1, backend)
-    elif records[0].is_floating_point() and chained(sel, *rates, *records):
-        module = implementation("read", sel.device, backend)
-        reading = _Reading(module, rule, tuple([held(pointer) for pointer in pointers]))
-        value, *chain = _Select.apply(reading, sel, *rates, *records)
+    reading = _Reading(rule, 1, running(sel.device, backend))
+    pointers = _operands(pointers, sel.device)
+    chain = records
+    if records[0].is_floating_point() and chained(sel, *rates, *records):
+        value, chain = _recorded(reading, sel, pointers, rates, records)
     else:
-        reading = _Reading(implementation("read", sel.device, backend), rule, tuple(pointers))
         with torch.no_grad():
-            value, _, _ = _read(reading, sel, rates, records)
-    return value.view(records[0].shape[1], *sel.shape[1:]), tuple(chain) or tuple(records)
+            value = _values(reading, sel, pointers, rates, records)[0]
+    return value.view(records[0].shape[1], *sel.shape[1:]), tuple(chain)
 
 
 def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Tensor:
@@ -215,29 +354,6 @@ def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Ten
     frac = locate(sel.detach(), rule, slots).frac
     bounded = sel.clamp(0.0, rule.limit)
     return (frac * rule.step).to(sel.dtype) - (bounded - bounded.detach())
-
-
-def _registered_select(
-    records: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
-    pointers: Sequence[Slot],
-    rule: ReadRule,
-    steps: int,
-    backend: str | None,
-) -> torch.Tensor:
-    """The read as an operator, for ``torch.compile``."""
-    mode, *times, overbound = rule
-    floating = records[0].is_floating_point()
-    return registered.select(
-        [flat_record(record) for record in records],
-        _flat_sel(sel, records[0].shape),
-        [rate for rate in flat_coefficients(rates) if rate is not None],
-        [torch.as_tensor(pointer, device=sel.device) for pointer in pointers],
-        mode, [float(time) for time in times],
-        None if overbound is None else float(overbound), steps,
-        floating and chained(sel), floating and chained(*rates), backend,
-    )[0]  # fmt: skip
 
 
 def select_scan(
@@ -257,15 +373,11 @@ def select_scan(
     and rates.
     """
     sequences = [sequence.contiguous() for sequence in sequences]
-    if torch.compiler.is_compiling():
-        zeros = [torch.zeros((), dtype=torch.int64, device=sel.device) for _ in sequences]
-        value = _registered_select(sequences, sel, rates, zeros, rule, steps, backend)
+    reading = _Reading(rule, steps, running(sel.device, backend))
+    pointers = _operands([0] * len(sequences), sel.device)
+    if chained(sel, *rates, *sequences):
+        value, _ = _apply(reading, sel, pointers, rates, sequences)
     else:
-        module = implementation("read", sel.device, backend)
-        reading = _Reading(module, rule, (0,) * len(sequences), steps)
-        if chained(sel, *rates, *sequences):
-            value = _SelectScan.apply(reading, sel, *rates, *sequences)
-        else:
-            with torch.no_grad():
-                value, _, _ = _read(reading, sel, rates, sequences)
+        with torch.no_grad():
+            value = _values(reading, sel, pointers, rates, sequences)[0]
     return value.view(steps, sequences[0].shape[1], *sel.shape[1:])

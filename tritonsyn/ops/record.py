@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checks import check_input, check_record, check_slot
 from ..values import Slot
-from . import traced
 from .common import (
     Layout,
     chained,
@@ -24,6 +22,7 @@ from .common import (
     own_gradient,
     unchained,
 )
+from .operator import traced_as
 
 
 class _Push(torch.autograd.Function):
@@ -111,6 +110,25 @@ def row_slots(slot: Slot, count: int, record: torch.Tensor) -> torch.Tensor:
     return (slot + torch.arange(count, device=record.device)) % record.shape[0]
 
 
+def write_slots(record: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The record with ``rows [L, ...]`` in the slots ``[L]``: in place where no graph is recorded.
+
+    A compiled graph cannot write in place what its own backward pass may read again, so that a
+    recorded write copies the record. The compiler fuses this expression itself.
+    """
+    rows = rows != 0 if record.dtype == torch.bool else rows.to(record.dtype)
+    if chained(record, rows):
+        return record.index_copy(0, slots, rows)
+    return unchained(record).index_copy_(0, slots, rows)
+
+
+def _traced_push(
+    record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
+) -> torch.Tensor:
+    return write_slots(record, value.unsqueeze(0), row_slots(slot, 1, record))
+
+
+@traced_as(_traced_push)
 def push(
     record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
 ) -> torch.Tensor:
@@ -120,11 +138,6 @@ def push(
     ``value != 0``). Differentiable to the value and to what the other slots hold. With gradients
     disabled the record comes back without a graph.
     """
-    check_record("record", record)
-    check_input("value", value, record.shape[1:], record.device)
-    check_slot("slot", slot, record.shape[0])
-    if torch.compiler.is_compiling():
-        return traced.write_rows(record, value.unsqueeze(0), row_slots(slot, 1, record))
     ring = implementation("record", record.device, backend)
     if record.is_floating_point() and chained(record, value):
         return _Push.apply(record, value, slot, ring)
@@ -133,29 +146,28 @@ def push(
     return record
 
 
+def _traced_read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+    return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
+
+
+@traced_as(_traced_read)
 def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
     """A copy of one slot: ``(record, value)``, the record now carrying the read in its graph."""
-    check_slot("slot", slot, record.shape[0])
-    if torch.compiler.is_compiling():
-        return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
     if chained(record):
         return _Read.apply(record, slot)
     return record, _row(record.detach(), slot)
 
 
+def _traced_write(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+    return write_slots(record, rows, row_slots(slot, rows.shape[0], record))
+
+
+@traced_as(_traced_write)
 def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
     """Writes observations ``[L, B, ...]``, ``L <= K``, into the slots from ``slot`` on.
 
     In place, around the end of the record; differentiable as :func:`push`.
     """
-    check_slot("slot", slot, record.shape[0])
-    if rows.shape[0] > record.shape[0] or rows.shape[1:] != record.shape[1:]:
-        raise ValueError(
-            f"rows have shape {tuple(rows.shape)}, but must have (L, *{tuple(record.shape[1:])}) "
-            f"with L in 0 to {record.shape[0]}"
-        )
-    if torch.compiler.is_compiling():
-        return traced.write_rows(record, rows, row_slots(slot, rows.shape[0], record))
     if record.is_floating_point() and chained(record, rows):
         return _WriteRows.apply(record, rows, slot)
     record, rows = unchained(record), rows.detach()

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..values import Slot
-from . import traced
+from ..values import Dynamics, Slot
 from .common import (
     Layout,
     chained,
     first_order,
-    flat_coefficients,
+    flat_dynamics,
     flat_observation,
     flat_record,
     hand_over,
@@ -23,7 +22,8 @@ from .common import (
     unchained,
     without_graph,
 )
-from .record import read, row_slots
+from .operator import traced_as
+from .record import read, row_slots, write_slots
 
 
 class Ring(NamedTuple):
@@ -46,25 +46,25 @@ class _Step(torch.autograd.Function):
         ctx: Any,
         modules: tuple[ModuleType, ModuleType],
         ring: Ring,
+        coupled: bool,
         x: torch.Tensor,
-        gain: torch.Tensor,
-        *rest: torch.Tensor,
+        *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        count = len(ring.components)
-        decays, records = rest[:count], rest[count:]
-        wants_gain, wants_decays = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4 : 4 + count])
+        count = len(tensors) - len(ring.components)
+        constants, records = tensors[:count], tensors[count:]
+        wants_gain, *wants_others = ctx.needs_input_grad[4 : 4 + count]
         flat = [flat_record(record.detach()) for record in records]
         newest = []
-        if wants_decays:
+        if any(wants_others):
             slots = [(pointer - 1) % flat[0].shape[0] for pointer in ring.pointers]
             newest = [read(record, slot)[1] for record, slot in zip(flat, slots, strict=True)]
         ctx.pointers = tuple(map(held, ring.pointers))
-        y = _run(modules[0], ring, flat, x, gain, decays)
+        y = _run(modules[0], ring, flat, x, Dynamics.of(constants, coupled))
         ctx.mark_dirty(*records)
         ctx.set_materialize_grads(False)
-        ctx.modules, ctx.x_dtype = modules, x.dtype
-        ctx.layout = Layout.of(records[0])
-        ctx.save_for_backward(gain, *decays, *newest, *([x] if wants_gain else []))
+        ctx.modules, ctx.coupled, ctx.x_dtype = modules, coupled, x.dtype
+        ctx.layout, ctx.count = Layout.of(records[0]), count
+        ctx.save_for_backward(*constants, *newest, *([x] if wants_gain else []))
         return (y, *records)
 
     @staticmethod
@@ -72,44 +72,57 @@ class _Step(torch.autograd.Function):
     def backward(
         ctx: Any, dy: torch.Tensor | None, *given: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        count = len(given)
+        states, count = len(given), ctx.count
         if dy is None and all(d is None for d in given):
-            return (None,) * (4 + 2 * count)
-        step, interp = ctx.modules
-        gain, *saved = ctx.saved_tensors
-        decays, newest = saved[:count], saved[count:]
-        wants_x, wants_gain = ctx.needs_input_grad[2:4]
-        wants_decays = any(ctx.needs_input_grad[4 : 4 + count])
+            return (None,) * (4 + count + states)
+        step, reads = ctx.modules
+        constants, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        dynamics = flat_dynamics(Dynamics.of(constants, ctx.coupled))
+        wants_x, wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[4 : 4 + count]
         layout, pointers = ctx.layout, ctx.pointers
         if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
             # Nothing before or after this step: one slot will do for what moves between them.
-            layout, pointers = layout.slots(1), (0,) * count
+            layout, pointers = layout.slots(1), (0,) * states
         owned = [own_gradient(ctx, d, layout) for d in given]
         flat = [flat_record(d) for d in owned]
         dx, zs = step.step_backward(
-            dy,
-            flat,
-            *flat_coefficients([gain]),
-            flat_coefficients(decays),
-            pointers,
-            ctx.x_dtype if wants_x else None,
-            wants_gain or wants_decays,
+            dy, flat, dynamics, pointers, ctx.x_dtype if wants_x else None, any(wanted)
         )
-        dgain: torch.Tensor | None = None
-        ddecays: list[torch.Tensor | None] = [None] * count
-        if wants_gain:
-            x = newest.pop().reshape(flat[0].shape[1:]).to(gain.dtype)
-            z = zs[0] if count == 1 else zs[0] + zs[1]
-            dgain = reduce_coefficient(z, x, gain, interp)
-        if wants_decays:
-            triples = zip(zs, newest, decays, strict=True)
-            ddecays = [reduce_coefficient(z, n.to(z.dtype), d, interp) for z, n, d in triples]
+        dconstants: list[torch.Tensor | None] = [None] * count
+        if wanted[0]:
+            x = saved[-1].reshape(flat[0].shape[1:]).to(dynamics.gain.dtype)
+            z = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
+            dconstants[0] = reduce_coefficient(z, x, constants[0], reads)
+        if any(wanted[1:]):
+            newest = [state.to(dynamics.gain.dtype) for state in saved[:states]]
+            pairs = zip(_sensitivities(zs, newest, dynamics), constants[1:], strict=True)
+            dconstants[1:] = [
+                _added([reduce_coefficient(a, b, like, reads) for a, b in terms])
+                for terms, like in pairs
+            ]
         if dx is not None:
             dx = dx.view(ctx.layout.shape[1:])
-        drecords: list[torch.Tensor | None] = [None] * count
+        drecords: list[torch.Tensor | None] = [None] * states
         if layout is ctx.layout:
-            drecords = [hand_over(ctx, d, i - count) for i, d in enumerate(owned)]
-        return None, None, dx, dgain, *ddecays, *drecords
+            drecords = [hand_over(ctx, d, i - states) for i, d in enumerate(owned)]
+        return None, None, None, dx, *dconstants, *drecords
+
+
+def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+Terms = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _sensitivities(
+    zs: Sequence[torch.Tensor], newest: Sequence[torch.Tensor], dynamics: Dynamics
+) -> list[Terms]:
+    """Of each decay, and of a coupling: pairs whose products add up to its gradient."""
+    if dynamics.coupling is None:
+        return [[pair] for pair in zip(zs, newest, strict=True)]
+    joined = torch.addcmul(newest[1], newest[0], dynamics.coupling)
+    return [[(zs[0], newest[0]), (zs[1], joined)], [(zs[1] * dynamics.decay(1), newest[0])]]
 
 
 def _run(
@@ -117,77 +130,92 @@ def _run(
     ring: Ring,
     flat: Sequence[torch.Tensor],
     x: torch.Tensor,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
 ) -> torch.Tensor:
     """The step on flat tensors: the current ``[B, N]``.
 
-    It is given its shape outside of the Function, whose results must be no views: those cannot be
-    written in place.
+    It is reshaped outside of the Function: a view that a Function returns cannot be written in
+    place.
     """
     return module.step(
         flat_observation(x),
         flat,
         flat_record(ring.spikes),
-        *flat_coefficients([gain]),
-        flat_coefficients(decays),
+        flat_dynamics(dynamics),
         ring.pointers,
         ring.spike_pointer,
         ring.arrivals,
     )
 
 
-def step(
+def _traced_step(
     x: torch.Tensor,
     ring: Ring,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     *,
     graph: bool = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Advances an exponential synapse by one step: ``(current, component records)``.
+    """The step as an expression, which ``torch.compile`` fuses into one kernel by itself."""
+    with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
+        pairs = list(zip(ring.components, ring.pointers, strict=True))
+        newest = [read(record, (p - 1) % record.shape[0])[1] for record, p in pairs]
+        stored = _advanced(x, newest, dynamics)
+        records = tuple(
+            write_slots(record, value.unsqueeze(0), row_slots(p, 1, record))
+            for (record, p), value in zip(pairs, stored, strict=True)
+        )
+        spikes = x.detach().unsqueeze(0)
+        write_slots(ring.spikes, spikes, row_slots(ring.spike_pointer, 1, ring.spikes))
+        y = dynamics.current(stored)
+        y = y if dynamics.inputs == 2 else y.clone()
+    return y, records
 
-    For each component ``C[t] = decay_c * C[t-1] + gain * x[t]``; the current is the first
-    component, or the first minus the second. ``x [B, *shape]`` of any real dtype; ``gain`` and
-    ``decays`` 0-d or ``[*shape]``, in the arithmetic's dtype. Records are updated in place;
-    the spike record takes ``x != 0``; pointers stay, unless the ring has ``arrivals``. With
-    ``graph`` false, or gradients disabled, the records come back without a graph.
+
+def _advanced(
+    x: torch.Tensor, newest: Sequence[torch.Tensor], dynamics: Dynamics
+) -> list[torch.Tensor]:
+    """The states after a step, in the records' dtype."""
+    dtype = newest[0].dtype
+    states = [state.to(dynamics.gain.dtype) for state in newest]
+    injected = dynamics.gain * x.to(dynamics.gain.dtype)
+    advanced = [
+        state * decay + injected for state, decay in zip(states, dynamics.decays, strict=False)
+    ]
+    if dynamics.coupling is not None:
+        advanced.append((states[1] + dynamics.coupling * states[0]) * dynamics.decay(1))
+    return [state.to(dtype) for state in advanced]
+
+
+@traced_as(_traced_step)
+def step(
+    x: torch.Tensor,
+    ring: Ring,
+    dynamics: Dynamics,
+    *,
+    graph: bool = True,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Advances an exponential synapse by one step: ``(current, state records)``.
+
+    ``x [B, *shape]`` of any real dtype; constants 0-d or ``[*shape]``, in the arithmetic's dtype.
+    Records are updated in place; the spike record takes ``x != 0``; pointers stay, unless the ring
+    has ``arrivals``. With ``graph`` false, or gradients disabled, the records come back without a
+    graph.
     """
-    if torch.compiler.is_compiling():
-        return _traced_step(x, ring, gain, decays, graph)
     device = ring.spikes.device
     module = implementation("step", device, backend)
     torch.autograd.graph.increment_version(ring.spikes)
-    if graph and chained(x, gain, *decays, *ring.components):
+    if graph and chained(x, *dynamics.constants, *ring.components):
         modules = (module, implementation("read", device, backend))
-        y, *records = _Step.apply(modules, ring, x, gain, *decays, *ring.components)
+        coupled = dynamics.coupling is not None
+        y, *records = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *ring.components)
         return _shaped(y, x), tuple(records)
     records = tuple([unchained(record) for record in ring.components])
     with without_graph():
-        y = _run(module, ring, [flat_record(record) for record in records], x, gain, decays)
+        y = _run(module, ring, [flat_record(record) for record in records], x, dynamics)
     return _shaped(y, x), records
 
 
 def _shaped(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y if y.shape == x.shape else y.view(x.shape)
-
-
-def _traced_step(
-    x: torch.Tensor,
-    ring: Ring,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
-    graph: bool,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-        pairs = list(zip(ring.components, ring.pointers, strict=True))
-        newest = [read(record, (p - 1) % record.shape[0])[1] for record, p in pairs]
-        y, stored = traced.step(x, newest, gain, decays)
-        records = tuple(
-            traced.write_rows(record, value.unsqueeze(0), row_slots(p, 1, record))
-            for (record, p), value in zip(pairs, stored, strict=True)
-        )
-        spikes = x.detach().unsqueeze(0)
-        traced.write_rows(ring.spikes, spikes, row_slots(ring.spike_pointer, 1, ring.spikes))
-    return y, records

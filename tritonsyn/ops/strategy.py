@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 
-STRATEGIES = ("auto", "shift", "gemm", "events")
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 
@@ -33,6 +32,7 @@ _COSTS = {
 }
 
 
+@torch.compiler.assume_constant_result
 def precision() -> str:
     """Precision of float32 products: what ``torch.get_float32_matmul_precision`` says."""
     return _PRECISIONS[torch.get_float32_matmul_precision()]

@@ -1,7 +1,6 @@
 """Delayed reads of a record: a gather with interpolation, and its adjoints."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,14 +11,73 @@ from ..values import Located, ReadRule, Slot, compute_dtype, locate
 _CACHED = 131072
 
 
-def _nearest_tap(located: Located, mode: str) -> torch.Tensor:
-    """Whole steps back to the observation that a mode other than linear reads."""
-    older, frac = located.older, located.frac
+class Tap(NamedTuple):
+    """An observation that counts in a component's value, and how much."""
+
+    back: torch.Tensor
+    """Whole steps before the newest."""
+    weight: torch.Tensor | None = None
+    """The value is ``sum(weight * tap)``, and the adjoint adds ``weight * dvalue``; None for 1."""
+    slope: torch.Tensor | float | None = None
+    """The derivative to the time is ``sum(slope * tap)``; None for 0, or where it is not wanted."""
+    rate_slope: torch.Tensor | None = None
+    """The same for the rate."""
+
+
+def taps(
+    rule: ReadRule,
+    located: Located,
+    rate: torch.Tensor | None,
+    slots: int,
+    dtype: torch.dtype,
+    second: bool = False,
+    want_slope: bool = False,
+    want_rate_slope: bool = False,
+) -> tuple[Tap, ...]:
+    """The observations that make one component's value: the whole meaning of a mode.
+
+    ``dtype`` is that of the arithmetic.
+    """
+    mode, older, frac = rule.mode, located.older, located.frac
     if mode == "next":
-        return torch.where(frac > 0, older - 1, older)
+        return (Tap(torch.where(frac > 0, older - 1, older)),)
     if mode == "nearest":
-        return torch.where(frac > 0.5, older - 1, older)
-    return older
+        return (Tap(torch.where(frac > 0.5, older - 1, older)),)
+    if mode == "linear":
+        return _segment(located, slots, dtype, 1.0 / rule.step if want_slope else None)
+    if mode == "previous":
+        return (Tap(older),)
+    assert rate is not None
+    rest, rate = frac.to(dtype), rate.unsqueeze(-1)
+    weight = (rest * -rate).exp_()
+    slope = weight * (rate / rule.step) if want_slope else None
+    rate_slope = weight * -rest if want_rate_slope else None
+    if mode == "alpha" and not second:
+        # What the rise feeds into the current on the way.
+        passed = rest * rate
+        weight.mul_(passed)
+        for derivative in (d for d in (slope, rate_slope) if d is not None):
+            derivative.mul_(passed - 1.0)
+    return (Tap(older, weight, slope, rate_slope),)
+
+
+def _segment(
+    located: Located, slots: int, dtype: torch.dtype, rise: float | None
+) -> tuple[Tap, Tap]:
+    """The two ends of a segment, of which the near one has the opposite slope."""
+    older, frac = located.older, located.frac
+    if rise is None:
+        share = frac.to(dtype)
+        return Tap(older, 1.0 - share), Tap(older - frac.ceil(), share)
+    # An observation is the near end of the segment before it, unless that is not kept.
+    ends = (frac == 0).logical_and_(older < slots - 1)
+    far, share = older + ends, (frac + ends).to(dtype)
+    return Tap(far, 1.0 - share, rise), Tap((far - 1).clamp_(min=0), share)
+
+
+def _sign(rule: ReadRule) -> int:
+    """With which a pair's second component enters its value."""
+    return 1 if rule.mode == "alpha" else -1
 
 
 class _Window(NamedTuple):
@@ -75,11 +133,6 @@ def _tap(
     return taken.to(compute_dtype(record.dtype))
 
 
-def _weight(frac: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-    """``exp(-frac * rate)``: what an observation decays to, ``frac`` steps later."""
-    return (frac.to(rate.dtype) * -rate.unsqueeze(-1)).exp_()
-
-
 def select(
     records: Sequence[torch.Tensor],
     sel: torch.Tensor,
@@ -90,9 +143,10 @@ def select(
     want_rate_slopes: bool = False,
     steps: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
-    """Value of the record (or first minus second) at the times ``sel [1 or B, N, D]``.
+    """Value of the record, or of a pair, at the times ``sel [1 or B, N, D]``.
 
-    ``rates`` (steps over time constant, 0-d or ``[N]``) are used by ``expdecay``. Returns the
+    The value of a pair is the first minus the second, in the mode ``alpha`` their sum. ``rates``
+    (steps over time constant, 0-d or ``[N]``) are used by ``expdecay`` and ``alpha``. Returns the
     value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each component's rate.
 
     With ``steps > 1`` each record is a sequence ``[K - 1 + steps, B, N]``, oldest first, that is
@@ -115,19 +169,28 @@ def select(
         rows = window.rows
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
         parts = [
-            _component(record, rate, pointer, here, rule, window, want_slope)
-            for record, rate, pointer in zip(records, rates, map(int, pointers), strict=True)
-        ]
+            _component(
+                record, pointer, window, here.valid,
+                taps(rule, here, rate, slots, acc, second > 0, want_slope, want_rate_slopes),
+            )
+            for second, (record, rate, pointer) in enumerate(
+                zip(records, rates, map(int, pointers), strict=True)
+            )
+        ]  # fmt: skip
         results = [_value(parts, here, rule, dtype)]
-        results += [_slope(parts, here)] if want_slope else []
+        results += [_slope(parts, here, rule)] if want_slope else []
         results += _rate_slopes(parts, here, rule) if want_rate_slopes else []
         for output, result in zip(outputs, results, strict=True):
             output[rows.start : rows.stop] = result
     return value, slope, rate_slopes
 
 
-Part = tuple[torch.Tensor, torch.Tensor | None]
-"""One component's value and its derivative to the time."""
+class _Part(NamedTuple):
+    """One component's value, and its derivatives where they are wanted."""
+
+    value: torch.Tensor
+    slope: torch.Tensor | None
+    rate_slope: torch.Tensor | None
 
 
 def _row_groups(batch: int, row: int, device: torch.device) -> list[range]:
@@ -138,56 +201,35 @@ def _row_groups(batch: int, row: int, device: torch.device) -> list[range]:
 
 def _component(
     record: torch.Tensor,
-    rate: torch.Tensor | None,
     pointer: int,
-    located: Located,
-    rule: ReadRule,
     window: _Window,
-    want_slope: bool,
-) -> Part:
-    """Value and slope of one component in some rows of the batch."""
-    if rule.mode == "linear":
-        return _linear(record, pointer, located, rule, window, want_slope)
-    tap = _nearest_tap(located, rule.mode)
-    value = _tap(record, tap, pointer, window, located.valid)
-    if rule.mode != "expdecay":
-        return value, torch.zeros_like(value) if want_slope else None
-    assert rate is not None
-    value.mul_(_weight(located.frac, rate))
-    return value, value * (rate / rule.step).unsqueeze(-1) if want_slope else None
-
-
-def _linear(
-    record: torch.Tensor,
-    pointer: int,
-    located: Located,
-    rule: ReadRule,
-    window: _Window,
-    want_slope: bool,
-) -> Part:
-    """``older + (newer - older) * frac``, and the slope of that segment.
-
-    At an observation the slope is that of the older segment, or of the newer one where the
-    record keeps no older one.
-    """
-    older, frac = located.older, located.frac
-    newer = torch.where(frac > 0, older - 1, older)
-    tap = partial(_tap, record, pointer=pointer, window=window, valid=located.valid)
-    old, new = tap(older), tap(newer)
-    value = old + (new - old) * frac.to(old.dtype)
-    if not want_slope:
-        return value, None
-    hit, last = frac == 0, older == window.slots - 1
-    far = torch.where(hit & ~last, older + 1, older)
-    near = torch.where(hit & last, (older - 1).clamp(min=0), newer)
-    return value, (tap(far) - tap(near)) / rule.step
+    valid: bool,
+    taps: tuple[Tap, ...],
+) -> _Part:
+    """Value and slopes of one component in some rows of the batch."""
+    first, *others = taps
+    tap = _tap(record, first.back, pointer, window, valid)
+    if not others:
+        slope = None if first.slope is None else tap * first.slope
+        rate_slope = None if first.rate_slope is None else tap * first.rate_slope
+        return _Part(tap if first.weight is None else tap.mul_(first.weight), slope, rate_slope)
+    near = _tap(record, others[0].back, pointer, window, valid)
+    # Subtracted first: neighbours are often close to each other.
+    slope = None if first.slope is None else (tap - near).mul_(first.slope)
+    for value, weight in ((tap, first.weight), (near, others[0].weight)):
+        assert weight is not None
+        value.mul_(weight)
+        if slope is not None:
+            # A neighbour that only the slope needs may hold anything.
+            value.masked_fill_(weight == 0, 0.0)
+    return _Part(tap.add_(near), slope, None)
 
 
 def _value(
-    parts: Sequence[Part], located: Located, rule: ReadRule, dtype: torch.dtype
+    parts: Sequence[_Part], located: Located, rule: ReadRule, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The first component, or first minus second; overbound values; NaN for NaN times."""
-    value = parts[0][0] if len(parts) == 1 else parts[0][0] - parts[1][0]
+    """The first component, or the pair; overbound values; NaN for NaN times."""
+    value = _mixed([part.value for part in parts], rule)
     if rule.overbound is not None and located.inside is not None:
         value = torch.where(located.inside, value, float(rule.overbound))
     if located.within is not None:
@@ -196,17 +238,28 @@ def _value(
     return value
 
 
-def _slope(parts: Sequence[Part], located: Located) -> torch.Tensor:
+def _mixed(parts: Sequence[torch.Tensor], rule: ReadRule) -> torch.Tensor:
+    """One component's part as it is, or both; the first may be written."""
+    return parts[0] if len(parts) == 1 else parts[0].add_(parts[1], alpha=_sign(rule))
+
+
+def _slope(parts: Sequence[_Part], located: Located, rule: ReadRule) -> torch.Tensor:
     """The derivative to the time: zero where the time was bounded."""
-    first, *rest = (slope for _, slope in parts if slope is not None)
-    slope = first - rest[0] if rest else first
+    slopes = [part.slope for part in parts if part.slope is not None]
+    if not slopes:
+        return torch.zeros_like(parts[0].value)
+    slope = _mixed(slopes, rule)
     return slope if located.within is None else torch.where(located.within, slope, 0.0)
 
 
-def _rate_slopes(parts: Sequence[Part], located: Located, rule: ReadRule) -> list[torch.Tensor]:
-    """The derivatives to the rates: ``-frac * value`` of each component, signed as it enters."""
-    slopes = [_kept(value * located.frac.to(value.dtype), located, rule) for value, _ in parts]
-    return [slope.neg() if i == 0 else slope for i, slope in enumerate(slopes)]
+def _rate_slopes(parts: Sequence[_Part], located: Located, rule: ReadRule) -> list[torch.Tensor]:
+    """The derivatives to the rates, signed as the components enter."""
+    slopes = [
+        torch.zeros_like(part.value) if part.rate_slope is None else part.rate_slope
+        for part in parts
+    ]
+    first, *second = (_kept(slope, located, rule) for slope in slopes)
+    return [first, *(slope.mul_(_sign(rule)) for slope in second)]
 
 
 def _kept(part: torch.Tensor, located: Located, rule: ReadRule) -> torch.Tensor:
@@ -239,31 +292,15 @@ def select_backward(
         valid = here.valid
         if not valid:
             here = here._replace(frac=here.frac.nan_to_num(0.0))
-        sign = 1
-        for drecord, rate, pointer in zip(drecords, rates, map(int, pointers), strict=True):
-            for back, share in _shares(kept, here, rate, rule.mode):
-                index = _addresses(back, pointer, drecord[0].numel(), window, valid).reshape(-1)
+        for second, (drecord, rate, pointer) in enumerate(
+            zip(drecords, rates, map(int, pointers), strict=True)
+        ):
+            sign = _sign(rule) if second else 1
+            for tap in taps(rule, here, rate, slots, acc, second > 0):
+                share = kept if tap.weight is None else kept * tap.weight
+                index = _addresses(tap.back, pointer, drecord[0].numel(), window, valid).reshape(-1)
                 share = share.reshape(-1).to(drecord.dtype)
                 window.flat(drecord).index_add_(0, index, share, alpha=sign)
-            sign = -1
-
-
-def _shares(
-    dvalue: torch.Tensor,
-    located: Located,
-    rate: torch.Tensor | None,
-    mode: str,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The observations that made one component's value, and the gradient of each."""
-    older, frac = located.older, located.frac
-    if mode == "linear":
-        share = dvalue * frac.to(dvalue.dtype)
-        newer = torch.where(frac > 0, older - 1, older)
-        return [(older, dvalue - share), (newer, share)]
-    if mode == "expdecay":
-        assert rate is not None
-        return [(older, dvalue * _weight(frac, rate))]
-    return [(_nearest_tap(located, mode), dvalue)]
 
 
 def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,11 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 
-from ..values import WORD, PackedSpikes, unpack_bits, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, unpack_bits, words_per_row
 from .step import as_real, scaled
 
 Pair = Sequence[torch.Tensor | None]
@@ -18,45 +18,56 @@ _BLOCKS_STEPS, _BLOCKS_ROW = 100, 8192
 
 def scan(
     x: torch.Tensor | PackedSpikes,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     initials: Pair,
-    keep: int,
+    last: int,
     dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """``C_c[t] = decay_c * C_c[t-1] + gain * x[t]`` for one or two components, T steps at once.
+    """T steps of the states at once.
 
-    ``x [T, B, N]`` or packed; ``gain`` and ``decays`` 0-d or ``[N]``; ``initials`` ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (first component, or first minus second;
-    None without a ``dtype``) and the last ``keep <= T`` values of each component in the dtype of
-    the decays.
+    ``x [T, B, N]`` or packed; constants 0-d or ``[N]``; ``initials``, of each state, ``[B, N]`` or
+    None. Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``) and the
+    ``last <= T`` values of each state in the dtype of the constants.
     """
-    components = _components(x, gain, decays, initials)
-    steps = components[0].shape[0]
-    tails = [component[steps - keep :].clone() for component in components]
-    if dtype is None:
-        return None, tails
-    y = components[0] if len(components) == 1 else components[0].sub_(components[1])
-    return y.to(dtype), tails
+    states = _states(x, dynamics, initials)
+    steps = states[0].shape[0]
+    tails = [state[steps - last :].clone() for state in states]
+    return None if dtype is None else dynamics.current_(states).to(dtype), tails
 
 
-def _components(
-    x: torch.Tensor | PackedSpikes,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
-    initials: Pair,
+def _states(
+    x: torch.Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair
 ) -> list[torch.Tensor]:
-    """Each component ``[T, B, N]`` in the dtype of the decays."""
+    """Each state ``[T, B, N]`` in the dtype of the constants."""
     dense = _dense(x)
 
-    def begin(decay: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
-        injected = _scaled(dense, gain)
-        if initial is not None and injected.numel():
-            injected[0].addcmul_(initial, decay)
-        return injected
+    def driven(place: int) -> torch.Tensor:
+        injected = _scaled(dense, dynamics.gain)
+        return _started(injected, initials[place], dynamics.decay(place))
 
-    pairs = zip(decays, initials, strict=True)
-    return [_filtered(partial(begin, decay, initial), decay) for decay, initial in pairs]
+    def fed(coupling: torch.Tensor) -> torch.Tensor:
+        factor = dynamics.decay(1) * coupling
+        arriving = torch.empty_like(states[0])
+        torch.mul(states[0][:-1], factor, out=arriving[1:])
+        if arriving.numel():
+            arriving[0] = 0.0 if initials[0] is None else initials[0] * factor
+        return _started(arriving, initials[1], dynamics.decay(1))
+
+    states = [
+        _filtered(partial(driven, place), dynamics.decay(place)) for place in range(dynamics.inputs)
+    ]
+    if dynamics.coupling is not None:
+        states.append(_filtered(partial(fed, dynamics.coupling), dynamics.decay(1)))
+    return states
+
+
+def _started(
+    injected: torch.Tensor, initial: torch.Tensor | None, decay: torch.Tensor
+) -> torch.Tensor:
+    """The input of a state, with what the first step adds of its initial value."""
+    if initial is not None and injected.numel():
+        injected[0].addcmul_(initial, decay)
+    return injected
 
 
 def _dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
@@ -103,7 +114,7 @@ def _filter_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> bool:
     _walk(places, decay)
     exponents = torch.arange(1, length + 1, dtype=decay.dtype, device=decay.device)
     powers = decay ** exponents.view(-1, 1, 1)
-    # What is not finite anywhere in a block is not at its end either.
+    # A non-finite value anywhere in a block reaches the last element of the block.
     last = places[-1].clone()
     _walk(_in_order(last, reverse), powers[-1].view(decay.shape))
     if not math.isfinite(last.sum()):
@@ -122,88 +133,131 @@ def _in_order(rows: torch.Tensor, reverse: bool) -> Sequence[torch.Tensor]:
 
 def _walk(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
     """``rows[i] += decay * rows[i - 1]`` in place, in the order given."""
-    if decay.device.type == "cpu" and len(rows) > 1:
-        # On a CPU these walk the lists in order, without the interpreter between two rows.
-        later, earlier = list(rows[1:]), list(rows[:-1])
-        if decay.ndim == 0:
-            torch._foreach_add_(later, earlier, alpha=decay.item())
-        else:
-            torch._foreach_addcmul_(later, earlier, [decay] * len(later))
+    if decay.device.type == "cpu" and len(rows) > 1 and _foreach_walks_in_order():
+        _walk_by_foreach(rows, decay)
         return
     for before, row in itertools.pairwise(rows):
         row.addcmul_(before, decay)
 
 
-def _adjoint(
-    dy: torch.Tensor, dtail: torch.Tensor | None, decay: torch.Tensor, factor: torch.Tensor
-) -> torch.Tensor:
-    """``z[t] = factor * dy[t] + dtail[t] + decay * z[t+1]`` in new memory."""
+def _walk_by_foreach(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
+    """The same without the interpreter between two rows, on a CPU."""
+    later, earlier = list(rows[1:]), list(rows[:-1])
+    if decay.ndim == 0:
+        torch._foreach_add_(later, earlier, alpha=decay.item())
+    else:
+        torch._foreach_addcmul_(later, earlier, [decay] * len(later))
 
-    def begin() -> torch.Tensor:
-        arriving = _scaled(dy, factor)
+
+@cache
+def _foreach_walks_in_order() -> bool:
+    """Whether this PyTorch adds lists that overlap in their order, which it does not promise."""
+    for decay in (torch.tensor(0.5), torch.tensor([0.5])):
+        rows = torch.ones(3, 1)
+        _walk_by_foreach(rows.unbind(0), decay)
+        if rows.flatten().tolist() != [1.0, 1.5, 1.75]:
+            return False
+    return True
+
+
+def _adjoints(
+    dy: torch.Tensor, dtails: Pair, dynamics: Dynamics, factor: torch.Tensor
+) -> list[torch.Tensor]:
+    """``factor`` times the adjoint of each state, in new memory.
+
+    That is ``z[t] = mix * dy[t] + dtail[t] + decay * z[t+1]``; of coupled states the first gets
+    from the second what it fed to it.
+    """
+    zs: dict[int, torch.Tensor] = {}
+
+    def begin(place: int) -> torch.Tensor:
+        mix, dtail = dynamics.mix[place], dtails[place]
+        arriving = _scaled(dy, mix * factor) if mix else torch.zeros_like(dy, dtype=factor.dtype)
+        if place == 0 and dynamics.coupling is not None:
+            arriving[:-1].addcmul_(zs[1][1:], dynamics.decay(1) * dynamics.coupling)
         if dtail is not None:
-            arriving[arriving.shape[0] - dtail.shape[0] :] += dtail
+            arriving[arriving.shape[0] - dtail.shape[0] :] += dtail * factor
         return arriving
 
-    return _filtered(begin, decay, reverse=True)
+    for place in reversed(range(dynamics.states)):
+        zs[place] = _filtered(partial(begin, place), dynamics.decay(place), reverse=True)
+    return [zs[place] for place in range(dynamics.states)]
 
 
 def scan_backward(
     dy: torch.Tensor,
     dtails: Pair,
     x: torch.Tensor | PackedSpikes | None,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     initials: Pair,
     dx_dtype: torch.dtype | None,
     want_initials: bool = True,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
 
-    ``dtails [keep, B, N]`` or None are the gradients of the last values of the components. With
-    ``x`` given, the gradients of the gain and of each decay are returned too, ``[B, N]`` each, to
-    be summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted;
-    without ``want_initials`` theirs are an empty list.
+    ``dtails [last, B, N]`` or None are the gradients of the last values of the states. With ``x``
+    given, the gradients of the constants are returned too, in their order, ``[B, N]`` each, to be
+    summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted; without
+    ``want_initials`` theirs are an empty list.
     """
     if dy.shape[0] == 0:
-        zeros = [gain.new_zeros(dy.shape[1:]) for _ in range(1 + len(decays))]
+        zeros = dynamics.gain.new_zeros(dy.shape[1:])
         dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
-        return dx, zeros[1:] if want_initials else [], [] if x is None else zeros
+        dinitials = [zeros.clone() for _ in range(dynamics.states)]
+        constants = [] if x is None else [zeros.clone() for _ in dynamics.constants]
+        return dx, dinitials if want_initials else [], constants
     # The adjoint is linear: where nothing but the input's gradient is wanted, the gain goes first.
     only_dx = x is None and not want_initials
-    factor = gain if only_dx else torch.ones_like(gain)
-    zs = [
-        _adjoint(dy, None if dtail is None else dtail * factor, decay, sign * factor)
-        for dtail, decay, sign in zip(dtails, decays, (1.0, -1.0), strict=False)
-    ]
-    dinitials = []
-    if want_initials:
-        dinitials = [z[0] * decay for z, decay in zip(zs, decays, strict=True)]
-    constants = [] if x is None else _constants(zs, x, gain, decays, initials)
+    factor = dynamics.gain if only_dx else torch.ones_like(dynamics.gain)
+    zs = _adjoints(dy, dtails, dynamics, factor)
+    dinitials = _before_first(zs, dynamics) if want_initials else []
+    constants = [] if x is None else _constants(zs, x, dynamics, initials)
     dx = None
     if dx_dtype is not None:
-        total = zs[0] if len(zs) == 1 else zs[0].add_(zs[1])
-        dx = (total if only_dx else total.mul_(gain)).to(dx_dtype)
+        total = zs[0] if dynamics.inputs == 1 else zs[0].add_(zs[1])
+        dx = (total if only_dx else total.mul_(dynamics.gain)).to(dx_dtype)
     return dx, dinitials, constants
+
+
+def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.Tensor]:
+    """Gradients of the initial states from the adjoints of the states."""
+    gradients = [z[0] * dynamics.decay(place) for place, z in enumerate(zs)]
+    if dynamics.coupling is not None:
+        gradients[0].addcmul_(gradients[1], dynamics.coupling)
+    return gradients
 
 
 def _constants(
     zs: Sequence[torch.Tensor],
     x: torch.Tensor | PackedSpikes,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     initials: Pair,
 ) -> list[torch.Tensor]:
-    """``sum_t z[t] * x[t]`` for the gain and ``sum_t z[t] * C[t-1]`` for each decay."""
+    """``sum_t z[t] * x[t]`` for the gain, ``sum_t z[t] * C[t-1]`` for each decay, and the same of
+    what a coupled state takes over.
+    """
     dense = _dense(x)
-    real = as_real(dense, gain.dtype)
-    total = zs[0] if len(zs) == 1 else zs[0] + zs[1]
+    real = as_real(dense, dynamics.gain.dtype)
+    total = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
     gradients = [(total * real).sum(0)]
-    components = _components(dense, gain, decays, initials)
-    for z, component, initial in zip(zs, components, initials, strict=False):
-        ddecay = (z[1:] * component[:-1]).sum(0)
-        gradients.append(ddecay if initial is None else ddecay.addcmul_(z[0], initial))
-    return gradients
+    states = _states(dense, dynamics, initials)
+    before = [
+        _with_before(z, state, initial)
+        for z, state, initial in zip(zs, states, initials, strict=False)
+    ]
+    if dynamics.coupling is None:
+        return [*gradients, *before]
+    shared = _with_before(zs[1], states[0], initials[0])
+    ddecay = before[0] + before[1] + dynamics.coupling * shared
+    return [*gradients, ddecay, dynamics.decay(1) * shared]
+
+
+def _with_before(
+    z: torch.Tensor, state: torch.Tensor, initial: torch.Tensor | None
+) -> torch.Tensor:
+    """``sum_t z[t] * state[t-1]``."""
+    total = (z[1:] * state[:-1]).sum(0)
+    return total if initial is None else total.addcmul_(z[0], initial)
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:

@@ -4,41 +4,52 @@ from collections.abc import Sequence
 
 import torch
 
-from ..values import Slot
+from ..values import Dynamics, Slot
 
 
 def step(
     x: torch.Tensor,
     records: Sequence[torch.Tensor],
     spikes: torch.Tensor,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     pointers: Sequence[Slot],
     spike_pointer: Slot,
     arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One step in place: ``C' = decay_c * C + gain * x`` for one or two components.
+    """One step in place, of one or two states.
 
-    ``x [B, N]``; ``records`` one or two ``[K, B, N]``, whose newest slot ``pointer - 1`` is read
-    and whose slot ``pointer`` is written; ``spikes [K, B, N]`` bool; ``gain`` and ``decays`` 0-d
-    or ``[N]``. With ``arrivals``, an int32 zero on the device, pointers that are kept there
-    advance. Returns the current: the first component, or the first minus the second.
+    ``x [B, N]``; ``records`` of the states ``[K, B, N]``, whose newest slot ``pointer - 1`` is
+    read and whose slot ``pointer`` is written; ``spikes [K, B, N]`` bool; constants 0-d or ``[N]``.
+    With ``arrivals``, an int32 zero on the device, pointers that are kept there advance. Returns
+    the current.
     """
     spikes[int(spike_pointer)].copy_(x)
-    drive = scaled(x, gain)
-    currents: list[torch.Tensor] = []
-    for record, decay, pointer in zip(records, decays, map(int, pointers), strict=True):
-        before = record[pointer - 1].to(gain.dtype)
-        # The last component may have the drive's memory: it is in the cache, a slot is not.
-        last = len(currents) == len(records) - 1
-        current = _add_decayed(drive, before, decay, drive if last else torch.empty_like(drive))
-        record[pointer].copy_(current)
-        currents.append(current.to(record.dtype))
+    slots = list(map(int, pointers))
+    pairs = list(zip(records, slots, strict=True))
+    before = [record[slot - 1].to(dynamics.gain.dtype) for record, slot in pairs]
+    states = _advanced(before, scaled(x, dynamics.gain), dynamics)
+    for (record, slot), state in zip(pairs, states, strict=True):
+        record[slot].copy_(state)
     if arrivals is not None:
-        for slot in (*pointers, spike_pointer):
-            if isinstance(slot, torch.Tensor):
-                slot.add_(1).remainder_(len(spikes))
-    return currents[0] if len(currents) == 1 else currents[0].sub_(currents[1])
+        for pointer in (*pointers, spike_pointer):
+            if isinstance(pointer, torch.Tensor):
+                pointer.add_(1).remainder_(len(spikes))
+    return dynamics.current_([state.to(records[0].dtype) for state in states])
+
+
+def _advanced(
+    before: Sequence[torch.Tensor], drive: torch.Tensor, dynamics: Dynamics
+) -> list[torch.Tensor]:
+    """The states one step later; the last that takes the drive has its memory."""
+    outs = [*(torch.empty_like(drive) for _ in range(dynamics.inputs - 1)), drive]
+    states = [
+        _add_decayed(drive, state, dynamics.decay(i), out)
+        for i, (state, out) in enumerate(zip(before, outs, strict=False))
+    ]
+    if dynamics.coupling is not None:
+        fed = torch.addcmul(before[1], before[0], dynamics.coupling)
+        states.append(fed.mul_(dynamics.decay(1)))
+    return states
 
 
 def as_real(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -67,29 +78,32 @@ def _add_decayed(
 def step_backward(
     dy: torch.Tensor | None,
     drecords: Sequence[torch.Tensor],
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    dynamics: Dynamics,
     pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """Adjoint of :func:`step`; ``drecords`` are updated in place.
 
-    ``z_c = +-dy + drecord_c[pointer]`` leaves its slot and ``decay_c * z_c`` joins the slot
-    before. Returns ``dx = gain * sum(z_c)`` in ``dx_dtype`` (None: not wanted) and the ``z_c``
+    A state's gradient ``z``, what the current passes to it and what its record holds, leaves the
+    written slot, and what the step made of the slot before joins that. Returns the gain times the
+    ``z`` of the states that take the input, in ``dx_dtype`` (None: not wanted), and the ``z``
     (empty unless ``want_z``).
     """
+    decays = [dynamics.decay(i) for i in range(len(drecords))]
     zs = []
-    sign = 1.0
-    for drecord, decay, pointer in zip(drecords, decays, map(int, pointers), strict=True):
-        z = drecord[pointer].to(decay.dtype, copy=True)
-        if dy is not None:
-            z.add_(dy, alpha=sign)
-        drecord[pointer].zero_()
-        drecord[pointer - 1].add_(z * decay)
+    for drecord, mix, slot in zip(drecords, dynamics.mix, map(int, pointers), strict=True):
+        z = drecord[slot].to(dynamics.gain.dtype, copy=True)
+        if dy is not None and mix:
+            z.add_(dy, alpha=mix)
+        drecord[slot].zero_()
         zs.append(z)
-        sign = -1.0
+    for drecord, decay, z, slot in zip(drecords, decays, zs, map(int, pointers), strict=True):
+        drecord[slot - 1].add_(z * decay)
+    if dynamics.coupling is not None:
+        drecords[0][int(pointers[0]) - 1].add_(zs[1] * (decays[1] * dynamics.coupling))
     dx = None
     if dx_dtype is not None:
-        dx = ((zs[0] if len(zs) == 1 else zs[0] + zs[1]) * gain).to(dx_dtype)
+        taking = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
+        dx = (taking * dynamics.gain).to(dx_dtype)
     return dx, zs if want_z else []

@@ -8,7 +8,7 @@ import torch
 from .. import functional
 from ..modules.linear import DelayedLinear
 from ..modules.record import RecordTensor
-from ..modules.synapse import DoubleExponentialCurrent, SingleExponentialCurrent
+from ..modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent
 
 FLOATING = ("float32", "float64", "bfloat16", "float16")
 DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
@@ -64,7 +64,7 @@ class Site(NamedTuple):
         return values.requires_grad_(graph and values.is_floating_point())
 
     def synapse(
-        self, double: bool = False, learned: bool = False, each: bool = False, **options: Any
+        self, kind: str = "single", learned: bool = False, each: bool = False, **options: Any
     ) -> Any:
         """A group of synapses; ``each``: with constants of their own."""
 
@@ -75,11 +75,11 @@ class Site(NamedTuple):
 
         options |= {"delay": self.shape.delay, "batch_size": self.shape.batch}
         options |= {"dtype": self.dtype, "device": self.device, "spike_charge": constant(1.0)}
-        if double:
+        if kind == "double":
             options |= {"tc_decay": constant(6.0), "tc_rise": constant(2.0)}
             return DoubleExponentialCurrent(self.shape.synapses, 1.0, **options)
-        options["time_constant"] = constant(5.0)
-        return SingleExponentialCurrent(self.shape.synapses, 1.0, **options)
+        made = {"single": SingleExponentialCurrent, "alpha": AlphaCurrent}[kind]
+        return made(self.shape.synapses, 1.0, time_constant=constant(5.0), **options)
 
     def record(self, **options: Any) -> RecordTensor:
         """A record of zeros."""
@@ -218,7 +218,8 @@ LARGE, LONG, ODD = Shape(1000, 64, 4096), Shape(4000, 16, 64), Shape(300, 3, 37,
 """Sizes on which heuristics settle, those of a sequence in chunks, and no multiples of 16."""
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-_DOUBLE = {"double": True, "learned": True, "each": True}
+_DOUBLE = {"kind": "double", "learned": True, "each": True}
+_ALPHA = {"kind": "alpha", "learned": True}
 
 
 def variants() -> Iterator[tuple[Call, Shape, torch.dtype]]:
@@ -236,7 +237,7 @@ def variants() -> Iterator[tuple[Call, Shape, torch.dtype]]:
         yield from at(dtype, pack)
     yield from at(F32, step)
     yield from at(F32, step, x=F32, graph=False)
-    yield from at(BF16, step, x=BF16, double=True)
+    yield from at(BF16, step, x=BF16, kind="double")
     yield from at(F16, step, x=F32, each=True, unused=True)
     yield from at(F32, step, x=torch.uint8, **_DOUBLE)
     yield from at(F64, step, x=F64, **_DOUBLE, capturable=True)
@@ -247,7 +248,7 @@ def variants() -> Iterator[tuple[Call, Shape, torch.dtype]]:
     yield from at(F64, select, capturable=True)
     yield from at(F32, delayed, graph=False)
     yield from at(F32, delayed, times=3, **_DOUBLE)
-    yield from at(BF16, delayed, double=True, current_overbound=None, learned=True)
+    yield from at(BF16, delayed, kind="double", current_overbound=None, learned=True)
     yield from at(F64, delayed, **_DOUBLE, capturable=True, times=2)
     yield from at(F16, delayed, time=F32, each=True, learned=True)
     yield from at(F32, scan, x=torch.bool)
@@ -264,4 +265,9 @@ def variants() -> Iterator[tuple[Call, Shape, torch.dtype]]:
         yield from at(dtype, project, strategy="gemm", graph=True)
     for dtype in (F32, F64):
         yield from at(dtype, project, strategy="events", graph=True)
+    for each in (False, True):
+        yield from at(F32, step, x=F32, **_ALPHA, each=each)
+        yield from at(F32, delayed, **_ALPHA, each=each)
+    yield from at(F32, scan, **_ALPHA, graph=True)
     yield Call(scan, options={**_DOUBLE, "graph": True, "again": True}), LONG, F32
+    yield Call(scan, options={**_ALPHA, "graph": True, "each": True}), LONG, F32

@@ -1,0 +1,101 @@
+"""Kernels of the scan, its adjoint and its constants' gradients against plain PyTorch."""
+
+import pytest
+import torch
+from against import F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
+
+from tritonsyn.launch.config import LaunchConfig, override_config
+from tritonsyn.reference.scan import pack
+from tritonsyn.testing import assert_close_as_torch
+from tritonsyn.values import Dynamics, PackedSpikes, compute_dtype
+
+STATES = {"single": 1, "double": 2, "alpha": 2}
+KINDS = pytest.mark.parametrize("kind", STATES)
+CHUNKS = pytest.mark.parametrize("chunks", [1, 2, 3])
+ROW = (2, 3)
+
+
+def dynamics_of(kind, dtype, per_synapse=False):
+    """Of constants that are one value, or one per synapse."""
+    shape = ROW[1:] if per_synapse else ()
+    values = [0.2 + 0.7 * uniform(*shape, seed=90 + i) for i in range(3)]
+    gain, first, second = (value.to(compute_dtype(dtype)) for value in values)
+    if kind == "alpha":
+        return Dynamics(gain, (first,), second)
+    return Dynamics(gain, (first, second)[: STATES[kind]])
+
+
+def states_of(kind, dtype):
+    return [uniform(*ROW, seed=i).to(compute_dtype(dtype)) for i in range(STATES[kind])]
+
+
+def check(device, name, *arguments, chunks=1, scale=4.0):
+    with override_config(LaunchConfig(32, unroll=2, chunks=chunks)):
+        actual = by_kernel(device, "scan", name, *arguments)
+    plain = by_reference("scan", name, *arguments)
+    truth = by_reference("scan", name, *exact(arguments))
+    for a, t, p in zip(tensors(actual), tensors(truth), tensors(plain), strict=True):
+        assert_close_as_torch(a, t, p, scale=scale)
+
+
+@KINDS
+@CHUNKS
+@pytest.mark.parametrize("steps", [1, 5, 8])
+@pytest.mark.parametrize("at_rest", [False, True])
+def test_scan(device, kind, chunks, steps, at_rest):
+    x = uniform(steps, *ROW, seed=50).to(F32)
+    initials = [None] * STATES[kind] if at_rest else states_of(kind, F32)
+    for last, dtype in ((1, F32), (min(steps, 3), None)):
+        check(device, "scan", x, dynamics_of(kind, F32), initials, last, dtype, chunks=chunks)
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_scan_takes_every_dtype(device, kind, dtype):
+    x = uniform(4, *ROW, seed=50).to(dtype)
+    dynamics = dynamics_of(kind, dtype, per_synapse=True)
+    check(device, "scan", x, dynamics, states_of(kind, dtype), 2, dtype, chunks=2)
+
+
+@KINDS
+def test_scan_takes_bits(device, kind):
+    spikes = uniform(5, *ROW, seed=50) < 0.5
+    packed = PackedSpikes(pack(spikes.flatten(0, 1)).view(5, 2, 1), (5, *ROW))
+    dynamics = dynamics_of(kind, F64)
+    outcome = by_kernel(device, "scan", "scan", packed, dynamics, [None] * STATES[kind], 1, F64)
+    truth = by_reference("scan", "scan", spikes, dynamics, [None] * STATES[kind], 1, F64)
+    torch.testing.assert_close(outcome.returned, truth.returned)
+
+
+@KINDS
+@CHUNKS
+@pytest.mark.parametrize("per_synapse", [False, True])
+@pytest.mark.parametrize("last", [0, 3])
+def test_adjoint(device, kind, chunks, per_synapse, last):
+    x, dy = (uniform(7, *ROW, seed=seed).to(F32) - 0.3 for seed in (50, 51))
+    dtails = [None] * STATES[kind]
+    if last:
+        dtails = [uniform(last, *ROW, seed=60 + i).to(F32) for i in range(STATES[kind])]
+    dynamics, initials = dynamics_of(kind, F32, per_synapse), states_of(kind, F32)
+    for source, dx_dtype, want_initials in ((x, F32, True), (None, F32, False), (x, None, False)):
+        arguments = (dy, dtails, source, dynamics, initials, dx_dtype, want_initials)
+        check(device, "scan_backward", *arguments, chunks=chunks, scale=16.0)
+
+
+@KINDS
+@pytest.mark.parametrize("steps", [1, 4, 101])
+def test_reference_gradients(kind, steps):
+    """Against differences, in float64; long sequences are filtered in blocks."""
+    x = uniform(steps, *ROW, seed=50)
+    dynamics = dynamics_of(kind, F64, per_synapse=True)
+    from tritonsyn.ops.scan import scan
+
+    leaves = [t.clone().requires_grad_() for t in (x, *dynamics.constants, *states_of(kind, F64))]
+    count = len(dynamics.constants)
+
+    def run(x, *rest):
+        made = Dynamics.of(rest[:count], kind == "alpha")
+        y, tails = scan(x, made, rest[count:], last=1, dtype=F64, backend="reference")
+        return (y, *tails)
+
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=steps > 100)

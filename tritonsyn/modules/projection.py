@@ -1,0 +1,241 @@
+"""What every layer with a delay on each connection is: parameters, delays, steps and sequences."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import checks, ops
+from ..checks import check_input
+from ..values import STRATEGIES, PackedSpikes, whole_steps
+from .options import Initializer
+from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
+
+
+class DelayedProjection(nn.Module):
+    """Synapses, and connections from them with a weight and a delay each.
+
+    Not for use by itself: a subclass gives the size of the weights, and where its inputs are not
+    the rows ``[B, I]`` of the synapses it turns them into these by :meth:`_lowered`, and the rows
+    ``[B, O]`` that the projection gives into outputs by :meth:`_raised`.
+
+    Args:
+        size: of the weights and the delays, outputs first; the rest are the inputs I of an output.
+        step_time, synapse, ...: as for :class:`tritonsyn.DelayedLinear`.
+    """
+
+    synapse: ExponentialCurrent
+    weight: nn.Parameter
+    delay: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        step_time: float,
+        *,
+        synapse: SynapseConstructor,
+        delay: float,
+        bias: bool = False,
+        batch_size: int = 1,
+        weight_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        delay_init: Initializer | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        strategy: str = "auto",
+        capturable: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        inputs = math.prod(size[1:])
+        self.strategy = checks.one_of("strategy", strategy, STRATEGIES)
+        if not callable(synapse) or isinstance(synapse, nn.Module | type):
+            raise TypeError(
+                "synapse must be what a synapse's partialconstructor returns, "
+                f"but is {synapse!r:.80}"
+            )
+        dtype, bias = checks.record_dtype(dtype), checks.flag("bias", bias)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.synapse = synapse(
+            (inputs,), step_time, delay, batch_size,
+            capturable=capturable, backend=backend, **factory,
+        )  # fmt: skip
+        if not isinstance(self.synapse, ExponentialCurrent):
+            raise TypeError(
+                f"synapse must make a synapse of tritonsyn, but makes {self.synapse!r:.80}"
+            )
+        spread, bound = _uniform(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs)), self.max_delay
+        parameters = {
+            "weight": (size, weight_init or spread),
+            "delay": (size, delay_init or _uniform(0.0, bound)),
+            "bias": (size[:1], bias_init or spread),
+        }
+        for name, (shape, init) in parameters.items():
+            made = None
+            if name != "bias" or bias:
+                made = _initialized(f"{name}_init", torch.empty(shape, **factory), init)
+            self.register_parameter(name, made)
+
+    def _lowered(self, x: Any) -> Any:
+        """The input, of a step or of a sequence, as rows for the synapses."""
+        return x
+
+    def _raised(self, y: torch.Tensor) -> torch.Tensor:
+        """What the projection gave for these rows, as the layer returns it."""
+        return y
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def max_delay(self) -> float:
+        """Longest delay, ms. Setting it rebuilds the records and clears; delays stay."""
+        return self.synapse.delay
+
+    @max_delay.setter
+    def max_delay(self, value: float) -> None:
+        self.synapse.delay = value
+
+    @property
+    def dt(self) -> float:
+        """Length of a step, ms. Setting it rebuilds the records and clears."""
+        return self.synapse.dt
+
+    @dt.setter
+    def dt(self, value: float) -> None:
+        self.synapse.dt = value
+
+    @property
+    def batchsz(self) -> int:
+        """Batch size. Setting it rebuilds the records and clears."""
+        return self.synapse.batchsz
+
+    @batchsz.setter
+    def batchsz(self, value: int) -> None:
+        self.synapse.batchsz = value
+
+    @property
+    def backend(self) -> str | None:
+        """As for the synapses."""
+        return self.synapse.backend
+
+    @backend.setter
+    def backend(self, value: str | None) -> None:
+        self.synapse.backend = value
+
+    # -- delays -------------------------------------------------------------------------------
+
+    @property
+    def delay_steps(self) -> torch.Tensor:
+        """Whole steps that each connection waits, int32: ``ceil(delay / dt)``."""
+        with torch.no_grad():
+            return self._taps(self.synapse.coefficients()).back.view(self.delay.shape)
+
+    @torch.no_grad()
+    def clamp_delays_(self) -> None:
+        """Brings every delay into ``[0, max_delay]``; call it after an optimiser's step.
+
+        A delay outside has no gradient, so that without this it would stay there.
+        """
+        self.delay.clamp_(0.0, self.max_delay)
+
+    @torch.no_grad()
+    def round_delays_(self) -> None:
+        """Rounds every delay to whole steps, for hardware that knows no others."""
+        steps = (self.delay / self.dt).round_()
+        steps.clamp_(0, whole_steps(self.dt, self.max_delay))
+        self.delay.copy_((steps * self.dt).clamp_(max=self.max_delay))
+
+    def _taps(self, coefficients: Coefficients) -> ops.Taps:
+        synapse = self.synapse
+        weight, delay = self.weight.flatten(1), self.delay.flatten(1)
+        rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
+        return ops.taps(weight, delay, coefficients.rates, rule, slots)
+
+    # -- state --------------------------------------------------------------------------------
+
+    def clear(self, **kwargs: Any) -> None:
+        """Resting state of the synapse."""
+        self.synapse.clear(**kwargs)
+
+    def detach_state(self) -> None:
+        """Truncates backpropagation here; the state keeps its values."""
+        self.synapse.detach_state()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        checks.check_saved_shapes(self._parameters, state_dict, prefix)
+        self.synapse.check_state(state_dict, f"{prefix}synapse.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # -- running ------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Advances by one step.
+
+        With gradients a step keeps the K observations that it reads, ``[K, B, in]``; to train, run
+        a whole sequence by :meth:`scan`.
+
+        Args:
+            x: input ``[B, in]``, bool, integer or floating.
+
+        Returns:
+            ``[B, out]`` in the dtype of the records.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device. The state is as before.
+        """
+        synapse, rows = self.synapse, self._lowered(x)
+        check_input("x", rows, synapse.batchedshape, self.weight.device)
+        coefficients = synapse.coefficients()
+        taps = self._taps(coefficients)
+        synapse(rows, coefficients=coefficients)
+        return self._finished(synapse.project(taps))
+
+    def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+        """Advances by T steps at once; equals T calls of :meth:`forward`, in values and in state.
+
+        Args:
+            x: input ``[T, B, in]``, as for :meth:`forward`, or the same as
+                :class:`~tritonsyn.functional.PackedSpikes`. T may be 0.
+
+        Returns:
+            ``[T, B, out]`` in the dtype of the records.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device, or the strategy asked for cannot
+                take this input. The state is as before.
+        """
+        synapse, rows = self.synapse, self._lowered(x)
+        synapse.check_sequence(rows)
+        if rows.shape[0] == 0:
+            return self._raised(self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0]))
+        coefficients = synapse.coefficients()
+        checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
+        taps = self._taps(coefficients)
+        return self._finished(synapse.scan_projected(rows, coefficients, taps, self.strategy))
+
+    def _finished(self, y: torch.Tensor) -> torch.Tensor:
+        """The bias added, in the dtype of the records and the form of the outputs."""
+        if self.bias is not None:
+            y = y + self.bias
+        return self._raised(y.to(self.weight.dtype))
+
+
+def _uniform(low: float, high: float) -> Initializer:
+    return lambda tensor: nn.init.uniform_(tensor, low, high)
+
+
+def _initialized(name: str, values: torch.Tensor, init: Initializer) -> nn.Parameter:
+    """A parameter of what an initialiser filled the tensor with, or returned."""
+    if not callable(init):
+        raise TypeError(f"{name} must be a function of a tensor, but is {init!r:.80}")
+    with torch.no_grad():
+        result = init(values)
+    result = values if result is None else result
+    check_input(name, result, values.shape, values.device)
+    if not result.is_meta and not result.isfinite().all():
+        raise ValueError(f"{name} must give finite values")
+    made = result.detach().to(values.dtype).clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(made)
