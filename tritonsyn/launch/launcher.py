@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
+from ..values import Dynamics
 from .config import LaunchConfig, Work, config_for
 
 Argument = torch.Tensor | int | None
@@ -77,6 +78,20 @@ def tiles(size: int, block: int) -> int:
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """Triton's dtype of the arithmetic on tensors of a dtype."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def constant_arguments(dynamics: Dynamics) -> tuple[list[torch.Tensor | None], dict[str, Any]]:
+    """Gain, decay, rise and coupling, and the flags that say which has a value per synapse."""
+    decay, rise = dynamics.decay(0), dynamics.decay(1)
+    coupling = dynamics.coupling
+    flags = {
+        "GAIN_PER_SYNAPSE": dynamics.gain.ndim > 0,
+        "DECAY_PER_SYNAPSE": decay.ndim > 0,
+        "RISE_PER_SYNAPSE": rise.ndim > 0,
+        "COUPLING_PER_SYNAPSE": coupling is not None and coupling.ndim > 0,
+    }
+    constants = [dynamics.gain, decay, rise, coupling]
+    return [None if c is None else c.contiguous() for c in constants], flags
 
 
 def launch(

@@ -10,8 +10,7 @@ from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
 from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
 from ..values import Dynamics, PackedSpikes, words_per_row
 from .config import LaunchConfig, config_for
-from .launcher import launch, tiles
-from .step import constant_arguments
+from .launcher import constant_arguments, launch, tiles
 
 Pair = Sequence[torch.Tensor | None]
 _NONE: Pair = (None, None)

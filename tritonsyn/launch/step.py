@@ -1,27 +1,12 @@
 """The fused step of an exponential synapse: decay, inject, record, in one launch."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Dynamics, Slot
-from .launcher import launch, tiles
-
-
-def constant_arguments(dynamics: Dynamics) -> tuple[list[torch.Tensor | None], dict[str, Any]]:
-    """Gain, decay, rise and coupling, and the flags that say which has a value per synapse."""
-    decay, rise = dynamics.decay(0), dynamics.decay(1)
-    coupling = dynamics.coupling
-    flags = {
-        "GAIN_PER_SYNAPSE": dynamics.gain.ndim > 0,
-        "DECAY_PER_SYNAPSE": decay.ndim > 0,
-        "RISE_PER_SYNAPSE": rise.ndim > 0,
-        "COUPLING_PER_SYNAPSE": coupling is not None and coupling.ndim > 0,
-    }
-    constants = [dynamics.gain, decay, rise, coupling]
-    return [None if c is None else c.contiguous() for c in constants], flags
+from .launcher import constant_arguments, launch, tiles
 
 
 def step(
