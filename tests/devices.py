@@ -24,7 +24,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import tritonsyn
 from tritonsyn import functional
 from tritonsyn.launch.launcher import recording
-from tritonsyn.modules import linear
+from tritonsyn.modules import projection
 
 _setup_privateuseone_for_python_backend("invented")
 DEVICE = torch.device("invented", 0)
@@ -42,6 +42,11 @@ class NoTransfers(TorchDispatchMode):
         return result
 
 
+def _uninitialized(name: str, values: torch.Tensor, init: Any) -> torch.nn.Parameter:
+    """A parameter whose values nobody has checked."""
+    return torch.nn.Parameter(values)
+
+
 @contextmanager
 def invented() -> Iterator[None]:
     """Takes kernels for the device, and keeps constructors, which may wait, from doing so."""
@@ -50,7 +55,7 @@ def invented() -> Iterator[None]:
         stack.enter_context(patch(tritonsyn.backend, "_triton_obstacle", lambda device_type: None))
         for cls in (tritonsyn.SingleExponentialCurrent, tritonsyn.DoubleExponentialCurrent):
             stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
-        stack.enter_context(patch(linear, "_initialized", lambda name, values, init: values))
+        stack.enter_context(patch(projection, "_initialized", _uninitialized))
         yield
 
 

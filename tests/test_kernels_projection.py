@@ -72,7 +72,7 @@ def test_projection(device, strategy, size):
     steps, batch, inputs, _, slots = size
     weight, back = connections(size)
     sequence = signal(steps + slots - 1, batch, inputs)
-    check(device, "projection", sequence, weight, back, steps, strategy, "ieee")
+    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
 
 
 @sized
@@ -99,7 +99,7 @@ def check_all(device, strategy, size, dtype):
     weight, back = connections(size, compute_dtype(dtype))
     sequence = signal(steps + slots - 1, batch, inputs, dtype=dtype)
     dy = signal(steps, batch, outputs, dtype=compute_dtype(dtype))
-    check(device, "projection", sequence, weight, back, steps, strategy, "ieee")
+    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
     check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
     check(device, "project_weight", dy, sequence, back, strategy, "ieee")
 
@@ -124,7 +124,7 @@ def test_one_step_reads_the_ring_around_its_end(device, dtype, on_device):
     record = signal(slots, batch, inputs, dtype=dtype)
     for pointer in range(slots):
         slot = torch.tensor(pointer) if on_device else pointer
-        check(device, "projection", record, weight, back, 1, "shift", "ieee", slot)
+        check(device, "project", record, weight, back, 1, "shift", "ieee", slot)
         oldest_first = record.roll(-pointer, 0)
         expected = by_reference("projection", "project", oldest_first, weight, back, 1, "shift", "")
         actual = by_reference(
@@ -137,7 +137,7 @@ def test_edges_of_tiles_of_a_ring(device, tiny_tiles):
     steps, batch, inputs, outputs, slots = 1, 17, 5, 3, 4
     weight, back = connections((steps, batch, inputs, outputs, slots), F32)
     record = signal(slots, batch, inputs, dtype=F32)
-    check(device, "projection", record, weight, back, 1, "shift", "ieee", 2)
+    check(device, "project", record, weight, back, 1, "shift", "ieee", 2)
 
 
 @pytest.mark.gpu

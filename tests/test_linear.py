@@ -619,7 +619,7 @@ def test_what_is_not_finite_reaches_those_that_read_it_alone(strategy, bad):
 def test_products_on_a_gpu_are_not_chosen_for_what_may_not_be_finite():
     x, decays = torch.zeros(50, 4, 8), [torch.tensor(0.5)]
     gpu = {"device": SimpleNamespace(type="cuda")}
-    work = Work(taps=10**6, past=0, slots=2, arrivals=None, finite=False)
+    work = Work(taps=10**6, past=0, slots=1, arrivals=None, finite=False)
     assert cheapest(work._replace(finite=True), **gpu) == "gemm"
     assert cheapest(work, **gpu) == "shift"
     assert cheapest(work, torch.device("cpu")) == "gemm"

@@ -60,8 +60,9 @@ class LaunchConfig:
 _LARGEST, _SMALLEST = 1024, 32
 # Programs that keep a large GPU busy; fewer than this and time is cut into chunks.
 _BUSY = 1024
-# A chunk shorter than this spends more on its carries than it saves.
-_SHORTEST_CHUNK = 64
+# A chunk shorter than this spends more on its carries than it saves: on an H100, 256 sequences of
+# 1,000 steps took 58 us in one piece and 200 us in pieces, most of it on the host.
+_SHORTEST_CHUNK = 1024
 
 
 def _tile(size: int, largest: int = _LARGEST, smallest: int = _SMALLEST) -> int:
@@ -110,17 +111,22 @@ def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Loads of 128 bits: 4 or 8 elements of a thread. In float64 eight steps of a double synapse
-    # do not fit in the registers, in half precision four from bits, and of odd rows eight.
-    block, unroll = {2: (256, 3), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
-    unroll = min(unroll, 4) if _odd(work[-1]) else unroll
-    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, UNROLL=unroll))
+    # Bytes in flight decide, not their width: measured on an H100 from 256 to 262,144 sequences.
+    # In float64 sixteen steps of a double synapse do not fit in the registers.
+    return _walk(work, unroll=8 if dtype.itemsize == 8 else 16)
 
 
 def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Twice the state of the scan, so fewer steps in flight fit in the registers.
-    block, unroll = {2: (256, 1), 4: (128, 6), 8: (128, 2)}[dtype.itemsize]
-    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, UNROLL=unroll))
+    return _walk(work, unroll=4 if dtype.itemsize == 8 else 8)
+
+
+def _walk(work: Work, unroll: int) -> LaunchConfig:
+    size = work[-1]
+    block = 32 if size <= 32768 else 64
+    # Of odd rows each element is loaded by itself, and its address takes a register.
+    unroll = min(unroll, 8) if _odd(size) else unroll
+    return _in_chunks(work, LaunchConfig(block, num_warps=1, UNROLL=unroll))
 
 
 def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
@@ -150,6 +156,10 @@ def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
 def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps; of odd
     # rows, whose elements are loaded one by one, only half as many do.
+    if work[0] == 1 and dtype != torch.float64:
+        # On an H100 64 by 64 is 13 % faster than 64 by 32; 128 by 128, which is 37 % faster, does
+        # not fit in the shared memory of smaller GPUs.
+        return LaunchConfig(64, num_warps=4, BLOCK_R=64, BLOCK_C=32)
     exact = work[0] == 0 and dtype != torch.float64
     outputs = 16 if exact and _odd(*work[2:]) else 32
     return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=outputs, BLOCK_C=32)
