@@ -112,8 +112,9 @@ def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Bytes in flight decide, not their width: measured on an H100 from 256 to 262,144 sequences.
-    # In float64 sixteen steps of a double synapse do not fit in the registers.
-    return _walk(work, unroll=8 if dtype.itemsize == 8 else 16)
+    # Sixteen steps of a double synapse do not fit in the registers in float64, nor from bits in half
+    # precision.
+    return _walk(work, unroll={2: 12, 4: 16, 8: 8}[dtype.itemsize])
 
 
 def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -156,10 +157,6 @@ def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
 def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps; of odd
     # rows, whose elements are loaded one by one, only half as many do.
-    if work[0] == 1 and dtype != torch.float64:
-        # On an H100 64 by 64 is 13 % faster than 64 by 32; 128 by 128, which is 37 % faster, does
-        # not fit in the shared memory of smaller GPUs.
-        return LaunchConfig(64, num_warps=4, BLOCK_R=64, BLOCK_C=32)
     exact = work[0] == 0 and dtype != torch.float64
     outputs = 16 if exact and _odd(*work[2:]) else 32
     return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=outputs, BLOCK_C=32)
