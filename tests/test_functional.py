@@ -587,6 +587,8 @@ def test_nothing_but_our_own_words_refuses_an_argument(name, wrong):
     function = getattr(functional, name)
     function(**arguments)
     for argument in arguments:
-        with pytest.raises((TypeError, ValueError, IndexError), match=argument.rstrip("s")) as refused:
+        with pytest.raises(
+            (TypeError, ValueError, IndexError), match=argument.rstrip("s")
+        ) as refused:
             function(**{**arguments, argument: wrong})
         assert refused.traceback[-1].path.name in ("checks.py", "functional.py")

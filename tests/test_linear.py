@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from synapses import both, gradcheck, interpreted, same, snapshot, spikes, uniform
+from synapses import CLASSES, every_kind, gradcheck, interpreted, same, snapshot, spikes, uniform
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,18 +28,14 @@ STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm", "events", "au
 
 def physics(kind, constants="number"):
     """A partial constructor with constants of this sort."""
-    values = {"single": [2.0, 5.0], "double": [2.0, 6.0, 2.0]}[kind]
+    values = {"single": [2.0, 5.0], "double": [2.0, 6.0, 2.0], "alpha": [2.0, 3.0]}[kind]
     if constants == "each":
         values = [v * (1 + 0.1 * torch.arange(INPUTS, dtype=F64)) for v in values]
     elif constants == "learned":
         values = [torch.nn.Parameter(torch.tensor(v, dtype=F64)) for v in values]
     elif constants == "each learned":
         values = [torch.nn.Parameter(v + 0.1 * torch.arange(INPUTS, dtype=F64)) for v in values]
-    classes = {
-        "single": tritonsyn.SingleExponentialCurrent,
-        "double": tritonsyn.DoubleExponentialCurrent,
-    }
-    return classes[kind].partialconstructor(*values)
+    return CLASSES[kind].partialconstructor(*values)
 
 
 def layer_of(kind="single", constants="number", device=None, **options):
@@ -82,7 +78,7 @@ def assert_same(actual, expected, tolerance=1e-10):
             torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
-@both
+@every_kind
 @STRATEGIES
 @pytest.mark.parametrize("constants", ["number", "each", "learned", "each learned"])
 def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, strategy, constants):
@@ -107,7 +103,7 @@ def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, str
         assert a.pointer == b.pointer
 
 
-@both
+@every_kind
 @STRATEGIES
 @pytest.mark.parametrize("splits", [(9,), (1, 8), (3, 1, 5), (8, 0, 1)], ids=str)
 def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, splits):
@@ -127,7 +123,7 @@ def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, 
     assert layer.synapse.spike_.pointer == stepped.synapse.spike_.pointer
 
 
-@both
+@every_kind
 def test_a_step_without_gradients_reads_the_ring(device, each_backend, kind):
     layer = layer_of(kind, device=device)
     stepped = copy.deepcopy(layer)
@@ -138,7 +134,7 @@ def test_a_step_without_gradients_reads_the_ring(device, each_backend, kind):
     assert_same([y], [torch.stack([stepped(row) for row in x])])
 
 
-@both
+@every_kind
 @STRATEGIES
 def test_gradients_against_finite_differences(device, each_backend, kind, strategy):
     """To weight, delay, learned constants, the initial state, and a graded input."""
@@ -148,7 +144,8 @@ def test_gradients_against_finite_differences(device, each_backend, kind, strate
     weight = uniform(*size, seed=1).to(device).requires_grad_()
     delay = torch.tensor([[0.2, 1.5], [2.3, 0.8]], dtype=F64, device=device).requires_grad_()
     constants = [torch.tensor(v, dtype=F64, device=device).requires_grad_() for v in (1.4, 0.8)]
-    if kind == "double":
+    second = {"double": "rise", "alpha": "ratio"}.get(kind)
+    if second is not None:
         constants.append(torch.tensor(0.6, dtype=F64, device=device).requires_grad_())
     initial = [
         uniform(slots, batch, 2, seed=5 + i).to(device).requires_grad_()
@@ -161,9 +158,9 @@ def test_gradients_against_finite_differences(device, each_backend, kind, strate
         count = len(constants) - 1
         decays, past, given = rest[:count], rest[count : 2 * count], rest[2 * count :]
         y, final = functional.delayed_linear(
-            given[0] if given else x, weight, delay, gain=gain,
-            decay=decays[0], rise=decays[1] if count == 2 else None,
+            given[0] if given else x, weight, delay, gain=gain, decay=decays[0],
             max_delay=2.5, initial=past, strategy=strategy, dtype=F64,
+            **({} if second is None else {second: decays[1]}),
         )  # fmt: skip
         return y, *final
 
@@ -261,7 +258,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("strategy", ["shift", "events"])
 def test_the_tensor_of_delayed_currents_is_never_made(kind, strategy):
     steps, batch, inputs, outputs, slots = 3, 64, 40, 50, 4
