@@ -2,14 +2,12 @@
 
 ``python bench/dispatch.py`` times calls of a small size whose launches a null driver swallows: all
 of tritonsyn's and Triton's Python code, but not the driver's own call. Each is held against a bare
-``torch.add`` of the same rounds, with the kernels that tritonsyn keeps and with Triton's look-up.
+``torch.add`` of the same rounds.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from statistics import median
-from unittest import mock
 
 import torch
 from null_driver import null_driver
@@ -19,7 +17,6 @@ from tritonsyn.functional import exp_scan
 
 BATCH, SYNAPSES, STEPS = 4, 32, 8
 ROUNDS, CALLS, WARM_UP = 300, 20, 30
-MODULES = ("synapse", "ring", "interp", "decay", "project")
 Call = Callable[[], object]
 
 
@@ -45,19 +42,6 @@ def calls() -> dict[str, Call]:
     }
 
 
-@contextmanager
-def by_triton() -> Iterator[None]:
-    """Launches go by Triton's own look-up until the block ends."""
-
-    def launch(kernel, grid, *args, **options):
-        kernel[grid](*args, **options)
-
-    with ExitStack() as stack:
-        for stem in MODULES:
-            stack.enter_context(mock.patch(f"tritonsyn.launch.{stem}.launch", launch))
-        yield
-
-
 def seconds(call: Call) -> float:
     """Of one call, the mean of a round."""
     start = time.perf_counter()
@@ -66,27 +50,24 @@ def seconds(call: Call) -> float:
     return (time.perf_counter() - start) / CALLS
 
 
-def compare(call: Call, addition: Call) -> tuple[float, float]:
-    """Time of the call over that of the addition: as it is, and with Triton's look-up."""
-    ours, theirs = [], []
+def compare(call: Call, addition: Call) -> float:
+    """Time of the call over that of the addition."""
+    ratios = []
     for _ in range(WARM_UP):
         call()
     for _ in range(ROUNDS):
         added = seconds(addition)
-        ours.append(seconds(call) / added)
-        with by_triton():
-            theirs.append(seconds(call) / added)
-    return median(ours), median(theirs)
+        ratios.append(seconds(call) / added)
+    return median(ratios)
 
 
 def main() -> None:
     """Prints the table."""
     a = torch.rand(BATCH, SYNAPSES)
-    print(f"{'call':18} {'additions':>10} {'with the look-up of Triton':>28}")
+    print(f"{'call':18} {'additions':>10}")
     with null_driver(), torch.no_grad():
         for name, call in calls().items():
-            ours, theirs = compare(call, lambda: a + a)
-            print(f"{name:18} {ours:10.1f} {theirs:28.1f}", flush=True)
+            print(f"{name:18} {compare(call, lambda: a + a):10.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .common import position, store_as, tile_of
+from .streams import READ, streams
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -274,3 +275,14 @@ def spike_dot_kernel(
             for k in tl.static_range(UNROLL):
                 acc += values[k]
     tl.store(partial_ptr + (part * C + i) * N + offs_o, acc, mask=mask_o)
+
+
+STREAMS = {
+    # Of a record, neighbours in a row lie apart by the inputs.
+    "shift_sum_kernel": streams("BLOCK_R", "BLOCK", "UNROLL", src=READ.where("RING", False)),
+    "shift_dot_kernel": streams("BLOCK_R", "BLOCK_C", "BLOCK", src=READ),
+    "temporal_gemm_kernel": streams("BLOCK"),
+    "temporal_gemm_dot_kernel": streams("BLOCK"),
+    "spike_sum_kernel": streams("BLOCK"),
+    "spike_dot_kernel": streams("BLOCK"),
+}

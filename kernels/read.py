@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .common import coefficient, locate, position, ring_slot, tile_of
+from .streams import READ, WRITE, streams
 
 
 @triton.jit
@@ -273,3 +274,16 @@ def batch_dot_kernel(
         total += a * tl.load(b_ptr + offs, mask=mask, other=0.0).to(ACC)
     offs = pid_p.to(tl.int64) * M + offs_m
     tl.store(partial_ptr + offs, total.to(partial_ptr.dtype.element_ty), mask=offs_m < M)
+
+
+# With more than one time of a synapse its neighbours lie apart, and nothing is read in order.
+_IN_ORDER = READ.where("D", 1)
+
+STREAMS = {
+    "select_fwd_kernel": streams(
+        "BLOCK", sel=READ, value=WRITE, slope=WRITE, pos_rate_slope=WRITE,
+        neg_rate_slope=WRITE.where("DOUBLE", True),
+    ),
+    "select_bwd_kernel": streams("BLOCK", sel=_IN_ORDER, dvalue=_IN_ORDER),
+    "batch_dot_kernel": streams("BLOCK", a=READ, b=READ),
+}  # fmt: skip

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .common import position, tile_of
+from .streams import READ, UPDATE, WRITE, streams
 
 
 @triton.jit(do_not_specialize=["slot"])
@@ -75,3 +76,11 @@ def transpose_bits_kernel(words_ptr, out_ptr, rows, N, W, V, BLOCK: tl.constexpr
         n = tl.zeros_like(offs_v) + w * 32 + bit
         turned = tl.sum(((words >> bit) & 1) << bits[None, :], axis=1)
         tl.store(out_ptr + n * V + offs_v, turned, mask=(offs_v < V) & (n < N))
+
+
+STREAMS = {
+    "ring_push_kernel": streams("BLOCK", value=READ, record=WRITE),
+    "ring_take_kernel": streams("BLOCK", drecord=UPDATE, dvalue=WRITE),
+    "pack_bits_kernel": streams("BLOCK", 32, x=READ),
+    "transpose_bits_kernel": streams("BLOCK", 32),
+}

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .common import coefficient, store_as
+from .streams import READ, WRITE, streams
 
 
 @triton.jit
@@ -258,3 +259,12 @@ def exp_scan_constants_kernel(
     tl.store(dgain_ptr + out, dgain, mask=mask)
     if DOUBLE:
         tl.store(drise_ptr + out, drise, mask=mask)
+
+
+# Lanes share the words of packed spikes: 1/8 byte per element, a gather to the code.
+_UNPACKED = READ.where("PACKED", False)
+
+STREAMS = {
+    "exp_scan_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, y=WRITE),
+    "exp_scan_constants_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, dy=READ),
+}

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .common import coefficient, position, ring_slot, store_as
+from .streams import READ, UPDATE, WRITE, Stream, streams
 
 _POINTERS = ["pos_pointer", "neg_pointer", "spike_pointer"]
 
@@ -157,3 +158,16 @@ def synapse_step_bwd_kernel(
     if dx_ptr is not None:
         dx = z * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
         store_as(dx_ptr + offs, dx, mask)
+
+
+_BOTH = Stream(loads=2, stores=2)  # the slot that was written, and the one before it
+
+STREAMS = {
+    "synapse_step_fwd_kernel": streams(
+        "BLOCK", x=READ, y=WRITE, spike=WRITE, pos=UPDATE, neg=UPDATE.where("DOUBLE", True)
+    ),
+    "synapse_step_bwd_kernel": streams(
+        "BLOCK", dy=READ, dx=WRITE, dpos=_BOTH, dneg=_BOTH.where("DOUBLE", True),
+        pos_z=WRITE, neg_z=WRITE.where("DOUBLE", True),
+    ),
+}  # fmt: skip

@@ -46,7 +46,7 @@ def each_backend(backend: str) -> Iterator[str]:
 @pytest.fixture
 def small_tiles() -> Iterator[None]:
     """Kernels run in the smallest tiles, so that small shapes have edges."""
-    with override_config(LaunchConfig(32, rows=16, columns=16)):
+    with override_config(LaunchConfig(32, BLOCK_R=16, BLOCK_C=16)):
         yield
 
 

@@ -2,14 +2,13 @@
 
 Its tensors are fake ones on an invented device. They have a shape, a dtype and a device, and no
 values: whatever would make the host wait for a value raises, and so does whatever mixes them with
-tensors of the CPU or copies from there. Kernels are not launched, but given nothing that lies
+tensors of the CPU or copies from there. Launches are recorded, and have nothing that lies
 elsewhere.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,23 +23,12 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import tritonsyn
 from tritonsyn import functional
+from tritonsyn.launch.launcher import recording
 from tritonsyn.modules import linear
 
 _setup_privateuseone_for_python_backend("invented")
 DEVICE = torch.device("invented", 0)
-LAUNCHING = ("projection", "read", "record", "scan", "step")
 SIZES = (smoke.USUAL, smoke.Size(batch=1, delay=0.0))
-
-launched: set[str] = set()
-
-
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Instead of tritonsyn's own."""
-    name = kernel.fn.__name__
-    elsewhere = [a for a in args if isinstance(a, torch.Tensor) and a.device != DEVICE]
-    if elsewhere:
-        raise RuntimeError(f"{name} was given {elsewhere}")
-    launched.add(name)
 
 
 class NoTransfers(TorchDispatchMode):
@@ -60,9 +48,6 @@ def invented() -> Iterator[None]:
     patch = mock.patch.object
     with ExitStack() as stack:
         stack.enter_context(patch(tritonsyn.backend, "_triton_obstacle", lambda device_type: None))
-        for module in LAUNCHING:
-            launching = import_module(f"tritonsyn.launch.{module}")
-            stack.enter_context(patch(launching, "launch", launch))
         for cls in (tritonsyn.SingleExponentialCurrent, tritonsyn.DoubleExponentialCurrent):
             stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
         stack.enter_context(patch(linear, "_initialized", lambda name, values, init: values))
@@ -128,14 +113,19 @@ def waits(backend: str, name: str) -> bool:
 
 
 def main() -> None:
+    launched = set()
     with invented(), FakeTensorMode():
         for size in SIZES:
             for name, operation in (*smoke.operations(DEVICE, size), *OPERATIONS.items()):
                 for backend in ("triton", "reference"):
                     if not waits(backend, name):
                         print(size, backend, name, flush=True)
-                        with NoTransfers():
+                        with NoTransfers(), recording() as launches:
                             operation(backend)
+                        for made in launches:
+                            tensors = [a for a in made.arguments if isinstance(a, torch.Tensor)]
+                            assert all(a.device == DEVICE for a in tensors), made
+                            launched.add(made.name)
     print("launched:", *sorted(launched))
 
 

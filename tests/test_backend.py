@@ -46,7 +46,7 @@ def asked(monkeypatch):
         seen.append(requested or get_backend())
         return "reference"
 
-    monkeypatch.setattr(backends, "resolve", resolve)
+    monkeypatch.setattr("tritonsyn.ops.common.resolve", resolve)
     return seen
 
 
@@ -165,6 +165,24 @@ def test_other_devices_run_on_the_reference():
     with use_backend("triton"):
         name, reason = backends.explain(meta)
     assert name == "unavailable" and "no Triton kernels for device type 'meta'" in reason
+
+
+def test_rocm_is_refused_with_a_reason(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(backends, "interpreting", lambda: False)
+    functions = (backends._triton_obstacle, backends._resolve)
+    for function in functions:
+        function.cache_clear()
+    gpu = torch.device("cuda")
+    try:
+        with pytest.raises(BackendError, match="'triton' cannot run: this is PyTorch for ROCm"):
+            backends.resolve(gpu, "triton")
+        with pytest.raises(BackendError, match=r"for ROCm.*; backend='reference' runs on plain"):
+            backends.resolve(gpu, "auto")
+        assert backends.resolve(gpu, "reference") == "reference"
+    finally:
+        for function in functions:
+            function.cache_clear()
 
 
 def test_without_triton(monkeypatch):

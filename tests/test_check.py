@@ -1,21 +1,31 @@
 """Proof without a GPU: what the machine code of every kernel says, and what reads it."""
 
 import json
+import os
 import re
-import subprocess
-import sys
+from inspect import getsource
 
 import pytest
 import triton
 
 from tritonsyn import cli
-from tritonsyn.kernels.signatures import SIGNATURES
 from tritonsyn.launch.config import HEURISTICS, LaunchConfig
-from tritonsyn.workbench import checking, compiled, sass
-from tritonsyn.workbench.occupancy import LIMITS, occupancy, resident_warps
-from tritonsyn.workbench.report import Report, StreamReport
-from tritonsyn.workbench.workers import CompileError, Compilers, Job
-from tritonsyn.workbench.workloads import WORKLOADS
+from tritonsyn.workbench import inspect
+from tritonsyn.workbench.calls import CALLS
+from tritonsyn.workbench.inspect import (
+    LIMITS,
+    Access,
+    Job,
+    Report,
+    StreamReport,
+    all_kernels,
+    all_streams,
+    occupancy,
+    report,
+    resident_warps,
+)
+from tritonsyn.workbench.record import Pointer, Variant, variants
+from tritonsyn.workbench.workers import CompileError, Workers
 
 # With the compiler of triton 3.6 these overflow the registers on some architectures.
 OLD_TRITON = triton.__version__.startswith("3.6.")
@@ -29,42 +39,52 @@ SPILLING = {
 def outcomes():
     """Every kernel in every shipped configuration: its code for one target, spills for others."""
     return [
-        *checking.check(["sm_90"]),
-        *checking.check(["sm_80", "sm_100"], read_code=False),
+        *inspect.check(["sm_90"]),
+        *inspect.check(["sm_80", "sm_100"], machine_code=False),
     ]
 
 
 def told(outcomes, words=""):
     """The findings that have some words in them, a line each."""
     return "\n".join(
-        f"{job.kernel} variant {job.variant} on {job.target} in {job.config}: {finding}"
+        f"{job.variant} on {job.target} in {job.config}: {finding}"
         for job, outcome in outcomes
-        for finding in checking.as_dict(job, outcome)["findings"]
-        if words in finding and not (job.kernel in SPILLING.get(job.target, ()) and OLD_TRITON)
+        for finding in inspect.as_dict(job, outcome)["findings"]
+        if words in finding
+        and not (job.variant.kernel in SPILLING.get(job.target, ()) and OLD_TRITON)
     )
 
 
-def test_every_kernel_has_a_signature_with_all_of_its_arguments():
-    kernels = compiled.all_kernels()
-    assert kernels.keys() == SIGNATURES.keys() == HEURISTICS.keys() == WORKLOADS.keys()
-    for name, kernel in kernels.items():
-        for variant in SIGNATURES[name]:
-            config = checking.shipped_configs(name, variant)[0]
-            constants = compiled.constants_of(kernel.arg_names, variant, config)
-            assert sorted([*variant.types, *constants]) == sorted(kernel.arg_names)
+def test_every_kernel_is_called_and_declares_its_streams():
+    kernels = all_kernels()
+    assert kernels.keys() == CALLS.keys() == HEURISTICS.keys() == all_streams().keys()
+    assert kernels.keys() == {variant.kernel for variant in variants()}
 
 
-@pytest.mark.parametrize("kernel", SIGNATURES)
+def test_variants_take_every_branch_on_a_flag_or_an_absent_pointer():
+    """All that a kernel compares with None or takes as a flag is there in both ways."""
+    always = {"LIMIT", "STEP", "enable_fp_fusion"}
+    for name, kernel in all_kernels().items():
+        calls = [v for v in variants() if v.kernel == name]
+        values = {flag: {dict(v.constants)[flag] for v in calls} for flag, _ in calls[0].constants}
+        flags = {n: v for n, v in values.items() if n not in always and v <= {True, False}}
+        assert all(v == {True, False} for v in flags.values()), (name, flags)
+        pointers = zip(kernel.arg_names, *(v.arguments for v in calls), strict=False)
+        seen = {argument: {v is None for v in given} for argument, *given in pointers}
+        for argument in re.findall(r"(\w+_ptr) is not None", getsource(kernel.fn)):
+            assert seen[argument] == {True, False}, (name, argument)
+
+
+@pytest.mark.parametrize("kernel", CALLS)
 def test_streams_are_those_of_the_docstring(kernel):
     """So that the count in the docstring is what the machine code is held to."""
-    doc = " ".join(compiled.all_kernels()[kernel].fn.__doc__.split())
+    doc = " ".join(all_kernels()[kernel].fn.__doc__.split())
     streams: dict[str, int] = {}
-    for variant in SIGNATURES[kernel]:
-        for name, stream in variant.streams.items():
-            size = 1 if name == "spike_ptr" else 4
-            streams[name] = size * (stream.loads + stream.stores)
+    for name, stream in all_streams()[kernel].pointers.items():
+        size = 1 if name == "spike_ptr" else 4
+        streams[name] = size * (stream.loads + stream.stores)
     if not streams:
-        advice = "declare streams in kernels/signatures.py, or say 'No streams: ...' and why"
+        advice = "declare STREAMS beside the kernel, or say 'No streams: ...' and why"
         assert "No streams: " in doc, f"{kernel}: {advice}"
         return
     text = re.search(r"Bytes per element in float32: ([^.;]*)", re.sub(r" \([^)]*\)", "", doc))
@@ -75,7 +95,15 @@ def test_streams_are_those_of_the_docstring(kernel):
 
 def test_everything_compiles(outcomes):
     assert not told(outcomes, "does not compile")
-    assert {job.kernel for job, _ in outcomes} == SIGNATURES.keys()
+    assert {job.variant.kernel for job, _ in outcomes} == CALLS.keys()
+
+
+def test_every_stream_is_seen(outcomes):
+    """In some variant, so that what is declared is held to the code."""
+    reports = [outcome for _, outcome in outcomes if isinstance(outcome, Report)]
+    for kernel, streams in all_streams().items():
+        seen = {name for report in reports if report.kernel == kernel for name in report.streams}
+        assert seen == streams.pointers.keys(), kernel
 
 
 def test_nothing_spills(outcomes):
@@ -94,49 +122,68 @@ def test_nothing_else_is_found(outcomes):
     assert not told(outcomes)
 
 
-CODE = """
-.text.kernel:
-        /*0000*/                   LDC.128 R4, c[0x0][0x210] ;
-        /*0010*/                   ULDC.64 UR4, c[0x0][0x220] ;
-        /*0020*/                   IMAD.WIDE.U32 R2, R0, 0x4, R6 ;
-        /*0030*/               @P0 BRA `(.L_x_1) ;
-.L_x_0:
-        /*0040*/              @!P1 LDG.E.128 R8, desc[UR8][R2.64] ;
-        /*0050*/                   LDG.E.U16 R12, desc[UR8][R4.64+0x10] ;
-        /*0060*/                   IADD3 R14, P2, R0, UR4, RZ ;
-        /*0070*/               @P2 MOV R16, R14 ;
-        /*0080*/              @!P2 MOV R16, R4 ;
-        /*0090*/               @P2 STG.E.64 desc[UR8][R16.64], R8 ;
-        /*00a0*/                   STG.E desc[UR8][R16.64], R8 ;
-        /*00b0*/                   IADD3 R2, R2, 0x100, RZ ;
-        /*00c0*/               @P3 BRA `(.L_x_0) ;
-.L_x_1:
-        /*00d0*/                   LDG.E.64 R20, desc[UR8][R8.64] ;
-        /*00e0*/                   LDGSTS.E.BYPASS.128 [R9], desc[UR8][R4.64+0x10], P1 ;
-        /*00e8*/                   LDGDEPBAR ;
-        /*00ec*/                   EXIT ;
-        /*00f0*/                   NOP;
+PTX = """
+.visible .entry kernel(
+    .param .u64 .ptr .global .align 1 kernel_param_0,
+    .param .u64 .ptr .global .align 1 kernel_param_1,
+    .param .u64 kernel_param_2,
+    .param .u64 .ptr .global .align 1 kernel_param_3
+)
+{
+\tld.param.b64 \t%rd1, [kernel_param_0];
+\tld.param.b64 \t%rd2, [kernel_param_1];
+\tld.param.b64 \t%rd3, [kernel_param_2];
+\tmul.lo.s64 \t%rd4, %rd3, 4;
+\tadd.s64 \t%rd5, %rd1, %rd4;
+\tmov.b64 \t%rd6, %rd5;
+$L__BB0_1:
+\t@%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd6 + 0 ];
+\t@%p1 ld.global.L1::evict_last.b16 { %rs1 }, [ %rd6 + 16 ];
+\tadd.s64 \t%rd6, %rd6, 64;
+\tadd.s64 \t%rd7, %rd2, %rd4;
+\t@!%p2 st.global.v2.b64 [ %rd7 + 0 ], { %rd8, %rd9 };
+\tcp.async.cg.shared.global [ %r9 + 0 ], [ %rd6 + 0 ], 0x10, %r8;
+\tselp.b64 \t%rd10, %rd5, %rd7, %p3;
+\tst.global.b32 [ %rd10 + 0 ], { %r1 };
+\tld.global.b64 { %rd11 }, [ %rd2 + 0 ];
+\tld.global.b8 { %rs2 }, [ %rd11 + 0 ];
+\t@%p4 bra \t$L__BB0_1;
+\tret;
+}
 """
 
 
 def test_accesses_are_followed_to_their_pointers():
-    found = sass.accesses(CODE, {0x210: "a_ptr", 0x218: "b_ptr", 0x220: "c_ptr"})
-    assert found == {
-        sass.Access("b_ptr", False, 128): 1,  # the second of two pointers in one load, in a loop
-        sass.Access("a_ptr", False, 16): 1,
-        sass.Access("a_ptr", False, 128): 1,  # from memory to shared memory
-        sass.Access("c_ptr", True, 64): 1,  # what the same predicate wrote
-        sass.Access("?", True, 32): 1,  # either
-        sass.Access("?", False, 64): 1,  # an address out of memory
+    assert inspect.accesses(PTX, ["a_ptr", "b_ptr", "size"]) == {
+        Access("a_ptr", False, 128): 2,  # to registers in a loop, and to shared memory
+        Access("a_ptr", False, 16): 1,
+        Access("b_ptr", True, 128): 1,
+        Access("?", True, 32): 1,  # either of two
+        Access("b_ptr", False, 64): 1,
+        Access("?", False, 8): 1,  # an address out of memory
     }
-    assert sass.instruction_count(CODE) == 17
 
 
 def test_loops_are_found():
-    assert sass.has_loop(CODE)
-    end = ".L_x_0:\n        /*0250*/                   BRA `(.L_x_0);\n"
-    assert not sass.has_loop(end)  # what stands behind every kernel
-    assert not sass.has_loop(CODE.replace("@P3 BRA `(.L_x_0)", "@P3 BRA `(.L_x_1)") + end)
+    assert inspect.has_loop(PTX)
+    assert not inspect.has_loop(PTX.replace("$L__BB0_1;", "$L__BB0_2;") + "$L__BB0_2:\n")
+
+
+SASS = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;       /* 0x00000a00ff017b82 */
+                                                                /* 0x000fe20000000f00 */
+        /*0010*/              @!P0 BRA 0x50 ;                   /* 0x0000000108247547 */
+        /*0020*/                   LDG.E R0, desc[UR4][R2.64] ; /* 0x0000000402007981 */
+        /*0030*/                   NOP ;                        /* 0x0000000000007918 */
+        /*0040*/                   BRA.U !UP0, 0x20 ;           /* 0xfffffff508407547 */
+        /*0050*/                   EXIT ;                       /* 0x000000000000794d */
+        /*0060*/                   BRA 0x60;                    /* 0xfffffffc00fc7947 */
+        /*0070*/                   NOP;                         /* 0x0000000000007918 */
+"""
+
+
+def test_machine_instructions_are_counted_in_whole_and_in_loops():
+    assert inspect.instructions(SASS) == (6, 2)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +206,19 @@ def test_occupancy_of_known_cases(target, registers, num_warps, shared, warps):
     assert share == warps / LIMITS[target].warps
 
 
-def report(**changes):
+def made(**changes):
     values = {
-        "kernel": "ring_push_kernel", "variant": 0, "target": "sm_90",
-        "config": {"block": 1024, "num_warps": 4}, "types": {}, "aligned": True, "registers": 20,
-        "spills": 0, "shared": 0, "instructions": 50, "elements": 1024, "loops": False,
-        "streams": {}, "loads": {}, "stores": {}, "resident_warps": 64, "occupancy": 1.0,
+        "kernel": "ring_push_kernel", "target": "sm_90",
+        "config": {"BLOCK": 1024, "num_warps": 4}, "types": {}, "aligned": True, "registers": 20,
+        "spills": 0, "shared": 0, "instructions": 50, "in_loops": 0, "virtual": 50,
+        "elements": 1024, "loops": False, "streams": {}, "loads": {}, "stores": {},
+        "resident_warps": 64, "occupancy": 1.0,
     }  # fmt: skip
     return Report(**{**values, **changes})
+
+
+def stream(itemsize, moved, bits):
+    return StreamReport(itemsize, 1, 0, moved, bits)
 
 
 @pytest.mark.parametrize(
@@ -175,47 +227,85 @@ def report(**changes):
         ({}, None),
         ({"spills": 8}, "8 bytes per thread are spilled"),
         ({"occupancy": 0.0}, "not even one program fits"),
-        ({"streams": {"x_ptr": StreamReport(4, 1, 8.0, 128)}}, "x_ptr moves 8 bytes .*, not 4"),
+        ({"streams": {"x_ptr": stream(4, 8.0, 128)}}, "x_ptr moves 8 bytes .*, not 4"),
         # A loop that the compiler has unrolled; but not every stream as often.
-        ({"streams": {"x_ptr": StreamReport(4, 1, 8.0, 128)}, "loops": True}, None),
+        ({"streams": {"x_ptr": stream(4, 8.0, 128)}, "loops": True}, None),
         (
             {
                 "streams": {
-                    "x_ptr": StreamReport(4, 1, 8.0, 128),
-                    "y_ptr": StreamReport(4, 1, 4.0, 128),
+                    "x_ptr": stream(4, 8.0, 128),
+                    "y_ptr": stream(4, 4.0, 128),
                 },
                 "loops": True,
             },
             "x_ptr moves 8 bytes",
         ),
-        ({"streams": {"x_ptr": StreamReport(4, 1, 4.0, 32)}}, "x_ptr is accessed in 32 bits"),
-        ({"streams": {"x_ptr": StreamReport(4, 1, 4.0, 32)}, "aligned": False}, None),
-        ({"streams": {"x_ptr": StreamReport(1, 1, 1.0, 64)}}, None),  # a thread has 8 bytes
-        ({"streams": {"x_ptr": StreamReport(1, 1, 1.0, 32)}}, "in 32 bits, not 64"),
+        ({"streams": {"x_ptr": stream(4, 4.0, 32)}}, "x_ptr is accessed in 32 bits"),
+        ({"streams": {"x_ptr": stream(4, 4.0, 32)}, "aligned": False}, None),
+        ({"streams": {"x_ptr": stream(1, 1.0, 64)}}, None),  # a thread has 8 bytes
+        ({"streams": {"x_ptr": stream(1, 1.0, 32)}}, "in 32 bits, not 64"),
     ],
 )
 def test_findings(changes, finding):
-    found = report(**changes).findings()
+    found = made(**changes).findings()
     assert len(found) == (finding is not None)
     if finding:
         assert re.search(finding, found[0])
 
 
-def test_a_compile_error_or_a_crash_is_told_and_the_next_job_runs(monkeypatch):
-    good = Job("ring_push_kernel", 0, "sm_90", LaunchConfig(1024), read_code=False)
-    with Compilers(1) as compilers:
+def push(config=LaunchConfig(1024)):  # noqa: B008 (it is frozen)
+    variant = next(variant for variant in variants() if variant.kernel == "ring_push_kernel")
+    return Job(variant, "sm_90", config, machine_code=False)
+
+
+def crash_or_answer(number):
+    """Stands for a compiler: some crash, some fail, others answer without the interpreter."""
+    if number == 1:
+        os._exit(3)
+    if number == 2:
+        raise ValueError("no such number")
+    return number, os.environ.get("TRITON_INTERPRET")
+
+
+def test_a_crash_or_an_error_is_its_own_job_s_result(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with Workers(crash_or_answer, 2) as workers:
+        first, crash, error, last, again = workers.map([0, 1, 2, 3, 1])
+    assert (first, last) == ((0, None), (3, None))
+    assert isinstance(error, CompileError) and "no such number" in str(error)
+    for outcome in (crash, again):
+        assert isinstance(outcome, CompileError) and "the compiler crashed" in str(outcome)
+    assert os.environ["TRITON_INTERPRET"] == "1"
+
+
+def test_a_compile_error_is_told_and_the_next_job_runs():
+    with Workers(report, 1) as compilers:
         with pytest.raises(CompileError, match="1048576"):
-            compilers.compile(good._replace(config=LaunchConfig(2**21)))
-        with monkeypatch.context() as patch:
-            crashing = subprocess.Popen(
-                [sys.executable, "-c", "raise SystemExit(3)"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            patch.setattr(compilers, "_process", lambda: crashing)
-            with pytest.raises(CompileError, match="the compiler crashed"):
-                compilers.compile(good)
-            crashing.communicate()
-        assert compilers.compile(good).registers > 0
+            compilers.run(push(LaunchConfig(2**21)))
+        assert compilers.run(push()).registers > 0
+
+
+def test_a_variant_is_what_triton_would_compile_in():
+    """Two launches that Triton tells apart are two variants; those that it does not are one."""
+    import torch
+
+    from tritonsyn.launch.launcher import Launch
+    from tritonsyn.workbench.calls import LARGE
+
+    def variant(*arguments):
+        kernel = all_kernels()["ring_push_kernel"]
+        launch = Launch(kernel, (1,), arguments, {}, (1,), torch.float32, LaunchConfig(32))
+        return Variant.of(launch, LARGE)
+
+    t = torch.zeros(64)
+    assert variant(t, t, 5, 48) == variant(t, t, 7, 16)
+    different = [
+        variant(t, t, 5, 48), variant(t.half(), t, 5, 48), variant(t[1:], t, 5, 48),
+        variant(t, None, 5, 48), variant(t, t, 1, 48), variant(t, t, 5, 49),
+        variant(t, t, 5, 2**31), variant(t, t, 5, 2**31 + 1), variant(t, t, 16, 48),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+    assert variant(t[4:], t, 5, 48).arguments[0] == Pointer(torch.float32, aligned=True)
 
 
 def test_check_prints_json(capsys, monkeypatch):
@@ -223,18 +313,18 @@ def test_check_prints_json(capsys, monkeypatch):
     command = ["check", "--kernel", "ring_take_kernel", "--target", "sm_90", "--json"]
     assert cli.main(command) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == len(SIGNATURES["ring_take_kernel"])
+    assert {row["variant"] for row in rows} == set(range(len(rows)))
     first = rows[0]
     assert (first["kernel"], first["target"]) == ("ring_take_kernel", "sm_90")
-    assert first["config"]["block"] == 1024
+    assert first["config"]["BLOCK"] == 1024
     assert (first["spills"], first["shared"], first["bytes_per_element"]) == (0, 0, 12)
     assert first["loads"] == {"128": 2} and first["stores"] == {"128": 4}
+    assert first["instructions"] > 20 and first["in_loops"] == 0
 
 
 def test_check_prints_a_table_and_tells_findings(capsys, monkeypatch):
-    job = Job("ring_push_kernel", 0, "sm_90", LaunchConfig(1024))
-    outcomes = [(job, report(spills=8)), (job, CompileError("out of luck"))]
-    monkeypatch.setattr(checking, "check", lambda *_, **__: outcomes)
+    outcomes = [(push(), made(spills=8)), (push(), CompileError("out of luck"))]
+    monkeypatch.setattr(inspect, "check", lambda *_, **__: outcomes)
     assert cli.main(["check"]) == 1
     out = capsys.readouterr().out
     for words in ("ring_push_kernel", "8 bytes per thread are spilled", "not compile: out of luck"):

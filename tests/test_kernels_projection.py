@@ -25,9 +25,9 @@ sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
 @pytest.fixture
 def tiny_tiles() -> Iterator[None]:
     """Tiles that sizes go beyond in every direction, and more parts than some sizes can fill."""
-    shifts = LaunchConfig(16, unroll=3, chunks=3, rows=4, columns=2)
-    products = LaunchConfig(16, rows=16, columns=16)  # tensor cores take no smaller ones
-    walks = LaunchConfig(4, unroll=3, chunks=3)
+    shifts = LaunchConfig(16, UNROLL=3, chunks=3, BLOCK_R=4, BLOCK_C=2)
+    products = LaunchConfig(16, BLOCK_R=16, BLOCK_C=16)  # tensor cores take no smaller ones
+    walks = LaunchConfig(4, UNROLL=3, chunks=3)
     with (
         override_config(shifts, "shift_sum_kernel", "shift_dot_kernel"),
         override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),

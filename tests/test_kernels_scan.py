@@ -30,7 +30,7 @@ def states_of(kind, dtype):
 
 
 def check(device, name, *arguments, chunks=1, scale=4.0):
-    with override_config(LaunchConfig(32, unroll=2, chunks=chunks)):
+    with override_config(LaunchConfig(32, UNROLL=2, chunks=chunks)):
         actual = by_kernel(device, "scan", name, *arguments)
     plain = by_reference("scan", name, *arguments)
     truth = by_reference("scan", name, *exact(arguments))

@@ -15,6 +15,7 @@ import tritonsyn
 from tritonsyn import DelayedLinear, functional
 from tritonsyn.functional import PackedSpikes, pack_spikes
 from tritonsyn.launch import projection as project_launch
+from tritonsyn.launch.launcher import recording
 from tritonsyn.modules.projection import DelayedProjection
 from tritonsyn.ops import choose
 from tritonsyn.ops.strategy import Work, cheapest
@@ -653,28 +654,25 @@ def test_autocast_leaves_the_precision_of_the_gradients(strategy):
     assert all(map(torch.equal, run(autocast=True), run(autocast=False)))
 
 
-def test_no_grid_is_larger_than_a_gpu_takes(monkeypatch):
+def test_no_grid_is_larger_than_a_gpu_takes():
     """Only its first axis goes beyond 65,535."""
-    launches = []
-    monkeypatch.setattr(
-        project_launch, "launch", lambda kernel, grid, *args, **options: launches.append(grid)
-    )
     many = 600_000
     thin, wide = torch.zeros(2, 1, 1), torch.zeros(2, 1, many)
     weight, back = torch.zeros(many, 1), torch.zeros(many, 1, dtype=torch.int32)
-    for strategy in ("shift", "gemm"):
-        way = (strategy, "ieee")
-        project_launch.project(thin, weight, back, 1, *way)
-        project_launch.project_input(wide, weight.t(), back.t(), 2, *way)
-        project_launch.project_weight(wide, thin, back, *way)
-        project_launch.project_weight(thin, wide, back.t(), *way)
-        long = torch.zeros(70_001, 1, 1)
-        project_launch.project_weight(thin[:1], long, back[:1], *way)
-    spikes = PackedSpikes(torch.zeros(2, 1, 1, dtype=torch.int32), (2, 1, 1))
-    project_launch.project_spikes(spikes, weight, back, 2)
-    project_launch.project_spikes_weight(wide, spikes, back, 2)
-    assert len(launches) == 12
-    assert all(size <= 65_535 for grid in launches for size in grid[1:])
+    with recording() as launches:
+        for strategy in ("shift", "gemm"):
+            way = (strategy, "ieee")
+            project_launch.project(thin, weight, back, 1, *way)
+            project_launch.project_input(wide, weight.t(), back.t(), 2, *way)
+            project_launch.project_weight(wide, thin, back, *way)
+            project_launch.project_weight(thin, wide, back.t(), *way)
+            long = torch.zeros(70_001, 1, 1)
+            project_launch.project_weight(thin[:1], long, back[:1], *way)
+        spikes = PackedSpikes(torch.zeros(2, 1, 1, dtype=torch.int32), (2, 1, 1))
+        project_launch.project_spikes(spikes, weight, back, 2)
+        project_launch.project_spikes_weight(wide, spikes, back, 2)
+    assert len(launches) == 13  # the last transposes its bits before
+    assert all(size <= 65_535 for launch in launches for size in launch.grid[1:])
 
 
 def test_the_backend_is_that_of_the_synapses():

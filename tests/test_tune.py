@@ -1,9 +1,7 @@
 """Launch settings as data: which are chosen, how they are swept, cached and installed."""
 
-import csv
 import errno
 import json
-import math
 import subprocess
 import sys
 import threading
@@ -24,10 +22,11 @@ from tritonsyn.workbench import (
     search,
     sweep,
 )
-from tritonsyn.workbench.search import COLUMNS, read_rows
+from tritonsyn.workbench.calls import CALLS
+from tritonsyn.workbench.record import launches_of, main_launch
+from tritonsyn.workbench.search import read_rows
 from tritonsyn.workbench.spaces import configs_of, default_configs, read_spaces
 from tritonsyn.workbench.timers import StaticTimer
-from tritonsyn.workbench.workloads import WORKLOADS
 
 F32 = torch.float32
 SHAPE = Shape(12, 2, 64)
@@ -36,7 +35,7 @@ PROJECTIONS = (
     "shift_sum_kernel", "shift_dot_kernel", "temporal_gemm_kernel", "temporal_gemm_dot_kernel",
     "spike_sum_kernel", "spike_dot_kernel",
 )  # fmt: skip
-SPACE = {"block": [32, 64, 128], "num_warps": [1, 2]}
+SPACE = {"BLOCK": [32, 64, 128], "num_warps": [1, 2]}
 PUSH = "ring_push_kernel"
 
 
@@ -62,9 +61,9 @@ def entry(*settings):
 
 def small_blocks(trial):
     """A timer that likes small blocks and cannot do 64."""
-    if trial.config.block == 64:
+    if trial.config.BLOCK == 64:
         raise RuntimeError("no such luck")
-    return {"cost": trial.config.block / trial.config.num_warps, "note": 1}
+    return {"cost": trial.config.BLOCK / trial.config.num_warps, "note": 1}
 
 
 # Which settings are chosen
@@ -73,14 +72,15 @@ def small_blocks(trial):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((0,), "block must be a positive integer, but is 0"),
-        ((48,), "block must be a power of two, but is 48"),
+        ((0,), "BLOCK must be a positive integer, but is 0"),
+        ((48,), "BLOCK must be a power of two, but is 48"),
         ((32, 3), "num_warps must be a power of two, but is 3"),
         ((32, 64), "num_warps must be at most 32, but is 64"),
-        ((32, 4, 1.5), "unroll must be a positive integer, but is 1.5"),
+        ((32, 4, 1.5), "UNROLL must be a positive integer, but is 1.5"),
         ((32, 4, 1, True), "chunks must be a positive integer, but is True"),
-        ((32, 4, 1, 1, 3), "rows must be a power of two, but is 3"),
-        ((32, 4, 1, 1, 1, 6), "columns must be a power of two, but is 6"),
+        ((32, 4, 1, 1, 3), "BLOCK_R must be a power of two, but is 3"),
+        ((32, 4, 1, 1, 1, 6), "BLOCK_C must be a power of two, but is 6"),
+        ((32, 4, 1, 1, 1, 1, 0), "num_stages must be a positive integer, but is 0"),
     ],
 )
 def test_impossible_settings_are_refused(values, message):
@@ -151,7 +151,7 @@ def test_a_broken_cache_is_told_with_what_to_do(gpu, text):
     path = tables.path("sm_90")
     path.parent.mkdir(parents=True)
     path.write_text(text.replace("%s", tables._FORMAT))
-    with pytest.raises(ValueError, match=r"sm90\.json is no table of launch settings.*delete it"):
+    with pytest.raises(ValueError, match=r"sm90\.json is not a table of .*delete it"):
         config_for(PUSH, (5,), F32, gpu)
 
 
@@ -181,15 +181,15 @@ def test_the_cache_lies_where_the_variables_say(monkeypatch, tmp_path):
 
 
 def test_a_space_is_every_combination():
-    assert len(configs_of({**SPACE, "unroll": [1, 2, 4]})) == 18
-    assert configs_of({"block": [32]}) == [LaunchConfig(32)]
+    assert len(configs_of({**SPACE, "UNROLL": [1, 2, 4]})) == 18
+    assert configs_of({"BLOCK": [32]}) == [LaunchConfig(32)]
 
 
 @pytest.mark.parametrize("kernel", HEURISTICS)
 def test_the_default_space_begins_with_the_heuristic(kernel):
-    work = WORKLOADS[kernel].work(Shape(1000, 64, 1024))
-    configs = default_configs(kernel, work, F32)
-    assert configs[0] == HEURISTICS[kernel](work, F32)
+    launch = main_launch(kernel, Shape(1000, 64, 1024), "float32")
+    configs = default_configs(kernel, launch.work, launch.dtype)
+    assert configs[0] == HEURISTICS[kernel](launch.work, launch.dtype) == launch.config
     assert len(set(configs)) == len(configs) > 5
 
 
@@ -198,14 +198,14 @@ def test_the_default_space_begins_with_the_heuristic(kernel):
     [
         (None, "cannot be read: No such file"),
         ("{", "is no JSON"),
-        ("[]", "must be an object of lists, by block, num_warps"),
-        ('{"num_warps": [4]}', "has no values of block"),
-        ('{"blocks": [32]}', "has 'blocks', but settings are block, num_warps, unroll, chunks"),
-        ('{"block": 32}', "block must be a list of values, but is 32"),
-        ('{"block": []}', "block must be a list"),
-        ('{"block": [33]}', "block must be a power of two, but is 33"),
-        ('{"ring_push_kernel": {"block": [32]}, "x": {}}', "has 'x', but kernels are ring_push"),
-        ('{"ring_push_kernel": {"block": ["a"]}}', "ring_push_kernel: block must be a positive"),
+        ("[]", "must be an object of lists, by BLOCK, num_warps"),
+        ('{"num_warps": [4]}', "has no values of BLOCK"),
+        ('{"block": [32]}', "has 'block', but settings are BLOCK, num_warps, UNROLL, chunks"),
+        ('{"BLOCK": 32}', "BLOCK must be a list of values, but is 32"),
+        ('{"BLOCK": []}', "BLOCK must be a list"),
+        ('{"BLOCK": [33]}', "BLOCK must be a power of two, but is 33"),
+        ('{"ring_push_kernel": {"BLOCK": [32]}, "x": {}}', "has 'x', but kernels are ring_push"),
+        ('{"ring_push_kernel": {"BLOCK": ["a"]}}', "ring_push_kernel: BLOCK must be a positive"),
     ],
 )
 def test_a_broken_space_file_is_refused(tmp_path, text, message):
@@ -218,9 +218,9 @@ def test_a_broken_space_file_is_refused(tmp_path, text, message):
 
 def test_a_space_file_may_be_for_all_kernels_or_by_kernel(tmp_path):
     path = tmp_path / "space.json"
-    path.write_text('{"block": [32, 64]}')
+    path.write_text('{"BLOCK": [32, 64]}')
     assert read_spaces(path).keys() == HEURISTICS.keys()
-    path.write_text('{"ring_push_kernel": {"block": [32, 64]}}')
+    path.write_text('{"ring_push_kernel": {"BLOCK": [32, 64]}}')
     assert read_spaces(path) == {PUSH: [LaunchConfig(32), LaunchConfig(64)]}
     with pytest.raises(ValueError, match="has nothing for ring_take_kernel, but for ring_push"):
         sweep(["ring_take_kernel"], [SHAPE], space=read_spaces(path), timer=small_blocks)
@@ -233,15 +233,15 @@ def test_a_failure_is_a_row_and_no_end(tmp_path):
     rows = sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
     assert len(rows) == 6
     failed = [row for row in rows if row.cost is None]
-    assert [row.trial.config.block for row in failed] == [64, 64]
+    assert [row.trial.config.BLOCK for row in failed] == [64, 64]
     assert failed[0].error == "RuntimeError: no such luck"
     assert best(rows)[PUSH, SHAPE, "float32"].trial.config == LaunchConfig(32, 2)
-    with (tmp_path / "results.csv").open(newline="") as file:
-        assert tuple(next(csv.reader(file))) == COLUMNS
-    content = json.loads((tmp_path / "results.json").read_text())
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    content = [json.loads(line) for line in lines]
     assert [row["cost"] for row in content] == [row.cost for row in rows]
+    assert [row["BLOCK"] for row in content] == [32, 32, 64, 64, 128, 128]
     assert content[0]["details"] == {"note": 1}
-    assert read_rows(tmp_path / "results.csv") == rows
+    assert read_rows(tmp_path / "results.jsonl") == rows
 
 
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
@@ -256,10 +256,10 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
     cut_off.__name__ = "t"
     with pytest.raises(KeyboardInterrupt):
         sweep([PUSH], [SHAPE], space=SPACE, timer=cut_off, out=tmp_path)
-    path = tmp_path / "results.csv"
+    path = tmp_path / "results.jsonl"
     assert len(read_rows(path)) == 3
     with path.open("a") as file:  # half a line, as a crash leaves it
-        file.write("ring_push_ke")
+        file.write(path.read_text()[:30])
     assert len(read_rows(path)) == 3
 
     def rest(trial):
@@ -276,19 +276,19 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
 
 
 def test_a_full_disk_leaves_the_rows_before_it(tmp_path, monkeypatch):
-    lines, written = search._lines, []
+    line, written = search._line, []
 
-    def full(rows):
-        if len(written) == 3:  # the header and two rows
+    def full(row):
+        if len(written) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(rows)
-        return lines(rows)
+        written.append(row)
+        return line(row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(search, "_lines", full)
+        patch.setattr(search, "_line", full)
         with pytest.raises(OSError, match="No space left"):
             sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
-    assert len(read_rows(tmp_path / "results.csv")) == 2
+    assert len(read_rows(tmp_path / "results.jsonl")) == 2
 
 
 def test_one_sweep_at_a_time_in_a_folder(tmp_path):
@@ -297,21 +297,23 @@ def test_one_sweep_at_a_time_in_a_folder(tmp_path):
             sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
         return {"cost": 1.0}
 
-    rows = sweep([PUSH], [SHAPE], space={"block": [32]}, timer=again, out=tmp_path)
+    rows = sweep([PUSH], [SHAPE], space={"BLOCK": [32]}, timer=again, out=tmp_path)
     assert rows[0].cost == 1.0, rows[0].error
 
 
-@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\x00\x81"])
+@pytest.mark.parametrize(
+    "content", [b"a,b\n1,2\n", b"\xff\xfe\x00\x81", b"{}\n", b"[1]\n", b"one line"]
+)
 def test_a_file_of_something_else_is_not_overwritten(tmp_path, content):
-    path = tmp_path / "results.csv"
+    path = tmp_path / "results.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no results file"):
+    with pytest.raises(ValueError, match="is not a results file"):
         sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
     assert path.read_bytes() == content
 
 
 def test_an_empty_file_is_begun_anew(tmp_path):
-    (tmp_path / "results.csv").touch()
+    (tmp_path / "results.jsonl").touch()
     assert sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
 
 
@@ -324,43 +326,44 @@ def test_the_winner_is_used_once_it_is_installed(gpu):
 
 @pytest.mark.parametrize(
     ("kernel", "shape"),
-    [*((kernel, SHAPE) for kernel in WORKLOADS), *((kernel, LAYER) for kernel in PROJECTIONS)],
+    [*((kernel, SHAPE) for kernel in CALLS), *((kernel, LAYER) for kernel in PROJECTIONS)],
     ids=str,
 )
-def test_what_is_timed_launches_the_kernel(kernel, shape, device, monkeypatch):
-    """Launched with the settings of the trial, under the sizes by which they are looked up."""
-    asked = []
-
-    def chosen(name, work, dtype, device):
-        asked.append((name, work, dtype))
-        return HEURISTICS[name](work, dtype), ""
-
-    name = "float32" if "float32" in WORKLOADS[kernel].dtypes else WORKLOADS[kernel].dtypes[0]
-    call = WORKLOADS[kernel].call(shape, getattr(torch, name), device)
-    with monkeypatch.context() as patch:
-        patch.setattr(config, "_chosen", chosen)
-        call()
-    assert (kernel, WORKLOADS[kernel].work(shape), getattr(torch, name)) in asked
+def test_what_is_timed_launches_the_kernel(kernel, shape):
+    """With the settings of the trial, in every dtype for which the kernel can be tuned."""
+    settings = LaunchConfig(16, UNROLL=2, BLOCK_R=16, BLOCK_C=16, num_stages=2)
+    for dtype in CALLS[kernel].dtypes:
+        launches = launches_of(kernel, shape, dtype, settings)
+        assert launches and {launch.name for launch in launches} == {kernel}
+        assert {launch.config for launch in launches} == {settings}
+        heuristic = main_launch(kernel, shape, dtype)
+        assert heuristic.config == HEURISTICS[kernel](heuristic.work, heuristic.dtype)
 
 
 @pytest.mark.parametrize("kernel", PROJECTIONS)
-def test_a_trial_knows_the_programs_of_its_launch(kernel, device, monkeypatch):
-    from tritonsyn.launch import projection as project
+def test_a_trial_knows_the_programs_of_its_launch(kernel):
+    trial = search.Trial(
+        kernel, LAYER, "float32", LaunchConfig(16, chunks=2, BLOCK_R=16, BLOCK_C=16)
+    )
+    tiles = {  # of 33 places, 33 inputs, 20 outputs, 11 rows of a batch, 4 slots
+        "shift_sum_kernel": 3 * 2,
+        "shift_dot_kernel": 2 * 3 * 2,
+        "temporal_gemm_kernel": 3 * 2,
+        "temporal_gemm_dot_kernel": 2 * 3 * 4,
+        "spike_sum_kernel": 11 * 2 * 2,
+        "spike_dot_kernel": 33 * 2 * 2,
+    }
+    assert trial.programs == tiles[kernel]
 
-    grids = []
 
-    class Noted:
-        def __getitem__(self, grid):
-            grids.append(grid)
-            return launched[grid]
+def test_a_launch_passes_on_the_settings_that_its_kernel_has():
+    def passed(kernel):
+        return main_launch(kernel, SHAPE, "float32").options
 
-    launched = getattr(project, kernel)
-    monkeypatch.setattr(project, kernel, Noted())
-    trial = search.Trial(kernel, LAYER, "float32", LaunchConfig(16, chunks=2, rows=16, columns=16))
-    call = WORKLOADS[kernel].call(LAYER, F32, device)
-    with override_config(trial.config, kernel):
-        call()
-    assert [math.prod(grid) for grid in grids] == [trial.programs]
+    push, total = passed(PUSH), passed("shift_sum_kernel")
+    assert push == {"enable_fp_fusion": True, "BLOCK": 128, "num_warps": 1, "num_stages": 3}
+    assert {"BLOCK", "BLOCK_R", "UNROLL", "num_warps"} <= total.keys()
+    assert not {"BLOCK_C", "chunks"} & total.keys()
 
 
 def test_settings_of_exact_products_are_not_those_of_others():
@@ -378,7 +381,7 @@ def test_a_shape_reads_as_it_is_written(text):
 
 def test_a_static_timer_ranks_projections():
     with StaticTimer() as timer:
-        space = {k: [HEURISTICS[k](WORKLOADS[k].work(LAYER), F32)] for k in PROJECTIONS}
+        space = {k: [main_launch(k, LAYER, "float32").config] for k in PROJECTIONS}
         rows = sweep(PROJECTIONS, [LAYER], space=space, timer=timer)
     assert all(row.cost is not None and row.cost >= 1 for row in rows), [row.error for row in rows]
 
@@ -395,9 +398,10 @@ def test_a_device_timer_needs_a_device(monkeypatch):
 def test_a_device_timer_measures():
     from tritonsyn.workbench.timers import DeviceTimer
 
-    space = {"block": [32, 64], "rows": [16], "columns": [16]}
-    rows = sweep(list(WORKLOADS), [SHAPE], space=space, timer=DeviceTimer())
-    assert all(row.cost > 0 for row in rows), [row.error for row in rows]
+    space = {"BLOCK": [32, 64], "BLOCK_R": [16], "BLOCK_C": [16]}
+    rows = sweep(list(CALLS), [SHAPE], space=space, timer=DeviceTimer())
+    assert len(rows) == 2 * len(CALLS)
+    assert all(row.cost for row in rows), [row.error for row in rows]
 
 
 # The commands
@@ -410,7 +414,7 @@ def tune(out, *arguments):
 def test_a_static_sweep_from_end_to_end(tmp_path, capsys):
     space, out = tmp_path / "space.json", tmp_path / "out"
     # The last has more elements than Triton allows: it cannot be compiled.
-    space.write_text(f'{{"block": [128, 1024, {2**21}], "num_warps": [4]}}')
+    space.write_text(f'{{"BLOCK": [128, 1024, {2**21}], "num_warps": [4]}}')
     arguments = ["--kernel", PUSH, "--shape", "1x64x1024", "--space", str(space), "--install"]
     assert tune(out, *arguments) == 0
     told = capsys.readouterr().out
@@ -421,7 +425,7 @@ def test_a_static_sweep_from_end_to_end(tmp_path, capsys):
         "installed 1 winners",
     ):
         assert words in told
-    rows = read_rows(out / "results.csv")
+    rows = read_rows(out / "results.jsonl")
     assert [row.timer for row in rows] == ["static sm_90"] * 3
     assert rows[0].cost > rows[1].cost >= 1  # one element of a thread against eight
     assert (out / "heatmap.png").read_bytes().startswith(b"\x89PNG")
@@ -438,7 +442,7 @@ def test_configs_tells_what_differs(capsys):
     command = ["configs", "--device", "NVIDIA Test 1", "--diff", "--json"]
     assert cli.main(command) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["kernel"], row["config"]["block"], row["heuristic"]["block"]) == (PUSH, 64, 1024)
+    assert (row["kernel"], row["config"]["BLOCK"], row["heuristic"]["BLOCK"]) == (PUSH, 64, 1024)
     assert cli.main(["configs", "--device", "NVIDIA Tset 1"]) == 2
     assert "nothing is tuned for the device 'NVIDIA Tset 1'" in capsys.readouterr().err
     assert cli.main(["configs", "--device", "sm_80", "--diff"]) == 0
@@ -455,7 +459,10 @@ def test_configs_tells_what_differs(capsys):
         (["--dtype", "float"], "dtype is 'float', but must be one of float32"),
         (["--target", "sm_1"], "target is 'sm_1', but must be one of sm_75"),
         (["--space", "nowhere.json"], "space nowhere.json cannot be read: No such file"),
-        (["--kernel", "batch_dot_kernel", "--dtype", "bfloat16"], "not compiled for bfloat16"),
+        (
+            ["--kernel", "spike_sum_kernel", "--dtype", "bfloat16"],
+            "must be one of float32, float64",
+        ),
     ],
 )
 def test_tune_refuses_in_one_line(capsys, tmp_path, arguments, message):

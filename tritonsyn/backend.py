@@ -75,6 +75,8 @@ def _triton_obstacle(device_type: str) -> str | None:
         return "the package triton is not installed"
     if device_type == "cuda" and interpreting():
         return None
+    if device_type == "cuda" and torch.version.hip:
+        return "this is PyTorch for ROCm, and the kernels are written and tested for NVIDIA's GPUs"
     if device_type == "cpu" and not interpreting():
         return (
             "the tensors are on the CPU and Triton's interpreter is off "
@@ -107,12 +109,28 @@ def _resolve(device_type: str, requested: str) -> tuple[str, str]:
     return "reference", obstacle
 
 
+_pretending = False
+
+
+@contextmanager
+def pretend_triton() -> Iterator[None]:
+    """Until the block ends every call takes Triton, on any device: for launches that do not run."""
+    global _pretending
+    previous, _pretending = _pretending, True
+    try:
+        yield
+    finally:
+        _pretending = previous
+
+
 def resolve(device: torch.device, requested: str | None = None) -> str:
     """``"triton"`` or ``"reference"``: what runs for tensors on ``device``.
 
     ``requested`` is the backend a call or module names; None leaves it to the default.
     Raises :class:`BackendError` where that backend cannot run, with the reason.
     """
+    if _pretending:
+        return "triton"
     return _resolve(device.type, check_backend(requested) if requested else _default)[0]
 
 

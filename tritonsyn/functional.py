@@ -574,10 +574,21 @@ def delayed_linear(
     run = ops.Run(x, dynamics, initial, slots, dtype, backend)
     y, tails = ops.project_sequence(run, taps, strategy=strategy)
     y = y.to(dtype)
-    at_rest = torch.zeros(size, dtype=dtype, device=x.device)
-    before = [history.to(dtype) for history in histories] or [at_rest] * dynamics.states
-    final = [torch.cat((b[t.shape[0] :], t.to(dtype))) for b, t in zip(before, tails, strict=True)]
-    return (y if bias is None else (y + bias).to(y.dtype)), tuple(final)
+    final = _last_of(histories, tails, size, dtype)
+    return (y if bias is None else (y + bias).to(y.dtype)), final
+
+
+def _last_of(
+    histories: Sequence[torch.Tensor],
+    tails: Sequence[torch.Tensor],
+    size: tuple[int, ...],
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """The last K values of each component, ``[K, B, in]``, once a sequence ended in ``tails``."""
+    at_rest = torch.zeros(size, dtype=dtype, device=tails[0].device)
+    before = [history.to(dtype) for history in histories] or [at_rest] * len(tails)
+    pairs = zip(before, tails, strict=True)
+    return tuple(torch.cat((old[new.shape[0] :], new.to(dtype))) for old, new in pairs)
 
 
 def _rate(factor: torch.Tensor) -> torch.Tensor:

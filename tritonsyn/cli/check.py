@@ -13,8 +13,8 @@ Each line is one variant of a kernel (element types of its streams) on one targe
 
   registers, spills    per thread; spills are bytes in local memory, and ought to be 0
   shared               bytes of shared memory per program
-  loads, stores        global memory instructions in the machine code, by width in bits x count
-  bytes                per element of the kernel's streams: what the machine code moves / what
+  loads, stores        global memory instructions in the PTX, by width in bits x count
+  bytes                per element of the kernel's streams: what the code moves / what
                        the kernel cannot do without, as its docstring counts
   occupancy            part of a multiprocessor's warps that can be resident at once
 
@@ -47,18 +47,18 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compiles, prints, and returns the exit status."""
     needs_triton()
-    from ..workbench import checking
+    from ..workbench import inspect
 
-    def bar(jobs: Sequence[Any], outcomes: Iterable[checking.Outcome]) -> Any:
+    def bar(jobs: Sequence[Any], outcomes: Iterable[inspect.Outcome]) -> Any:
         return Bar(outcomes, len(jobs), quiet=arguments.json)
 
     try:
-        outcomes = checking.check(
-            arguments.target or checking.USUAL_TARGETS, arguments.kernel, progress=bar
+        outcomes = inspect.check(
+            arguments.target or inspect.USUAL_TARGETS, arguments.kernel, progress=bar
         )
     except ValueError as error:
         raise UserError(str(error)) from None
-    rows = [checking.as_dict(*outcome) for outcome in outcomes]
+    rows = [inspect.as_dict(*outcome) for outcome in outcomes]
     if arguments.json:
         json.dump(rows, sys.stdout, indent=1)
         print()

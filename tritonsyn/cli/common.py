@@ -40,10 +40,11 @@ class Bar(Iterable[Item]):
 
 
 def settings(config: dict[str, int]) -> str:
-    """A launch configuration in a few words; what is 1 goes without saying."""
-    words = {"block": "{}", "num_warps": "{} warps"}
+    """A launch configuration in a few words; what is as usual goes without saying."""
+    words = {"BLOCK": "{}", "num_warps": "{} warps", "num_stages": "{} stages"}
+    usual = {"num_stages": 3}
     return ", ".join(
         words.get(name, f"{name} {{}}").format(value)
         for name, value in config.items()
-        if name == "block" or value > 1
+        if name == "BLOCK" or value != usual.get(name, 1)
     )

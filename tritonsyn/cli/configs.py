@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from .common import USUAL_SHAPE, UserError, settings
+from .common import USUAL_SHAPE, UserError, needs_triton, settings
 
 
 def add(commands: Any) -> None:
@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the settings."""
+    needs_triton()
     from ..workbench import Shape
 
     try:
@@ -64,33 +65,30 @@ def _devices(given: str | None) -> tuple[str, ...]:
 
     from ..launch import tables
     from ..launch.config import names
-    from ..workbench.checking import TARGETS
+    from ..workbench.inspect import TARGETS
 
     if not given:
         return names(torch.device("cuda", 0))
     if given not in TARGETS and not tables.has_table(given):
         raise ValueError(
-            f"nothing is tuned for the device {given!r} in {tables.folder()}, and it is none of "
+            f"nothing is tuned for the device {given!r} in {tables.folder()}, and it is not one of "
             f"the architectures {', '.join(TARGETS)}"
         )
     return (given,)
 
 
 def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:
-    import torch
-
     from ..launch.config import HEURISTICS, choose
-    from ..workbench.checking import check_names
-    from ..workbench.workloads import DTYPES, WORKLOADS
+    from ..workbench.calls import CALLS, DTYPES
+    from ..workbench.inspect import check_names
+    from ..workbench.record import main_launch
 
     check_names("dtype", [dtype], DTYPES)
     rows = []
-    for kernel, workload in WORKLOADS.items():
-        work, element = workload.work(shape), getattr(torch, dtype)
-        if dtype not in workload.dtypes:
-            continue
-        config, origin = choose(kernel, work, element, devices)
-        heuristic = HEURISTICS[kernel](work, element).as_dict()
+    for kernel in (name for name, call in CALLS.items() if dtype in call.dtypes):
+        launch = main_launch(kernel, shape, dtype)
+        config, origin = choose(kernel, launch.work, launch.dtype, devices)
+        heuristic = HEURISTICS[kernel](launch.work, launch.dtype).as_dict()
         place = {"kernel": kernel, "config": config.as_dict(), "origin": origin}
         rows.append({**place, "heuristic": heuristic})
     return rows

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 from ..system import package_version
@@ -67,7 +66,10 @@ def facts() -> dict[str, dict[str, Any]]:
     }
 
 
-def _triton_cache() -> str:
-    """Where Triton keeps compiled kernels."""
-    home = os.environ.get("TRITON_HOME", str(Path.home()))
-    return os.environ.get("TRITON_CACHE_DIR", str(Path(home) / ".triton" / "cache"))
+def _triton_cache() -> str | None:
+    """Where Triton keeps compiled kernels; None where it is not installed or does not say."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return None
+    return str(knobs.cache.dir)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .common import USUAL_SHAPE, Bar, UserError, needs_triton, settings
 
 if TYPE_CHECKING:
-    from ..workbench import Row, Trial
+    from ..workbench import Row
 
 _EPILOG = f"""\
 Shapes are TxBxN: steps of a sequence, samples of a batch, synapses of a group; or TxBxIxOxK, with
@@ -19,11 +19,11 @@ are left out). A kernel that does one step ignores T, all but those of projectio
 
 A space file is JSON, with values to try of each setting, for all kernels or by kernel:
 
-  {{"block": [128, 256, 512], "num_warps": [1, 2, 4]}}
-  {{"exp_scan_kernel": {{"block": [128], "num_warps": [1], "unroll": [4, 8], "chunks": [1, 8]}}}}
+  {{"BLOCK": [128, 256, 512], "num_warps": [1, 2, 4]}}
+  {{"exp_scan_kernel": {{"BLOCK": [128], "num_warps": [1], "UNROLL": [4, 8], "chunks": [1, 8]}}}}
 
-The folder gets results.csv (a row as soon as it is there), results.json and heatmap.png. Run the
-same command again to go on where it was cut off.
+The folder gets results.jsonl (a line of JSON as soon as it is known) and heatmap.png. Run the same
+command again to go on where it was cut off.
 
   tritonsyn tune --kernel exp_scan_kernel --shape {USUAL_SHAPE} --timer static
   tritonsyn tune --timer device --install        on a machine with a GPU
@@ -82,9 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
         dtypes = arguments.dtype or ["float32"]
         spaces = None if arguments.space == "default" else read_spaces(Path(arguments.space))
         kernels = arguments.kernel or _kernels(dtypes, spaces)
-        wanted = trials(kernels, shapes, dtypes, spaces)  # refuses before anything is written
+        trials(kernels, shapes, dtypes, spaces)  # refuses before anything is written
         with contextlib.ExitStack() as stack:
-            timer = _timer(arguments, wanted, stack)
+            timer = _timer(arguments, stack)
             rows = sweep(
                 kernels, shapes, dtypes, spaces,
                 timer=timer, out=arguments.out, progress=_with_best,
@@ -99,26 +99,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:
     """The kernels that have a space and take all of the dtypes."""
-    from ..workbench.checking import check_names
-    from ..workbench.workloads import DTYPES, WORKLOADS
+    from ..workbench.calls import CALLS, DTYPES
+    from ..workbench.inspect import check_names
 
     check_names("dtype", dtypes, DTYPES)
-    named = [k for k in spaces or WORKLOADS if set(dtypes) <= set(WORKLOADS[k].dtypes)]
+    named = [k for k in spaces or CALLS if set(dtypes) <= set(CALLS[k].dtypes)]
     if not named:
         raise ValueError(f"no kernel of the space takes all of the dtypes {', '.join(dtypes)}")
     return named
 
 
-def _timer(
-    arguments: argparse.Namespace, wanted: "list[Trial]", stack: contextlib.ExitStack
-) -> Any:
-    from ..workbench.timers import DeviceTimer, StaticTimer, variant_for
+def _timer(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
+    from ..workbench.timers import DeviceTimer, StaticTimer
 
     if arguments.timer == "device":
         return DeviceTimer()
     timer = stack.enter_context(StaticTimer(arguments.target))
-    for trial in wanted:
-        variant_for(trial)  # refuses a dtype that a kernel is not compiled for
     print(f"ranking by the compiled code for {timer.device}: an estimate, nothing is measured")
     return timer
 
@@ -146,7 +142,7 @@ def _conclude(rows: "list[Row]", timer: Any, arguments: argparse.Namespace) -> N
     failed = [row for row in rows if row.cost is None]
     if failed:
         print(f"{len(failed)} of {len(rows)} configurations failed, such as: {failed[0].error}")
-    print(f"wrote {arguments.out / 'results.csv'} and {arguments.out / 'results.json'}")
+    print(f"wrote {arguments.out / 'results.jsonl'}")
     if not winners:
         raise UserError("no configuration worked")
     if importlib.util.find_spec("matplotlib") is None:

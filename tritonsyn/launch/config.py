@@ -19,27 +19,29 @@ Work = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How a kernel is launched. Kernels use what applies to them."""
+    """How a kernel is launched, in Triton's own names. Kernels use what applies to them."""
 
-    block: int
+    BLOCK: int
     """Elements of a program's tile, a power of two."""
     num_warps: int = 4
     """Warps of 32 threads that share a program, a power of two of at most 32."""
-    unroll: int = 1
+    UNROLL: int = 1
     """Steps of a scan, connections or spikes whose loads are in flight ahead of the arithmetic."""
     chunks: int = 1
     """Parts of a sequence that are handled side by side; a scan reads each twice if there are more
     than one."""
-    rows: int = 1
-    """Outputs of the tile of a projection, a power of two; ``block`` are its places of a row."""
-    columns: int = 1
+    BLOCK_R: int = 1
+    """Outputs of the tile of a projection, a power of two; ``BLOCK`` are its places of a row."""
+    BLOCK_C: int = 1
     """Inputs of the tile of a projection, a power of two."""
+    num_stages: int = 3
+    """Turns of a loop whose loads Triton keeps in flight; 3 is Triton's own default."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, but is {value!r}")
-        for name in ("block", "num_warps", "rows", "columns"):
+        for name in ("BLOCK", "num_warps", "BLOCK_R", "BLOCK_C"):
             value = getattr(self, name)
             if value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, but is {value}")
@@ -67,9 +69,20 @@ def _tile(size: int, largest: int = _LARGEST, smallest: int = _SMALLEST) -> int:
     return min(largest, max(smallest, 1 << max(size - 1, 0).bit_length()))
 
 
+def _odd(*sizes: int) -> bool:
+    """Whether rows of these sizes begin where wide loads cannot."""
+    return any(size % 16 for size in sizes)
+
+
 def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
     block = _tile(work[-1])
     return LaunchConfig(block, num_warps=max(1, block // 256))
+
+
+def _step_backward(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # 128 bits of a thread: with more of them, two coupled states spill on sm_80.
+    block = _tile(work[-1])
+    return LaunchConfig(block, num_warps=max(1, block // (32 * max(4, 16 // dtype.itemsize))))
 
 
 def _pack(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -98,20 +111,21 @@ def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Loads of 128 bits: 4 or 8 elements of a thread. In float64 eight steps of a double synapse
-    # do not fit in the registers.
-    block, unroll = {2: (256, 4), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
-    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+    # do not fit in the registers, in half precision four from bits, and of odd rows eight.
+    block, unroll = {2: (256, 3), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    unroll = min(unroll, 4) if _odd(work[-1]) else unroll
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, UNROLL=unroll))
 
 
 def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Twice the state of the scan, so fewer steps in flight fit in the registers.
-    block, unroll = {2: (256, 1), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
-    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, unroll=unroll))
+    block, unroll = {2: (256, 1), 4: (128, 6), 8: (128, 2)}[dtype.itemsize]
+    return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, UNROLL=unroll))
 
 
 def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
     steps, size = work
-    programs = -(-size // config.block)
+    programs = -(-size // config.BLOCK)
     # What passes between chunks is a scan of its own, over as many steps as there are chunks.
     most = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
     return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
@@ -121,43 +135,45 @@ def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
     steps, *_, places = work
     if steps == 1:
         # Few places, which lie apart: small tiles keep the GPU busy and the registers free.
-        return LaunchConfig(_tile(places, 32, 16), num_warps=1, unroll=8, rows=2)
+        return LaunchConfig(_tile(places, 32, 16), num_warps=1, UNROLL=8, BLOCK_R=2)
     # In float64 four connections at a time do not fit in the registers.
-    return LaunchConfig(_tile(places, 256, 16), unroll=2 if dtype.itemsize == 8 else 4, rows=8)
+    return LaunchConfig(_tile(places, 256, 16), UNROLL=2 if dtype.itemsize == 8 else 4, BLOCK_R=8)
 
 
 def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     inputs, outputs, places = work
-    config = LaunchConfig(128, num_warps=8, rows=8, columns=4)
-    programs = -(-outputs // config.rows) * -(-inputs // config.columns)
-    return _in_parts(config, programs, -(-places // (4 * config.block)))
+    config = LaunchConfig(128, num_warps=8, BLOCK_R=8, BLOCK_C=4)
+    programs = -(-outputs // config.BLOCK_R) * -(-inputs // config.BLOCK_C)
+    return _in_parts(config, programs, -(-places // (4 * config.BLOCK)))
 
 
 def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps.
+    # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps; of odd
+    # rows, whose elements are loaded one by one, only half as many do.
     exact = work[0] == 0 and dtype != torch.float64
-    return LaunchConfig(64, num_warps=8 if exact else 4, rows=32, columns=32)
+    outputs = 16 if exact and _odd(*work[2:]) else 32
+    return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=outputs, BLOCK_C=32)
 
 
 def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Of half precision, exact products spill with 4 warps.
     exact = work[0] == 0 and dtype.itemsize == 2
-    return LaunchConfig(64, num_warps=8 if exact else 4, rows=32, columns=32)
+    return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=32, BLOCK_C=32)
 
 
 def _spike_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
     steps, slots, batch, outputs = work
     # One output of a thread and one warp: what is added needs no exchange between threads. A word
     # of 32 inputs holds a spike or two.
-    config = LaunchConfig(32, num_warps=1, unroll=2)
+    config = LaunchConfig(32, num_warps=1, UNROLL=2)
     # A part walks the spikes of the delay before it too, so it should be longer than that.
-    return _in_parts(config, batch * -(-outputs // config.block), max(1, steps // (2 * slots)))
+    return _in_parts(config, batch * -(-outputs // config.BLOCK), max(1, steps // (2 * slots)))
 
 
 def _spike_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     words, inputs, outputs = work
-    config = LaunchConfig(_tile(outputs, 128), num_warps=1, unroll=4)
-    return _in_parts(config, inputs * -(-outputs // config.block), words)
+    config = LaunchConfig(_tile(outputs, 128), num_warps=1, UNROLL=4)
+    return _in_parts(config, inputs * -(-outputs // config.BLOCK), words)
 
 
 def _in_parts(config: LaunchConfig, programs: int, most: int) -> LaunchConfig:
@@ -173,7 +189,7 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "pack_bits_kernel": _pack,
     "transpose_bits_kernel": _transpose,
     "synapse_step_fwd_kernel": _elementwise,
-    "synapse_step_bwd_kernel": _elementwise,
+    "synapse_step_bwd_kernel": _step_backward,
     "select_fwd_kernel": _read,
     "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,

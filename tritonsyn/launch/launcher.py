@@ -1,18 +1,73 @@
-"""What every launch needs: tile counts, dtypes, and the compiled kernel for its arguments."""
+"""What every launch needs: tile counts, dtypes, and the launch itself as a value."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 
-from ..backend import interpreting
+from ..values import Dynamics
+from .config import LaunchConfig, Work, config_for
 
-_Compiled = tuple[Any, tuple[Any, ...]]
-"""A compiled kernel, and the compile-time arguments that follow those of a launch."""
+Argument = torch.Tensor | int | None
+Grid = tuple[int, ...]
 
-_compiled: dict[tuple[Any, ...], _Compiled] = {}
+
+class Launch(NamedTuple):
+    """A kernel with all that it is given: it runs, or it is looked at."""
+
+    kernel: Any
+    grid: Grid
+    arguments: tuple[Argument, ...]
+    """Its run-time arguments, in order."""
+    constants: dict[str, Any]
+    """Its compile-time arguments by name, and Triton's options, without those of ``config``."""
+    work: Work
+    dtype: torch.dtype
+    """With the work, what the configuration is looked up by."""
+    config: LaunchConfig
+
+    @property
+    def name(self) -> str:
+        """The name of the kernel."""
+        return str(self.kernel.fn.__name__)
+
+    @property
+    def stem(self) -> str:
+        """The module of the kernel, as all layers call it."""
+        return str(self.kernel.fn.__module__.rpartition(".")[2])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that Triton takes by name."""
+        return {**self.constants, **_settings(self.kernel.fn, self.config)}
+
+    def run(self) -> None:
+        """Runs the kernel on the GPU of its tensors."""
+        with _current(_device(self.arguments)):
+            self.kernel[self.grid](*self.arguments, **self.options)
+
+
+_recorded: list[Launch] | None = None
+_running = True
+
+
+@contextmanager
+def recording(run: bool = False) -> Iterator[list[Launch]]:
+    """Launches are kept in a list until the block ends, and run only if ``run`` says so.
+
+    For the workbench and for tests: it holds for all threads of the process.
+    """
+    global _recorded, _running
+    previous = _recorded, _running
+    _recorded, _running = [], run
+    try:
+        yield _recorded
+    finally:
+        _recorded, _running = previous
 
 
 def tiles(size: int, block: int) -> int:
@@ -25,57 +80,63 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def constant_arguments(dynamics: Dynamics) -> tuple[list[torch.Tensor | None], dict[str, Any]]:
+    """Gain, decay, rise and coupling, and the flags that say which has a value per synapse."""
+    decay, rise = dynamics.decay(0), dynamics.decay(1)
+    coupling = dynamics.coupling
+    flags = {
+        "GAIN_PER_SYNAPSE": dynamics.gain.ndim > 0,
+        "DECAY_PER_SYNAPSE": decay.ndim > 0,
+        "RISE_PER_SYNAPSE": rise.ndim > 0,
+        "COUPLING_PER_SYNAPSE": coupling is not None and coupling.ndim > 0,
+    }
+    constants = [dynamics.gain, decay, rise, coupling]
+    return [None if c is None else c.contiguous() for c in constants], flags
+
+
 def launch(
     kernel: Any,
-    grid: tuple[int, ...],
-    *args: torch.Tensor | int | None,
-    num_warps: int,
+    grid: Grid | Callable[[LaunchConfig], Grid],
+    *arguments: Argument,
+    work: Work,
+    dtype: torch.dtype,
+    config: LaunchConfig | None = None,
     enable_fp_fusion: bool = True,
     **constants: Any,
 ) -> None:
-    """Runs a kernel on the GPU of its tensors.
+    """Launches a kernel with the settings for some work on elements of ``dtype``.
 
-    ``args`` are its run-time arguments in order, ``constants`` its compile-time ones. Triton looks
-    a compiled kernel up by options and text that it puts together in every call; here a key of
-    what it compiles in finds the kernel at a fraction of that.
+    ``arguments`` are its run-time arguments in order, ``constants`` its compile-time ones but those
+    that the settings give. ``config`` takes the place of the settings that would be looked up.
     """
-    options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
-    if interpreting():
-        kernel[grid](*args, **constants, **options)
-        return
-    device, kinds = _kinds(args)
-    key = (kernel.fn, device, num_warps, enable_fp_fusion, *constants.items(), *kinds)
-    with _current(device):
-        found = _compiled.get(key)
-        if found is None:
-            compiled = kernel[grid](*args, **constants, **options)
-            tail = tuple(constants[name] for name in kernel.arg_names[len(args) :])
-            _compiled[key] = compiled, tail
-        else:
-            compiled, tail = found
-            compiled[(*grid, 1, 1)[:3]](*args, *tail)
+    if config is None:
+        config = config_for(kernel.fn.__name__, work, dtype, _device(arguments))
+    if callable(grid):
+        grid = grid(config)
+    constants["enable_fp_fusion"] = enable_fp_fusion
+    made = Launch(kernel, grid, arguments, constants, work, dtype, config)
+    if _recorded is not None:
+        _recorded.append(made)
+    if _running:
+        made.run()
 
 
-def _kinds(args: Sequence[torch.Tensor | int | None]) -> tuple[torch.device | None, list[Any]]:
-    """The device of the tensors, and what of the arguments Triton may compile in.
+@lru_cache(maxsize=4096)
+def _settings(function: Any, config: LaunchConfig) -> dict[str, int]:
+    """What Triton takes of a configuration: its own options, and the tiles that the kernel has.
 
-    That is the type of each, whether an address or a number is a multiple of 16, and a number 1.
+    By the kernel's function, because Triton's own object is slow to hash.
     """
-    device: torch.device | None = None
-    kinds: list[Any] = []
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            device = arg.device
-            kinds += arg.dtype, arg.data_ptr() % 16 == 0
-        elif arg is None or arg == 1:
-            kinds.append(arg)
-        else:
-            kinds.append((arg % 16 == 0, arg >> 31))
-    return device, kinds
+    taken = {*signature(function).parameters, "num_warps", "num_stages"}
+    return {name: value for name, value in config.as_dict().items() if name in taken}
 
 
-def _current(device: torch.device | None) -> AbstractContextManager[object]:
+def _device(arguments: tuple[Argument, ...]) -> torch.device:
+    return next(a.device for a in arguments if isinstance(a, torch.Tensor))
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
     """Makes a GPU current: Triton launches on the current one."""
-    if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

@@ -11,7 +11,7 @@ from ..kernels.projection import (
     temporal_gemm_kernel,
 )
 from ..values import PackedSpikes, Slot
-from .config import PASSES, config_for
+from .config import PASSES, LaunchConfig, config_for
 from .launcher import accumulator, launch, tiles
 from .scan import transpose_bits
 
@@ -95,17 +95,15 @@ def project_weight(
     lines, dlines = _lines(sequence), _lines(dy)
     work = (inputs, outputs, places)
     config = config_for("shift_dot_kernel", work, sequence.dtype, dy.device)
-    share = tiles(tiles(places, config.chunks), config.block) * config.block
+    share = tiles(tiles(places, config.chunks), config.BLOCK) * config.BLOCK
     partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
-    grid = (tiles(outputs, config.rows) * tiles(inputs, config.columns), config.chunks)
+    grid = (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks)
     launch(
         shift_dot_kernel, grid,
         dlines, lines, back, partial,
         first, outputs, inputs, places, share, batch,
         dlines.shape[1], 1, lines.shape[1], 1,
-        ACC=accumulator(dy.dtype),
-        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
-        num_warps=config.num_warps,
+        ACC=accumulator(dy.dtype), work=work, dtype=sequence.dtype, config=config,
     )  # fmt: skip
     return partial.sum(0)
 
@@ -118,16 +116,16 @@ def _gemm_dot(
     rows, _, inputs = sequence.shape
     places, first = steps * batch, rows - steps
     work = (PASSES[precision], first + 1, inputs, outputs, places)
-    config = config_for("temporal_gemm_dot_kernel", work, sequence.dtype, dy.device)
     dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
-    grid = (tiles(outputs, config.rows) * tiles(inputs, config.columns) * (first + 1),)
+
+    def grid(config: LaunchConfig) -> tuple[int]:
+        return (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C) * (first + 1),)
+
     launch(
         temporal_gemm_dot_kernel, grid,
         dy.contiguous(), sequence.contiguous(), back, dweight,
         first, outputs, inputs, places, batch,
-        PRECISION=precision,
-        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
-        num_warps=config.num_warps,
+        PRECISION=precision, work=work, dtype=sequence.dtype,
     )  # fmt: skip
     return dweight
 
@@ -152,16 +150,13 @@ def _shift_sum(
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (steps, inputs, outputs, places)
-    config = config_for("shift_sum_kernel", work, source.dtype, out.device)
-    grid = (tiles(places, config.block) * tiles(outputs, config.rows),)
     launch(
-        shift_sum_kernel, grid,
+        shift_sum_kernel,
+        lambda config: (tiles(places, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
         source, out, weight, back,
         first, outputs, inputs, places, rows * batch, batch, rows,
         *strides, 1, outputs, *weight.stride(),
-        ADJOINT=adjoint, RING=ring,
-        BLOCK_R=config.rows, BLOCK=config.block, UNROLL=config.unroll,
-        num_warps=config.num_warps,
+        ADJOINT=adjoint, RING=ring, work=work, dtype=source.dtype,
     )  # fmt: skip
 
 
@@ -179,16 +174,13 @@ def _gemm(
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (PASSES[precision], slots, inputs, outputs, places)
-    config = config_for("temporal_gemm_kernel", work, source.dtype, out.device)
-    grid = (tiles(places, config.block), tiles(outputs, config.rows))
     launch(
-        temporal_gemm_kernel, grid,
+        temporal_gemm_kernel,
+        lambda config: (tiles(places, config.BLOCK), tiles(outputs, config.BLOCK_R)),
         source.contiguous(), out, weight, back,
         first, slots, outputs, inputs, places, source.shape[0] * batch, batch,
         *weight.stride(),
-        ADJOINT=adjoint, PRECISION=precision,
-        BLOCK_R=config.rows, BLOCK_C=config.columns, BLOCK=config.block,
-        num_warps=config.num_warps,
+        ADJOINT=adjoint, PRECISION=precision, work=work, dtype=source.dtype,
     )  # fmt: skip
 
 
@@ -209,10 +201,10 @@ def project_spikes(
         work = (steps, slots, batch, outputs)
         config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
         launch(
-            spike_sum_kernel, (batch * tiles(outputs, config.block), config.chunks),
+            spike_sum_kernel, (batch * tiles(outputs, config.BLOCK), config.chunks),
             words, weight.t().contiguous(), back.t().contiguous(), v,
             steps, tiles(steps, config.chunks), slots, batch, words.shape[-1], outputs,
-            BLOCK=config.block, UNROLL=config.unroll, num_warps=config.num_warps,
+            work=work, dtype=weight.dtype, config=config,
         )  # fmt: skip
     return v
 
@@ -227,13 +219,13 @@ def project_spikes_weight(
         return dv.new_zeros(back.shape)
     words = transpose_bits(spikes.words.reshape(steps * batch, -1), inputs)
     width = words.shape[1]
-    config = config_for("spike_dot_kernel", (width, inputs, outputs), dv.dtype, dv.device)
+    work = (width, inputs, outputs)
+    config = config_for("spike_dot_kernel", work, dv.dtype, dv.device)
     partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
     launch(
-        spike_dot_kernel, (inputs * tiles(outputs, config.block), config.chunks),
+        spike_dot_kernel, (inputs * tiles(outputs, config.BLOCK), config.chunks),
         words, dv.contiguous(), back.t().contiguous(), partial,
         width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
-        ACC=accumulator(dv.dtype), BLOCK=config.block, UNROLL=config.unroll,
-        num_warps=config.num_warps,
+        ACC=accumulator(dv.dtype), work=work, dtype=dv.dtype, config=config,
     )  # fmt: skip
     return partial.sum(0).t().contiguous()

@@ -7,7 +7,6 @@ import torch
 
 from ..kernels.read import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
 from ..values import ReadRule, Slot
-from .config import config_for
 from .launcher import accumulator, launch, tiles
 
 # Rows of one batch that a program of the batch reduction adds up.
@@ -84,14 +83,13 @@ def select(
     row = synapses * selectors
     if row >= 2**31:
         raise ValueError(f"a read is of fewer than 2**31 times in a row of the batch, not {row}")
-    config = config_for("select_fwd_kernel", (shape[0], row), value.dtype, value.device)
     launch(
-        select_fwd_kernel, (shape[0] * tiles(row, config.block),),
+        select_fwd_kernel, lambda config: (shape[0] * tiles(row, config.BLOCK),),
         times, records[0], records[-1], *_rates(rates),
         value, slope, *((rate_slopes[0], rate_slopes[-1]) if rate_slopes else (None, None)),
         pointers[0], pointers[-1],
         rows - steps + 1, batch, synapses, selectors, sel_rows,
-        **constants, BLOCK=config.block, num_warps=config.num_warps,
+        **constants, work=(shape[0], row), dtype=value.dtype,
     )  # fmt: skip
     return value, slope, rate_slopes
 
@@ -111,13 +109,12 @@ def select_backward(
         return
     times, sel_rows = _times(sel)
     like = drecords[0]
-    config = config_for("select_bwd_kernel", (batch, synapses), like.dtype, like.device)
     launch(
-        select_bwd_kernel, (batch * tiles(synapses, config.block),),
+        select_bwd_kernel, lambda config: (batch * tiles(synapses, config.BLOCK),),
         times, dvalue.contiguous(), drecords[0], drecords[-1], *_rates(rates),
         pointers[0], pointers[-1],
         rows - steps + 1, batch, synapses, sel.shape[2], sel_rows, steps,
-        **_constants(sel, like, rates, rule), BLOCK=config.block, num_warps=config.num_warps,
+        **_constants(sel, like, rates, rule), work=(batch, synapses), dtype=like.dtype,
     )  # fmt: skip
 
 
@@ -128,10 +125,9 @@ def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)
     if a.numel() == 0:
         return a.new_zeros(columns)
-    config = config_for("batch_dot_kernel", (batch, columns), a.dtype, a.device)
     launch(
-        batch_dot_kernel, (groups * tiles(columns, config.block),),
+        batch_dot_kernel, lambda config: (groups * tiles(columns, config.BLOCK),),
         a.contiguous(), b.contiguous(), partial, batch, columns,
-        ROWS=_ROWS, ACC=accumulator(a.dtype), BLOCK=config.block, num_warps=config.num_warps,
+        ROWS=_ROWS, ACC=accumulator(a.dtype), work=(batch, columns), dtype=a.dtype,
     )  # fmt: skip
     return partial.sum(0)

@@ -4,7 +4,6 @@ import torch
 
 from ..kernels.record import ring_push_kernel, ring_take_kernel
 from ..values import Slot
-from .config import config_for
 from .launcher import launch, tiles
 
 
@@ -13,11 +12,10 @@ def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
     size = value.numel()
     if size == 0:
         return
-    config = config_for("ring_push_kernel", (size,), record.dtype, record.device)
     launch(
-        ring_push_kernel, (tiles(size, config.block),),
+        ring_push_kernel, lambda config: (tiles(size, config.BLOCK),),
         value.contiguous(), record, slot, size,
-        BLOCK=config.block, num_warps=config.num_warps,
+        work=(size,), dtype=record.dtype,
     )  # fmt: skip
 
 
@@ -26,10 +24,9 @@ def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
     taken = torch.empty_like(drecord[0])
     size = taken.numel()
     if size:
-        config = config_for("ring_take_kernel", (size,), drecord.dtype, drecord.device)
         launch(
-            ring_take_kernel, (tiles(size, config.block),),
+            ring_take_kernel, lambda config: (tiles(size, config.BLOCK),),
             drecord, taken, slot, size,
-            BLOCK=config.block, num_warps=config.num_warps,
+            work=(size,), dtype=drecord.dtype,
         )  # fmt: skip
     return taken

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -9,8 +10,7 @@ from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
 from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
 from ..values import Dynamics, PackedSpikes, words_per_row
 from .config import LaunchConfig, config_for
-from .launcher import launch, tiles
-from .step import constant_arguments
+from .launcher import constant_arguments, launch, tiles
 
 Pair = Sequence[torch.Tensor | None]
 _NONE: Pair = (None, None)
@@ -170,17 +170,14 @@ def _constants(
     data, constants, sizes, flags = _arguments(x, dynamics)
     work = (dy.shape[0], dy[0].numel())
     # The chunks are those of the scans that made the carries.
-    narrower = _narrower(x, dy.dtype)
-    own = config_for("exp_scan_constants_kernel", work, narrower, dy.device)
-    grid = (tiles(work[1], own.block), config.chunks)
     launch(
-        exp_scan_constants_kernel, grid,
+        exp_scan_constants_kernel, lambda own: (tiles(work[1], own.BLOCK), config.chunks),
         data, dy, dtails[0], dtails[-1],
         carries[0], carries[-1], dcarries[0], dcarries[-1],
         others[0], others[-1], dgain,
         *constants,
         dy.shape[0], _chunk_length(dy.shape[0], config), last, *sizes,
-        **flags, BLOCK=own.block, UNROLL=own.unroll, num_warps=own.num_warps,
+        **flags, work=work, dtype=_narrower(x, dy.dtype),
     )  # fmt: skip
     return [partial.sum(0) for partial in (dgain, *others)]
 
@@ -198,21 +195,22 @@ def _launch(
 ) -> None:
     steps, *row = _shape(x)
     data, constants, sizes, flags = _arguments(x, dynamics)
-    grid = (tiles(row[0] * row[1], config.block), config.chunks)
+    work = (steps, row[0] * row[1])
+    dtype = _narrower(x, dynamics.gain.dtype if y is None else y.dtype)
+    grid = (tiles(work[1], config.BLOCK), config.chunks)
     launch(
         exp_scan_kernel, grid,
         data, y, tails[0], tails[-1],
         carry_in[0], carry_in[-1], carry_out[0], carry_out[-1],
         *constants,
         steps, _chunk_length(steps, config), last, *sizes,
-        REVERSE=reverse, **flags, BLOCK=config.block, UNROLL=config.unroll,
-        num_warps=config.num_warps,
+        REVERSE=reverse, **flags, work=work, dtype=dtype, config=config,
     )  # fmt: skip
 
 
 def _arguments(
     x: torch.Tensor | PackedSpikes, dynamics: Dynamics
-) -> tuple[torch.Tensor, list[torch.Tensor | None], tuple[int, ...], dict[str, bool]]:
+) -> tuple[torch.Tensor, list[torch.Tensor | None], tuple[int, ...], dict[str, Any]]:
     """The input's data, the constants, the sizes, and the flags, as the kernels take them."""
     _, batch, synapses = _shape(x)
     packed = isinstance(x, PackedSpikes)
@@ -250,11 +248,10 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
     if words.numel():
-        config = config_for("pack_bits_kernel", (words.numel(),), x.dtype, x.device)
         launch(
-            pack_bits_kernel, (tiles(words.numel(), config.block),),
+            pack_bits_kernel, lambda config: (tiles(words.numel(), config.BLOCK),),
             x.contiguous(), words, rows, synapses, width,
-            BLOCK=config.block, num_warps=config.num_warps,
+            work=(words.numel(),), dtype=x.dtype,
         )  # fmt: skip
     return words
 
@@ -267,10 +264,9 @@ def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
     high = words_per_row(rows)
     turned = torch.empty((synapses, high), dtype=torch.int32, device=words.device)
     if turned.numel():
-        config = config_for("transpose_bits_kernel", (width, high), words.dtype, words.device)
         launch(
-            transpose_bits_kernel, (tiles(high, config.block) * width,),
+            transpose_bits_kernel, lambda config: (tiles(high, config.BLOCK) * width,),
             words.contiguous(), turned, rows, synapses, width, high,
-            BLOCK=config.block, num_warps=config.num_warps,
+            work=(width, high), dtype=words.dtype,
         )  # fmt: skip
     return turned

@@ -6,22 +6,7 @@ import torch
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Dynamics, Slot
-from .config import config_for
-from .launcher import launch, tiles
-
-
-def constant_arguments(dynamics: Dynamics) -> tuple[list[torch.Tensor | None], dict[str, bool]]:
-    """Gain, decay, rise and coupling, and the flags that say which has a value per synapse."""
-    decay, rise = dynamics.decay(0), dynamics.decay(1)
-    coupling = dynamics.coupling
-    flags = {
-        "GAIN_PER_SYNAPSE": dynamics.gain.ndim > 0,
-        "DECAY_PER_SYNAPSE": decay.ndim > 0,
-        "RISE_PER_SYNAPSE": rise.ndim > 0,
-        "COUPLING_PER_SYNAPSE": coupling is not None and coupling.ndim > 0,
-    }
-    constants = [dynamics.gain, decay, rise, coupling]
-    return [None if c is None else c.contiguous() for c in constants], flags
+from .launcher import constant_arguments, launch, tiles
 
 
 def step(
@@ -45,15 +30,14 @@ def step(
     size = y.numel()
     if size == 0:
         return y
-    config = config_for("synapse_step_fwd_kernel", (size,), y.dtype, y.device)
     constants, flags = constant_arguments(dynamics)
     launch(
-        synapse_step_fwd_kernel, (tiles(size, config.block),),
+        synapse_step_fwd_kernel, lambda config: (tiles(size, config.BLOCK),),
         x.contiguous(), y, spikes, records[0], records[-1],
         *constants, arrivals,
         pointers[0], pointers[-1], spike_pointer,
         slots, size, synapses,
-        DOUBLE=len(records) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
+        DOUBLE=len(records) == 2, **flags, work=(size,), dtype=y.dtype,
     )  # fmt: skip
     return y
 
@@ -80,15 +64,14 @@ def step_backward(
     zs = [torch.empty_like(like, dtype=dynamics.gain.dtype) for _ in drecords] if want_z else []
     if size == 0:
         return dx, zs
-    config = config_for("synapse_step_bwd_kernel", (size,), like.dtype, like.device)
     constants, flags = constant_arguments(dynamics)
     launch(
-        synapse_step_bwd_kernel, (tiles(size, config.block),),
+        synapse_step_bwd_kernel, lambda config: (tiles(size, config.BLOCK),),
         None if dy is None else dy.contiguous(), dx, drecords[0], drecords[-1],
         zs[0] if zs else None, zs[-1] if zs else None,
         *constants,
         pointers[0], pointers[-1],
         slots, size, synapses,
-        DOUBLE=len(drecords) == 2, **flags, BLOCK=config.block, num_warps=config.num_warps,
+        DOUBLE=len(drecords) == 2, **flags, work=(size,), dtype=like.dtype,
     )  # fmt: skip
     return dx, zs

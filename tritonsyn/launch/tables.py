@@ -16,7 +16,7 @@ from typing import Any
 from ..system import write_whole
 
 VARIABLE = "TRITONSYN_CACHE_DIR"
-_FORMAT = "tritonsyn launch configurations 1"
+_FORMAT = "tritonsyn launch configurations 2"
 
 _SHIPPED = Path(__file__).parent
 
@@ -77,12 +77,12 @@ def read(path: Path) -> Entries:
             raise ValueError(f"its format is {content['format']!r}, not {_FORMAT!r}")
         entries = content["entries"]
         for entry in entries.values():
-            entry["config"]["block"]
+            entry["config"]["BLOCK"]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else type(error).__name__
-        raise ValueError(f"{path} is no table of launch settings: {reason}; delete it") from None
+        raise ValueError(f"{path} is not a table of launch settings: {reason}; delete it") from None
     return dict(entries)
 
 

@@ -22,13 +22,13 @@ class Work(NamedTuple):
     """Whether the input is for certain: what is not, products of matrices would spread."""
 
 
-# Nanoseconds of one multiplication and addition: those of a CPU measured on two cores in float32;
-# those of a GPU by calculation, from what an H100's L1 and tensor cores are rated at.
+# Nanoseconds of one multiplication and addition, measured in float32: on two cores of a CPU, and on
+# an H100 by the projections of docs/performance.md.
 _COSTS = {
     "cpu": {"shift": 1.4, "gemm": 0.027, "events": 8.0},
-    "ieee": {"shift": 1.4e-4, "gemm": 3.3e-5, "events": 1.0e-3},
-    "tf32x3": {"shift": 1.4e-4, "gemm": 3.0e-5, "events": 1.0e-3},
-    "tf32": {"shift": 1.4e-4, "gemm": 1.0e-5, "events": 1.0e-3},
+    "ieee": {"shift": 4.0e-4, "gemm": 3.1e-4, "events": 1.3e-2},
+    "tf32x3": {"shift": 4.0e-4, "gemm": 1.0e-4, "events": 1.3e-2},
+    "tf32": {"shift": 4.0e-4, "gemm": 1.0e-4, "events": 1.3e-2},
 }
 
 

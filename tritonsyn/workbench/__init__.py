@@ -4,8 +4,8 @@
 """
 
 from ..launch.config import LaunchConfig, config_for, override_config
+from .calls import Shape
 from .search import Row, Trial, best, install, sweep
-from .workloads import Shape
 
 __all__ = [
     "LaunchConfig",

@@ -52,7 +52,7 @@ def _place(row: Row) -> tuple[str, str, str]:
 
 def _tile(row: Row) -> tuple[int, int, int]:
     config = row.trial.config
-    return config.block, config.rows, config.columns
+    return config.BLOCK, config.BLOCK_R, config.BLOCK_C
 
 
 def _panels(rows: Sequence[Row]) -> list[list[Row]]:
@@ -62,12 +62,12 @@ def _panels(rows: Sequence[Row]) -> list[list[Row]]:
 def _panel(axis: Axes, rows: Sequence[Row]) -> AxesImage:
     """Tiles down, warps and unrolling across; of several chunks the best counts."""
     tiles = sorted({_tile(row) for row in rows})
-    others = sorted({(r.trial.config.num_warps, r.trial.config.unroll) for r in rows})
+    others = sorted({(r.trial.config.num_warps, r.trial.config.UNROLL) for r in rows})
     costs = [[math.nan] * len(others) for _ in tiles]
     for row in rows:
         config = row.trial.config
         line = costs[tiles.index(_tile(row))]
-        index = others.index((config.num_warps, config.unroll))
+        index = others.index((config.num_warps, config.UNROLL))
         line[index] = min(row.cost or math.nan, *(c for c in [line[index]] if c == c), math.inf)
     least = min(cost for line in costs for cost in line if cost == cost)
     relative = [[cost / least for cost in line] for line in costs]
@@ -85,10 +85,10 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> AxesImage:
     unrolled = any(unroll > 1 for _, unroll in others)
     names = [f"{warps}, {unroll}" if unrolled else f"{warps}" for warps, unroll in others]
     axis.set_xticks(range(len(others)), names, rotation=90 if unrolled else 0, fontsize=8)
-    sizes = ("block", "rows", "columns") if any(max(t[1:]) > 1 for t in tiles) else ("block",)
+    sizes = ("BLOCK", "BLOCK_R", "BLOCK_C") if any(max(t[1:]) > 1 for t in tiles) else ("BLOCK",)
     names = ["x".join(map(str, tile[: len(sizes)])) for tile in tiles]
     axis.set_yticks(range(len(tiles)), names, fontsize=8)
-    axis.set_xlabel("warps, unroll" if unrolled else "warps", color=_INK)
+    axis.set_xlabel("warps, UNROLL" if unrolled else "warps", color=_INK)
     axis.set_ylabel(" x ".join(sizes), color=_INK)
     kernel, shape, dtype = _place(rows[0])
     axis.set_title(f"{kernel}\n{shape}, {dtype}", fontsize=9.5, color=_INK, loc="left")

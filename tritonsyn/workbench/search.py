@@ -1,25 +1,23 @@
 """Sweeps over launch settings: what to try, in what order, and a row for each that was tried."""
 
-import csv
-import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..launch import tables
 from ..launch.config import HEURISTICS, LaunchConfig, Work, forget
 from ..system import write_whole
-from .spaces import Space, configs_of, default_configs
-from .workloads import WORKLOADS, Shape
+from .calls import CALLS, Shape
+from .record import main_launch
+from .spaces import SETTINGS, Space, configs_of, default_configs
 
-_SETTINGS = tuple(field.name for field in fields(LaunchConfig))
-COLUMNS = ("kernel", "shape", "dtype", *_SETTINGS, "timer", "cost", "error", "details")
+if TYPE_CHECKING:
+    from ..launch.launcher import Launch
 
 
 @dataclass(frozen=True)
@@ -29,18 +27,23 @@ class Trial:
     kernel: str
     shape: Shape
     dtype: str
-    """As PyTorch calls it: ``"float32"``."""
+    """Of the call that the kernel is launched in, as PyTorch calls it: ``"float32"``."""
     config: LaunchConfig
+
+    @property
+    def launch(self) -> "Launch":
+        """The launch that does the main part of the work, on tensors without values."""
+        return main_launch(self.kernel, self.shape, self.dtype, self.config)
 
     @property
     def work(self) -> Work:
         """The sizes by which the configuration is looked up."""
-        return WORKLOADS[self.kernel].work(self.shape)
+        return self.launch.work
 
     @property
     def programs(self) -> int:
         """How many a launch has."""
-        return WORKLOADS[self.kernel].programs(self.work, self.config)
+        return math.prod(self.launch.grid)
 
 
 @dataclass(frozen=True)
@@ -52,31 +55,27 @@ class Row:
     cost: float | None
     """The lower the better; None if the trial failed."""
     error: str = ""
-    details: str = ""
-    """What else the timer noted, as JSON."""
-
-    def cells(self) -> list[str]:
-        """As a line of the CSV file, in the order of ``COLUMNS``."""
-        trial, config = self.trial, self.trial.config.as_dict()
-        place = [trial.kernel, str(trial.shape), trial.dtype, *map(str, config.values())]
-        cost = "" if self.cost is None else repr(self.cost)
-        return [*place, self.timer, cost, self.error, self.details]
-
-    @classmethod
-    def parse(cls, cells: Sequence[str]) -> "Row":
-        """The inverse of :meth:`cells`; ``ValueError`` for anything else."""
-        values = dict(zip(COLUMNS, cells, strict=True))
-        config = LaunchConfig(**{name: int(values[name]) for name in _SETTINGS})
-        shape = Shape.parse(values["shape"])
-        trial = Trial(values["kernel"], shape, values["dtype"], config)
-        cost = float(values["cost"]) if values["cost"] else None
-        return cls(trial, values["timer"], cost, values["error"], values["details"])
+    details: dict[str, float] = field(default_factory=dict)
+    """What else the timer noted."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        cells: dict[str, Any] = dict(zip(COLUMNS, self.cells(), strict=True))
-        details = json.loads(self.details or "{}")
-        return {**cells, **self.trial.config.as_dict(), "cost": self.cost, "details": details}
+        values = asdict(self)
+        trial = {**values.pop("trial"), "shape": str(self.trial.shape)}
+        config = trial.pop("config")
+        return {**trial, **config, **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Row":
+        """The inverse of :meth:`as_dict`; ``ValueError`` for anything else."""
+        try:
+            rest = dict(values)
+            config = LaunchConfig(**{name: rest.pop(name) for name in SETTINGS})
+            shape = Shape.parse(rest.pop("shape"))
+            trial = Trial(rest.pop("kernel"), shape, rest.pop("dtype"), config)
+            return cls(trial, **rest)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 Judge = Callable[[Trial], Mapping[str, float]]
@@ -96,9 +95,9 @@ def trials(
     default space of each kernel.
     """
     for kernel in kernels:
-        if kernel not in WORKLOADS:
-            raise ValueError(f"kernel is {kernel!r}, but must be one of {', '.join(WORKLOADS)}")
-        allowed = WORKLOADS[kernel].dtypes
+        if kernel not in CALLS:
+            raise ValueError(f"kernel is {kernel!r}, but must be one of {', '.join(CALLS)}")
+        allowed = CALLS[kernel].dtypes
         for dtype in dtypes:
             if dtype not in allowed:
                 names = ", ".join(allowed)
@@ -119,8 +118,8 @@ def _configs(
     space: Space | Mapping[str, Sequence[LaunchConfig]] | None,
 ) -> Sequence[LaunchConfig]:
     if space is None:
-        work = WORKLOADS[kernel].work(shape)
-        return default_configs(kernel, work, getattr(torch, dtype))
+        launch = main_launch(kernel, shape, dtype)
+        return default_configs(kernel, launch.work, launch.dtype)
     if any(name in HEURISTICS for name in space):
         if kernel not in space:
             raise ValueError(f"the space has nothing for {kernel}, but for {', '.join(space)}")
@@ -141,32 +140,28 @@ def sweep(
     """Judges every configuration of a space for every kernel, shape and dtype.
 
     A configuration that fails becomes a row with an error, and the sweep goes on. With ``out``, a
-    folder, rows go to ``results.csv`` one by one as they come, rows that are there already are not
-    tried again, and ``results.json`` has them all at the end.
+    folder, rows go to ``results.jsonl`` one by one as they come, each a line of JSON, and rows that
+    are there already are not tried again.
 
     ``timer`` is a ``StaticTimer`` or ``DeviceTimer`` of :mod:`tritonsyn.workbench.timers`, or any
     callable that takes a :class:`Trial` and returns ``{"cost": ...}``. Raises ``ValueError`` for
-    unknown names, a broken space or a folder with other files of these names, ``OSError`` if a row cannot
-    be written; rows before it stay readable.
+    unknown names, a broken space or a folder with another file of this name, ``OSError`` if a row
+    cannot be written; rows before it stay readable.
     """
     wanted = list(dict.fromkeys(trials(kernels, shapes, dtypes, space)))
     name = str(getattr(timer, "name", getattr(timer, "__name__", "timer")))
-    with _results(out) as (past, keep):
+    with _results(out) as (past, add):
         done = {row.trial: row for row in past if row.timer == name}
-        rest = [trial for trial in wanted if trial not in done]
+        pending = [trial for trial in wanted if trial not in done]
 
         def judge(trial: Trial) -> Row:
             return _judged(timer, trial, name)
 
-        with _mapped(judge, rest, getattr(timer, "parallel", 1)) as rows:
-            for row in progress(rows, len(rest)) if progress else rows:
-                keep(row)
+        with _mapped(judge, pending, getattr(timer, "parallel", 1)) as rows:
+            for row in progress(rows, len(pending)) if progress else rows:
+                add(row)
                 done[row.trial] = row
-        found = [done[trial] for trial in wanted]
-        if out is not None:
-            text = json.dumps([row.as_dict() for row in found], indent=1)
-            write_whole(out / "results.json", text + "\n")
-    return found
+    return [done[trial] for trial in wanted]
 
 
 def _judged(timer: Judge, trial: Trial, name: str) -> Row:
@@ -176,20 +171,20 @@ def _judged(timer: Judge, trial: Trial, name: str) -> Row:
     except Exception as error:  # whatever it is, it is this configuration's and no end
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return Row(trial, name, None, message)
-    return Row(trial, name, cost, details=json.dumps(verdict) if verdict else "")
+    return Row(trial, name, cost, details=verdict)
 
 
 @contextmanager
 def _mapped(
-    judge: Callable[[Trial], Row], rest: Sequence[Trial], parallel: int
+    judge: Callable[[Trial], Row], pending: Sequence[Trial], parallel: int
 ) -> Iterator[Iterator[Row]]:
     """Rows in order; on the way out what has not begun is dropped."""
     if parallel <= 1:
-        yield map(judge, rest)
+        yield map(judge, pending)
         return
     pool = ThreadPoolExecutor(parallel)
     try:
-        yield pool.map(judge, rest)
+        yield pool.map(judge, pending)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -203,18 +198,18 @@ def _results(
         yield [], lambda row: None
         return
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "results.csv"
+    path = out / "results.jsonl"
     with _alone(out / "results.lock"):
         past = read_rows(path)
         # Anew, because a sweep that was cut off may have left half a line.
-        write_whole(path, _lines([list(COLUMNS), *(row.cells() for row in past)]))
-        with path.open("a", encoding="utf-8", newline="") as file:
+        write_whole(path, "".join(map(_line, past)))
+        with path.open("a", encoding="utf-8") as file:
 
-            def keep(row: Row) -> None:
-                file.write(_lines([row.cells()]))
+            def add(row: Row) -> None:
+                file.write(_line(row))
                 file.flush()
 
-            yield past, keep
+            yield past, add
 
 
 @contextmanager
@@ -227,35 +222,24 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _lines(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def _line(row: Row) -> str:
+    return json.dumps(row.as_dict()) + "\n"
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file, none if there is none or an empty one; half a last line is left
-    out.
+    """The rows of a results file, none if there is none; half a last line is left out.
 
-    Raises ``ValueError`` for a file that is none.
+    Raises ``ValueError`` for a file of something else.
     """
-    if not path.exists() or path.stat().st_size == 0:
+    if not path.exists():
         return []
+    *lines, rest = path.read_bytes().split(b"\n")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = [*csv.reader(file)] or [[]]
-    except (UnicodeDecodeError, csv.Error):
-        header, lines = [], []
-    if tuple(header) != COLUMNS:
-        raise ValueError(f"{path} is there, and is no results file of this version of tritonsyn")
-    rows = []
-    for number, cells in enumerate(lines, start=2):
-        try:
-            rows.append(Row.parse(cells))
-        except ValueError as error:
-            if number == len(lines) + 1:
-                break
-            raise ValueError(f"{path}, line {number}, is no row of results: {error}") from None
+        rows = [Row.from_dict(json.loads(line)) for line in lines]
+        if rest and not rest.startswith(b"{"):
+            raise ValueError("it ends with something else")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a results file of this version: {error}") from None
     return rows
 
 
@@ -275,8 +259,10 @@ def install(rows: Iterable[Row], device: str) -> Path:
     From then on launches use them there, for all sizes that round up to the same powers of two.
     """
     entries = {}
-    for (kernel, _, dtype), row in best(rows).items():
-        entries[tables.key(kernel, dtype, row.trial.work)] = {
+    for (kernel, _, _), row in best(rows).items():
+        launch = row.trial.launch
+        dtype = str(launch.dtype).removeprefix("torch.")
+        entries[tables.key(kernel, dtype, launch.work)] = {
             "config": row.trial.config.as_dict(),
             "timer": row.timer,
             "cost": row.cost,

@@ -12,25 +12,26 @@ import torch
 from ..launch.config import HEURISTICS, SCANS, LaunchConfig, Work
 
 Space = Mapping[str, Iterable[int]]
-"""Values to try of each setting; what is left out is 1 (``num_warps``: 4)."""
+"""Values to try of each setting; what is left out is as ``LaunchConfig`` has it."""
 
-_SETTINGS = tuple(field.name for field in fields(LaunchConfig))
+SETTINGS = tuple(field.name for field in fields(LaunchConfig))
+"""The names of all settings."""
 # Elements of a thread: fewer waste lanes or width, more overflow the registers.
 _FEWEST, _MOST = 2, 16
 
-_SPIKES: Space = {"block": [32, 64, 128, 256], "num_warps": [1, 2, 4], "unroll": [1, 2, 4]}
+_SPIKES: Space = {"BLOCK": [32, 64, 128, 256], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4]}
 _PROJECTIONS: dict[str, Space] = {
     "shift_sum_kernel": {
-        "block": [128, 256], "num_warps": [4, 8], "unroll": [2, 4, 8], "rows": [4, 8, 16],
+        "BLOCK": [128, 256], "num_warps": [4, 8], "UNROLL": [2, 4, 8], "BLOCK_R": [4, 8, 16],
     },
     "shift_dot_kernel": {
-        "block": [64, 128, 256], "num_warps": [4, 8], "rows": [4, 8], "columns": [2, 4, 8],
+        "BLOCK": [64, 128, 256], "num_warps": [4, 8], "BLOCK_R": [4, 8], "BLOCK_C": [2, 4, 8],
     },
     "temporal_gemm_kernel": {
-        "block": [32, 64, 128], "num_warps": [4, 8], "rows": [32, 64], "columns": [16, 32, 64],
+        "BLOCK": [32, 64, 128], "num_warps": [4, 8], "BLOCK_R": [32, 64], "BLOCK_C": [16, 32, 64],
     },
     "temporal_gemm_dot_kernel": {
-        "block": [32, 64], "num_warps": [4, 8], "rows": [32, 64], "columns": [32, 64],
+        "BLOCK": [32, 64], "num_warps": [4, 8], "BLOCK_R": [32, 64], "BLOCK_C": [32, 64],
     },
     "spike_sum_kernel": _SPIKES,
     "spike_dot_kernel": _SPIKES,
@@ -50,25 +51,25 @@ def default_configs(kernel: str, work: Work, dtype: torch.dtype) -> list[LaunchC
 def _of_streams(usual: LaunchConfig, scan: bool) -> list[LaunchConfig]:
     """For kernels that go through arrays in order: what gives threads neither little nor much."""
     space: Space = {
-        "block": [64, 128, 256, 512] if scan else [128, 256, 512, 1024, 2048, 4096],
+        "BLOCK": [64, 128, 256, 512] if scan else [128, 256, 512, 1024, 2048, 4096],
         "num_warps": [1, 2, 4] if scan else [1, 2, 4, 8],
-        "unroll": [1, 2, 4, 8, 16] if scan else [1],
+        "UNROLL": [1, 2, 4, 8, 16] if scan else [1],
         "chunks": sorted({1, usual.chunks, 2 * usual.chunks}) if scan else [1],
     }
-    return [c for c in configs_of(space) if _FEWEST <= c.block / (32 * c.num_warps) <= _MOST]
+    return [c for c in configs_of(space) if _FEWEST <= c.BLOCK / (32 * c.num_warps) <= _MOST]
 
 
 def configs_of(space: Space, origin: str = "space") -> list[LaunchConfig]:
     """Every combination of a space's values; ``ValueError`` says what is wrong with the space."""
     if not isinstance(space, Mapping) or not space:
-        raise ValueError(f"{origin} must be an object of lists, by {', '.join(_SETTINGS)}")
+        raise ValueError(f"{origin} must be an object of lists, by {', '.join(SETTINGS)}")
     for name, values in space.items():
-        if name not in _SETTINGS:
-            raise ValueError(f"{origin} has {name!r}, but settings are {', '.join(_SETTINGS)}")
+        if name not in SETTINGS:
+            raise ValueError(f"{origin} has {name!r}, but settings are {', '.join(SETTINGS)}")
         if not isinstance(values, (list, tuple)) or not values:
             raise ValueError(f"{origin}: {name} must be a list of values, but is {values!r}")
-    if "block" not in space:
-        raise ValueError(f"{origin} has no values of block, which has no default")
+    if "BLOCK" not in space:
+        raise ValueError(f"{origin} has no values of BLOCK, which has no default")
     try:
         combinations = product(*space.values())
         return [LaunchConfig(**dict(zip(space, values, strict=True))) for values in combinations]
@@ -79,7 +80,7 @@ def configs_of(space: Space, origin: str = "space") -> list[LaunchConfig]:
 def read_spaces(path: Path) -> dict[str, list[LaunchConfig]]:
     """The spaces of a JSON file, by kernel: one for all, or one for each kernel that it names.
 
-    ``{"block": [128, 256], "num_warps": [1, 2]}`` or ``{"exp_scan_kernel": {"block": [128]}}``.
+    ``{"BLOCK": [128, 256], "num_warps": [1, 2]}`` or ``{"exp_scan_kernel": {"BLOCK": [128]}}``.
     Raises ``ValueError`` with what is wrong.
     """
     try:

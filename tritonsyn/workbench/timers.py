@@ -1,27 +1,23 @@
-"""How a sweep judges a configuration: by its machine code, or by the time that it takes."""
+"""How a sweep judges a configuration: by its code, or by the time that it takes."""
 
 import math
-import threading
 from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
-from ..kernels.signatures import SIGNATURES
-from ..launch.config import SCANS, override_config
-from .checking import DTYPES, TARGETS, check_names
-from .occupancy import LIMITS
-from .report import Report
+from ..launch.config import SCANS
+from .inspect import LIMITS, TARGETS, Job, Report, check_names, report
+from .record import Variant, launches_of
 from .search import Trial
-from .workers import Compilers, Job
-from .workloads import WORKLOADS
+from .workers import Workers
 
 
 class Timer(Protocol):
     """What judges trials. Any callable will do; these attributes are optional."""
 
     name: str
-    """Told in every row; results of timers of other names are not resumed from."""
+    """Stands in every row; results of timers of other names are not resumed from."""
     device: str
     """Under which ``--install`` keeps the winner: a GPU's name, or an architecture."""
     parallel: int
@@ -55,10 +51,9 @@ class StaticTimer:
         check_names("target", [target], TARGETS)
         self.name = f"static {target}"
         self.device = target
-        self._compilers = Compilers()
+        self._compilers = Workers(report)
         self.parallel = self._compilers.count
         self._reports: dict[Job, Report] = {}
-        self._lock = threading.Lock()
 
     def __enter__(self) -> "StaticTimer":
         return self
@@ -83,33 +78,11 @@ class StaticTimer:
 
     def _report(self, trial: Trial) -> Report:
         # Chunks are a matter of the grid: the code is the same.
-        config = trial.config.with_chunks(1)
-        job = Job(trial.kernel, variant_for(trial), self.device, config)
-        with self._lock:
-            known_report = self._reports.get(job)
-        report = known_report or self._compilers.compile(job)
-        with self._lock:
-            self._reports[job] = report
-        return report
-
-
-def variant_for(trial: Trial) -> int:
-    """The variant that stands for a kernel in a dtype: the first of that dtype, or of its size.
-
-    Raises ``ValueError`` where there is none, with the dtypes that there are.
-    """
-    variants = [(i, DTYPES[v.dtype]) for i, v in enumerate(SIGNATURES[trial.kernel]) if v.aligned]
-    wanted: torch.dtype = getattr(torch, trial.dtype)
-    same = [i for i, dtype in variants if dtype == wanted]
-    alike = [
-        i
-        for i, dtype in variants
-        if (dtype.itemsize, dtype.is_floating_point) == (wanted.itemsize, wanted.is_floating_point)
-    ]
-    if not same and not alike:
-        have = ", ".join(sorted({str(dtype).removeprefix("torch.") for _, dtype in variants}))
-        raise ValueError(f"{trial.kernel} is not compiled for {trial.dtype}, but for {have}")
-    return (same or alike)[0]
+        variant = Variant.of(trial.launch, trial.shape)
+        job = Job(variant, self.device, trial.config.with_chunks(1))
+        found = self._reports.get(job) or self._compilers.run(job)
+        self._reports[job] = found
+        return found
 
 
 _IN_FLIGHT = 20 * 1024
@@ -130,8 +103,9 @@ def _cost(report: Report, trial: Trial) -> float:
     moved = sum(bits // 8 * count for bits, count in accesses)
     width = sum(bits / 128 * bits // 8 * count for bits, count in accesses) / max(moved, 1)
 
+    # Accesses and instructions are both those of the PTX: machine code may be unrolled further.
     by_thread = report.elements * report.copies / threads
-    per_element = report.instructions / by_thread
+    per_element = report.virtual / by_thread
     bytes_per_element = report.minimum or moved / by_thread
     issue = min(1.0, bytes_per_element / _PER_CLOCK / (per_element / _ISSUED))
 
@@ -144,18 +118,17 @@ def _cost(report: Report, trial: Trial) -> float:
 def _traffic(report: Report, trial: Trial) -> float:
     """Bytes against the minimum: chunks read the input of a scan a second time.
 
-    Never below 1: of addresses that were spilled, the accesses cannot be told from others.
+    Never below 1: of addresses that are not followed to an argument, accesses are not counted.
     """
     if not report.minimum:
         return 1.0
-    streams = SIGNATURES[report.kernel][report.variant].streams
-    read = sum(report.streams[name].itemsize * s.loads for name, s in streams.items())
+    read = sum(stream.itemsize * stream.loads for stream in report.streams.values())
     again = read if trial.kernel in SCANS and trial.config.chunks > 1 else 0
     return max(1.0, (report.bytes_per_element + again) / report.minimum)
 
 
 class DeviceTimer:
-    """Times launches on this machine's GPU: the median of many, in milliseconds.
+    """Times the launches of a kernel on this machine's GPU: the median of many, in milliseconds.
 
     Raises ``ValueError`` where there is no GPU.
     """
@@ -173,10 +146,16 @@ class DeviceTimer:
         self.name = f"device {self.device}"
 
     def __call__(self, trial: Trial) -> dict[str, float]:
-        """``cost`` in ms."""
+        """``cost`` in ms: of all launches of the kernel in its call, such as those of chunks."""
         from triton.testing import do_bench
 
-        dtype = getattr(torch, trial.dtype)
-        with torch.cuda.device(self._device), override_config(trial.config, trial.kernel):
-            call = WORKLOADS[trial.kernel].call(trial.shape, dtype, self._device)
+        with torch.cuda.device(self._device):
+            launches = launches_of(
+                trial.kernel, trial.shape, trial.dtype, trial.config, self._device
+            )
+
+            def call() -> None:
+                for launch in launches:
+                    launch.run()
+
             return {"cost": float(do_bench(call, return_mode="median"))}

@@ -1,144 +1,106 @@
-"""Compiles in other processes: without Triton's interpreter, side by side, and safe from crashes.
+"""Compiles in other processes: without the interpreter, side by side, and safe from crashes."""
 
-``python -m tritonsyn.workbench.workers`` is such a process: it reads a job per line and answers
-each with a line, both in JSON.
-"""
-
-import json
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Generic, TypeVar
 
-from ..launch.config import LaunchConfig
-from .report import Report, StreamReport
-
-
-class Job(NamedTuple):
-    """What is to be compiled."""
-
-    kernel: str
-    variant: int
-    target: str
-    config: LaunchConfig
-    read_code: bool = True
-    """Whether to read the machine code, not only registers and memory."""
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class CompileError(Exception):
     """A kernel did not compile; the message is the compiler's, in one line."""
 
 
-class Compilers:
-    """A few processes that compile. A context manager; leaving it ends them."""
+class Workers(Generic[Job, Result]):
+    """A few processes that run a function of a job. A context manager; leaving it ends them."""
 
-    def __init__(self, count: int | None = None) -> None:
-        self.count = count or min(8, _cores())
-        self._mine = threading.local()
-        self._processes: list[subprocess.Popen[str]] = []
+    def __init__(self, function: Callable[[Job], Result], count: int | None = None) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.count = count or min(8, cores)
+        self._function = function
+        self._lock = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Compilers":
+    def __enter__(self) -> "Workers[Job, Result]":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in self._processes:
-            process.kill()
-            process.communicate()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
-    def compile(self, job: Job) -> Report:
-        """Compiles one job; raises :class:`CompileError`, also where the compiler crashes."""
-        process = self._process()
-        line = json.dumps({**job._asdict(), "config": job.config.as_dict()})
+    def run(self, job: Job) -> Result:
+        """Runs one job; raises :class:`CompileError`, also where its process crashes."""
         try:
-            print(line, file=process.stdin, flush=True)
-            answer = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-        except (OSError, json.JSONDecodeError):
-            raise CompileError(f"the compiler crashed with status {_ended(process)}") from None
-        if "error" in answer:
-            raise CompileError(answer["error"])
-        return _report(answer)
-
-    def map(self, jobs: Iterable[Job]) -> Iterator[Report | CompileError]:
-        """Compiles side by side; results in order, an error in the place of its report."""
-        with ThreadPoolExecutor(self.count) as pool:
+            return self._submit(job).result()
+        except BrokenProcessPool:
+            pass  # by this job or by a neighbour, which shows when it runs alone
+        with Workers(self._function, 1) as alone:
             try:
-                yield from pool.map(self._compile_or_error, jobs)
+                return alone._submit(job).result()
+            except BrokenProcessPool:
+                raise CompileError("the compiler crashed") from None
+
+    def map(self, jobs: Iterable[Job]) -> Iterator[Result | CompileError]:
+        """Runs jobs side by side; results in order, an error in the place of its result."""
+        with ThreadPoolExecutor(self.count) as threads:
+            try:
+                yield from threads.map(self._result_or_error, jobs)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _compile_or_error(self, job: Job) -> Report | CompileError:
+    def _result_or_error(self, job: Job) -> Result | CompileError:
         try:
-            return self.compile(job)
+            return self.run(job)
         except CompileError as error:
             return error
 
-    def _process(self) -> subprocess.Popen[str]:
-        """The process of this thread; a new one if it has none or it has crashed."""
-        process: subprocess.Popen[str] | None = getattr(self._mine, "process", None)
-        if process is None or process.poll() is not None:
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                env=_environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,  # an interrupt is for the parent, which ends it in order
-            )
-            self._mine.process = process
-            self._processes.append(process)
-        return process
+    def _submit(self, job: Job) -> "Future[Result]":
+        with self._lock, _afresh():
+            if self._pool is not None:
+                try:
+                    return self._pool.submit(_answer, self._function, job)
+                except BrokenProcessPool:  # by an earlier job
+                    pass
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, spawn, _begin)
+            return self._pool.submit(_answer, self._function, job)
 
 
-def _ended(process: subprocess.Popen[str]) -> int:
-    process.kill()  # nothing, where it has ended by itself
-    return process.wait()
+@contextmanager
+def _afresh() -> Iterator[None]:
+    """Processes that are begun have no interpreter, and do not run the user's script again."""
+    main, interpret = sys.modules["__main__"], os.environ.pop("TRITON_INTERPRET", None)
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+def _begin() -> None:
+    """An interrupt is for the parent, and what a compiler prints must not get among its output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
-def _environment() -> dict[str, str]:
-    """This process's environment without the interpreter, and with this tritonsyn."""
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    here = str(Path(__file__).parents[2])
-    return {**kept, "PYTHONPATH": os.pathsep.join([here, *filter(None, [kept.get("PYTHONPATH")])])}
-
-
-def _report(answer: dict[str, Any]) -> Report:
-    streams = {name: StreamReport(**values) for name, values in answer.pop("streams").items()}
-    widths = {
-        name: {int(bits): count for bits, count in answer.pop(name).items()}
-        for name in ("loads", "stores")
-    }
-    return Report(**{**answer, **widths, "streams": streams})
-
-
-def _serve() -> None:
-    from dataclasses import asdict
-
-    from .compiled import report
-
-    # What the compiler prints must not get among the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            config = LaunchConfig(**job["config"])
-            answer: dict[str, Any] = asdict(report(*Job(**{**job, "config": config})))
-        except Exception as error:  # whatever it is, it is this configuration's and no end
-            # The compiler quotes the source first and gives the reason at the end.
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    _serve()
+def _answer(function: Callable[[Job], Result], job: Job) -> Result:
+    try:
+        return function(job)
+    except Exception as error:  # whatever it is, it is this configuration's and no end
+        # The compiler quotes the source first and gives the reason at the end.
+        reason = " ".join(str(error).split())[-300:]
+        raise CompileError(f"{type(error).__name__}: {reason}") from None

@@ -1,0 +1,273 @@
+"""Public calls at a shape, for each kernel: what ``check`` compiles and ``tune`` times."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import functional
+from ..modules.linear import DelayedLinear
+from ..modules.record import RecordTensor
+from ..modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent
+
+FLOATING = ("float32", "float64", "bfloat16", "float16")
+DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
+_SLOTS = 21  # of the records: 20 steps of delay
+_RATE = 0.02  # spikes per input and step
+
+
+class Shape(NamedTuple):
+    """Steps of a sequence, samples of a batch, synapses of a group, which projections take for
+    their inputs."""
+
+    steps: int
+    batch: int
+    synapses: int
+    outputs: int | None = None
+    """Of a projection; None: as many as inputs."""
+    slots: int | None = None
+    """Whole steps that delays can be; None: 21."""
+
+    def __str__(self) -> str:
+        return "x".join(str(size) for size in self if size is not None)
+
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        """From ``"1000x64x1024"`` or ``"100x64x256x512x21"``; ``ValueError`` for anything else."""
+        parts = text.split("x")
+        if len(parts) not in (3, 5) or not all(p.isdecimal() and int(p) > 0 for p in parts):
+            raise ValueError(
+                f"shape is {text!r}, but must be three positive sizes TxBxN (steps, batch, "
+                "synapses), such as 1000x64x1024, or five TxBxIxOxK (inputs, outputs, slots)"
+            )
+        return cls(*map(int, parts))
+
+    @property
+    def delay(self) -> float:
+        """The longest delay, in steps."""
+        return (self.slots or _SLOTS) - 1.0
+
+
+class Site(NamedTuple):
+    """Where a call is made: its sizes, the dtype of its state, and the device."""
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+    def values(
+        self, *sizes: int, dtype: torch.dtype | None = None, graph: bool = False
+    ) -> torch.Tensor:
+        """Numbers of these sizes: by default a row of the batch."""
+        size = sizes or (self.shape.batch, self.shape.synapses)
+        values = (torch.rand(size, device=self.device) * 2).to(dtype or self.dtype)
+        return values.requires_grad_(graph and values.is_floating_point())
+
+    def synapse(
+        self, kind: str = "single", learned: bool = False, each: bool = False, **options: Any
+    ) -> Any:
+        """A group of synapses; ``each``: with constants of their own."""
+
+        def constant(value: float) -> float | torch.Tensor:
+            size = (self.shape.synapses,) if each else ()
+            full = torch.full(size, value, device=self.device)
+            return torch.nn.Parameter(full) if learned else full if each else value
+
+        options |= {"delay": self.shape.delay, "batch_size": self.shape.batch}
+        options |= {"dtype": self.dtype, "device": self.device, "spike_charge": constant(1.0)}
+        if kind == "double":
+            options |= {"tc_decay": constant(6.0), "tc_rise": constant(2.0)}
+            return DoubleExponentialCurrent(self.shape.synapses, 1.0, **options)
+        made = {"single": SingleExponentialCurrent, "alpha": AlphaCurrent}[kind]
+        return made(self.shape.synapses, 1.0, time_constant=constant(5.0), **options)
+
+    def record(self, **options: Any) -> RecordTensor:
+        """A record of zeros."""
+        return RecordTensor(1.0, self.shape.delay, torch.zeros_like(self.values()), **options)
+
+
+class Call(NamedTuple):
+    """A call of public functions or modules, in which kernels are launched."""
+
+    function: Callable[..., object]
+    """Takes a site and the options."""
+    dtypes: tuple[str, ...] = FLOATING
+    options: dict[str, Any] = {}  # noqa: RUF012 (no one changes it)
+
+    def __call__(self, site: Site) -> None:
+        """Makes the tensors and calls."""
+        self.function(site, **self.options)
+
+
+def _backward(*results: torch.Tensor) -> None:
+    """The backward pass, where there is one."""
+    torch.autograd.backward([r.float().sum() for r in results if r.requires_grad])
+
+
+def write(site: Site, value: torch.dtype | None = None, capturable: bool = False) -> None:
+    """A record is written, and the gradient of what was written is taken out."""
+    record = site.record(capturable=capturable)
+    record.push(site.values(dtype=value, graph=True))
+    _backward(record.read(1))
+
+
+def step(
+    site: Site, x: torch.dtype = torch.bool, graph: bool = True, unused: bool = False, **group: Any
+) -> None:
+    """A step of a group, from a row in the middle of a sequence, and its gradient.
+
+    ``unused``: the gradient comes by way of the record alone.
+    """
+    synapse = site.synapse(**group)
+    rows = site.values(2, *site.shape[1:3], dtype=x, graph=graph)
+    with torch.set_grad_enabled(graph):
+        current = synapse(rows[1])
+        _backward(synapse.current if unused else current)
+
+
+def delayed(
+    site: Site, time: torch.dtype | None = None, times: int = 1, graph: bool = True, **group: Any
+) -> None:
+    """A delayed read of the currents, and its gradients."""
+    synapse = site.synapse(**group)
+    sel = site.values(*site.shape[1:3], times, dtype=time, graph=graph)
+    with torch.set_grad_enabled(graph):
+        synapse(site.values(graph=graph))
+        _backward(synapse.current_at(sel))
+
+
+def select(site: Site, mode: str = "linear", graph: bool = True, **options: Any) -> None:
+    """A read of a record in a mode of interpolation, and its gradients."""
+    record = site.record(**options)
+    time = torch.float32 if site.dtype == torch.bool else site.dtype
+    record.push(site.values(graph=graph))
+    _backward(record.select(site.values(dtype=time, graph=graph), mode))
+
+
+def scan(
+    site: Site, x: torch.dtype | None = None, packed: bool = False, graph: bool = False,
+    again: bool = False, **group: Any,
+) -> None:  # fmt: skip
+    """A sequence through a group, and its gradients; ``again``: another that goes on from there."""
+    synapse = site.synapse(**group)
+    sequence: Any = site.values(*site.shape[:3], dtype=x, graph=graph)
+    if packed:
+        sequence = functional.pack_spikes(sequence)
+    with torch.set_grad_enabled(graph):
+        _backward(*(synapse.scan(sequence) for _ in range(2 if again else 1)))
+
+
+def pack(site: Site) -> None:
+    """Spikes are packed."""
+    functional.pack_spikes(site.values(*site.shape[:3]))
+
+
+def project(
+    site: Site, strategy: str = "shift", precision: str = "highest", graph: bool = False,
+    steps: bool = False,
+) -> None:  # fmt: skip
+    """Sequences, or ``steps`` one by one, through a delayed layer, and their gradients."""
+    shape = site.shape
+    layer = DelayedLinear(
+        shape.synapses, shape.outputs or shape.synapses, 1.0,
+        synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0), delay=shape.delay,
+        batch_size=shape.batch, strategy=strategy, device=site.device, dtype=site.dtype,
+    )  # fmt: skip
+    x = site.values(*shape[:3], graph=graph and strategy != "events")
+    x = x < 2 * _RATE if strategy == "events" else x
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch.set_grad_enabled(graph):
+            _backward(layer(x[0]) if steps else layer.scan(x))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+_ARITHMETIC = ("float32", "float64")
+_LEARNED = {"learned": True, "graph": True}
+
+CALLS = {
+    "ring_push_kernel": Call(write, (*FLOATING, "bool")),
+    "ring_take_kernel": Call(write),
+    "pack_bits_kernel": Call(pack, DTYPES),
+    "transpose_bits_kernel": Call(project, _ARITHMETIC, {"strategy": "events", "graph": True}),
+    "synapse_step_fwd_kernel": Call(step),
+    "synapse_step_bwd_kernel": Call(step, options={"x": torch.float32}),
+    "select_fwd_kernel": Call(delayed, options={"graph": False}),
+    "select_bwd_kernel": Call(delayed),
+    "batch_dot_kernel": Call(delayed, options={"learned": True, "each": True}),
+    "exp_scan_kernel": Call(scan),
+    "exp_scan_constants_kernel": Call(scan, options=_LEARNED),
+    "shift_sum_kernel": Call(project),
+    "shift_dot_kernel": Call(project, options={"graph": True}),
+    "temporal_gemm_kernel": Call(project, options={"strategy": "gemm"}),
+    "temporal_gemm_dot_kernel": Call(project, options={"strategy": "gemm", "graph": True}),
+    "spike_sum_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
+    "spike_dot_kernel": Call(project, _ARITHMETIC, {"strategy": "events", "graph": True}),
+}
+"""By kernel, the call in which it is tuned, and the dtypes of the state for which it can be."""
+
+STEMS: dict[Callable[..., object], tuple[str, ...]] = {
+    write: ("record",), pack: ("record",), step: ("step",), delayed: ("read",), select: ("read",),
+    scan: ("scan",), project: ("projection", "record"),
+}  # fmt: skip
+"""The modules of kernels that a call is about; what else it launches is another call's part."""
+
+LARGE, LONG, ODD = Shape(1000, 64, 4096), Shape(4000, 16, 64), Shape(300, 3, 37, 11)
+"""Sizes on which heuristics settle, those of a sequence in chunks, and no multiples of 16."""
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_DOUBLE = {"kind": "double", "learned": True, "each": True}
+_ALPHA = {"kind": "alpha", "learned": True}
+
+
+def variants() -> Iterator[tuple[Call, Shape, torch.dtype]]:
+    """Calls that together take every branch of a kernel on a dtype, a flag or an absent pointer."""
+
+    def at(dtype: torch.dtype, *functions: Callable[..., object], **options: Any) -> Iterator[Any]:
+        for function in functions:
+            yield Call(function, options=options), LARGE, dtype
+
+    for dtype, value in ((F32, F32), (F64, torch.uint8), (BF16, torch.int64), (torch.bool, BF16)):
+        yield from at(dtype, write, value=value)
+    yield from at(F64, write)
+    yield from at(BF16, write, capturable=True)
+    for dtype in (torch.bool, F32, torch.int64):
+        yield from at(dtype, pack)
+    yield from at(F32, step)
+    yield from at(F32, step, x=F32, graph=False)
+    yield from at(BF16, step, x=BF16, kind="double")
+    yield from at(F16, step, x=F32, each=True, unused=True)
+    yield from at(F32, step, x=torch.uint8, **_DOUBLE)
+    yield from at(F64, step, x=F64, **_DOUBLE, capturable=True)
+    for dtype, mode in ((torch.bool, "previous"), (torch.bool, "nearest")):
+        yield from at(dtype, select, mode=mode, graph=False)
+    for dtype, mode in ((F16, "linear"), (F32, "next"), (F32, "linear"), (F32, "nearest")):
+        yield from at(dtype, select, mode=mode)
+    yield from at(F64, select, capturable=True)
+    yield from at(F32, delayed, graph=False)
+    yield from at(F32, delayed, times=3, **_DOUBLE)
+    yield from at(BF16, delayed, kind="double", current_overbound=None, learned=True)
+    yield from at(F64, delayed, **_DOUBLE, capturable=True, times=2)
+    yield from at(F16, delayed, time=F32, each=True, learned=True)
+    yield from at(F32, scan, x=torch.bool)
+    yield from at(F32, scan, **_LEARNED)
+    yield from at(BF16, scan, packed=True, **_DOUBLE, graph=True)
+    yield from at(F16, scan, x=BF16, **_DOUBLE, graph=True, again=True)
+    yield from at(F64, scan, **_DOUBLE, graph=True)
+    for dtype in (F32, BF16, F64):
+        yield from at(dtype, project, graph=True)
+        yield from at(dtype, project, steps=True)
+    for precision in ("highest", "high", "medium"):
+        yield from at(F32, project, strategy="gemm", precision=precision, graph=True)
+    for dtype in (F16, F64):
+        yield from at(dtype, project, strategy="gemm", graph=True)
+    for dtype in (F32, F64):
+        yield from at(dtype, project, strategy="events", graph=True)
+    for each in (False, True):
+        yield from at(F32, step, x=F32, **_ALPHA, each=each)
+        yield from at(F32, delayed, **_ALPHA, each=each)
+    yield from at(F32, scan, **_ALPHA, graph=True)
+    yield Call(scan, options={**_DOUBLE, "graph": True, "again": True}), LONG, F32
+    yield Call(scan, options={**_ALPHA, "graph": True, "each": True}), LONG, F32

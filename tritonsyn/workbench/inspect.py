@@ -1,0 +1,476 @@
+"""Compiles kernels for any NVIDIA GPU, without one, and says what came out."""
+
+import importlib
+import math
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..launch import tables
+from ..launch.config import LaunchConfig, from_dict
+from .calls import CALLS
+from .record import Pointer, Variant, variants
+from .workers import CompileError, Workers
+
+
+class Job(NamedTuple):
+    """What is to be compiled."""
+
+    variant: Variant
+    target: str
+    """``"sm_90"``."""
+    config: LaunchConfig
+    machine_code: bool = True
+    """Whether to count the instructions of the machine code, not only its registers and memory."""
+
+    @property
+    def number(self) -> int:
+        """The number of the variant among those of its kernel."""
+        same = [v for v in variants() if v.kernel == self.variant.kernel]
+        return same.index(self.variant) if self.variant in same else -1
+
+
+# -- what is said of a kernel ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """An array that a kernel goes through in order."""
+
+    itemsize: int
+    loads: int
+    """Of each element; those that it needs."""
+    stores: int
+    moved: float
+    """Bytes that the code moves per element."""
+    bits: int
+    """The narrowest access."""
+
+    @property
+    def minimum(self) -> int:
+        """Bytes per element that cannot be done without."""
+        return self.itemsize * (self.loads + self.stores)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One variant of a kernel, compiled for one target in one configuration."""
+
+    kernel: str
+    target: str
+    config: dict[str, int]
+    types: dict[str, str]
+    """Element type of each pointer."""
+    aligned: bool
+    registers: int
+    """Per thread."""
+    spills: int
+    """Bytes per thread in local memory."""
+    shared: int
+    """Bytes per program."""
+    instructions: int
+    """Of the machine code as it stands; 0 if unread."""
+    in_loops: int
+    """Those of them that stand in a loop."""
+    virtual: int
+    """Instructions of the PTX, from which the machine code is made."""
+    elements: int
+    """Of a stream, that a program touches in one pass of its code."""
+    loops: bool
+    """Whether the PTX has a loop."""
+    streams: dict[str, StreamReport]
+    loads: dict[int, int]
+    """Global loads in the PTX by their width in bits."""
+    stores: dict[int, int]
+    resident_warps: int
+    """Warps that a multiprocessor holds at once."""
+    occupancy: float
+    """The same as a part of what it can hold."""
+
+    @property
+    def copies(self) -> int:
+        """How often a loop's body stands in the code, where the compiler has unrolled it further.
+
+        Then all streams are moved the same whole number of times more than they need.
+        """
+        ratios = {stream.moved / stream.minimum for stream in self.streams.values()}
+        ratio = ratios.pop() if self.loops and len(ratios) == 1 else 1.0
+        return int(ratio) if ratio >= 1 and ratio.is_integer() else 1
+
+    @property
+    def bytes_per_element(self) -> float:
+        """What the code moves through the streams."""
+        return sum(stream.moved for stream in self.streams.values()) / self.copies
+
+    @property
+    def minimum(self) -> int:
+        """What the streams cannot do without, as the kernel's docstring counts it."""
+        return sum(stream.minimum for stream in self.streams.values())
+
+    def findings(self) -> list[str]:
+        """What is not as it should be, each in words; empty if all is well.
+
+        No spills; every element of a stream once per load and store; accesses of 128 bits, or all
+        that a thread has of a stream of elements of one byte. Unaligned variants are exempt from
+        the last: their accesses are as wide as an element.
+        """
+        found = [f"{self.spills} bytes per thread are spilled"] if self.spills else []
+        if not self.occupancy:
+            found.append("not even one program fits on a multiprocessor")
+        for name, stream in self.streams.items():
+            moved = stream.moved / self.copies
+            if moved != stream.minimum:
+                found.append(f"{name} moves {moved:g} bytes per element, not {stream.minimum}")
+            widest = self._widest(stream)
+            if self.aligned and stream.bits < widest:
+                found.append(f"{name} is accessed in {stream.bits} bits, not {widest}")
+        return found
+
+    def _widest(self, stream: StreamReport) -> int:
+        # What a thread has of a row of the tile, one byte each, may not make up 128 bits.
+        row = self.elements // self.config.get("UNROLL", 1)
+        bits = 8 * row // (32 * self.config["num_warps"])
+        return min(128, bits) if stream.itemsize == 1 else 128
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            **asdict(self),
+            "bytes_per_element": self.bytes_per_element,
+            "minimum": self.minimum,
+            "findings": self.findings(),
+        }
+
+
+# -- how many warps of it fit on a multiprocessor ------------------------------------------------
+
+_REGISTERS = 65536  # per multiprocessor, in all generations below
+_PARTITIONS = 4  # of a multiprocessor, each with its own registers
+_REGISTER_UNIT = 256  # registers are given to a warp in portions of this size
+_KIB = 1024
+
+
+class Limits(NamedTuple):
+    """What a multiprocessor has, and how many of them the largest common product has."""
+
+    warps: int
+    blocks: int
+    shared: int
+    """Bytes of shared memory, all blocks together."""
+    reserved: int
+    """Bytes of shared memory that the system takes for each block."""
+    multiprocessors: int
+
+
+LIMITS = {
+    "sm_75": Limits(warps=32, blocks=16, shared=64 * _KIB, reserved=0, multiprocessors=40),
+    "sm_80": Limits(warps=64, blocks=32, shared=164 * _KIB, reserved=_KIB, multiprocessors=108),
+    "sm_86": Limits(warps=48, blocks=16, shared=100 * _KIB, reserved=_KIB, multiprocessors=84),
+    "sm_89": Limits(warps=48, blocks=24, shared=100 * _KIB, reserved=_KIB, multiprocessors=128),
+    "sm_90": Limits(warps=64, blocks=32, shared=228 * _KIB, reserved=_KIB, multiprocessors=132),
+    "sm_100": Limits(warps=64, blocks=32, shared=228 * _KIB, reserved=_KIB, multiprocessors=148),
+    "sm_120": Limits(warps=48, blocks=24, shared=100 * _KIB, reserved=_KIB, multiprocessors=170),
+}
+"""By architecture. Source: NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities", table of
+technical specifications; multiprocessors as NVIDIA's data sheets give them for T4, A100, RTX A6000,
+RTX 4090, H100 SXM, B200 and RTX 5090."""
+
+
+def resident_warps(target: str, registers: int, num_warps: int, shared: int) -> int:
+    """Warps that a multiprocessor of ``target`` holds at once of a kernel.
+
+    ``registers`` per thread, ``num_warps`` per program, ``shared`` bytes per program. 0 where not
+    even one program fits.
+    """
+    limits = LIMITS[target]
+    per_warp = -(-registers * 32 // _REGISTER_UNIT) * _REGISTER_UNIT
+    by_registers = _REGISTERS // _PARTITIONS // max(per_warp, 1) * _PARTITIONS // num_warps
+    by_warps = limits.warps // num_warps
+    by_shared = limits.shared // max(shared + limits.reserved, 1)
+    return min(limits.blocks, by_registers, by_warps, by_shared) * num_warps
+
+
+def occupancy(target: str, registers: int, num_warps: int, shared: int) -> float:
+    """:func:`resident_warps` as a part of what the multiprocessor can hold, 0 to 1."""
+    return resident_warps(target, registers, num_warps, shared) / LIMITS[target].warps
+
+
+# -- how it is found out, in a process without the interpreter ---------------------------------
+
+
+@cache
+def all_kernels() -> dict[str, Any]:
+    """Every kernel of every module in ``kernels``, by name."""
+    return {
+        name: value
+        for module in _modules()
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and hasattr(value, "arg_names")
+    }
+
+
+@cache
+def all_streams() -> dict[str, Any]:
+    """The streams of every kernel, as its module declares them."""
+    return {name: s for m in _modules() for name, s in getattr(m, "STREAMS", {}).items()}
+
+
+def _modules() -> list[Any]:
+    kernels = importlib.import_module("..kernels", __package__)
+    found = pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}.")
+    return [importlib.import_module(module.name) for module in found]
+
+
+class _NoGpu:
+    """A driver for Triton that compiles for an architecture and launches nothing."""
+
+    def __init__(self, target: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self._target = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+
+    def get_current_device(self) -> int:
+        return int(self._target.arch)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+
+def report(job: Job) -> Report:
+    """What a variant of a kernel becomes; raises whatever the compiler raises."""
+    from triton.runtime import driver
+
+    from ..launch.launcher import Launch
+
+    variant, config = job.variant, job.config
+    kernel = all_kernels()[variant.kernel]
+    launch = Launch(kernel, (1,), (), dict(variant.constants), (), None, config)  # type: ignore[arg-type]
+    driver.set_active(_NoGpu(job.target))
+    compiled = kernel.warmup(*variant.arguments, grid=(1,), **launch.options)
+    ptx, shared = compiled.asm["ptx"], int(compiled.metadata.shared)
+    used, counted = _machine_code(compiled.asm["cubin"], job.machine_code)
+    arguments = dict(zip(kernel.arg_names, variant.arguments, strict=False)) | launch.options
+    pointers = {n: a for n, a in arguments.items() if isinstance(a, Pointer)}
+    found = accesses(ptx, _passed(kernel.arg_names, arguments))
+    declared = all_streams()[variant.kernel]
+    elements = math.prod(arguments[f] if isinstance(f, str) else f for f in declared.elements)
+    streams = {
+        name: StreamReport(
+            itemsize=pointers[name].dtype.itemsize,
+            loads=stream.loads,
+            stores=stream.stores,
+            moved=sum(a.bits // 8 * count for a, count in found.items() if a.pointer == name)
+            * 32 * config.num_warps / elements,
+            bits=min((a.bits for a in found if a.pointer == name), default=0),
+        )
+        for name, stream in declared.pointers.items()
+        if name in pointers
+        and (stream.condition is None or arguments[stream.condition[0]] == stream.condition[1])
+    }  # fmt: skip
+    return Report(
+        kernel=variant.kernel,
+        target=job.target,
+        config=config.as_dict(),
+        types={n: str(a.dtype).removeprefix("torch.") for n, a in pointers.items()},
+        aligned=variant.aligned,
+        registers=used["REG"],
+        spills=used["STACK"] + used["LOCAL"],
+        shared=shared,
+        instructions=counted[0],
+        in_loops=counted[1],
+        virtual=len(re.findall(r"^\s+(?![./\s]).*;$", ptx, re.M)),
+        elements=elements,
+        loops=has_loop(ptx),
+        streams=streams,
+        loads=_widths(found, store=False),
+        stores=_widths(found, store=True),
+        resident_warps=resident_warps(job.target, used["REG"], config.num_warps, shared),
+        occupancy=occupancy(job.target, used["REG"], config.num_warps, shared),
+    )
+
+
+def _passed(names: Sequence[str], arguments: dict[str, Any]) -> list[str]:
+    """The arguments that a compiled kernel takes: neither absent ones, nor numbers that are 1."""
+    return [n for n in names if isinstance(a := arguments[n], Pointer) or (_number(a) and a != 1)]
+
+
+def _number(value: Any) -> bool:
+    return type(value) is int
+
+
+class Access(NamedTuple):
+    """A global load or store."""
+
+    pointer: str
+    """The argument that its address comes from; ``"?"`` where that is not one of them."""
+    store: bool
+    bits: int
+
+
+_LOAD_STORE = re.compile(
+    r"\b(ld|st)(?:\.\w+(?:::\w+)?)*?\.global(?:\.[a-zA-Z]\w*::\w+)*(?:\.v(\d))?\.[bsuf](\d+)\s"
+    r"[^;]*?\[\s*(%\w+)"
+)
+_COPY = re.compile(r"\bcp\.async\S*\s+\[[^]]*\],\s*\[\s*(%\w+)[^]]*\],\s*(\w+)")
+_PARAMETER = re.compile(r"\bld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\]")
+_ASSIGNED = re.compile(r"^\s+(?:@!?%\w+\s+)?(?!ld|st|cp|atom)[\w.]+\s+(%rd\d+),\s*(.*);", re.M)
+
+
+def accesses(ptx: str, passed: Sequence[str]) -> Counter[Access]:
+    """Global loads and stores in PTX, by the pointers among the arguments that were passed."""
+    origins = {
+        register: {passed[int(number)]}
+        for register, number in _PARAMETER.findall(ptx)
+        if register.startswith("%rd") and int(number) < len(passed)
+    }
+    sources: dict[str, set[str]] = {}
+    for register, operands in _ASSIGNED.findall(ptx):
+        sources.setdefault(register, set()).update(re.findall(r"%rd\d+", operands))
+    pointers = set(re.findall(r"\.param \.u64 \.ptr \S+ \.align \d+ \w+_param_(\d+)", ptx))
+    names = {passed[int(number)] for number in pointers if int(number) < len(passed)}
+
+    def origin(register: str) -> str:
+        """Follows a register through everything that it was computed from."""
+        seen, todo = set(), [register]
+        while todo:
+            at = todo.pop()
+            if at not in seen:
+                seen.add(at)
+                todo += sources.get(at, ())
+        found = {n for r in seen for n in origins.get(r, ())} & names
+        return found.pop() if len(found) == 1 else "?"
+
+    counts: Counter[Access] = Counter()
+    for kind, vector, bits, register in _LOAD_STORE.findall(ptx):
+        counts[Access(origin(register), kind == "st", int(vector or 1) * int(bits))] += 1
+    for register, size in _COPY.findall(ptx):
+        counts[Access(origin(register), False, 8 * int(size, 0))] += 1
+    return counts
+
+
+def has_loop(ptx: str) -> bool:
+    """Whether the code jumps back."""
+    labels = {match[1]: match.start() for match in re.finditer(r"^(\$\w+):", ptx, re.M)}
+    jumps = re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", ptx)
+    return any(labels[jump[1]] < jump.start() for jump in jumps)
+
+
+def _widths(found: Counter[Access], store: bool) -> dict[int, int]:
+    widths: dict[int, int] = {}
+    for access, count in sorted(found.items(), key=lambda item: -item[0].bits):
+        if access.store == store:
+            widths[access.bits] = widths.get(access.bits, 0) + count
+    return widths
+
+
+def _machine_code(cubin: bytes, read: bool) -> tuple[dict[str, int], tuple[int, int]]:
+    """Registers, stack and local memory; and the count of instructions."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        options = ["--dump-resource-usage", *(["--dump-sass"] if read else [])]
+        command = [knobs.nvidia.cuobjdump.path, *options, str(path)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    used = re.search(r"\bREG:.*", text)
+    if used is None:
+        raise RuntimeError("cuobjdump does not say what the kernel uses")
+    return {n: int(v) for n, v in re.findall(r"\b([A-Z]+):(\d+)", used[0])}, instructions(text)
+
+
+def instructions(sass: str) -> tuple[int, int]:
+    """How many instructions the machine code has, and how many of them stand in a loop.
+
+    Padding does not count, nor does the jump to itself at the end.
+    """
+    code = [(int(a, 16), t) for a, t in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S[^;]*);", sass)]
+    places = [at for at, text in code if not text.startswith("NOP")]
+    loops = []
+    for at, text in code:
+        jump = re.search(r"\bBRA\b.*?\b0x([0-9a-f]+)\b", text)
+        if jump and int(jump[1], 16) < at:
+            loops.append((int(jump[1], 16), at))
+    inside = [at for at in places if any(first <= at <= last for first, last in loops)]
+    return len(places), len(inside)
+
+
+# -- everything at once ------------------------------------------------------------------------
+
+TARGETS = tuple(LIMITS)
+"""The architectures that can be compiled for."""
+USUAL_TARGETS = ("sm_80", "sm_90", "sm_100")
+
+Outcome = tuple[Job, Report | CompileError]
+
+
+def check(
+    targets: Sequence[str] = USUAL_TARGETS,
+    kernels: Sequence[str] | None = None,
+    machine_code: bool = True,
+    progress: Callable[[Sequence[Job], Iterable[Outcome]], Iterable[Outcome]] | None = None,
+) -> list[Outcome]:
+    """Compiles the kernels (None: all) for the targets; needs no GPU.
+
+    ``progress`` may wrap the outcomes as they come. ``machine_code`` as in :class:`Job`. Raises
+    ``ValueError`` for an unknown kernel or target, with those that exist.
+    """
+    check_names("kernel", kernels or [], CALLS)
+    check_names("target", targets, TARGETS)
+    jobs = [
+        Job(variant, target, config, machine_code)
+        for kernel in kernels or CALLS
+        for variant in variants()
+        if variant.kernel == kernel
+        for target in targets
+        for config in shipped_configs(variant)
+    ]
+    with Workers(report) as compilers:
+        outcomes = zip(jobs, compilers.map(jobs), strict=True)
+        return list(progress(jobs, outcomes) if progress else outcomes)
+
+
+def as_dict(job: Job, outcome: Report | CompileError) -> dict[str, Any]:
+    """An outcome as plain data; where the kernel did not compile, its figures are None."""
+    if isinstance(outcome, Report):
+        return {"variant": job.number, **outcome.as_dict()}
+    return {
+        "kernel": job.variant.kernel,
+        "variant": job.number,
+        "target": job.target,
+        "config": job.config.as_dict(),
+        "aligned": job.variant.aligned,
+        "types": {},
+        "streams": {},
+        "findings": [f"does not compile: {outcome}"],
+        **dict.fromkeys(("registers", "spills", "shared", "occupancy", "loads", "stores")),
+    }
+
+
+def check_names(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    """``ValueError`` for a name that is not among the allowed, with a list of those."""
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{what} is {name!r}, but must be one of {', '.join(allowed)}")
+
+
+def shipped_configs(variant: Variant) -> list[LaunchConfig]:
+    """The configurations in which tritonsyn itself launches a variant: heuristics and tables."""
+    launches = variants()[variant]
+    configs = [launch.config.with_chunks(1) for launch in launches]  # chunks are in the grid only
+    starts = {f"{n.name} {str(n.dtype).removeprefix('torch.')} " for n in launches}
+    for path in tables.shipped():
+        for key, entry in tables.read(path).items():
+            if key.startswith(tuple(starts)):
+                configs.append(from_dict(entry["config"], str(path)))
+    return list(dict.fromkeys(configs))
