@@ -755,3 +755,43 @@ def test_a_projection_turns_its_inputs_into_rows_and_back():
     assert torch.equal(pairs(x[0]), flat(x[0].flatten(1)).unsqueeze(-1))
     assert pairs.delay_steps.shape == (3, 2, 2)
     assert pairs.scan(x[:0]).shape == (0, 5, 3, 1)
+
+
+# -- what other layers build on ------------------------------------------------------------------
+
+
+class Convolution(DelayedProjection):
+    """A layer over a line ``[B, C, L]``: every window of three is a row of the synapses."""
+
+    def __init__(self, channels, outputs, length, batch_size, **options):
+        self.positions = length - 2
+        rows = batch_size * self.positions
+        super().__init__((outputs, channels, 3), STEP, batch_size=rows, **options)
+
+    def _lowered(self, x):
+        return x.unfold(-1, 3, 1).movedim(-3, -2).flatten(-2).flatten(-3, -2)
+
+    def _raised(self, y):
+        return y.unflatten(-2, (self.batchsz // self.positions, self.positions)).movedim(-1, -2)
+
+
+@every_kind
+def test_a_convolution_lowers_its_inputs_and_raises_what_comes_out(kind, device):
+    """Every output is that of a dense layer on its window, of a step and of a sequence."""
+    delay = 3.0 * uniform(3, 2, 3, seed=2)
+    weight = uniform(3, 2, 3, seed=1, low=-1.0)
+    options = {
+        "delay": 3.0, "dtype": F64, "device": device, "synapse": physics(kind),
+        "weight_init": lambda t: weight.view(t.shape).to(t),
+        "delay_init": lambda t: delay.view(t.shape).to(t),
+    }  # fmt: skip
+    convolution = Convolution(2, 3, 6, BATCH, **options)
+    x = spikes(5, BATCH, 2, 6).to(device)
+    y = torch.cat((convolution.scan(x[:3]), torch.stack([convolution(row) for row in x[3:]])))
+    assert y.shape == (5, BATCH, 3, 4)
+    for at in range(4):
+        dense = DelayedLinear(6, 3, STEP, batch_size=BATCH, **options)
+        assert_same([y[..., at]], [dense.scan(x[..., at : at + 3].flatten(2))])
+    y.sum().backward()
+    assert convolution.weight.grad.shape == convolution.delay.grad.shape == (3, 2, 3)
+    assert convolution.scan(x[:0]).shape == (0, BATCH, 3, 4)
