@@ -53,10 +53,15 @@ def invented() -> Iterator[None]:
     patch = mock.patch.object
     with ExitStack() as stack:
         stack.enter_context(patch(tritonsyn.backend, "_triton_obstacle", lambda device_type: None))
-        for cls in (tritonsyn.SingleExponentialCurrent, tritonsyn.DoubleExponentialCurrent):
+        for cls, _ in smoke.KINDS.values():
             stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
         stack.enter_context(patch(projection, "_initialized", _uninitialized))
         yield
+
+
+def _uninitialized(name: str, values: torch.Tensor, init: object) -> torch.nn.Parameter:
+    """A layer's parameter, which nothing fills."""
+    return torch.nn.Parameter(values)
 
 
 def parameter(value: float, *shape: int) -> torch.nn.Parameter:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from synapses import both, make
+from synapses import every_kind, make
 
 import tritonsyn
 from tritonsyn import BackendError, RecordTensor, get_backend, set_backend, use_backend
@@ -98,7 +98,7 @@ def test_the_error_is_a_runtime_error_of_the_package():
 # -- precedence -----------------------------------------------------------------------------------
 
 
-@both
+@every_kind
 def test_call_before_module_before_default(kind, asked):
     """The argument of a call, then the module's, then the default."""
     x = torch.zeros(1, 3)
@@ -116,7 +116,7 @@ def test_call_before_module_before_default(kind, asked):
     assert set(asked) == {"triton"}
 
 
-@both
+@every_kind
 def test_module_backend_reaches_its_records_and_reads(kind, asked):
     synapse = make(kind, delay=1.0, backend="auto")
     assert {record.backend for record in synapse.children()} == {"auto"}

@@ -8,16 +8,17 @@ from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 import tritonsyn
-from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
+from tritonsyn import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent, functional
 from tritonsyn.values import ReadRule
 
 ROW = (2, 3)
+CLASSES = (SingleExponentialCurrent, DoubleExponentialCurrent, AlphaCurrent)
 OPERATORS = torch.ops.tritonsyn
 
 
 def fixed(cls, device, capturable):
     """A synapse whose constants are numbers."""
-    names = ["time_constant"] if cls is SingleExponentialCurrent else ["tc_decay", "tc_rise"]
+    names = ["tc_decay", "tc_rise"] if cls is DoubleExponentialCurrent else ["time_constant"]
     constants = dict(zip(names, (6.0, 2.0), strict=False))
     return cls(
         3, 1.0, spike_charge=2.0, delay=3.0, batch_size=2, device=device, capturable=capturable,
@@ -30,10 +31,10 @@ def learned(cls, device, capturable):
     charge = torch.nn.Parameter(torch.tensor(2.0, device=device))
     slow = torch.nn.Parameter(torch.tensor([6.0, 7.0, 8.0], device=device))
     constants = {"spike_charge": charge}
-    if cls is SingleExponentialCurrent:
-        constants["time_constant"] = slow
-    else:
+    if cls is DoubleExponentialCurrent:
         constants |= {"tc_decay": slow, "tc_rise": 2.0}
+    else:
+        constants["time_constant"] = slow
     return cls(3, 1.0, delay=3.0, batch_size=2, device=device, capturable=capturable, **constants)
 
 
@@ -46,7 +47,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("cls", [SingleExponentialCurrent, DoubleExponentialCurrent])
+@pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("make", [fixed, learned])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_compiled_operations_equal_eager_ones_without_recompiling(device, cls, make, name):
@@ -98,8 +99,15 @@ def test_compiled_steps_learn_as_eager_ones_do(device):
 
 @pytest.mark.parametrize("strategy", ["shift", "gemm", "auto"])
 @pytest.mark.parametrize("name", ["scan", "step"])
-def test_a_compiled_layer_equals_an_eager_one(device, name, strategy):
-    physics = DoubleExponentialCurrent.partialconstructor(2.0, 6.0, 2.0)
+@pytest.mark.parametrize(
+    "physics",
+    [
+        DoubleExponentialCurrent.partialconstructor(2.0, 6.0, 2.0),
+        AlphaCurrent.partialconstructor(2.0, 3.0),
+    ],
+    ids=["double", "alpha"],
+)
+def test_a_compiled_layer_equals_an_eager_one(device, physics, name, strategy):
 
     def make(capturable):
         torch.manual_seed(0)

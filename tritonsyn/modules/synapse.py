@@ -1,4 +1,4 @@
-"""The single- and double-exponential current synapses."""
+"""The single-exponential, double-exponential and alpha current synapses."""
 
 import inspect
 import math
@@ -48,7 +48,7 @@ def _newest(name: str, doc: str) -> Any:
 
 
 class ExponentialCurrent(nn.Module):
-    """What both synapses are: a group of records that decay, and reads of their past.
+    """What every synapse is: a group of records that decay, and reads of their past.
 
     Not for use by itself: a subclass names its constants and its component records and gives the
     amplitude of a spike.
@@ -316,7 +316,7 @@ class ExponentialCurrent(nn.Module):
     spike_: RecordTensor
 
     def component_records(self) -> tuple[RecordTensor, ...]:
-        """The record of the current, or those of the positive and the negative component."""
+        """The record of the current, or those of two components in the order of the dynamics."""
         return tuple(self._modules[name] for name, _ in self._components)  # type: ignore[misc]
 
     def _record_names(self) -> list[str]:
@@ -451,8 +451,8 @@ class ExponentialCurrent(nn.Module):
             x: as for :meth:`scan`, T >= 1.
 
         Returns:
-            The current, or the positive and the negative component: the last K - 1 observations
-            before and the T new ones, ``[K - 1 + T, B, *shape]``, oldest first.
+            The current, or both components: the last K - 1 observations before and the T new ones,
+            ``[K - 1 + T, B, *shape]``, oldest first.
         """
         self.check_sequence(x)
         return self._scan_components(x, self.coefficients())
@@ -860,15 +860,10 @@ class AlphaCurrent(ExponentialCurrent):
     def _gain(constants: dict[str, Any]) -> Any:
         return constants["spike_charge"] / constants["time_constant"]
 
-    @property
-    def current(self) -> torch.Tensor:
-        """Present current ``[B, *shape]``, nA. Setting replaces the newest one, and leaves the
-        rise as it is."""
-        return self.current_.peek()
-
-    @current.setter
-    def current(self, value: torch.Tensor) -> None:
-        self.current_.write(value, 1, self._inplace)
+    current: torch.Tensor = _newest(
+        "current_",
+        "Present current ``[B, *shape]``, nA. Setting replaces the newest one; the rise stays.",
+    )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
         r"""Currents at times before the present, between steps as the alpha function has them.

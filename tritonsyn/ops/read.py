@@ -290,6 +290,19 @@ def _operands(pointers: Sequence[Slot], device: torch.device) -> Sequence[Slot]:
     return pointers
 
 
+def _as_views(rates: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    return [None if rate is None else rate.view(rate.shape) for rate in rates]
+
+
+@traced_as(_as_views)
+def _distinct(rates: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+    """Rates, each a tensor of its own where a Function is traced, which takes none twice.
+
+    The two states of an alpha function have one rate.
+    """
+    return rates
+
+
 def _apply(
     reading: _Reading,
     sel: torch.Tensor,
@@ -298,7 +311,7 @@ def _apply(
     records: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """The value and the records, which are left as they are."""
-    return _Read.apply(reading, sel, *pointers, *rates, *records), records
+    return _Read.apply(reading, sel, *pointers, *_distinct(rates), *records), records
 
 
 @traced_as(_apply)
