@@ -79,6 +79,12 @@ def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
+def _step_backward(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # 128 bits of a thread: with more of them, two coupled states spill on sm_80.
+    block = _tile(work[-1])
+    return LaunchConfig(block, num_warps=max(1, block // (32 * max(4, 16 // dtype.itemsize))))
+
+
 def _pack(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Words of 32 synapses each, held in registers: 8 or 16 of a thread.
     return LaunchConfig(_tile(work[-1], 64 if dtype.itemsize == 1 else 32))
@@ -113,7 +119,7 @@ def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Twice the state of the scan, so fewer steps in flight fit in the registers.
-    block, unroll = {2: (256, 1), 4: (128, 8), 8: (128, 2)}[dtype.itemsize]
+    block, unroll = {2: (256, 1), 4: (128, 6), 8: (128, 2)}[dtype.itemsize]
     return _in_chunks(work, LaunchConfig(_tile(work[-1], block), num_warps=1, UNROLL=unroll))
 
 
@@ -183,7 +189,7 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "pack_bits_kernel": _pack,
     "transpose_bits_kernel": _transpose,
     "synapse_step_fwd_kernel": _elementwise,
-    "synapse_step_bwd_kernel": _elementwise,
+    "synapse_step_bwd_kernel": _step_backward,
     "select_fwd_kernel": _read,
     "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,
