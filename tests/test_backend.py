@@ -37,14 +37,19 @@ def default_restored():
     set_backend(before)
 
 
+class Answer(str):
+    """What was answered; an operation that asked once asks its parts for that by name."""
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The backends that calls ask for, in order; each call then runs on the reference."""
     seen = []
 
     def resolve(device, requested=None):
-        seen.append(requested or get_backend())
-        return "reference"
+        if not isinstance(requested, Answer):
+            seen.append(requested or get_backend())
+        return Answer("reference")
 
     monkeypatch.setattr("tritonsyn.ops.common.resolve", resolve)
     return seen
