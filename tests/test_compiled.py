@@ -9,6 +9,7 @@ from torch.library import opcheck
 
 import tritonsyn
 from tritonsyn import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent, functional
+from tritonsyn.ops.strategy import Work, cheapest
 from tritonsyn.values import ReadRule
 
 ROW = (2, 3)
@@ -135,6 +136,18 @@ def test_a_compiled_layer_equals_an_eager_one(device, physics, name, strategy):
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_the_costs_on_a_gpu_are_compared_while_compiling():
+    """They depend on the precision of products, which is no tensor."""
+    torch._dynamo.reset()
+
+    def choose(x):
+        work = Work(taps=100 * x.numel(), past=0, slots=2, arrivals=None)
+        return x + 1, cheapest(work, torch.device("cuda"))
+
+    _, chosen = torch.compile(choose, fullgraph=True, backend="eager")(torch.zeros(3))
+    assert chosen == choose(torch.zeros(3))[1] == "gemm"
 
 
 @pytest.mark.parametrize("learned_constants", [False, True])
@@ -316,6 +329,7 @@ def test_capturable_equals_plain(device, backend):
 def test_a_step_is_captured_in_a_graph(device):
     options = {"spike_charge": 2.0, "time_constant": 5.0, "delay": 3.0, "device": device}
     captured = SingleExponentialCurrent(3, 1.0, capturable=True, inplace=True, **options)
+    stepped = SingleExponentialCurrent(3, 1.0, capturable=True, inplace=True, **options)
     plain = SingleExponentialCurrent(3, 1.0, inplace=True, **options)
     x = torch.rand(1, 3, device=device)
     side = torch.cuda.Stream()
@@ -330,7 +344,8 @@ def test_a_step_is_captured_in_a_graph(device):
     for _ in range(7):
         x.uniform_()
         graph.replay()
-        assert torch.equal(y, plain(x))
+        assert torch.equal(y, stepped(x, backend="triton"))
+        torch.testing.assert_close(y, plain(x))
 
 
 def test_autocast_leaves_the_dtypes_of_the_records(device):

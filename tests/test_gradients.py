@@ -716,5 +716,8 @@ def test_results_may_be_written_in_place(device, each_backend, capturable, steps
         total = sum(output.double().sin().sum() for output in changed.values())
         return torch.autograd.grad(total, (x, sel, tau))
 
-    plain = run(lambda output: output * 3.0)
-    torch.testing.assert_close(run(lambda output: output.mul_(3.0)), plain)
+    plain, in_place = run(lambda output: output * 3.0), run(lambda output: output.mul_(3.0))
+    # Records are float32, and are rounded in every step; a GPU may sum in another order each time.
+    digits = (8 + steps) * torch.finfo(torch.float32).eps
+    for a, b in zip(in_place, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=digits * b.abs().max().item())

@@ -52,14 +52,26 @@ def without_signs(arguments):
     return [a.abs() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
+def all_ones(arguments):
+    """What makes of a sum of products the number of its terms."""
+    return [
+        torch.ones_like(a) if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+        for a in arguments
+    ]
+
+
 def check(device, name, *arguments):
     """As accurate as PyTorch, nothing written beside the results, no element left out."""
     actual = by_kernel(device, "projection", name, *arguments, margin=63)
     plain = by_reference("projection", name, *arguments)
     truth = by_reference("projection", name, *exact(arguments))
-    # What rounds is the sum of all terms without their signs.
-    sizes = by_reference("projection", name, *exact(without_signs(arguments))).returned[0]
-    scale = float(sizes.max()) if sizes.numel() else 0.0
+    # What rounds is the sum of all terms without their signs, as often as it has terms; such
+    # errors grow with the root of their number.
+    sizes, terms = (
+        by_reference("projection", name, *exact(given)).returned[0]
+        for given in (without_signs(arguments), all_ones(arguments))
+    )
+    scale = float(sizes.max() * terms.max().clamp(min=1).sqrt()) if sizes.numel() else 0.0
     for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
         assert_close_as_torch(a, t, p, scale=scale)
     for a, b in zip(actual.arguments, tensors(arguments), strict=True):
