@@ -188,9 +188,14 @@ class Located(NamedTuple):
         return self.within is None
 
 
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether the host can branch on the values: a GPU would make it wait, a graph cannot."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _all_within(time: torch.Tensor, limit: float) -> bool:
-    """Whether no time needs bounding; asked only on a CPU, where the answer costs no wait."""
-    if time.device.type != "cpu" or time.numel() == 0 or torch.compiler.is_compiling():
+    """Whether no time needs bounding; asked only where the answer costs no wait."""
+    if time.numel() == 0 or not readable(time):
         return False
     low, high = torch.aminmax(time)
     return 0.0 <= low.item() and high.item() <= limit

@@ -3,7 +3,7 @@
 import operator
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,19 +14,27 @@ from ..backend import check_backend
 from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.common import as_tensor
+from ..ops.operator import traced_as
 from ..values import ReadRule, Slot, compute_dtype, record_size
 
 Interpolation = Callable[..., torch.Tensor]
 
 
+@traced_as(nullcontext)
 @contextmanager
 def ordinary_tensors() -> Iterator[None]:
     """In inference mode too, makes tensors that training may use later; as there, no graph."""
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+    if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             yield
     else:
         yield
+
+
+@traced_as(ops.hold)
+def _as_kept(position: torch.Tensor) -> torch.Tensor:
+    """A pointer on the device; compiled code copies it, because it is advanced in place."""
+    return position
 
 
 class RecordTensor(nn.Module):
@@ -137,9 +145,7 @@ class RecordTensor(nn.Module):
     def cursor(self) -> Slot:
         """The pointer where it is kept: a number, or a tensor on the device if ``capturable``."""
         position = self._buffers["position"]
-        if position is None:
-            return self._cursor
-        return ops.hold(position) if torch.compiler.is_compiling() else position
+        return self._cursor if position is None else _as_kept(position)
 
     @cursor.setter
     def cursor(self, value: Slot) -> None:
@@ -389,9 +395,10 @@ class RecordTensor(nn.Module):
         fill = fill if isinstance(fill, bool) else checks.finite("fill", fill)
         self.storage = self.storage.detach().fill_(fill)
         self.cursor = 0
-        self._resting = self._stamp() if fill == 0 and not torch.compiler.is_compiling() else None
+        self._resting = self._stamp() if fill == 0 else None
 
     @property
+    @traced_as(lambda record: False)
     def at_rest(self) -> bool:
         """Whether it is certain, without reading them, that all observations are zero.
 
@@ -399,11 +406,12 @@ class RecordTensor(nn.Module):
         Writes through ``.data`` or ``.numpy()`` are not seen: PyTorch does not count them.
         """
         # The replay of a CUDA graph writes without being counted.
-        if self._resting is None or self.capturable or torch.compiler.is_compiling():
+        if self._resting is None or self.capturable:
             return False
         tensor, version = self._resting
         return tensor() is self.storage and version == self.storage._version
 
+    @traced_as(lambda record: None)
     def _stamp(self) -> tuple[weakref.ref[torch.Tensor], int] | None:
         """Which tensor it is and how often it has been written; None if that is not counted.
 

@@ -609,7 +609,32 @@ def _flat(
     return x if isinstance(x, PackedSpikes) else x.flatten(2), dynamics
 
 
-class SingleExponentialCurrent(ExponentialCurrent):
+class _OneTimeConstant(ExponentialCurrent):
+    """Synapses whose components decay alike, and whose charge flows at ``Q / tau`` at first."""
+
+    _constants = ("spike_charge", "time_constant")
+    spike_charge: Constant
+    time_constant: Constant
+
+    @lists_options_of(ExponentialCurrent)
+    def __init__(
+        self,
+        shape: Sequence[int] | int,
+        step_time: float,
+        *,
+        spike_charge: Constant,
+        time_constant: Constant,
+        **options: Unpack[SynapseOptions],
+    ) -> None:
+        constants = {"spike_charge": spike_charge, "time_constant": time_constant}
+        super().__init__(shape, step_time, constants, **options)
+
+    @staticmethod
+    def _gain(constants: dict[str, Any]) -> Any:
+        return constants["spike_charge"] / constants["time_constant"]
+
+
+class SingleExponentialCurrent(_OneTimeConstant):
     r"""Synapses whose current rises at once and decays exponentially.
 
     .. math:: I[t] = I[t-1] \exp(-\Delta t / \tau) + \frac{Q}{\tau} x[t]
@@ -655,31 +680,8 @@ class SingleExponentialCurrent(ExponentialCurrent):
     doi:10.1017/CBO9781107447615.
     """  # noqa: E501
 
-    _constants = ("spike_charge", "time_constant")
     _components = (("current_", "time_constant"),)
     current_: RecordTensor
-    spike_charge: Constant
-    time_constant: Constant
-
-    @lists_options_of(ExponentialCurrent)
-    def __init__(
-        self,
-        shape: Sequence[int] | int,
-        step_time: float,
-        *,
-        spike_charge: Constant,
-        time_constant: Constant,
-        **options: Unpack[SynapseOptions],
-    ) -> None:
-        constants: dict[str, Constant] = {
-            "spike_charge": spike_charge,
-            "time_constant": time_constant,
-        }
-        super().__init__(shape, step_time, constants, **options)
-
-    @staticmethod
-    def _gain(constants: dict[str, Any]) -> Any:
-        return constants["spike_charge"] / constants["time_constant"]
 
     current: torch.Tensor = _newest(
         "current_", "Present current ``[B, *shape]``, nA. Setting replaces the newest observation."
@@ -743,11 +745,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         tc_rise: Constant,
         **options: Unpack[SynapseOptions],
     ) -> None:
-        constants: dict[str, Constant] = {
-            "spike_charge": spike_charge,
-            "tc_decay": tc_decay,
-            "tc_rise": tc_rise,
-        }
+        constants = {"spike_charge": spike_charge, "tc_decay": tc_decay, "tc_rise": tc_rise}
         super().__init__(shape, step_time, constants, **options)
 
     def _checked_constant(self, name: str, value: Any) -> Constant:
@@ -802,7 +800,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         return self._currents_at(selector, 1)
 
 
-class AlphaCurrent(ExponentialCurrent):
+class AlphaCurrent(_OneTimeConstant):
     r"""Synapses whose current follows the alpha function: the double synapse's equal constants.
 
     .. math::
@@ -832,43 +830,14 @@ class AlphaCurrent(ExponentialCurrent):
     dendritic distributions of synaptic input (1967), doi:10.1152/jn.1967.30.5.1138.
     """
 
-    _constants = ("spike_charge", "time_constant")
     _components = (("rise_", "time_constant"), ("current_", "time_constant"))
     _coupled = True
     current_: RecordTensor
     rise_: RecordTensor
-    spike_charge: Constant
-    time_constant: Constant
 
-    @lists_options_of(ExponentialCurrent)
-    def __init__(
-        self,
-        shape: Sequence[int] | int,
-        step_time: float,
-        *,
-        spike_charge: Constant,
-        time_constant: Constant,
-        **options: Unpack[SynapseOptions],
-    ) -> None:
-        constants: dict[str, Constant] = {
-            "spike_charge": spike_charge,
-            "time_constant": time_constant,
-        }
-        super().__init__(shape, step_time, constants, **options)
-
-    @staticmethod
-    def _gain(constants: dict[str, Any]) -> Any:
-        return constants["spike_charge"] / constants["time_constant"]
-
-    @property
-    def current(self) -> torch.Tensor:
-        """Present current ``[B, *shape]``, nA. Setting replaces the newest one, and leaves the
-        rise as it is."""
-        return self.current_.peek()
-
-    @current.setter
-    def current(self, value: torch.Tensor) -> None:
-        self.current_.write(value, 1, self._inplace)
+    current: torch.Tensor = _newest(
+        "current_", "Present current, nA. Setting replaces the newest one and leaves the rise."
+    )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
         r"""Currents at times before the present, between steps as the alpha function has them.

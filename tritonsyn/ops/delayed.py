@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..values import Dynamics, PackedSpikes, Slot
+from ..values import Dynamics, PackedSpikes, Slot, readable
+from .common import chained
+from .operator import traced_as
 from .projection import Taps, project, project_record, project_spikes
 from .record import row_slots
 from .scan import last_values, scan, unpack_spikes
@@ -58,6 +60,22 @@ class Run(NamedTuple):
         return sequences
 
 
+def _project_rows(
+    records: Sequence[torch.Tensor],
+    pointers: Sequence[Slot],
+    taps: Taps,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """The same by way of copies of the records in order of time, which keep the graph."""
+    ordered = [
+        record.index_select(0, row_slots(pointer, record.shape[0], record))
+        for record, pointer in zip(records, pointers, strict=True)
+    ]
+    return project(ordered, taps, 1, strategy="shift", backend=backend)[0]
+
+
+@traced_as(_project_rows)
 def project_step(
     records: Sequence[torch.Tensor],
     pointers: Sequence[Slot],
@@ -66,14 +84,9 @@ def project_step(
     backend: str | None = None,
 ) -> torch.Tensor:
     """``[B, O]`` of what the components' records ``[K, B, I]`` hold now; differentiable."""
-    learned = any(tensor.requires_grad for tensor in (*taps.weights, *records))
-    if not torch.compiler.is_compiling() and not (learned and torch.is_grad_enabled()):
-        return project_record(records, pointers, taps, backend=backend)
-    ordered = [
-        record.index_select(0, row_slots(pointer, record.shape[0], record))
-        for record, pointer in zip(records, pointers, strict=True)
-    ]
-    return project(ordered, taps, 1, strategy="shift", backend=backend)[0]
+    wanted = chained(*taps.weights, *records)
+    way = _project_rows if wanted else project_record
+    return way(records, pointers, taps, backend=backend)
 
 
 def project_sequence(
@@ -111,9 +124,8 @@ def choose(
         return strategy
     spikes = isinstance(x, PackedSpikes) or x.dtype == torch.bool
     arrivals = None
-    # On a GPU counting would wait for it, and a compiled graph cannot branch on a number of spikes.
-    counted = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if spikes and counted and all(decay.ndim == 0 for decay in decays):
+    data = x.words if isinstance(x, PackedSpikes) else x
+    if spikes and readable(data) and all(decay.ndim == 0 for decay in decays):
         dense = unpack_spikes(x) if isinstance(x, PackedSpikes) else x
         arrivals = int(dense.count_nonzero()) * outputs
     steps, batch, inputs = x.shape
