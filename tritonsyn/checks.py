@@ -282,7 +282,7 @@ def check_strategy(
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
     if strategy != "events":
         return
-    if not isinstance(x, PackedSpikes) and x.dtype != torch.bool:
+    if x.dtype != torch.bool:
         reason = f"x is {x.dtype}"
     elif any(decay.ndim for decay in decays):
         reason = "the time constants differ between inputs"
@@ -386,8 +386,11 @@ def check_coefficients(
     shape: torch.Size,
     device: torch.device,
     or_none: bool = False,
-) -> None:
-    """As many as there are components, 0-d or one for each synapse of records of this shape."""
+) -> list[torch.Tensor | None]:
+    """As many as there are components, 0-d or one for each synapse of records of this shape.
+
+    Returned 0-d or ``[N]``.
+    """
     if not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of {components}, but is {values!r:.80}")
     if len(values) != components:
@@ -401,6 +404,7 @@ def check_coefficients(
                 f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"
             )
         check_device(name, value, device)
+    return [v.reshape(-1) if v is not None and v.ndim else v for v in values]
 
 
 def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:

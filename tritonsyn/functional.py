@@ -8,6 +8,7 @@ first to the sample. All are plain tensor expressions, broadcast and differentia
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -210,12 +211,13 @@ def step(
         if ring.arrivals.dtype != torch.int32:
             raise TypeError(f"ring.arrivals must be torch.int32, but is {ring.arrivals.dtype}")
     checks.check_input("x", x, shape[1:], device)
-    checks.check_coefficients("gain", (gain,), 1, shape, device)
-    factors = len(ring.components) - (coupling is not None)
-    checks.check_coefficients("decays", decays, factors, shape, device)
-    if coupling is not None:
-        checks.check_coefficients("coupling", (coupling,), 1, shape, device)
-    dynamics = Dynamics(gain, tuple(decays), coupling)
+    coupled = coupling is not None
+    factors = {"gain": (gain,), "decays": decays} | ({"coupling": (coupling,)} if coupled else {})
+    constants: list[Any] = []
+    for name, values in factors.items():
+        count = len(ring.components) - coupled if name == "decays" else 1
+        constants += checks.check_coefficients(name, values, count, shape, device)
+    dynamics = Dynamics.of(constants, coupled)
     return ops.step(x, ring, dynamics, graph=graph, backend=backend)
 
 
@@ -247,7 +249,7 @@ def select(
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
     shape = checks.check_records("records", records, pointers)
-    sel = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
+    sel, rates = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
     return ops.select(records, sel, rates, pointers, rule, backend=backend)
 
 
@@ -283,7 +285,7 @@ def select_scan(
     steps = checks.integer("steps", steps)
     if not 1 <= steps <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
-    sel = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
+    sel, rates = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
     return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
 
 
@@ -294,11 +296,11 @@ def _checked_read(
     components: int,
     shape: torch.Size,
     device: torch.device,
-) -> torch.Tensor:
-    """The times of a read of records of this shape, once all that it takes is known to fit."""
-    checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Times and rates for a read of records of this shape, once all that it takes fits."""
+    rates = checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
     checks.check_rule(rule, rates)
-    return checks.check_selector("sel", sel, shape[1:], device)
+    return checks.check_selector("sel", sel, shape[1:], device), rates
 
 
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
@@ -328,7 +330,7 @@ def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
         TypeError, ValueError: not packed spikes, or words that contradict the shape.
     """
     checks.check_packed("packed", packed)
-    return ops.unpack_spikes(packed)
+    return packed.dense()
 
 
 def exp_scan(
@@ -440,7 +442,7 @@ def _sequence_scan(
     inner = _synapse_axes(shape, constants.values())
     if isinstance(x, PackedSpikes):
         # Words are of whole rows of the batch: coefficients that differ along it need the spikes.
-        x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (ops.unpack_spikes(x), inner)
+        x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (x.dense(), inner)
     synapses = shape[len(shape) - inner :]
     rows = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
     dynamics = _dynamics(constants, synapses, acc, x.device)

@@ -151,6 +151,25 @@ class PackedSpikes(NamedTuple):
         """Where the words are."""
         return self.words.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What a spike is: bool."""
+        return torch.bool
+
+    def dense(self) -> torch.Tensor:
+        """The spikes, bool ``[T, B, *shape]``."""
+        return unpack_bits(self.words, self.synapses).view(self.shape)
+
+
+def data_of(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+    """Where an input is kept: the words of packed spikes."""
+    return x.words if isinstance(x, PackedSpikes) else x
+
+
+def dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+    """An input as one value per step and synapse."""
+    return x.dense() if isinstance(x, PackedSpikes) else x
+
 
 def words_per_row(synapses: int) -> int:
     """Words that hold the spikes of one row of the batch."""

@@ -499,7 +499,7 @@ class RecordTensor(nn.Module):
             value = checks.positive(wanted, value)
         rate = self._dt / value if mode == "expdecay" else self._dt * value
         rate = as_tensor(rate, dtype, device)
-        return rate if rate.ndim == 0 else rate.expand(self.shape[1:])
+        return rate if rate.ndim == 0 else rate.expand(self.shape[1:]).reshape(-1)
 
     def _select_with(
         self,

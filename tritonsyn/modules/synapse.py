@@ -13,7 +13,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops
 from ..backend import check_backend
 from ..checks import Constant, check_device, check_input, check_packed, check_selector
-from ..ops.common import as_tensor, flat_dynamics
+from ..ops.common import as_tensor
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
 from .options import SynapseOptions, defaults_of, lists_options_of, with_partial_signature
 from .record import RecordTensor, ordinary_tensors
@@ -23,7 +23,7 @@ _SPIKE_MODES = ("previous", "nearest")
 
 
 class Coefficients(NamedTuple):
-    """What steps and reads need of the constants: 0-d or ``[*shape]``, for arithmetic."""
+    """What steps and reads need of the constants: 0-d or ``[N]``, in the arithmetic's dtype."""
 
     dynamics: Dynamics
     """How the components move in a step; the gain in nA."""
@@ -201,9 +201,9 @@ class ExponentialCurrent(nn.Module):
     def _as_coefficient(
         self, value: Constant, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        """A constant as a tensor, 0-d or of the group's shape."""
+        """A constant as a tensor, 0-d or ``[N]``."""
         value = as_tensor(value, dtype, device)
-        return value.reshape(()) if value.numel() == 1 else value.expand(self._shape)
+        return value.reshape(()) if value.numel() == 1 else value.expand(self._shape).reshape(-1)
 
     def _coefficients_of(
         self,
@@ -517,7 +517,7 @@ class ExponentialCurrent(nn.Module):
         coefficients = self.coefficients()
         newest = [record.peek().flatten(1) for record in self.component_records()]
         starts = [state.to(coefficients.dynamics.gain.dtype) for state in newest]
-        return *_flat(x, coefficients), starts
+        return _rows(x), coefficients.dynamics, starts
 
     def _run(self, x: torch.Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
@@ -525,7 +525,8 @@ class ExponentialCurrent(nn.Module):
         slots, histories = records[0].recordsz, None
         if not all(record.at_rest and not record.storage.requires_grad for record in records):
             histories = [record.history(slots).flatten(2) for record in records]
-        return ops.Run(*_flat(x, coefficients), histories, slots, self._dtype, self._backend)
+        dynamics, rows = coefficients.dynamics, _rows(x)
+        return ops.Run(rows, dynamics, histories, slots, self._dtype, self._backend)
 
     def _extend(self, x: torch.Tensor | PackedSpikes, tails: Sequence[torch.Tensor]) -> None:
         """Takes the end of a sequence into the records."""
@@ -533,11 +534,10 @@ class ExponentialCurrent(nn.Module):
         for record, tail in zip(self.component_records(), tails, strict=True):
             record.append(tail.view(last, *self.batchedshape), steps)
         if isinstance(x, PackedSpikes):
-            packed = PackedSpikes(x.words[steps - last :], (last, *x.shape[1:]))
-            spikes = ops.unpack_spikes(packed)
+            newest = PackedSpikes(x.words[steps - last :], (last, *x.shape[1:])).dense()
         else:
-            spikes = x[steps - last :].detach() != 0
-        self.spike_.append(spikes, steps, inplace=True)
+            newest = x[steps - last :].detach() != 0
+        self.spike_.append(newest, steps, inplace=True)
 
     spike: torch.Tensor = _newest(
         "spike_", "Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."
@@ -601,12 +601,9 @@ def _replace(records: Sequence[RecordTensor], storages: Sequence[torch.Tensor]) 
         record.replace_storage(storage)
 
 
-def _flat(
-    x: torch.Tensor | PackedSpikes, coefficients: Coefficients
-) -> tuple[torch.Tensor | PackedSpikes, Dynamics]:
-    """Input and dynamics with one axis of synapses."""
-    dynamics = flat_dynamics(coefficients.dynamics)
-    return x if isinstance(x, PackedSpikes) else x.flatten(2), dynamics
+def _rows(x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
+    """The input with one axis of synapses."""
+    return x if isinstance(x, PackedSpikes) else x.flatten(2)
 
 
 class _OneTimeConstant(ExponentialCurrent):

@@ -1,7 +1,7 @@
 """What the differentiable operations share: flat views, ownership of gradients, reductions."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from types import ModuleType
@@ -11,7 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..backend import resolve
-from ..values import Dynamics, Slot, words_per_row
+from ..values import Slot, words_per_row
 from .operator import operator, traced_as
 
 _OWNER = "_tritonsyn_owner"
@@ -132,26 +132,6 @@ def flat_record(record: torch.Tensor) -> torch.Tensor:
 def flat_observation(x: torch.Tensor) -> torch.Tensor:
     """``[B, *shape]`` as ``[B, N]``."""
     return x if x.ndim == 2 else x.reshape(x.shape[0], -1)
-
-
-def flat_coefficients(
-    coefficients: Sequence[torch.Tensor | None],
-) -> list[torch.Tensor | None]:
-    """Coefficients of the group (0-d) as they are, those of each synapse as ``[N]``."""
-    return [c.reshape(-1) if c is not None and c.ndim else c for c in coefficients]
-
-
-def flat_dynamics(dynamics: Dynamics) -> Dynamics:
-    """The dynamics with constants of the group as they are, those of each synapse as ``[N]``."""
-    constants = [c.reshape(-1) if c.ndim else c for c in dynamics.constants]
-    return Dynamics.of(constants, dynamics.coupling is not None)
-
-
-def reduce_coefficient(
-    a: torch.Tensor, b: torch.Tensor, like: torch.Tensor, interp: ModuleType
-) -> torch.Tensor:
-    """``sum(a * b)`` over batch and selectors, and over synapses where ``like`` is one value."""
-    return over_synapses(interp.batch_dot(a.flatten(1), b.flatten(1)), like)
 
 
 def over_synapses(total: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from ..values import Dynamics, PackedSpikes, Slot, readable
+from ..values import Dynamics, PackedSpikes, Slot, data_of, dense, readable
 from .common import chained
 from .operator import traced_as
 from .projection import Taps, project, project_record, project_spikes
 from .record import row_slots
-from .scan import last_values, scan, unpack_spikes
+from .scan import last_values, scan
 from .strategy import Work, cheapest
 
 
@@ -122,14 +122,12 @@ def choose(
     """The strategy for a sequence ``[T, B, I]``: the one asked for, or the cheapest."""
     if strategy != "auto":
         return strategy
-    spikes = isinstance(x, PackedSpikes) or x.dtype == torch.bool
     arrivals = None
-    data = x.words if isinstance(x, PackedSpikes) else x
-    if spikes and readable(data) and all(decay.ndim == 0 for decay in decays):
-        dense = unpack_spikes(x) if isinstance(x, PackedSpikes) else x
-        arrivals = int(dense.count_nonzero()) * outputs
+    counted = x.dtype == torch.bool and readable(data_of(x))
+    if counted and all(decay.ndim == 0 for decay in decays):
+        arrivals = int(dense(x).count_nonzero()) * outputs
     steps, batch, inputs = x.shape
     row = batch * inputs * outputs
     past = 0 if at_rest else row * min(steps, slots - 1)
-    finite = isinstance(x, PackedSpikes) or not x.is_floating_point()
+    finite = not x.dtype.is_floating_point
     return cheapest(Work(steps * row, past, slots, arrivals, finite), x.device)

@@ -11,7 +11,6 @@ from .common import (
     Layout,
     chained,
     first_order,
-    flat_coefficients,
     flat_record,
     hand_over,
     held,
@@ -133,7 +132,7 @@ def _values(
     rule, steps, backend = reading
     return read_values(
         [flat_record(record) for record in records],
-        _flat_sel(sel, records[0].shape), flat_coefficients(rates), list(pointers), *rule,
+        _flat_sel(sel, records[0].shape), list(rates), list(pointers), *rule,
         steps, wants_sel, wants_rates, backend,
     )  # fmt: skip
 
@@ -225,7 +224,7 @@ class _Read(torch.autograd.Function):
             rule, steps, backend = ctx.reading
             sums = read_adjoint(
                 dvalue, ctx.shape[0], _flat_sel(kept.sel, ctx.shape),
-                flat_coefficients(kept.rates), kept.pointers, *rule, steps, backend,
+                kept.rates, kept.pointers, *rule, steps, backend,
             )  # fmt: skip
             drecords = [total.view(ctx.shape) for total in sums]
         return None, *_gradients(ctx, dvalue, kept), *drecords
@@ -273,7 +272,7 @@ def _add_to(ctx: Any, drecords: Tensors, dvalue: torch.Tensor, kept: _Kept) -> N
     whole = acc == dtype or steps * sel.shape[2] == 1
     sums = flat if whole else [torch.zeros_like(d, dtype=acc) for d in flat]
     implementation("read", sel.device, backend).select_backward(
-        dvalue, sums, sel, flat_coefficients(kept.rates), kept.pointers, rule, steps
+        dvalue, sums, sel, kept.rates, kept.pointers, rule, steps
     )
     if not whole:
         for d, total in zip(flat, sums, strict=True):

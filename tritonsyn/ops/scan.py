@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..values import Dynamics, PackedSpikes, unpack_bits, words_per_row
+from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .common import chained, first_order, implementation, pack_rows, running, without_graph
 from .operator import operator
 
@@ -169,7 +169,7 @@ def last_values(
     last: int,
     backend: str | None = None,
 ) -> list[torch.Tensor]:
-    """The last values of :func:`scan`, which writes no currents for it."""
+    """The last values of :func:`scan`, without the currents."""
     return _scan(x, dynamics, initials, last, None, backend)
 
 
@@ -182,10 +182,9 @@ def _scan(
     backend: str | None,
 ) -> list[torch.Tensor]:
     """``[*y, *tails]``, with currents only if these have a dtype."""
-    packed = isinstance(x, PackedSpikes)
-    data, shape = (x.words, list(x.shape)) if isinstance(x, PackedSpikes) else (x, None)
+    data, shape = data_of(x), list(x.shape) if isinstance(x, PackedSpikes) else None
     constants, coupled = dynamics.constants, dynamics.coupling is not None
-    if chained(None if packed else data, *constants, *initials):
+    if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
         settings = (coupled, last, dtype, shape, running(data.device, backend), len(constants))
         return list(_Scan.apply(*settings, data, *constants, *initials))
@@ -201,8 +200,3 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
     words = pack_rows(rows, backend)
     return PackedSpikes(words.view(*shape[:2], words_per_row(math.prod(shape[2:]))), shape)
-
-
-def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
-    """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``."""
-    return unpack_bits(packed.words, packed.synapses).view(packed.shape)

@@ -11,14 +11,13 @@ from .common import (
     Layout,
     chained,
     first_order,
-    flat_dynamics,
     flat_observation,
     flat_record,
     hand_over,
     held,
     implementation,
+    over_synapses,
     own_gradient,
-    reduce_coefficient,
     unchained,
     without_graph,
 )
@@ -77,7 +76,7 @@ class _Step(torch.autograd.Function):
             return (None,) * (4 + count + states)
         step, reads = ctx.modules
         constants, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        dynamics = flat_dynamics(Dynamics.of(constants, ctx.coupled))
+        dynamics = Dynamics.of(constants, ctx.coupled)
         wants_x, wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[4 : 4 + count]
         layout, pointers = ctx.layout, ctx.pointers
         if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
@@ -92,24 +91,19 @@ class _Step(torch.autograd.Function):
         if wanted[0]:
             x = saved[-1].reshape(flat[0].shape[1:]).to(dynamics.gain.dtype)
             z = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
-            dconstants[0] = reduce_coefficient(z, x, constants[0], reads)
+            dconstants[0] = over_synapses(reads.batch_dot(z, x), constants[0])
         if any(wanted[1:]):
             newest = [state.to(dynamics.gain.dtype) for state in saved[:states]]
             pairs = zip(_sensitivities(zs, newest, dynamics), constants[1:], strict=True)
-            dconstants[1:] = [
-                _added([reduce_coefficient(a, b, like, reads) for a, b in terms])
-                for terms, like in pairs
-            ]
+            for i, (terms, like) in enumerate(pairs, 1):
+                first, *others = (reads.batch_dot(*term) for term in terms)
+                dconstants[i] = over_synapses(sum(others, first), like)
         if dx is not None:
             dx = dx.view(ctx.layout.shape[1:])
         drecords: list[torch.Tensor | None] = [None] * states
         if layout is ctx.layout:
             drecords = [hand_over(ctx, d, i - states) for i, d in enumerate(owned)]
         return None, None, None, dx, *dconstants, *drecords
-
-
-def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 Terms = list[tuple[torch.Tensor, torch.Tensor]]
@@ -141,7 +135,7 @@ def _run(
         flat_observation(x),
         flat,
         flat_record(ring.spikes),
-        flat_dynamics(dynamics),
+        dynamics,
         ring.pointers,
         ring.spike_pointer,
         ring.arrivals,
@@ -157,6 +151,8 @@ def _traced_step(
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The step as an expression, which ``torch.compile`` fuses into one kernel by itself."""
+    constants = [c.view(x.shape[1:]) if c.ndim else c for c in dynamics.constants]
+    dynamics = Dynamics.of(constants, dynamics.coupling is not None)
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
         pairs = list(zip(ring.components, ring.pointers, strict=True))
         newest = [read(record, (p - 1) % record.shape[0])[1] for record, p in pairs]
@@ -198,7 +194,7 @@ def step(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Advances an exponential synapse by one step: ``(current, state records)``.
 
-    ``x [B, *shape]`` of any real dtype; constants 0-d or ``[*shape]``, in the arithmetic's dtype.
+    ``x [B, *shape]`` of any real dtype; constants 0-d or ``[N]``, in the arithmetic's dtype.
     Records are updated in place; the spike record takes ``x != 0``; pointers stay, unless the ring
     has ``arrivals``. With ``graph`` false, or gradients disabled, the records come back without a
     graph.

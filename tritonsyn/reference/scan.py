@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import torch
 
-from ..values import WORD, Dynamics, PackedSpikes, unpack_bits, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, dense, unpack_bits, words_per_row
 from .step import as_real, scaled
 
 Pair = Sequence[torch.Tensor | None]
@@ -39,10 +39,10 @@ def _states(
     x: torch.Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair
 ) -> list[torch.Tensor]:
     """Each state ``[T, B, N]`` in the dtype of the constants."""
-    dense = _dense(x)
+    values = dense(x)
 
     def driven(place: int) -> torch.Tensor:
-        injected = _scaled(dense, dynamics.gain)
+        injected = _scaled(values, dynamics.gain)
         return _started(injected, initials[place], dynamics.decay(place))
 
     def fed(coupling: torch.Tensor) -> torch.Tensor:
@@ -68,13 +68,6 @@ def _started(
     if initial is not None and injected.numel():
         injected[0].addcmul_(initial, decay)
     return injected
-
-
-def _dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
-    """The input ``[T, B, N]``."""
-    if isinstance(x, PackedSpikes):
-        return unpack_bits(x.words, x.synapses)
-    return x
 
 
 def _scaled(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -236,11 +229,11 @@ def _constants(
     """``sum_t z[t] * x[t]`` for the gain, ``sum_t z[t] * C[t-1]`` for each decay, and the same of
     what a coupled state takes over.
     """
-    dense = _dense(x)
-    real = as_real(dense, dynamics.gain.dtype)
+    values = dense(x)
+    real = as_real(values, dynamics.gain.dtype)
     total = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
     gradients = [(total * real).sum(0)]
-    states = _states(dense, dynamics, initials)
+    states = _states(values, dynamics, initials)
     before = [
         _with_before(z, state, initial)
         for z, state, initial in zip(zs, states, initials, strict=False)
