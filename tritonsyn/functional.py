@@ -82,7 +82,7 @@ def interp_linear(
     step_time: float,
     **kwargs: object,
 ) -> torch.Tensor:
-    """On the straight line between them: ``prev + (next - prev) * sample_at / step_time``."""
+    """The straight line between them: ``prev + (next - prev) * sample_at / step_time``."""
     return prev_data + (next_data - prev_data) * (sample_at / step_time)
 
 
@@ -131,7 +131,7 @@ def push(
     Args:
         record: ``[K, B, ...]``, contiguous; float64, float32, bfloat16, float16 or bool.
         value: ``[B, ...]`` of any real dtype, converted; a bool record holds ``value != 0``.
-        slot: a number, or a 0-d integer tensor on the record's device, which is taken on trust.
+        slot: a number, or a 0-d integer tensor on the record's device, which is not checked.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
@@ -304,14 +304,14 @@ def _checked_read(
 
 
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
-    """Spikes as bits, 32 synapses a word.
+    """Spikes as bits, 32 synapses per word.
 
     Args:
         x: ``[T, B, *shape]``, dense; a spike is ``x != 0``.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
-        What scans and layers take in place of the spikes.
+        The packed spikes, which scans and layers take in place of dense ones.
 
     Raises:
         TypeError, ValueError: not a dense tensor, or too few axes.
@@ -353,7 +353,7 @@ def exp_scan(
             ``x.shape[1:]``. Meant for :math:`|d| \le 1`: where a sequence is cut into chunks,
             powers of a larger one may overflow to NaN before the sequence itself does.
         gain: factor :math:`g` of the input.
-        initial: :math:`y_0`, of shape ``x.shape[1:]``; None for rest.
+        initial: :math:`y_0`, of shape ``x.shape[1:]``; None at rest.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
@@ -388,7 +388,7 @@ def double_exp_scan(
         P[t] = d\,P[t-1] + g\,x[t], \quad M[t] = r\,M[t-1] + g\,x[t], \quad y[t] = P[t] - M[t]
 
     ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything
-    else as :func:`exp_scan`.
+    else is as for :func:`exp_scan`.
     """
     initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "rise": rise}
@@ -413,7 +413,8 @@ def alpha_scan(
 
     With :math:`r = \Delta t / \tau`, :math:`d = e^{-r}` and :math:`g = Q / \tau` a spike gives
     :math:`Q\,s / \tau^2\,e^{-s / \tau}` a time :math:`s` after it. ``initial`` is the pair
-    :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else as :func:`exp_scan`.
+    :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else is as for
+    :func:`exp_scan`.
     """
     initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "ratio": ratio}
@@ -538,7 +539,7 @@ def delayed_linear(
         step_time: length of a step.
         max_delay: longest delay.
         initial: the last K values of each component, ``[K, B, in]`` oldest first, with
-            ``K = ceil(max_delay / step_time) + 1``; None for rest.
+            ``K = ceil(max_delay / step_time) + 1``; None at rest.
         strategy: as for :class:`tritonsyn.DelayedLinear`.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
@@ -594,7 +595,7 @@ def _last_of(
 
 
 def _rate(factor: torch.Tensor) -> torch.Tensor:
-    """Steps over the time constant that a factor of a step stands for.
+    """The step over the time constant, from the decay of a step.
 
     Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.
     """

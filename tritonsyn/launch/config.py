@@ -240,11 +240,11 @@ def choose(
 
 
 def from_dict(values: Any, origin: str) -> LaunchConfig:
-    """Settings from plain data; ``ValueError`` names the origin of what is no configuration."""
+    """Settings from plain data; ``ValueError`` names the origin of invalid ones."""
     try:
         return LaunchConfig(**values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{origin}: {values!r} is no launch configuration: {error}") from None
+        raise ValueError(f"{origin}: {values!r} is not a launch configuration: {error}") from None
 
 
 def names(device: torch.device | None) -> tuple[str, ...]:

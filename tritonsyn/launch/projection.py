@@ -1,4 +1,4 @@
-"""The delayed projection: every connection reads its input so many steps back."""
+"""The delayed projection: each connection reads its input some whole steps back."""
 
 import torch
 
@@ -97,7 +97,7 @@ def project_weight(
 def _gemm_dot(
     dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, precision: str
 ) -> torch.Tensor:
-    """The same by a product of matrices for each delay."""
+    """The same by a matrix product for each delay."""
     steps, batch, outputs = dy.shape
     rows, _, inputs = sequence.shape
     places, first = steps * batch, rows - steps
@@ -132,7 +132,7 @@ def _shift_sum(
     adjoint: bool = False,
     ring: bool = False,
 ) -> None:
-    """``out [T, B, R]`` from a source of so many ``rows`` of the batch with these strides."""
+    """``out [T, B, R]`` from a source with these ``strides`` and ``rows`` rows of the batch."""
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (steps, inputs, outputs, places)
@@ -156,7 +156,7 @@ def _gemm(
     precision: str,
     adjoint: bool,
 ) -> None:
-    """``out [T, B, R]`` from a source ``[rows, B, C]``, a product of matrices for each delay."""
+    """``out [T, B, R]`` from a source ``[rows, B, C]`` by a matrix product for each delay."""
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (PASSES[precision], slots, inputs, outputs, places)

@@ -74,7 +74,7 @@ def scan_backward(
 
 
 def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.Tensor]:
-    """Gradients of the initial states from the adjoints of the first step's, as a scan has them."""
+    """Gradients of the initial states from the adjoints that the kernel carries out."""
     if dynamics.coupling is not None and zs:
         decay = dynamics.decay(0)
         return [decay * (zs[0] + dynamics.coupling * zs[1]), decay * zs[1]]
@@ -92,7 +92,7 @@ def _carries(
     config: LaunchConfig,
     reverse: bool,
 ) -> Pair:
-    """What each chunk receives from those before it in its direction, ``[chunks, B, N]``.
+    """The state that enters each chunk in the direction of the scan, ``[chunks, B, N]``.
 
     Each chunk runs from zero first; a scan over the chunks, whose decay is that of a whole chunk,
     adds up what they leave. A sequence in one chunk receives its initial state.
@@ -132,7 +132,7 @@ def _carries(
 def _power(decay: torch.Tensor, length: int) -> torch.Tensor:
     """The decay of a whole chunk; 0 only where that of a step is.
 
-    Where it vanishes though no step's does, an infinite carry would become NaN.
+    If it underflowed to 0 where the decay of a step is not 0, an infinite carry would become NaN.
     """
     power = decay**length
     least = power.abs().clamp(min=torch.finfo(decay.dtype).tiny).copysign(power)

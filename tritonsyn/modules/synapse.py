@@ -1,4 +1,4 @@
-"""The single- and double-exponential current synapses."""
+"""The single-exponential, double-exponential and alpha current synapses."""
 
 import inspect
 import math
@@ -23,7 +23,7 @@ _SPIKE_MODES = ("previous", "nearest")
 
 
 class Coefficients(NamedTuple):
-    """What steps and reads need of the constants: 0-d or ``[N]``, in the arithmetic's dtype."""
+    """The constants as steps and reads use them: 0-d or ``[N]``, in the arithmetic's dtype."""
 
     dynamics: Dynamics
     """How the components move in a step; the gain in nA."""
@@ -48,7 +48,7 @@ def _newest(name: str, doc: str) -> Any:
 
 
 class ExponentialCurrent(nn.Module):
-    """What both synapses are: a group of records that decay, and reads of their past.
+    """The base of all synapses: a group of records that decay, and reads of their past.
 
     Not for use by itself: a subclass names its constants and its component records and gives the
     amplitude of a spike.
@@ -166,8 +166,8 @@ class ExponentialCurrent(nn.Module):
     def check_constants(self) -> None:
         """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
 
-        The values are read on the host, which waits for a GPU: call it now and then, such as once
-        after each epoch, not in every step.
+        The values are read on the host, which waits for a GPU: call it once per epoch, for example,
+        not in every step.
         """
         for name in self._constants:
             self._checked_constant(name, getattr(self, name))
@@ -219,7 +219,7 @@ class ExponentialCurrent(nn.Module):
         dynamics = Dynamics(as_tensor(self._gain(constants)), decays, coupling)
         return Coefficients(dynamics, tuple(rates[name] for _, name in self._components))
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -274,7 +274,7 @@ class ExponentialCurrent(nn.Module):
 
     @property
     def interp_tol(self) -> float:
-        """Distance from an observation, ms, that counts as none."""
+        """A time this close to an observation, ms, reads it."""
         return self._interp_tol
 
     @property
@@ -336,7 +336,7 @@ class ExponentialCurrent(nn.Module):
             record.detach_state()
 
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Refuses a saved state that does not fit, before anything of it is taken over."""
+        """Raises if a saved state does not fit, before anything is loaded."""
         checks.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
         for name, record in zip(self._record_names(), self._records(), strict=True):
             record.check_state(state_dict, f"{prefix}{name}.")
@@ -353,8 +353,8 @@ class ExponentialCurrent(nn.Module):
         Args:
             *inputs: the first is the input ``[B, *shape]``: bool, integer or floating. A value
                 multiplies the charge of a spike; the recorded spike is ``x != 0``.
-            **kwargs: ``backend`` overrides the module's for this call; ``coefficients`` are what
-                :meth:`coefficients` gives now, where that is known; others are ignored.
+            **kwargs: ``backend`` overrides the module's for this call; ``coefficients`` is the
+                result of :meth:`coefficients`, if the caller has it; others are ignored.
 
         Returns:
             The present current ``[B, *shape]`` in nA, in the records' dtype; never aliases state.
@@ -378,7 +378,7 @@ class ExponentialCurrent(nn.Module):
         return current
 
     def _arrivals(self) -> torch.Tensor | None:
-        """By which a step advances pointers on the device; None where the records advance them."""
+        """The counter for pointers on the device; None if the records advance them."""
         return None if torch.compiler.is_compiling() else self._buffers["arrivals"]
 
     def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
@@ -445,7 +445,7 @@ class ExponentialCurrent(nn.Module):
         return coefficients.dynamics.current(states), delayed
 
     def scan_components(self, x: torch.Tensor | PackedSpikes) -> list[torch.Tensor]:
-        """A scan, and what delayed reads during it see.
+        """A scan, and the observations that delayed reads during it see.
 
         Args:
             x: as for :meth:`scan`, T >= 1.
@@ -505,7 +505,7 @@ class ExponentialCurrent(nn.Module):
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace)
 
     def _last(self, x: torch.Tensor | PackedSpikes) -> int:
-        """How many of the sequence's steps the records will hold."""
+        """The number of the sequence's steps that the records will hold."""
         return min(x.shape[0], self.spike_.recordsz)
 
     @property
@@ -596,7 +596,7 @@ def _places(
 
 
 def _replace(records: Sequence[RecordTensor], storages: Sequence[torch.Tensor]) -> None:
-    """Hands each record what an operation returned for its storage."""
+    """Gives each record the storage that an operation returned."""
     for record, storage in zip(records, storages, strict=True):
         record.replace_storage(storage)
 
@@ -607,7 +607,7 @@ def _rows(x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
 
 
 class _OneTimeConstant(ExponentialCurrent):
-    """Synapses whose components decay alike, and whose charge flows at ``Q / tau`` at first."""
+    """Synapses with one time constant, and a gain of the charge over it."""
 
     _constants = ("spike_charge", "time_constant")
     spike_charge: Constant
@@ -656,7 +656,7 @@ class SingleExponentialCurrent(_OneTimeConstant):
         inplace: streaming: steps record no autograd graph. False: differentiable whenever grad
             mode is on and anything involved requires grad.
         device, dtype: of the records of currents; float64, float32, bfloat16 or float16.
-            Arithmetic is float64 for float64, float32 for the rest.
+            Arithmetic is float64 for float64 and float32 otherwise.
         capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph;
             needed under ``torch.compile``.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
@@ -798,7 +798,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
 
 
 class AlphaCurrent(_OneTimeConstant):
-    r"""Synapses whose current follows the alpha function: the double synapse's equal constants.
+    r"""Synapses whose current follows the alpha function, the limit of equal time constants.
 
     .. math::
         A[t] &= A[t-1] \exp(-\Delta t / \tau) + \frac{Q}{\tau} x[t] \\
@@ -837,7 +837,7 @@ class AlphaCurrent(_OneTimeConstant):
     )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
-        r"""Currents at times before the present, between steps as the alpha function has them.
+        r"""Currents at times before the present, between steps following the alpha function.
 
         Shapes and bounds as :meth:`SingleExponentialCurrent.current_at`; the derivative to a delay
         is :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)`.

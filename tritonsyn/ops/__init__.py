@@ -1,7 +1,7 @@
-"""Stateless operations on tensors, given arguments that are known to be right: backend, autograd.
+"""Stateless operations on checked arguments: the choice of the backend, and autograd.
 
-State goes in and comes out: an operation updates a record in place and returns it, then carrying
-the autograd graph if one is recorded.
+State goes in and comes out: an operation updates a record in place and returns it, with the
+autograd graph if one is recorded.
 """
 
 from .common import hold

@@ -1,7 +1,7 @@
 """Synapses and the delayed projection of their currents over time: one step, and sequences.
 
-The layers and the functional form share it: which strategy, what delayed reads see, and what the
-state becomes.
+Layers and the functional form share it: the choice of a strategy, the sequences that delayed reads
+see, and the state afterwards.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .strategy import Work, cheapest
 
 
 class Run(NamedTuple):
-    """A sequence of at least one step, and the synapses that it meets."""
+    """A sequence of at least one step, and the synapses that receive it."""
 
     x: torch.Tensor | PackedSpikes
     """``[T, B, N]``."""

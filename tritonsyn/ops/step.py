@@ -26,17 +26,17 @@ from .record import read, row_slots, write_slots
 
 
 class Ring(NamedTuple):
-    """The records of one synapse and where each writes next."""
+    """The records of a group of synapses, and the slot that each writes next."""
 
     components: tuple[torch.Tensor, ...]
-    """One current, or the positive and the negative one: ``[K, B, *shape]``, floating."""
+    """The record of each state: ``[K, B, *shape]``, floating."""
     pointers: tuple[Slot, ...]
     spikes: torch.Tensor
     """``[K, B, *shape]``, bool."""
     spike_pointer: Slot
     arrivals: torch.Tensor | None = None
-    """An int32 zero beside pointers that are kept on the device: a step advances them. None: they
-    stay, as numbers do."""
+    """An int32 zero, with which a step advances pointers that are kept on the device; None leaves
+    them, as numbers are left."""
 
 
 class _Step(torch.autograd.Function):
@@ -80,7 +80,7 @@ class _Step(torch.autograd.Function):
         wants_x, wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[4 : 4 + count]
         layout, pointers = ctx.layout, ctx.pointers
         if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
-            # Nothing before or after this step: one slot will do for what moves between them.
+            # No step before or after this one takes part: one slot is enough for its gradient.
             layout, pointers = layout.slots(1), (0,) * states
         owned = [own_gradient(ctx, d, layout) for d in given]
         flat = [flat_record(d) for d in owned]
@@ -112,7 +112,7 @@ Terms = list[tuple[torch.Tensor, torch.Tensor]]
 def _sensitivities(
     zs: Sequence[torch.Tensor], newest: Sequence[torch.Tensor], dynamics: Dynamics
 ) -> list[Terms]:
-    """Of each decay, and of a coupling: pairs whose products add up to its gradient."""
+    """For each decay, and for a coupling: pairs whose products add up to its gradient."""
     if dynamics.coupling is None:
         return [[pair] for pair in zip(zs, newest, strict=True)]
     joined = torch.addcmul(newest[1], newest[0], dynamics.coupling)
@@ -128,8 +128,7 @@ def _run(
 ) -> torch.Tensor:
     """The step on flat tensors: the current ``[B, N]``.
 
-    It is reshaped outside of the Function: a view that a Function returns cannot be written in
-    place.
+    Reshaped outside the Function: a view returned from a Function cannot be written in place.
     """
     return module.step(
         flat_observation(x),
@@ -192,13 +191,7 @@ def step(
     graph: bool = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Advances an exponential synapse by one step: ``(current, state records)``.
-
-    ``x [B, *shape]`` of any real dtype; constants 0-d or ``[N]``, in the arithmetic's dtype.
-    Records are updated in place; the spike record takes ``x != 0``; pointers stay, unless the ring
-    has ``arrivals``. With ``graph`` false, or gradients disabled, the records come back without a
-    graph.
-    """
+    """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
     device = ring.spikes.device
     module = implementation("step", device, backend)
     torch.autograd.graph.increment_version(ring.spikes)
