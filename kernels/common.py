@@ -18,9 +18,9 @@ def position(pointer):
 
 @triton.jit
 def tile_of(program, size, BLOCK: tl.constexpr):
-    """A program's tile along an axis, and its number along the axes that are left.
+    """A program's tile along an axis, and its index along the remaining axes.
 
-    A grid has one axis for them all, because the others of a GPU end at 65,535.
+    All axes share the grid's first one, because a GPU limits the others to 65,535 programs.
     """
     count = tl.cdiv(size, BLOCK)
     return program % count, program // count
@@ -31,7 +31,7 @@ def store_as(ptrs, value, mask):
     """Stores a value in the dtype of its destination."""
     element: tl.constexpr = ptrs.dtype.scalar.element_ty
     if value.dtype == tl.float64 and element == tl.bfloat16:
-        # By way of float32: the interpreter gets the direct conversion wrong.
+        # Via float32, because the interpreter gets the direct conversion wrong.
         value = value.to(tl.float32)
     tl.store(ptrs, value.to(element), mask=mask)
 
@@ -88,9 +88,9 @@ def locate(
 ):
     """Where a time before the present lies among the observations.
 
-    Returns ``(older, frac, inside, bounded)``: the older neighbour in steps, ``frac`` in [0, 1)
-    steps from it to the time, whether the time is within tolerance of the bounds, and whether
-    it is strictly between them (bounds included). All in the dtype of ``time``.
+    Returns ``(older, fraction, inside, within)``: the older neighbour in steps, the fraction in
+    [0, 1) of a step from it to the time, whether the time is within tolerance of the bounds, and
+    whether it lies between them, bounds included. The first two have the dtype of ``time``.
 
     Multiplications and additions must not be fused here (``enable_fp_fusion=False``), so that
     every backend reads the same slot.

@@ -1,8 +1,8 @@
-"""Kernels of the delayed projection: every connection reads its input so many steps back.
+"""Kernels of the delayed projection: each connection reads its input some whole steps back.
 
-``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` with whole steps ``back``, in three
-ways that give the same: a sum of shifted rows, whose cost does not depend on the longest delay; a
-masked product of matrices for each delay, on tensor cores; and a walk over the spikes.
+``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` is computed in one of three ways: as a
+sum of shifted rows, whose cost does not depend on the longest delay; as a masked matrix product for
+each delay, on tensor cores; or as an event-driven sum over the spikes.
 """
 
 import triton
@@ -27,7 +27,7 @@ def shift_sum_kernel(
     sign of the offset, with zeros outside of ``0 <= j < L``. ``RING``: ``src`` is a record,
     ``first`` the slot of its newest observation (or where the device keeps it), ``slots`` their
     number. Bytes per element in float32: src 4; an element is a connection at one
-    output, and comes from L1 but for the first time.
+    output; it comes from L1 except for the first time.
     """
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
     tile_j, tile_r = tile_of(tl.program_id(0), J, BLOCK)
@@ -112,10 +112,10 @@ def temporal_gemm_kernel(
 ):  # fmt: skip
     """``out[j, r] = sum_k sum_c (back[r, c] == k) weight[r, c] * src[j + (first - k) * unit, c]``.
 
-    ``src [L, C]`` and ``out [J, R]`` as they come, rows of time and batch. One product of matrices
-    for each of the ``slots`` delays: ``slots`` times the operations of a dense layer, on tensor
-    cores in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of
-    the offset. No streams: tiles wait in shared memory for many products.
+    ``src [L, C]`` and ``out [J, R]`` have rows of time and batch. There is one matrix product for
+    each of the ``slots`` delays: ``slots`` times the operations of a dense layer, on tensor cores
+    in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of the
+    offset. No streams: tiles in shared memory are used in many products.
     """
     offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -154,12 +154,12 @@ def temporal_gemm_dot_kernel(
 ):  # fmt: skip
     """``dweight[r, c] = sum_j dy[j, r] * src[j + (first - k) * unit, c]`` with ``k = back[r, c]``.
 
-    A program makes the product of matrices of one delay ``k`` and writes where the mask has it:
-    each connection has one delay, so each is written once. No streams: tiles wait in shared memory
-    for many products.
+    A program computes the matrix product of one delay ``k`` and writes where the mask selects it:
+    each connection has one delay, so each is written once. No streams: tiles in shared memory are
+    used in many products.
     """
-    tile_r, rest = tile_of(tl.program_id(0), R, BLOCK_R)
-    tile_c, k = tile_of(rest, C, BLOCK_C)
+    tile_r, others = tile_of(tl.program_id(0), R, BLOCK_R)
+    tile_c, k = tile_of(others, C, BLOCK_C)
     offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_r = offs_r < R
@@ -194,14 +194,14 @@ def spike_sum_kernel(
     T, share, slots, B, W, N,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """``out[t, b, o] += sum_i weight[i, o] * x[t - back[i, o], b, i]``, spike after spike.
+    """``out[t, b, o] += sum_i weight[i, o] * x[t - back[i, o], b, i]``, one spike at a time.
 
     ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``, ``back < slots``;
     ``out [T, B, O]`` zeros. A program owns ``share`` steps of one row of the batch and ``BLOCK``
-    outputs, so that it adds without atomics and in the order of time; it walks the spikes of its
-    steps and of the ``slots - 1`` before them. The next word and the connections of ``UNROLL``
-    spikes are under way at a time. Moves 1/8 byte per input and step, and 16 bytes per spike and
-    output. No streams: what is read depends on the spikes.
+    outputs, so that it adds without atomics and in the order of time; it handles the spikes of its
+    steps and of the ``slots - 1`` before them. It prefetches the next word; the connections of
+    ``UNROLL`` spikes are in flight at once. Moves 1/8 byte per input and step, and 16
+    bytes per spike and output. No streams: what is read depends on the spikes.
     """
     tile_o, row = tile_of(tl.program_id(0), N, BLOCK)
     b = row.to(tl.int64)
@@ -234,7 +234,7 @@ def spike_sum_kernel(
                     out_ptrs = out_ptr + (rows[i].to(tl.int64) * B + b) * N + offs_o
                     total = tl.load(out_ptrs, mask=live, other=0.0) + weights[i]
                     tl.store(out_ptrs, total, mask=live)
-                    # Another thread than the one that stores an element may load it next.
+                    # May be loaded next by a different thread from the one that stored it.
                     tl.debug_barrier()
         row_ptr = next_row_ptr
 
@@ -248,9 +248,9 @@ def spike_dot_kernel(
     """``sum_j x[j, i] * dy[j + back[i, o] * unit, o]``, partials over parts of the words.
 
     ``words [C, V]`` the spikes, 32 of ``j = t * B + b`` a word, ``unit = B``; ``dy [J, N]``;
-    ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. The next word
-    and the rows of ``UNROLL`` spikes are under way at a time. Moves 1/8 byte per input and step,
-    and 4 bytes per spike and output. No streams: what is read depends on the spikes.
+    ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. It prefetches
+    the next word; the rows of ``UNROLL`` spikes are in flight at once. Moves 1/8 byte per input and
+    step, and 4 bytes per spike and output. No streams: what is read depends on the spikes.
     """
     tile_o, source = tile_of(tl.program_id(0), N, BLOCK)
     i = source.to(tl.int64)
@@ -278,7 +278,7 @@ def spike_dot_kernel(
 
 
 STREAMS = {
-    # Of a record, neighbours in a row lie apart by the inputs.
+    # In a record, neighbours in a row are apart by the number of inputs.
     "shift_sum_kernel": streams("BLOCK_R", "BLOCK", "UNROLL", src=READ.where("RING", False)),
     "shift_dot_kernel": streams("BLOCK_R", "BLOCK_C", "BLOCK", src=READ),
     "temporal_gemm_kernel": streams("BLOCK"),

@@ -16,7 +16,7 @@ def _tap(record_ptr, pointer, steps, K, size, offs, mask):
 
 @triton.jit
 def taps(
-    older, frac, rate, K,
+    older, fraction, rate, K,
     STEP: tl.constexpr, MODE: tl.constexpr, SECOND: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The observations that make one component's value: the whole meaning of a mode.
@@ -27,31 +27,31 @@ def taps(
     ``weight * dvalue`` there. In the mode ``linear`` a second tap lies ``near`` steps back, with
     ``near_weight`` and the opposite slope.
     """
-    hit = frac == 0.0
+    hit = fraction == 0.0
     back = older
-    weight = tl.full(frac.shape, 1.0, ACC)
-    slope = tl.zeros(frac.shape, ACC)
-    rate_slope = tl.zeros(frac.shape, ACC)
-    near_weight = tl.zeros(frac.shape, ACC)
+    weight = tl.full(fraction.shape, 1.0, ACC)
+    slope = tl.zeros(fraction.shape, ACC)
+    rate_slope = tl.zeros(fraction.shape, ACC)
+    near_weight = tl.zeros(fraction.shape, ACC)
     if MODE == "next":
         back = tl.where(hit, older, older - 1)
     if MODE == "nearest":
-        back = tl.where(frac > 0.5, older - 1, older)
+        back = tl.where(fraction > 0.5, older - 1, older)
     if MODE == "linear":
         # An observation is the near end of the segment before it, unless that is not kept.
         ends = hit & (older < K - 1)
         back = tl.where(ends, older + 1, older)
-        near_weight = tl.where(ends, 1.0, frac).to(ACC)
+        near_weight = tl.where(ends, 1.0, fraction).to(ACC)
         weight = 1.0 - near_weight
         slope += 1.0 / STEP
     if MODE == "expdecay" or MODE == "alpha":
-        rest = frac.to(ACC)
-        weight = tl.exp(-(rest * rate))
+        fraction = fraction.to(ACC)
+        weight = tl.exp(-(fraction * rate))
         slope = weight * (rate / STEP)
-        rate_slope = -rest * weight
+        rate_slope = -fraction * weight
         if MODE == "alpha" and not SECOND:
             # What the rise feeds into the current on the way.
-            passed = rest * rate
+            passed = fraction * rate
             slope *= passed - 1.0
             rate_slope *= passed - 1.0
             weight *= passed
@@ -60,7 +60,7 @@ def taps(
 
 @triton.jit
 def _weighted(weight, tap):
-    """A tap without weight does not count, whatever it holds."""
+    """A tap of zero weight does not count, whatever it holds."""
     return tl.where(weight == 0.0, 0.0, weight * tap)
 
 
@@ -75,7 +75,7 @@ def _rate(rate_ptr, offs_n, mask, MODE: tl.constexpr, PER_SYNAPSE: tl.constexpr)
 
 @triton.jit
 def _component(
-    record_ptr, rate_ptr, pointer, older, frac, K, size, offs, offs_n, mask,
+    record_ptr, rate_ptr, pointer, older, fraction, K, size, offs, offs_n, mask,
     STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +85,7 @@ def _component(
     """
     rate = _rate(rate_ptr, offs_n, mask, MODE, RATE_PER_SYNAPSE)
     back, weight, slope, rate_slope, near, near_weight = taps(
-        older, frac, rate, K, STEP, MODE, SECOND, ACC
+        older, fraction, rate, K, STEP, MODE, SECOND, ACC
     )
     tap = _tap(record_ptr, pointer, back, K, size, offs, mask).to(ACC)
     value = weight * tap
@@ -129,7 +129,7 @@ def select_fwd_kernel(
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
     ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
     Bytes per element in float32: sel 4, value 4, slope 4, pos_rate_slope 4, neg_rate_slope 4;
-    and 4 per tap, which fall on K rows: neighbours with like delays share their sectors.
+    and 4 per tap, spread over K rows: neighbours with similar delays fraction sectors.
     """
     tile, pid_b = tile_of(tl.program_id(0), N * D, BLOCK)
     pid_b = pid_b.to(tl.int64)
@@ -142,29 +142,29 @@ def select_fwd_kernel(
     sel_row = (pid_b % sel_rows) * N * D
     time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
     valid = time == time
-    older, frac, inside, within = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
+    older, fraction, inside, within = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
     older = tl.where(valid, older, 0.0).to(tl.int32)
 
     value, slope, rate_slope = _component(
-        pos_ptr, pos_rate_ptr, position(pos_pointer), older, frac, K, size, cell, offs_n, mask,
+        pos_ptr, pos_rate_ptr, position(pos_pointer), older, fraction, K, size, cell, offs_n, mask,
         STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
     )  # fmt: skip
-    keep = valid
+    counted = valid
     if OVERBOUND is not None:
-        keep = valid & inside
+        counted = valid & inside
     row = pid_b * (N * D) + offs
     if pos_rate_slope_ptr is not None:
-        tl.store(pos_rate_slope_ptr + row, tl.where(keep, rate_slope, 0.0), mask=mask)
+        tl.store(pos_rate_slope_ptr + row, tl.where(counted, rate_slope, 0.0), mask=mask)
     if DOUBLE:
         neg_value, neg_slope, neg_rate_slope = _component(
-            neg_ptr, neg_rate_ptr, position(neg_pointer), older, frac, K, size, cell, offs_n, mask,
-            STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
+            neg_ptr, neg_rate_ptr, position(neg_pointer), older, fraction, K, size,
+            cell, offs_n, mask, STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
         )  # fmt: skip
         value = _mixed(value, neg_value, MODE)
         slope = _mixed(slope, neg_slope, MODE)
         if neg_rate_slope_ptr is not None:
             mixed = _mixed(tl.zeros_like(neg_rate_slope), neg_rate_slope, MODE)
-            tl.store(neg_rate_slope_ptr + row, tl.where(keep, mixed, 0.0), mask=mask)
+            tl.store(neg_rate_slope_ptr + row, tl.where(counted, mixed, 0.0), mask=mask)
     if slope_ptr is not None:
         tl.store(slope_ptr + row, tl.where(within, slope, 0.0), mask=mask)
     if OVERBOUND is not None:
@@ -178,13 +178,13 @@ def select_fwd_kernel(
 
 @triton.jit
 def _scatter(
-    drecord_ptr, rate_ptr, pointer, dvalue, older, frac, K, size, offs, offs_n, mask,
+    drecord_ptr, rate_ptr, pointer, dvalue, older, fraction, K, size, offs, offs_n, mask,
     STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """Adds ``dvalue`` to the taps that made one component's value."""
     rate = _rate(rate_ptr, offs_n, mask, MODE, RATE_PER_SYNAPSE)
-    back, weight, _, _, near, near_weight = taps(older, frac, rate, K, STEP, MODE, SECOND, ACC)
+    back, weight, _, _, near, near_weight = taps(older, fraction, rate, K, STEP, MODE, SECOND, ACC)
     if MODE == "linear":
         _add_at(drecord_ptr, pointer, back, _weighted(weight, dvalue), K, size, offs, mask)
         _add_at(drecord_ptr, pointer, near, _weighted(near_weight, dvalue), K, size, offs, mask)
@@ -198,7 +198,7 @@ def _add_at(drecord_ptr, pointer, steps, value, K, size, offs, mask):
     ptrs = drecord_ptr + ring_slot(pointer, steps + 1, K).to(tl.int64) * size + offs
     total = tl.load(ptrs, mask=mask).to(value.dtype) + value
     tl.store(ptrs, total.to(drecord_ptr.dtype.element_ty), mask=mask)
-    # Another thread than the one that stores an element may load it next.
+    # The element may be loaded next by a different thread from the one that stored it.
     tl.debug_barrier()
 
 
@@ -214,7 +214,7 @@ def select_bwd_kernel(
 ):  # fmt: skip
     """Adjoint of the read to the record: ``drecord[slot] += weight * dvalue``, in place.
 
-    Shapes as in the forward kernel. A program owns its synapses and walks their selectors in
+    Shapes as in the forward kernel. A program owns its synapses and handles their times in
     order, so no atomics are needed and runs repeat bit for bit. Bytes per element in float32:
     sel 4, dvalue 4; and 8 per tap.
     """
@@ -235,20 +235,20 @@ def select_bwd_kernel(
         time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
         dvalue = tl.load(dvalue_ptr + row * N * D + offs, mask=mask, other=0.0).to(ACC)
         valid = time == time
-        older, frac, inside, _ = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
+        older, fraction, inside, _ = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
         older = tl.where(valid, older, 0.0).to(tl.int32)
-        frac = tl.where(valid, frac, 0.0)
+        fraction = tl.where(valid, fraction, 0.0)
         if OVERBOUND is not None:
             dvalue = tl.where(inside, dvalue, 0.0)
         dvalue = tl.where(valid, dvalue, 0.0)
         _scatter(
-            dpos_ptr, pos_rate_ptr, pos_slot, dvalue, older, frac, K, size, cell, offs_n, mask,
+            dpos_ptr, pos_rate_ptr, pos_slot, dvalue, older, fraction, K, size, cell, offs_n, mask,
             STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
         )  # fmt: skip
         if DOUBLE:
             _scatter(
                 dneg_ptr, neg_rate_ptr, neg_slot, _mixed(tl.zeros_like(dvalue), dvalue, MODE),
-                older, frac, K, size, cell, offs_n, mask,
+                older, fraction, K, size, cell, offs_n, mask,
                 STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
             )  # fmt: skip
 
@@ -276,7 +276,7 @@ def batch_dot_kernel(
     tl.store(partial_ptr + offs, total.to(partial_ptr.dtype.element_ty), mask=offs_m < M)
 
 
-# With more than one time of a synapse its neighbours lie apart, and nothing is read in order.
+# With several times per synapse neighbouring synapses are apart: nothing is read in order.
 _IN_ORDER = READ.where("D", 1)
 
 STREAMS = {

@@ -21,7 +21,7 @@ def ring_push_kernel(value_ptr, record_ptr, slot, size, BLOCK: tl.constexpr):
     if element == tl.int1:
         value = value != 0
     elif element != tl.float64:
-        value = value.to(tl.float32)  # half precision by way of it, as PyTorch rounds
+        value = value.to(tl.float32)  # half precision via float32, as PyTorch rounds
     tl.store(row_ptr + offs, value.to(element), mask=mask)
 
 
@@ -36,7 +36,7 @@ def ring_take_kernel(drecord_ptr, dvalue_ptr, slot, size, BLOCK: tl.constexpr):
     row_ptr = drecord_ptr + position(slot).to(tl.int64) * size
     taken = tl.load(row_ptr + offs, mask=mask)
     tl.store(dvalue_ptr + offs, taken.to(dvalue_ptr.dtype.element_ty), mask=mask)
-    # Another thread than the one that loaded an element may empty it.
+    # The element may be cleared by a different thread from the one that loaded it.
     tl.debug_barrier()
     tl.store(row_ptr + offs, tl.zeros([BLOCK], drecord_ptr.dtype.element_ty), mask=mask)
 

@@ -15,7 +15,7 @@ from .streams import READ, WRITE, streams
 
 @triton.jit
 def _row_input(x_ptr, row, offs, offs_n, mask, size, N, W, PACKED: tl.constexpr, ACC: tl.constexpr):
-    """Input of one step: values, or bits, 32 synapses of one batch row a word."""
+    """Input of one step: values, or bits in words of 32 synapses of a row of the batch."""
     if PACKED:
         batch = offs // N
         words = tl.load(
@@ -34,12 +34,12 @@ def _carry_in(ptr, chunk, offs, mask, size, ACC: tl.constexpr, BLOCK: tl.constex
     return carry
 
 
-@triton.jit(do_not_specialize=["T", "L", "keep"])
+@triton.jit(do_not_specialize=["T", "L", "last"])
 def exp_scan_kernel(
     x_ptr, y_ptr, pos_tail_ptr, neg_tail_ptr,
     pos_in_ptr, neg_in_ptr, pos_out_ptr, neg_out_ptr,
     gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
-    T, L, keep, size, N, W,
+    T, L, last, size, N, W,
     DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
     COUPLING_PER_SYNAPSE: tl.constexpr,
@@ -50,14 +50,14 @@ def exp_scan_kernel(
     With a coupling M takes no input but from P, ``M[t] = rise * (M[t-1] + coupling * P[t-1])``,
     and ``y = M``.
 
-    ``x, y [T, size]`` with ``size = B * N``, or ``x`` as words ``[T, B, W]``. A program walks the
-    steps of one chunk of ``L``; ``UNROLL`` loads are in flight ahead of the recurrence. ``in`` and
-    ``out [chunks, size]`` carry the components into and out of each chunk; ``tail [keep, size]``
-    takes the components' last values. All may be absent, also ``y``.
+    ``x, y [T, size]`` with ``size = B * N``, or ``x`` as words ``[T, B, W]``. A program handles
+    one chunk of ``L`` steps; ``UNROLL`` loads are in flight ahead of the recurrence. ``in`` and
+    ``out [chunks, size]`` carry the components into and out of each chunk; ``tail [last, size]``
+    takes the components' last values. Each of these, and ``y``, may be absent.
 
     ``REVERSE`` is the adjoint: x is the gradient of y, time runs backward, the gain applies to the
     output, the gradients of the tails are added to the input, and the negative component is
-    carried with its sign turned; coupled states keep theirs, and the second feeds the first.
+    carried with its sign turned; coupled states last theirs, and the second feeds the first.
     Bytes per element in float32: x 4 (bool 1, bits 1/8), y 4.
     """
     ACC: tl.constexpr = decay_ptr.dtype.element_ty
@@ -70,7 +70,7 @@ def exp_scan_kernel(
     length = tl.minimum(T - first, L)
     # As vectors, because the interpreter cannot mask a vector with a scalar.
     lengths = tl.zeros_like(offs) + length
-    tail_start = tl.zeros_like(offs) + (T - keep)
+    tail_start = tl.zeros_like(offs) + (T - last)
 
     COUPLED: tl.constexpr = coupling_ptr is not None
     gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
@@ -142,13 +142,13 @@ def _sensitivity(state, sens, response, x, gain, decay, live):
     return state, sens, response
 
 
-@triton.jit(do_not_specialize=["T", "L", "keep"])
+@triton.jit(do_not_specialize=["T", "L", "last"])
 def exp_scan_constants_kernel(
     x_ptr, dy_ptr, pos_dtail_ptr, neg_dtail_ptr,
     pos_in_ptr, neg_in_ptr, pos_dcarry_ptr, neg_dcarry_ptr,
     ddecay_ptr, drise_ptr, dgain_ptr,
     gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
-    T, L, keep, size, N, W,
+    T, L, last, size, N, W,
     DOUBLE: tl.constexpr, PACKED: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
     COUPLING_PER_SYNAPSE: tl.constexpr,
@@ -159,7 +159,7 @@ def exp_scan_constants_kernel(
     With a coupling ``drise`` takes its gradient, and ``ddecay`` that of the one decay.
 
     Forward in time with the sensitivities ``S = dP/d decay`` and ``G = dP/d gain``: the gradient is
-    ``sum(dy * S)``, so that the currents need not have been kept. ``in`` carries the components
+    ``sum(dy * S)``, so that the currents need not be saved. ``in`` carries the components
     into each chunk and ``dcarry`` the adjoint of what leaves it (signs as the adjoint scan carries
     them). Bytes per element in float32: x 4 (bool 1, bits 1/8), dy 4.
     """
@@ -173,7 +173,7 @@ def exp_scan_constants_kernel(
     length = tl.minimum(T - first, L)
     # As vectors, because the interpreter cannot mask a vector with a scalar.
     lengths = tl.zeros_like(offs) + length
-    tail_start = tl.zeros_like(offs) + (T - keep)
+    tail_start = tl.zeros_like(offs) + (T - last)
 
     COUPLED: tl.constexpr = coupling_ptr is not None
     gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
@@ -218,7 +218,7 @@ def exp_scan_constants_kernel(
             if DOUBLE and neg_dtail_ptr is not None:
                 dneg += tl.load(neg_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
             if COUPLED:
-                # What the second state takes over from the first, before either moves.
+                # What the second state takes from the first, before either advances.
                 coupling_sens = tl.where(live, decay * (coupling_sens + pos), coupling_sens)
                 neg += tl.where(live, coupling * pos, zero)
                 neg_sens += tl.where(live, coupling * pos_sens, zero)
@@ -261,7 +261,7 @@ def exp_scan_constants_kernel(
         tl.store(drise_ptr + out, drise, mask=mask)
 
 
-# Lanes share the words of packed spikes: 1/8 byte per element, a gather to the code.
+# Lanes share the words of packed spikes: 1/8 byte per element, which the code gathers.
 _UNPACKED = READ.where("PACKED", False)
 
 STREAMS = {

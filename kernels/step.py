@@ -46,9 +46,9 @@ def synapse_step_fwd_kernel(
     With a coupling ``M' = rise * (M + coupling * P)`` and ``y = M'``.
 
     ``x, y [size]`` with ``size = B * N``; records ``pos, neg, spike [K, size]``; coefficients
-    ``[1]`` or ``[N]``. ``arrivals [1]``, zero before and after, or None: whether pointers that the
-    device keeps advance too. Bytes per element in float32: x 4 (bool 1), spike 1, y 4, pos 8,
-    neg 8.
+    ``[1]`` or ``[N]``. ``arrivals [1]`` is zero before and after; unless it is None, pointers that
+    are kept on the device advance. Bytes per element in float32: x 4 (bool 1), spike 1, y 4,
+    pos 8, neg 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -76,8 +76,8 @@ def synapse_step_fwd_kernel(
             y -= _advance(neg_ptr, neg_slot, neg, injected, rise, size, offs, mask)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
     if arrivals_ptr is not None:
-        # A pointer may move when all programs, and in them all threads, have read it. Nothing that
-        # was written has to be seen by then, so the count needs no fence.
+        # Advance the pointers only after every thread of every program has read them. No program
+        # reads what another wrote, so relaxed ordering is enough.
         tl.debug_barrier()
         if tl.atomic_add(arrivals_ptr, 1, sem="relaxed") == tl.num_programs(0) - 1:
             tl.store(arrivals_ptr, 0)
@@ -90,14 +90,14 @@ def synapse_step_fwd_kernel(
 def _retreat(drecord_ptr, pointer, dy, fed, decay, K, size, offs, mask):
     """Adjoint of a state's step: the written slot's gradient moves to the slot before it.
 
-    ``fed`` is what the state's own successor passed to the other state, and joins undecayed.
+    ``fed`` is what the other state's gradient adds to that slot, without decay.
     """
     written_ptr = drecord_ptr + pointer.to(tl.int64) * size + offs
     newest_ptr = drecord_ptr + ring_slot(pointer, 1, K).to(tl.int64) * size + offs
     element: tl.constexpr = drecord_ptr.dtype.element_ty
     z = dy + tl.load(written_ptr, mask=mask).to(dy.dtype)
-    # The order matters where both are one slot (K = 1): emptied first, then added to. Barriers,
-    # because the thread that stores an element need not be the one that loads it.
+    # The order matters where both are the same slot (K = 1): it is cleared, then added to. The
+    # barriers are there because an element may be stored and loaded by different threads.
     tl.debug_barrier()
     tl.store(written_ptr, tl.zeros(dy.shape, element), mask=mask)
     tl.debug_barrier()
@@ -119,7 +119,7 @@ def synapse_step_bwd_kernel(
 ):  # fmt: skip
     """``z = dy + dP'`` taken from the written slot, ``dP += decay * z``, ``dx = gain * sum(z)``.
 
-    With a coupling ``dy`` is the second state's alone, which also hands ``rise * coupling * z`` to
+    With a coupling ``dy`` goes to the second state only, which passes ``rise * coupling * z`` on to
     the first, and ``dx`` is the gain times the first state's ``z``.
 
     ``dy``, ``dx``, ``pos_z`` and ``neg_z`` ``[size]`` may each be absent (None); ``dpos, dneg

@@ -1,8 +1,8 @@
 """What the kernels' traffic is made of, declared beside each kernel as ``STREAMS``.
 
-A stream is an array that a kernel goes through in order. No streams are coefficients, which
-programs share; what is touched once per chunk or program; and gathers, whose neighbours may lie
-apart.
+A stream is an array that a kernel goes through in order. Coefficients, which programs share,
+arrays that are accessed once per chunk or program, and gathers, whose neighbours may be far apart,
+are not streams.
 """
 
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ class Streams(NamedTuple):
     """The streams of a kernel, by pointer."""
 
     elements: tuple[str | int, ...]
-    """Tiles and numbers, whose product is the elements of each stream that a program touches in one
-    pass of its code: the kernel, or the body of its loop."""
+    """Tile arguments and numbers. Their product is how many elements of each stream a program
+    accesses in one pass through the kernel, or through the body of its loop."""
     pointers: dict[str, Stream]
 
 
-def streams(*elements: str | int, **stems: Stream) -> Streams:
-    """Streams by the stems of their pointers."""
-    return Streams(elements, {f"{stem}_ptr": stream for stem, stream in stems.items()})
+def streams(*elements: str | int, **arrays: Stream) -> Streams:
+    """Streams by the names of their pointers, without ``_ptr``."""
+    return Streams(elements, {f"{name}_ptr": stream for name, stream in arrays.items()})
 
 
 READ, WRITE, UPDATE = Stream(loads=1), Stream(stores=1), Stream(loads=1, stores=1)

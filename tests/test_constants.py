@@ -323,7 +323,7 @@ def test_constants_without_values(kind):
 def test_a_constant_with_a_graph_is_refused(kind):
     """It would be dropped, and what it is computed from would not learn."""
     raw = nn.Parameter(torch.tensor(4.0))
-    message = "spike_charge requires grad but is no nn.Parameter"
+    message = "spike_charge requires grad but is not an nn.Parameter"
     with pytest.raises(ValueError, match=message):
         make(kind, spike_charge=nn.functional.softplus(raw))
     synapse = make(kind)

@@ -1,4 +1,4 @@
-"""Who may import whom, the two faces of each stem, and what ``import tritonsyn`` costs."""
+"""Who may import whom, the modules of each operation, and what ``import tritonsyn`` costs."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ import pytest
 
 import tritonsyn
 
-ROOMS = {
+PACKAGES = {
     "tritonsyn": Path(tritonsyn.__file__).parent,
     "tritonsyn.kernels": Path(
         next(iter(find_spec("tritonsyn.kernels").submodule_search_locations))
@@ -47,7 +47,7 @@ FORBIDDEN = {
 def sources() -> dict[str, Path]:
     """Every module of the package, by its dotted name."""
     found = {}
-    for room, folder in ROOMS.items():
+    for room, folder in PACKAGES.items():
         for path in folder.rglob("*.py"):
             parts = (room, *path.relative_to(folder).with_suffix("").parts)
             found[".".join(part for part in parts if part != "__init__")] = path
@@ -115,6 +115,7 @@ def test_kernels_import_nothing_else_of_the_package():
 
 @pytest.mark.parametrize("stem", stems())
 def test_launchers_and_reference_offer_the_same_functions(stem):
+    """The contract of both stands in the reference."""
     launch, reference = (
         importlib.import_module(f"tritonsyn.{room}.{stem}") for room in ("launch", "reference")
     )
@@ -128,11 +129,11 @@ def test_launchers_and_reference_offer_the_same_functions(stem):
     assert functions
     for name, function in functions.items():
         assert inspect.signature(function) == inspect.signature(getattr(reference, name)), name
-        assert function.__doc__ == getattr(reference, name).__doc__, name
+        assert getattr(reference, name).__doc__, name
 
 
 @pytest.mark.parametrize("room", ["tritonsyn.kernels", "tritonsyn.reference", "tritonsyn.ops"])
-def test_every_stem_has_all_of_its_faces(room):
+def test_every_operation_has_its_module_everywhere(room):
     assert {f"{room}.{stem}" for stem in stems()} <= sources().keys()
 
 

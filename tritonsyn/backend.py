@@ -24,7 +24,7 @@ class BackendError(RuntimeError):
 
 
 def check_backend(name: str, origin: str = "backend") -> str:
-    """Returns ``name`` in lower case; :class:`BackendError` where no backend is called so."""
+    """Returns ``name`` in lower case; raises :class:`BackendError` if no backend has that name."""
     if not isinstance(name, str) or name.lower() not in BACKENDS:
         raise BackendError(f"{origin} is {name!r}, but must be one of {', '.join(BACKENDS)}")
     return name.lower()
@@ -135,7 +135,7 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
 
 
 def explain(device: torch.device) -> tuple[str, str]:
-    """The backend of calls that name none, and why; ``"unavailable"`` where none can run."""
+    """The backend of calls that name none, and the reason; ``"unavailable"`` if none can run."""
     try:
         return _resolve(device.type, _default)
     except BackendError as error:

@@ -61,7 +61,7 @@ def positive_integer(name: str, value: object) -> int:
 
 def integer(name: str, value: Any) -> int:
     """A whole number."""
-    # Of a size that torch.compile keeps open operator.index would make a number.
+    # operator.index would turn a symbolic size of torch.compile into a number.
     if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
         return cast(int, value)
     try:
@@ -96,7 +96,7 @@ def record_dtype(value: torch.dtype | None) -> torch.dtype:
 
 
 def optional(rule: Callable[[str, object], _Value]) -> Callable[[str, object], _Value | None]:
-    """The same check, passed by None too."""
+    """The same check, which also accepts None."""
     return lambda name, value: None if value is None else rule(name, value)
 
 
@@ -116,8 +116,8 @@ def constant(
 ) -> Constant:
     """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
 
-    Every value must be finite and obey the rule. Reads the values of a tensor on the host; those
-    on the meta device are taken on trust.
+    Every value must be finite and obey the rule. Reads the values of a tensor on the host, except
+    on the meta device, which holds none.
     """
     if not isinstance(value, torch.Tensor):
         number = finite(name, value)
@@ -127,7 +127,7 @@ def constant(
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating, but is {value.dtype}")
     check_broadcast(name, value, shape)
-    if value.is_meta:  # which holds no values
+    if value.is_meta:
         return value
     with torch.no_grad():
         good = value.isfinite() & rule(value)
@@ -138,19 +138,19 @@ def constant(
 
 
 def check_graph(name: str, value: object) -> None:
-    """Refuses a tensor with a graph, which a module could not keep: parameters have none."""
+    """Raises for a tensor with a graph, which a module cannot keep; a parameter has none."""
     learned = isinstance(value, torch.Tensor) and value.requires_grad
     if learned and not isinstance(value, torch.nn.Parameter):
         raise ValueError(
-            f"{name} requires grad but is no nn.Parameter, so that its graph would be lost: "
-            "give the parameter, and what is computed from it by torch.nn.utils.parametrize"
+            f"{name} requires grad but is not an nn.Parameter, so its graph would be lost; pass "
+            "the parameter and derive values from it with torch.nn.utils.parametrize"
         )
 
 
 def check_saved_shapes(
     present: Mapping[str, torch.Tensor | None], state_dict: Mapping[str, Any], prefix: str
 ) -> None:
-    """Refuses a saved state that holds tensors of other shapes, before anything is taken over."""
+    """Raises for a saved state with tensors of other shapes, before anything is loaded."""
     for name, tensor in present.items():
         saved = state_dict.get(prefix + name)
         if tensor is None or not isinstance(saved, torch.Tensor) or saved.shape == tensor.shape:
@@ -178,7 +178,7 @@ def check_broadcast(name: str, value: torch.Tensor, shape: Sequence[int]) -> Non
 def check_input(
     name: str, x: object, shape: Sequence[int], device: torch.device, owner: str = "record"
 ) -> torch.Tensor:
-    """``x`` is a dense real tensor of this shape, on the device that its owner is on."""
+    """``x`` is a dense real tensor of this shape, on the device of its owner."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
     if x.is_complex():
@@ -282,7 +282,7 @@ def check_strategy(
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
     if strategy != "events":
         return
-    if not isinstance(x, PackedSpikes) and x.dtype != torch.bool:
+    if x.dtype != torch.bool:
         reason = f"x is {x.dtype}"
     elif any(decay.ndim for decay in decays):
         reason = "the time constants differ between inputs"
@@ -299,7 +299,7 @@ def check_selector(
 ) -> torch.Tensor:
     """``sel`` holds times, of shape ``[1 or B, *shape]`` or with one axis more.
 
-    Returned as they are if floating, whole ones in the default dtype.
+    Integer times are returned in the default dtype.
     """
     if not isinstance(sel, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
@@ -346,7 +346,7 @@ def check_record(name: str, record: object) -> torch.Tensor:
 
 
 def check_slot(name: str, slot: Slot, slots: int) -> None:
-    """``slot`` is a slot of the record. One kept on the device is taken on trust."""
+    """``slot`` is a slot of the record. The value of one kept on the device is not checked."""
     if isinstance(slot, torch.Tensor) and slot.dtype in (torch.int32, torch.int64):
         if slot.numel() != 1:
             raise ValueError(f"{name} has shape {tuple(slot.shape)}, but must be one slot")
@@ -361,7 +361,7 @@ def check_records(
     pointers: Sequence[Slot],
     shape: torch.Size | None = None,
 ) -> torch.Size:
-    """One or two packed records of one shape, the given one if any, each with its slot."""
+    """One or two packed records of the same shape, which may be given, each with its slot."""
     for given, value in ((name, records), (f"pointers of {name}", pointers)):
         if not isinstance(value, Sequence):
             raise TypeError(f"{given} must be a sequence, but is {value!r:.80}")
@@ -386,8 +386,11 @@ def check_coefficients(
     shape: torch.Size,
     device: torch.device,
     or_none: bool = False,
-) -> None:
-    """As many as there are components, 0-d or one for each synapse of records of this shape."""
+) -> list[torch.Tensor | None]:
+    """As many as there are components, 0-d or one for each synapse of records of this shape.
+
+    Returned 0-d or ``[N]``.
+    """
     if not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of {components}, but is {values!r:.80}")
     if len(values) != components:
@@ -401,6 +404,7 @@ def check_coefficients(
                 f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"
             )
         check_device(name, value, device)
+    return [v.reshape(-1) if v is not None and v.ndim else v for v in values]
 
 
 def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:

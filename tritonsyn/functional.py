@@ -8,6 +8,7 @@ first to the sample. All are plain tensor expressions, broadcast and differentia
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -81,7 +82,7 @@ def interp_linear(
     step_time: float,
     **kwargs: object,
 ) -> torch.Tensor:
-    """On the straight line between them: ``prev + (next - prev) * sample_at / step_time``."""
+    """The straight line between them: ``prev + (next - prev) * sample_at / step_time``."""
     return prev_data + (next_data - prev_data) * (sample_at / step_time)
 
 
@@ -130,7 +131,7 @@ def push(
     Args:
         record: ``[K, B, ...]``, contiguous; float64, float32, bfloat16, float16 or bool.
         value: ``[B, ...]`` of any real dtype, converted; a bool record holds ``value != 0``.
-        slot: a number, or a 0-d integer tensor on the record's device, which is taken on trust.
+        slot: a number, or a 0-d integer tensor on the record's device, which is not checked.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
@@ -210,12 +211,13 @@ def step(
         if ring.arrivals.dtype != torch.int32:
             raise TypeError(f"ring.arrivals must be torch.int32, but is {ring.arrivals.dtype}")
     checks.check_input("x", x, shape[1:], device)
-    checks.check_coefficients("gain", (gain,), 1, shape, device)
-    factors = len(ring.components) - (coupling is not None)
-    checks.check_coefficients("decays", decays, factors, shape, device)
-    if coupling is not None:
-        checks.check_coefficients("coupling", (coupling,), 1, shape, device)
-    dynamics = Dynamics(gain, tuple(decays), coupling)
+    coupled = coupling is not None
+    factors = {"gain": (gain,), "decays": decays} | ({"coupling": (coupling,)} if coupled else {})
+    constants: list[Any] = []
+    for name, values in factors.items():
+        count = len(ring.components) - coupled if name == "decays" else 1
+        constants += checks.check_coefficients(name, values, count, shape, device)
+    dynamics = Dynamics.of(constants, coupled)
     return ops.step(x, ring, dynamics, graph=graph, backend=backend)
 
 
@@ -247,7 +249,7 @@ def select(
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
     shape = checks.check_records("records", records, pointers)
-    sel = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
+    sel, rates = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
     return ops.select(records, sel, rates, pointers, rule, backend=backend)
 
 
@@ -283,7 +285,7 @@ def select_scan(
     steps = checks.integer("steps", steps)
     if not 1 <= steps <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
-    sel = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
+    sel, rates = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
     return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
 
 
@@ -294,22 +296,22 @@ def _checked_read(
     components: int,
     shape: torch.Size,
     device: torch.device,
-) -> torch.Tensor:
-    """The times of a read of records of this shape, once all that it takes is known to fit."""
-    checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Times and rates for a read of records of this shape, once all that it takes fits."""
+    rates = checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
     checks.check_rule(rule, rates)
-    return checks.check_selector("sel", sel, shape[1:], device)
+    return checks.check_selector("sel", sel, shape[1:], device), rates
 
 
 def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
-    """Spikes as bits, 32 synapses a word.
+    """Spikes as bits, 32 synapses per word.
 
     Args:
         x: ``[T, B, *shape]``, dense; a spike is ``x != 0``.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
-        What scans and layers take in place of the spikes.
+        The packed spikes, which scans and layers take in place of dense ones.
 
     Raises:
         TypeError, ValueError: not a dense tensor, or too few axes.
@@ -328,7 +330,7 @@ def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
         TypeError, ValueError: not packed spikes, or words that contradict the shape.
     """
     checks.check_packed("packed", packed)
-    return ops.unpack_spikes(packed)
+    return packed.dense()
 
 
 def exp_scan(
@@ -351,7 +353,7 @@ def exp_scan(
             ``x.shape[1:]``. Meant for :math:`|d| \le 1`: where a sequence is cut into chunks,
             powers of a larger one may overflow to NaN before the sequence itself does.
         gain: factor :math:`g` of the input.
-        initial: :math:`y_0`, of shape ``x.shape[1:]``; None for rest.
+        initial: :math:`y_0`, of shape ``x.shape[1:]``; None at rest.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
@@ -386,7 +388,7 @@ def double_exp_scan(
         P[t] = d\,P[t-1] + g\,x[t], \quad M[t] = r\,M[t-1] + g\,x[t], \quad y[t] = P[t] - M[t]
 
     ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything
-    else as :func:`exp_scan`.
+    else is as for :func:`exp_scan`.
     """
     initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "rise": rise}
@@ -411,7 +413,8 @@ def alpha_scan(
 
     With :math:`r = \Delta t / \tau`, :math:`d = e^{-r}` and :math:`g = Q / \tau` a spike gives
     :math:`Q\,s / \tau^2\,e^{-s / \tau}` a time :math:`s` after it. ``initial`` is the pair
-    :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else as :func:`exp_scan`.
+    :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else is as for
+    :func:`exp_scan`.
     """
     initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "ratio": ratio}
@@ -440,7 +443,7 @@ def _sequence_scan(
     inner = _synapse_axes(shape, constants.values())
     if isinstance(x, PackedSpikes):
         # Words are of whole rows of the batch: coefficients that differ along it need the spikes.
-        x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (ops.unpack_spikes(x), inner)
+        x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (x.dense(), inner)
     synapses = shape[len(shape) - inner :]
     rows = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
     dynamics = _dynamics(constants, synapses, acc, x.device)
@@ -536,7 +539,7 @@ def delayed_linear(
         step_time: length of a step.
         max_delay: longest delay.
         initial: the last K values of each component, ``[K, B, in]`` oldest first, with
-            ``K = ceil(max_delay / step_time) + 1``; None for rest.
+            ``K = ceil(max_delay / step_time) + 1``; None at rest.
         strategy: as for :class:`tritonsyn.DelayedLinear`.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
@@ -592,7 +595,7 @@ def _last_of(
 
 
 def _rate(factor: torch.Tensor) -> torch.Tensor:
-    """Steps over the time constant that a factor of a step stands for.
+    """The step over the time constant, from the decay of a step.
 
     Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.
     """

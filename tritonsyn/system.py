@@ -1,4 +1,4 @@
-"""What is installed here, and files that are there whole or not at all."""
+"""Installed versions, and atomic file writes."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ def package_version(package: str) -> str | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes beside and renames, so that a reader never sees half a file."""
+    """Writes to a temporary file and renames it, so that no reader sees half a file."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         beside.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Helps for tests of numerical code: judged errors, poisoned memory, guarded buffers.
+"""Helpers for tests of numerical code: judged errors, poisoned memory, guarded buffers.
 
-* :func:`assert_close_as_torch` asks of a result to be about as accurate as plain PyTorch.
-* :func:`assert_identical` asks for equal bits.
+* :func:`assert_close_as_torch` requires a result to be about as accurate as plain PyTorch's.
+* :func:`assert_identical` requires equal bits.
 * :func:`poisoned_empty` fills what ``torch.empty`` returns with garbage, so that an element that
   nothing wrote shows up as a NaN.
 * :func:`guarded` puts tensors into larger buffers and watches the margins, so that a write
@@ -102,7 +102,7 @@ def assert_close_as_torch(
         plain: the same from plain PyTorch operations in the dtype of ``actual``.
         factor: by how much the error may exceed that of ``plain``.
         scale: size of the numbers that the result is made of, where they cancel; None: that of
-            ``exact``. One unit of rounding at this size is no error: ``plain`` may have none.
+            ``exact``. One unit of rounding at this size is allowed: ``plain`` may be exact.
 
     NaN and infinity must be where ``exact`` has them.
     """

@@ -1,4 +1,4 @@
-"""Plain values that every floor hands on: rules of reads, packed spikes, slots of a record."""
+"""Plain values that all packages share: read rules, dynamics, packed spikes, slots."""
 
 import math
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Dynamics(NamedTuple):
-    """How the states of a synapse move in a step: values that one synapse's operations share.
+    """How the states of a synapse change in a step; all of its operations share this value.
 
     One state decays and takes the input: ``C' = decay * C + gain * x``; it is the current. Two
     states with a decay each both take the input; the current is the first minus the second. Two
@@ -57,24 +57,24 @@ class Dynamics(NamedTuple):
 
     @property
     def states(self) -> int:
-        """How many there are, one or two."""
+        """The number of states, one or two."""
         return len(self.decays) + (self.coupling is not None)
 
     @property
     def constants(self) -> tuple[torch.Tensor, ...]:
-        """Gain, decays and coupling, those that there are."""
+        """Gain, decays and, if there is one, coupling."""
         return (self.gain, *self.decays, *(() if self.coupling is None else (self.coupling,)))
 
     @property
     def mix(self) -> tuple[float, ...]:
-        """What each state counts in the current."""
+        """The weight of each state in the current."""
         if self.coupling is not None:
             return 0.0, 1.0
         return (1.0, -1.0)[: len(self.decays)]
 
     @property
     def inputs(self) -> int:
-        """How many states take the input, from the first on."""
+        """The number of states that take the input, from the first on."""
         return len(self.decays)
 
     @classmethod
@@ -151,6 +151,25 @@ class PackedSpikes(NamedTuple):
         """Where the words are."""
         return self.words.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What a spike is: bool."""
+        return torch.bool
+
+    def dense(self) -> torch.Tensor:
+        """The spikes, bool ``[T, B, *shape]``."""
+        return unpack_bits(self.words, self.synapses).view(self.shape)
+
+
+def data_of(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+    """Where an input is kept: the words of packed spikes."""
+    return x.words if isinstance(x, PackedSpikes) else x
+
+
+def dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+    """An input as one value per step and synapse."""
+    return x.dense() if isinstance(x, PackedSpikes) else x
+
 
 def words_per_row(synapses: int) -> int:
     """Words that hold the spikes of one row of the batch."""
@@ -171,11 +190,11 @@ _EXPONENT_BITS = {
 
 
 class Located(NamedTuple):
-    """Where times lie among the observations; what is not needed is None."""
+    """Where times lie among the observations."""
 
     older: torch.Tensor
     """Older neighbour in whole steps, NaN for a NaN time."""
-    frac: torch.Tensor
+    fraction: torch.Tensor
     """Steps from the older neighbour to the time, in [0, 1)."""
     inside: torch.Tensor | None
     """Within tolerance of the bounds; None: all are."""
@@ -188,16 +207,21 @@ class Located(NamedTuple):
         return self.within is None
 
 
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether the host can branch on the values: a GPU would make it wait, a graph cannot."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _all_within(time: torch.Tensor, limit: float) -> bool:
-    """Whether no time needs bounding; asked only on a CPU, where the answer costs no wait."""
-    if time.device.type != "cpu" or time.numel() == 0 or torch.compiler.is_compiling():
+    """Whether no time needs bounding; asked only where the answer costs no wait."""
+    if time.numel() == 0 or not readable(time):
         return False
     low, high = torch.aminmax(time)
     return 0.0 <= low.item() and high.item() <= limit
 
 
 def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
-    """Older neighbour, fraction and bounds of each time; every operation rounds as IEEE says."""
+    """Older neighbour, fraction and bounds of each time; every operation rounds as in IEEE 754."""
     time = sel.to(compute_dtype(sel.dtype))
     inside = within = None
     bounded = time
@@ -208,7 +232,7 @@ def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
     tolerance = _tolerance(bounded, torch.finfo(sel.dtype).eps, rule)
     if not plain:
         inside = (time - bounded).abs_() <= tolerance
-    # By a tensor, because a GPU multiplies by the reciprocal of a number.
+    # Divided by a tensor, because a GPU multiplies by the reciprocal of a number.
     step = torch.full((), rule.step, dtype=time.dtype, device=time.device)
     steps = bounded if rule.step == 1.0 else bounded / step
     nearest = steps.round()

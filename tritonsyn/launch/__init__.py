@@ -1,4 +1,5 @@
 """Grids, allocation and launch of the Triton kernels.
 
-The same stems and signatures as ``tritonsyn.reference``; imported on first use.
+The same modules, functions and signatures as ``tritonsyn.reference``, whose docstrings are the
+contract of both. Imported on first use.
 """

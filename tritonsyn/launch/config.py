@@ -112,8 +112,8 @@ def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Bytes in flight decide, not their width: measured on an H100 from 256 to 262,144 sequences.
-    # Sixteen steps of a double synapse do not fit in the registers in float64, nor from bits in half
-    # precision.
+    # Sixteen steps of a double synapse do not fit in the registers in float64, nor, from bits, in
+    # half precision.
     return _walk(work, unroll={2: 12, 4: 16, 8: 8}[dtype.itemsize])
 
 
@@ -253,11 +253,11 @@ def choose(
 
 
 def from_dict(values: Any, origin: str) -> LaunchConfig:
-    """Settings from plain data; ``ValueError`` names the origin of what is no configuration."""
+    """Settings from plain data; ``ValueError`` names the origin of invalid ones."""
     try:
         return LaunchConfig(**values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{origin}: {values!r} is no launch configuration: {error}") from None
+        raise ValueError(f"{origin}: {values!r} is not a launch configuration: {error}") from None
 
 
 def names(device: torch.device | None) -> tuple[str, ...]:

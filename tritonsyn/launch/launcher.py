@@ -1,4 +1,4 @@
-"""What every launch needs: tile counts, dtypes, and the launch itself as a value."""
+"""Kernel launches as values, with the tile counts, dtypes and constants that they share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +17,7 @@ Grid = tuple[int, ...]
 
 
 class Launch(NamedTuple):
-    """A kernel with all that it is given: it runs, or it is looked at."""
+    """A kernel with all of its arguments; it can be run, or inspected."""
 
     kernel: Any
     grid: Grid
@@ -37,7 +37,7 @@ class Launch(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """The module of the kernel, as all layers call it."""
+        """The name of the kernel's module, which launch, reference and ops share."""
         return str(self.kernel.fn.__module__.rpartition(".")[2])
 
     @property
@@ -57,9 +57,9 @@ _running = True
 
 @contextmanager
 def recording(run: bool = False) -> Iterator[list[Launch]]:
-    """Launches are kept in a list until the block ends, and run only if ``run`` says so.
+    """Collects launches in a list until the block ends; they run only if ``run`` is true.
 
-    For the workbench and for tests: it holds for all threads of the process.
+    For the workbench and for tests. It holds for all threads of the process.
     """
     global _recorded, _running
     previous = _recorded, _running
@@ -106,8 +106,8 @@ def launch(
 ) -> None:
     """Launches a kernel with the settings for some work on elements of ``dtype``.
 
-    ``arguments`` are its run-time arguments in order, ``constants`` its compile-time ones but those
-    that the settings give. ``config`` takes the place of the settings that would be looked up.
+    ``arguments`` are its run-time arguments in order, ``constants`` its compile-time ones except
+    those that the settings give. ``config`` replaces the settings that would be looked up.
     """
     if config is None:
         config = config_for(kernel.fn.__name__, work, dtype, _device(arguments))
@@ -123,9 +123,9 @@ def launch(
 
 @lru_cache(maxsize=4096)
 def _settings(function: Any, config: LaunchConfig) -> dict[str, int]:
-    """What Triton takes of a configuration: its own options, and the tiles that the kernel has.
+    """The part of a configuration that Triton takes: its own options, and the kernel's tiles.
 
-    By the kernel's function, because Triton's own object is slow to hash.
+    Cached by the kernel's function, because Triton's own object is slow to hash.
     """
     taken = {*signature(function).parameters, "num_warps", "num_stages"}
     return {name: value for name, value in config.as_dict().items() if name in taken}

@@ -1,4 +1,4 @@
-"""The delayed projection: every connection reads its input so many steps back."""
+"""The delayed projection: each connection reads its input some whole steps back."""
 
 import torch
 
@@ -25,13 +25,6 @@ def project(
     precision: str,
     pointer: Slot | None = None,
 ) -> torch.Tensor:
-    """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
-
-    ``sequence [K - 1 + steps, B, I]`` oldest first, or with ``pointer`` a record ``[K, B, I]`` that
-    writes there next, and one step; ``weight [O, I]`` in the arithmetic's dtype; ``back [O, I]``
-    int32 in 0 to K - 1. ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its products.
-    Returns ``[steps, B, O]`` in the dtype of the weight.
-    """
     rows, batch, inputs = sequence.shape
     y = torch.empty((steps, batch, weight.shape[0]), dtype=weight.dtype, device=weight.device)
     first = rows - steps
@@ -59,7 +52,6 @@ def project_input(
     strategy: str,
     precision: str,
 ) -> torch.Tensor:
-    """Adjoint of :func:`project` to the sequence ``[rows, B, I]``, ``rows = K - 1 + steps``."""
     steps, batch, outputs = dy.shape
     size = (rows, batch, weight.shape[1])
     dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
@@ -79,12 +71,6 @@ def project_input(
 def project_weight(
     dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, strategy: str, precision: str
 ) -> torch.Tensor:
-    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the dtype of
-    ``dy``.
-
-    The gradient of the weight, and with factors of each connection those of the delay and of the
-    time constants.
-    """
     steps, batch, outputs = dy.shape
     rows, _, inputs = sequence.shape
     places, first = steps * batch, rows - steps
@@ -111,7 +97,7 @@ def project_weight(
 def _gemm_dot(
     dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, precision: str
 ) -> torch.Tensor:
-    """The same by a product of matrices for each delay."""
+    """The same by a matrix product for each delay."""
     steps, batch, outputs = dy.shape
     rows, _, inputs = sequence.shape
     places, first = steps * batch, rows - steps
@@ -146,7 +132,7 @@ def _shift_sum(
     adjoint: bool = False,
     ring: bool = False,
 ) -> None:
-    """``out [T, B, R]`` from a source of so many ``rows`` of the batch with these strides."""
+    """``out [T, B, R]`` from a source with these ``strides`` and ``rows`` rows of the batch."""
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (steps, inputs, outputs, places)
@@ -170,7 +156,7 @@ def _gemm(
     precision: str,
     adjoint: bool,
 ) -> None:
-    """``out [T, B, R]`` from a source ``[rows, B, C]``, a product of matrices for each delay."""
+    """``out [T, B, R]`` from a source ``[rows, B, C]`` by a matrix product for each delay."""
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (PASSES[precision], slots, inputs, outputs, places)
@@ -187,12 +173,6 @@ def _gemm(
 def project_spikes(
     spikes: PackedSpikes, weight: torch.Tensor, back: torch.Tensor, slots: int
 ) -> torch.Tensor:
-    """``v[t, b, o] = sum_i weight[o, i] * x[t - back[o, i], b, i]`` with no spikes before the
-    first.
-
-    ``spikes [T, B, I]``, ``weight`` and ``back [O, I]``, ``back < slots``. The work is in
-    proportion to the spikes. Returns ``[T, B, O]``.
-    """
     steps, batch, _ = spikes.shape
     outputs = weight.shape[0]
     v = weight.new_zeros(steps, batch, outputs)
@@ -212,7 +192,6 @@ def project_spikes(
 def project_spikes_weight(
     dv: torch.Tensor, spikes: PackedSpikes, back: torch.Tensor, slots: int
 ) -> torch.Tensor:
-    """Adjoint of :func:`project_spikes` to the weight, ``[O, I]`` in the dtype of ``dv``."""
     steps, batch, outputs = dv.shape
     inputs = spikes.synapses
     if dv.numel() == 0 or inputs == 0:

@@ -60,15 +60,6 @@ def select(
     want_rate_slopes: bool = False,
     steps: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
-    """Value of the record, or of a pair, at the times ``sel [1 or B, N, D]``.
-
-    The value of a pair is the first minus the second, in the mode ``alpha`` their sum. ``rates``
-    (steps over time constant, 0-d or ``[N]``) are used by ``expdecay`` and ``alpha``. Returns the
-    value ``[B, N, D]``, and if wanted its derivatives to ``sel`` and to each component's rate.
-
-    With ``steps > 1`` each record is a sequence ``[K - 1 + steps, B, N]``, oldest first, that is
-    read at every step (pointers are 0); the outputs are ``[steps * B, N, D]``.
-    """
     rows, batch, synapses = records[0].shape
     selectors = sel.shape[2]
     shape = (steps * batch, synapses, selectors)
@@ -103,7 +94,6 @@ def select_backward(
     rule: ReadRule,
     steps: int = 1,
 ) -> None:
-    """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
     rows, batch, synapses = drecords[0].shape
     if dvalue.numel() == 0:
         return
@@ -119,7 +109,6 @@ def select_backward(
 
 
 def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``sum over the batch of a * b``: ``[B, M], [B, M] -> [M]``, in the dtype of ``a``."""
     batch, columns = a.shape
     groups = tiles(batch, _ROWS)
     partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)

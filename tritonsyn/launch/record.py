@@ -8,7 +8,6 @@ from .launcher import launch, tiles
 
 
 def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
-    """``record[slot] = value``, converted to the record's dtype (a bool record holds ``!= 0``)."""
     size = value.numel()
     if size == 0:
         return
@@ -20,7 +19,6 @@ def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
 
 
 def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """Adjoint of :func:`push`: returns the slot's gradient and leaves zeros."""
     taken = torch.empty_like(drecord[0])
     size = taken.numel()
     if size:

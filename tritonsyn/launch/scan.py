@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
 from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
-from ..values import Dynamics, PackedSpikes, words_per_row
+from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .config import LaunchConfig, config_for
 from .launcher import constant_arguments, launch, tiles
 
@@ -23,12 +23,6 @@ def scan(
     last: int,
     dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """T steps of the states at once.
-
-    ``x [T, B, N]`` or packed; constants 0-d or ``[N]``; ``initials``, of each state, ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``) and the
-    ``last <= T`` values of each state in the dtype of the constants.
-    """
     shape = _shape(x)
     carried = dynamics.gain.dtype
     y = None if dtype is None else torch.empty(shape, dtype=dtype, device=x.device)
@@ -53,13 +47,6 @@ def scan_backward(
     dx_dtype: torch.dtype | None,
     want_initials: bool = True,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
-    """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
-
-    ``dtails [last, B, N]`` or None are the gradients of the last values of the states. With ``x``
-    given, the gradients of the constants are returned too, in their order, ``[B, N]`` each, to be
-    summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted; without
-    ``want_initials`` theirs are an empty list.
-    """
     row, carried = dy.shape[1:], dynamics.gain.dtype
     narrower = _narrower(dy, dx_dtype or dy.dtype)
     config = config_for("exp_scan_kernel", (dy.shape[0], row.numel()), narrower, dy.device)
@@ -87,7 +74,7 @@ def scan_backward(
 
 
 def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.Tensor]:
-    """Gradients of the initial states from the adjoints of the first step's, as a scan has them."""
+    """Gradients of the initial states from the adjoints that the kernel carries out."""
     if dynamics.coupling is not None and zs:
         decay = dynamics.decay(0)
         return [decay * (zs[0] + dynamics.coupling * zs[1]), decay * zs[1]]
@@ -105,7 +92,7 @@ def _carries(
     config: LaunchConfig,
     reverse: bool,
 ) -> Pair:
-    """What each chunk receives from those before it in its direction, ``[chunks, B, N]``.
+    """The state that enters each chunk in the direction of the scan, ``[chunks, B, N]``.
 
     Each chunk runs from zero first; a scan over the chunks, whose decay is that of a whole chunk,
     adds up what they leave. A sequence in one chunk receives its initial state.
@@ -145,7 +132,7 @@ def _carries(
 def _power(decay: torch.Tensor, length: int) -> torch.Tensor:
     """The decay of a whole chunk; 0 only where that of a step is.
 
-    Where it vanishes though no step's does, an infinite carry would become NaN.
+    If it underflowed to 0 where the decay of a step is not 0, an infinite carry would become NaN.
     """
     power = decay**length
     least = power.abs().clamp(min=torch.finfo(decay.dtype).tiny).copysign(power)
@@ -213,27 +200,22 @@ def _arguments(
 ) -> tuple[torch.Tensor, list[torch.Tensor | None], tuple[int, ...], dict[str, Any]]:
     """The input's data, the constants, the sizes, and the flags, as the kernels take them."""
     _, batch, synapses = _shape(x)
-    packed = isinstance(x, PackedSpikes)
     constants, flags = constant_arguments(dynamics)
-    flags |= {"DOUBLE": dynamics.states == 2, "PACKED": packed}
+    flags |= {"DOUBLE": dynamics.states == 2, "PACKED": isinstance(x, PackedSpikes)}
     sizes = (batch * synapses, synapses, words_per_row(synapses))
-    data = x.words if isinstance(x, PackedSpikes) else x
-    return data.contiguous(), constants, sizes, flags
+    return data_of(x).contiguous(), constants, sizes, flags
 
 
 def _shape(x: torch.Tensor | PackedSpikes) -> tuple[int, int, int]:
     """``(T, B, N)`` of values or bits."""
-    if isinstance(x, PackedSpikes):
-        return x.shape[0], x.shape[1], x.synapses
-    steps, batch, synapses = x.shape
-    return steps, batch, synapses
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
 def _narrower(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.dtype:
     """The dtype that tiles must suit: half precision, unless the arithmetic is double."""
-    data = x.words if isinstance(x, PackedSpikes) else x
-    halves = [d for d in (data.dtype, dtype) if d in (torch.float16, torch.bfloat16)]
-    return halves[0] if halves and torch.float64 not in (data.dtype, dtype) else dtype
+    given = data_of(x).dtype
+    halves = [d for d in (given, dtype) if d in (torch.float16, torch.bfloat16)]
+    return halves[0] if halves and torch.float64 not in (given, dtype) else dtype
 
 
 def _chunk_length(steps: int, config: LaunchConfig) -> int:
@@ -241,9 +223,6 @@ def _chunk_length(steps: int, config: LaunchConfig) -> int:
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:
-    """``x [rows, N] != 0`` as int32 words ``[rows, ceil(N / 32)]``, bit ``n % 32`` of
-    word ``n // 32``.
-    """
     rows, synapses = x.shape
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
@@ -257,9 +236,6 @@ def pack(x: torch.Tensor) -> torch.Tensor:
 
 
 def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
-    """What :func:`pack` makes of the rows ``[rows, N]`` in ``words``, of their columns
-    ``[N, rows]``.
-    """
     rows, width = words.shape
     high = words_per_row(rows)
     turned = torch.empty((synapses, high), dtype=torch.int32, device=words.device)

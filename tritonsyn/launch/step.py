@@ -18,13 +18,6 @@ def step(
     spike_pointer: Slot,
     arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One step in place, of one or two states.
-
-    ``x [B, N]``; ``records`` of the states ``[K, B, N]``, whose newest slot ``pointer - 1`` is
-    read and whose slot ``pointer`` is written; ``spikes [K, B, N]`` bool; constants 0-d or ``[N]``.
-    With ``arrivals``, an int32 zero on the device, pointers that are kept there advance. Returns
-    the current.
-    """
     slots, batch, synapses = records[0].shape
     y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
     size = y.numel()
@@ -50,13 +43,6 @@ def step_backward(
     dx_dtype: torch.dtype | None,
     want_z: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """Adjoint of :func:`step`; ``drecords`` are updated in place.
-
-    A state's gradient ``z``, what the current passes to it and what its record holds, leaves the
-    written slot, and what the step made of the slot before joins that. Returns the gain times the
-    ``z`` of the states that take the input, in ``dx_dtype`` (None: not wanted), and the ``z``
-    (empty unless ``want_z``).
-    """
     slots, batch, synapses = drecords[0].shape
     size = batch * synapses
     like = drecords[0][0]

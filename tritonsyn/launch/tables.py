@@ -1,4 +1,4 @@
-"""Tables of tuned launch settings: the user's cache, and those that tritonsyn brings along.
+"""Tables of tuned launch settings: the user's cache, and those shipped with tritonsyn.
 
 A table is a JSON file per device. It is read once per process; changes replace it as a whole, one
 writer at a time.
@@ -25,7 +25,7 @@ Entries = dict[str, dict[str, Any]]
 
 
 def key(kernel: str, dtype: str, work: tuple[int, ...]) -> str:
-    """Under which settings are kept: sizes count by the power of two that they round up to."""
+    """The key of settings in a table: sizes are rounded up to a power of two."""
     buckets = "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in work)
     return f"{kernel} {dtype} {buckets}"
 
@@ -52,12 +52,12 @@ def tables(devices: tuple[str, ...]) -> list[tuple[str, Path]]:
 
 
 def shipped() -> list[Path]:
-    """The tables that tritonsyn brings along: of GPUs on which they were measured."""
+    """The tables shipped with tritonsyn, of GPUs on which they were measured."""
     return sorted(_SHIPPED.glob("*.json"))
 
 
 def has_table(device: str) -> bool:
-    """Whether there is a table of a device."""
+    """Whether a device has a table."""
     return any(path.exists() for _, path in tables((device,)))
 
 

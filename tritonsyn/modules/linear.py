@@ -34,9 +34,9 @@ class DelayedLinear(DelayedProjection):
         device, dtype: of parameters and records, as in every torch module. In bfloat16 and float16
             delays are coarse: eight and eleven bits.
         strategy: how a sequence is computed: ``"shift"`` (a cost that does not depend on the
-            longest delay), ``"gemm"`` (a product of matrices for each delay, for short ones),
-            ``"events"`` (in proportion to the spikes; for bool or packed input and one time
-            constant), or ``"auto"``: the one that is counted to be the cheapest.
+            longest delay), ``"gemm"`` (a matrix product for each delay, for short ones),
+            ``"events"`` (proportional to the spikes; for bool or packed input and one time
+            constant), or ``"auto"``: the one with the lowest estimated cost.
         capturable, backend: as for the synapses.
 
     Attributes:

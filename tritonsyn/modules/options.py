@@ -1,6 +1,6 @@
-"""Options that several constructors share: their types, and signatures that list them one by one.
+"""Options that several constructors share: their types, and signatures that list each of them.
 
-The defaults stand in the constructors of the base classes alone.
+The defaults are in the constructors of the base classes only.
 """
 
 import functools
@@ -17,7 +17,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class SynapseOptions(TypedDict, total=False):
-    """What every synapse takes besides its constants."""
+    """Options of every synapse, besides its constants."""
 
     delay: float
     spike_interp_mode: str
@@ -33,11 +33,11 @@ class SynapseOptions(TypedDict, total=False):
 
 
 PARTIAL = ("spike_interp_mode", "interp_tol", "current_overbound", "spike_overbound", "inplace")
-"""Those that ``partialconstructor`` takes after the constants, in the order of inferno."""
+"""The options that ``partialconstructor`` takes after the constants, in the order of inferno."""
 
 
 class LayerOptions(TypedDict, total=False):
-    """What every delayed layer takes besides its size and its synapses."""
+    """Options of every delayed layer, besides its size and its synapses."""
 
     bias: bool
     batch_size: int

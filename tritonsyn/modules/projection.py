@@ -1,4 +1,4 @@
-"""What every layer with a delay on each connection is: parameters, delays, steps and sequences."""
+"""The base of layers with a delay on each connection: parameters, delays, steps, sequences."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
 
 
 def _of_the_synapse(name: str, doc: str) -> Any:
-    """A property that is the synapse's."""
+    """A property that gets and sets the synapse's."""
 
     def get(layer: "DelayedProjection") -> Any:
         return getattr(layer.synapse, name)
@@ -34,7 +34,7 @@ class DelayedProjection(nn.Module):
     ``[B, O]`` that the projection gives into outputs by :meth:`_raised`.
 
     Args:
-        size: of the weights and the delays, outputs first; the rest are the inputs I of an output.
+        size: of the weights and the delays, outputs first; the other axes are an output's inputs.
         step_time, synapse, ...: as for :class:`tritonsyn.DelayedLinear`.
     """
 
@@ -94,10 +94,10 @@ class DelayedProjection(nn.Module):
         return x
 
     def _raised(self, y: torch.Tensor) -> torch.Tensor:
-        """What the projection gave for these rows, as the layer returns it."""
+        """The projection of these rows, as the layer returns it."""
         return y
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------
 
     max_delay: float = _of_the_synapse(
         "delay", "Longest delay, ms. Setting it rebuilds the records and clears; delays stay."
@@ -122,13 +122,13 @@ class DelayedProjection(nn.Module):
     def clamp_delays_(self) -> None:
         """Brings every delay into ``[0, max_delay]``; call it after an optimiser's step.
 
-        A delay outside has no gradient, so that without this it would stay there.
+        A delay outside has no gradient, so without this it would stay there.
         """
         self.delay.clamp_(0.0, self.max_delay)
 
     @torch.no_grad()
     def round_delays_(self) -> None:
-        """Rounds every delay to whole steps, for hardware that knows no others."""
+        """Rounds every delay to whole steps, for hardware that supports no others."""
         steps = (self.delay / self.dt).round_()
         steps.clamp_(0, whole_steps(self.dt, self.max_delay))
         self.delay.copy_((steps * self.dt).clamp_(max=self.max_delay))
@@ -213,7 +213,7 @@ def _uniform(low: float, high: float) -> Initializer:
 
 
 def _initialized(name: str, values: torch.Tensor, init: Initializer) -> nn.Parameter:
-    """A parameter of what an initialiser filled the tensor with, or returned."""
+    """A parameter with the values that an initialiser filled in, or returned."""
     if not callable(init):
         raise TypeError(f"{name} must be a function of a tensor, but is {init!r:.80}")
     with torch.no_grad():

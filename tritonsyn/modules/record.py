@@ -3,7 +3,7 @@
 import operator
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,19 +14,29 @@ from ..backend import check_backend
 from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.common import as_tensor
+from ..ops.operator import traced_as
 from ..values import ReadRule, Slot, compute_dtype, record_size
 
 Interpolation = Callable[..., torch.Tensor]
+_SAVED = ("storage", "pointer", "times")
+"""Keys of a record in a state."""
 
 
+@traced_as(nullcontext)
 @contextmanager
 def ordinary_tensors() -> Iterator[None]:
     """In inference mode too, makes tensors that training may use later; as there, no graph."""
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+    if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             yield
     else:
         yield
+
+
+@traced_as(ops.hold)
+def _as_kept(position: torch.Tensor) -> torch.Tensor:
+    """A pointer on the device; compiled code copies it, because it is advanced in place."""
+    return position
 
 
 class RecordTensor(nn.Module):
@@ -84,7 +94,7 @@ class RecordTensor(nn.Module):
         self._cursor = 0
         self._resting: tuple[weakref.ref[torch.Tensor], int] | None = None
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------
 
     @property
     def dt(self) -> float:
@@ -137,9 +147,7 @@ class RecordTensor(nn.Module):
     def cursor(self) -> Slot:
         """The pointer where it is kept: a number, or a tensor on the device if ``capturable``."""
         position = self._buffers["position"]
-        if position is None:
-            return self._cursor
-        return ops.hold(position) if torch.compiler.is_compiling() else position
+        return self._cursor if position is None else _as_kept(position)
 
     @cursor.setter
     def cursor(self, value: Slot) -> None:
@@ -243,11 +251,11 @@ class RecordTensor(nn.Module):
                 ``"next"``, ``"linear"``, ``"expdecay"``, ``"expratedecay"``, the function of
                 that name in :mod:`tritonsyn.functional`, or any function of the same signature
                 ``f(older, newer, sample_at, step_time, **interp_kwargs)``.
-            tolerance: distance in time from an observation that counts as none.
+            tolerance: a time this close to an observation reads it.
             offset: where time 0 lies.
             interp_kwargs: ``time_constant`` for ``expdecay``, ``rate_constant`` for
-                ``expratedecay``, anything for a function of yours. A number must be above zero;
-                tensors are taken on trust, as to look at them would stall a GPU.
+                ``expratedecay``, any for your own function. A number must be above zero;
+                tensors are not checked, because reading them would stall a GPU.
 
         Returns:
             ``[*shape]`` or ``[*shape, D]``. Differentiable to the observations and the times.
@@ -341,7 +349,7 @@ class RecordTensor(nn.Module):
         self.append(rows, steps, inplace)
 
     def append(self, rows: torch.Tensor, steps: int, inplace: bool = False) -> None:
-        """What :meth:`extend` does, with rows that are known to fit."""
+        """Does what :meth:`extend` does, for rows that are known to fit."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
             slot = self._slot(rows.shape[0] - steps)
             self.replace_storage(ops.write_rows(self.storage, rows, slot))
@@ -365,14 +373,14 @@ class RecordTensor(nn.Module):
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""
         if self._buffers["position"] is None and not torch.compiler.is_compiling():
-            # Past nn.Module's __getattr__ and __setattr__: every step comes here.
+            # Bypasses nn.Module's __getattr__ and __setattr__, because every step comes here.
             slots = cast(torch.Tensor, self._buffers["storage"]).shape[0]
             self.__dict__["_cursor"] = (self._cursor + steps) % slots
         else:
             self._move_to((self.cursor + steps) % self.recordsz)
 
     def replace_storage(self, storage: torch.Tensor) -> None:
-        """The storage from now on: what an operation on the present one returned."""
+        """Makes the result of an operation on the storage the storage from now on."""
         if storage is not self._buffers["storage"]:
             self.storage = storage
 
@@ -394,25 +402,27 @@ class RecordTensor(nn.Module):
         fill = fill if isinstance(fill, bool) else checks.finite("fill", fill)
         self.storage = self.storage.detach().fill_(fill)
         self._move_to(0)
-        self._resting = self._stamp() if fill == 0 and not torch.compiler.is_compiling() else None
+        self._resting = self._stamp() if fill == 0 else None
 
     @property
+    @traced_as(lambda record: False)
     def at_rest(self) -> bool:
         """Whether it is certain, without reading them, that all observations are zero.
 
-        So it is from ``reset(0)`` until anything writes to the storage; False may mean unknown.
-        Writes through ``.data`` or ``.numpy()`` are not seen: PyTorch does not count them.
+        This holds from ``reset(0)`` until anything writes to the storage; False may mean unknown.
+        Writes through ``.data`` or ``.numpy()`` are missed: PyTorch does not count them.
         """
         # The replay of a CUDA graph writes without being counted.
-        if self._resting is None or self.capturable or torch.compiler.is_compiling():
+        if self._resting is None or self.capturable:
             return False
         tensor, version = self._resting
         return tensor() is self.storage and version == self.storage._version
 
+    @traced_as(lambda record: None)
     def _stamp(self) -> tuple[weakref.ref[torch.Tensor], int] | None:
-        """Which tensor it is and how often it has been written; None if that is not counted.
+        """The tensor and how often it has been written; None if that is not counted.
 
-        Not its address: another storage, such as a copy's, may come to lie there.
+        The address would not do: another storage, such as a copy's, may reuse it.
         """
         if self.storage.is_inference():
             return None
@@ -424,12 +434,12 @@ class RecordTensor(nn.Module):
         self.storage = self.storage.detach()
         self._resting = self._stamp() if at_rest else None
 
-    # -- how ----------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     def _replace(self, storage: torch.Tensor) -> None:
-        """Takes other observations over, in memory of the record's own.
+        """Replaces the observations, in the record's own memory.
 
-        With the pointer on the device it stays the same memory: a CUDA graph may hold its address.
+        With the pointer on the device the memory stays the same: a CUDA graph may hold its address.
         """
         present = self.storage
         with ordinary_tensors():
@@ -496,7 +506,7 @@ class RecordTensor(nn.Module):
             value = checks.positive(wanted, value)
         rate = self._dt / value if mode == "expdecay" else self._dt * value
         rate = as_tensor(rate, dtype, device)
-        return rate if rate.ndim == 0 else rate.expand(self.shape[1:])
+        return rate if rate.ndim == 0 else rate.expand(self.shape[1:]).reshape(-1)
 
     def _select_with(
         self,
@@ -507,7 +517,7 @@ class RecordTensor(nn.Module):
         tolerance: float,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """A read with a function of the user's, from both neighbours and the time between."""
+        """A read with a user's function of both neighbours and the time between."""
         neighbours = []
         for mode in ("previous", "next"):
             rule = ReadRule(mode, self._dt, limit, tolerance)
@@ -516,7 +526,7 @@ class RecordTensor(nn.Module):
             )
             neighbours.append(value)
         sample_at = ops.time_since_older(sel, rule, self.recordsz)
-        # At an observation the function is not asked: its slope may be infinite there.
+        # The function is not used at an observation, where its slope may be infinite.
         between = sample_at > 0
         value = interp(
             *neighbours, torch.where(between, sample_at, 0.5 * self._dt), self._dt, **kwargs
@@ -548,46 +558,44 @@ class RecordTensor(nn.Module):
         destination[prefix + "times"] = self._times()
 
     def _times(self) -> torch.Tensor:
-        """Step and duration, by which a saved state is known to be of such a record."""
+        """Step and duration, which tell whether a saved state is of such a record."""
         return torch.tensor([self._dt, self._duration], dtype=torch.float64, device="cpu")
 
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Refuses a saved state that does not fit, before anything of it is taken over."""
-        for key in ("storage", "pointer"):
-            if prefix + key not in state_dict:
-                return
-        saved, pointer = state_dict[prefix + "storage"], state_dict[prefix + "pointer"]
+        """Raises if a saved state does not fit, before anything is loaded."""
+        if not {prefix + "storage", prefix + "pointer"} <= state_dict.keys():
+            return
+        problem = self._misfit(*(state_dict.get(prefix + key) for key in _SAVED))
+        if problem:
+            raise RuntimeError(prefix + problem)
+
+    def _misfit(self, saved: Any, pointer: Any, times: Any) -> str | None:
+        """Why a saved state is not one of this record; None if it is."""
+        own, of_record = self.storage, "of the saved state"
         if not isinstance(saved, torch.Tensor):
-            raise RuntimeError(f"{prefix}storage of the saved state is no tensor: {saved!r:.80}")
+            return f"storage {of_record} is not a tensor: {saved!r:.80}"
         try:
-            pointer = operator.index(pointer)
+            index = operator.index(pointer)
         except TypeError:
-            raise RuntimeError(
-                f"{prefix}pointer of the saved state is no integer: {pointer!r:.80}"
-            ) from None
-        if saved.shape != self.storage.shape:
-            raise RuntimeError(
-                f"{prefix}storage of the saved state has shape {tuple(saved.shape)} (slots, batch, "
-                f"group), but this record has {tuple(self.storage.shape)}: "
-                "delay, step time, batch size or shape differ"
+            return f"pointer {of_record} is not an integer: {pointer!r:.80}"
+        if saved.shape != own.shape:
+            return (
+                f"storage {of_record} has shape {tuple(saved.shape)} (slots, batch, group), but "
+                f"this record has {tuple(own.shape)}: delay, step time, batch size or shape differ"
             )
-        times = state_dict.get(prefix + "times")
         if times is not None and not torch.equal(times.cpu(), self._times()):
-            raise RuntimeError(
-                f"{prefix}times of the saved state are step time and delay {times.tolist()}, "
+            return (
+                f"times {of_record} are step time and delay {times.tolist()}, "
                 f"but this record has {self._times().tolist()}"
             )
-        floating = self.storage.is_floating_point()
-        if not (saved.is_floating_point() if floating else saved.dtype == torch.bool):
-            raise RuntimeError(
-                f"{prefix}storage of the saved state is {saved.dtype}, "
-                f"but this record is {self.storage.dtype}"
-            )
-        if not 0 <= pointer < self.recordsz:
-            raise RuntimeError(
-                f"{prefix}pointer of the saved state is {pointer}, "
+        if not (saved.is_floating_point() if own.is_floating_point() else saved.dtype == own.dtype):
+            return f"storage {of_record} is {saved.dtype}, but this record is {own.dtype}"
+        if not 0 <= index < self.recordsz:
+            return (
+                f"pointer {of_record} is {index}, "
                 f"but this record has slots 0 to {self.recordsz - 1}"
             )
+        return None
 
     def _load_from_state_dict(
         self,
@@ -600,7 +608,7 @@ class RecordTensor(nn.Module):
         error_msgs: list[str],
     ) -> None:
         self.check_state(state_dict, prefix)
-        own = {prefix + key for key in ("storage", "pointer", "times")}
+        own = {prefix + key for key in _SAVED}
         unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in own]
         found = [key for key in ("storage", "pointer") if prefix + key in state_dict]
         missing_keys.extend(prefix + key for key in ("storage", "pointer") if key not in found)

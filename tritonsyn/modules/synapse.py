@@ -13,7 +13,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops
 from ..backend import check_backend
 from ..checks import Constant, check_device, check_input, check_packed, check_selector
-from ..ops.common import as_tensor, flat_dynamics
+from ..ops.common import as_tensor
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
 from .options import SynapseOptions, defaults_of, lists_options_of, with_partial_signature
 from .record import RecordTensor, ordinary_tensors
@@ -23,7 +23,7 @@ _SPIKE_MODES = ("previous", "nearest")
 
 
 class Coefficients(NamedTuple):
-    """What steps and reads need of the constants: 0-d or ``[*shape]``, for arithmetic."""
+    """The constants as steps and reads use them: 0-d or ``[N]``, in the arithmetic's dtype."""
 
     dynamics: Dynamics
     """How the components move in a step; the gain in nA."""
@@ -48,7 +48,7 @@ def _newest(name: str, doc: str) -> Any:
 
 
 class ExponentialCurrent(nn.Module):
-    """What every synapse is: a group of records that decay, and reads of their past.
+    """The base of all synapses: a group of records that decay, and reads of their past.
 
     Not for use by itself: a subclass names its constants and its component records and gives the
     amplitude of a spike.
@@ -166,8 +166,8 @@ class ExponentialCurrent(nn.Module):
     def check_constants(self) -> None:
         """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
 
-        The values are read on the host, which waits for a GPU: call it now and then, such as once
-        after each epoch, not in every step.
+        The values are read on the host, which waits for a GPU: call it once per epoch, for example,
+        not in every step.
         """
         for name in self._constants:
             self._checked_constant(name, getattr(self, name))
@@ -201,9 +201,9 @@ class ExponentialCurrent(nn.Module):
     def _as_coefficient(
         self, value: Constant, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        """A constant as a tensor, 0-d or of the group's shape."""
+        """A constant as a tensor, 0-d or ``[N]``."""
         value = as_tensor(value, dtype, device)
-        return value.reshape(()) if value.numel() == 1 else value.expand(self._shape)
+        return value.reshape(()) if value.numel() == 1 else value.expand(self._shape).reshape(-1)
 
     def _coefficients_of(
         self,
@@ -219,7 +219,7 @@ class ExponentialCurrent(nn.Module):
         dynamics = Dynamics(as_tensor(self._gain(constants)), decays, coupling)
         return Coefficients(dynamics, tuple(rates[name] for _, name in self._components))
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -274,7 +274,7 @@ class ExponentialCurrent(nn.Module):
 
     @property
     def interp_tol(self) -> float:
-        """Distance from an observation, ms, that counts as none."""
+        """A time this close to an observation, ms, reads it."""
         return self._interp_tol
 
     @property
@@ -336,7 +336,7 @@ class ExponentialCurrent(nn.Module):
             record.detach_state()
 
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Refuses a saved state that does not fit, before anything of it is taken over."""
+        """Raises if a saved state does not fit, before anything is loaded."""
         checks.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
         for name, record in zip(self._record_names(), self._records(), strict=True):
             record.check_state(state_dict, f"{prefix}{name}.")
@@ -353,8 +353,8 @@ class ExponentialCurrent(nn.Module):
         Args:
             *inputs: the first is the input ``[B, *shape]``: bool, integer or floating. A value
                 multiplies the charge of a spike; the recorded spike is ``x != 0``.
-            **kwargs: ``backend`` overrides the module's for this call; ``coefficients`` are what
-                :meth:`coefficients` gives now, where that is known; others are ignored.
+            **kwargs: ``backend`` overrides the module's for this call; ``coefficients`` is the
+                result of :meth:`coefficients`, if the caller has it; others are ignored.
 
         Returns:
             The present current ``[B, *shape]`` in nA, in the records' dtype; never aliases state.
@@ -378,7 +378,7 @@ class ExponentialCurrent(nn.Module):
         return current
 
     def _arrivals(self) -> torch.Tensor | None:
-        """By which a step advances pointers on the device; None where the records advance them."""
+        """The counter for pointers on the device; None if the records advance them."""
         return None if torch.compiler.is_compiling() else self._buffers["arrivals"]
 
     def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
@@ -445,7 +445,7 @@ class ExponentialCurrent(nn.Module):
         return coefficients.dynamics.current(states), delayed
 
     def scan_components(self, x: torch.Tensor | PackedSpikes) -> list[torch.Tensor]:
-        """A scan, and what delayed reads during it see.
+        """A scan, and the observations that delayed reads during it see.
 
         Args:
             x: as for :meth:`scan`, T >= 1.
@@ -505,7 +505,7 @@ class ExponentialCurrent(nn.Module):
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace)
 
     def _last(self, x: torch.Tensor | PackedSpikes) -> int:
-        """How many of the sequence's steps the records will hold."""
+        """The number of the sequence's steps that the records will hold."""
         return min(x.shape[0], self.spike_.recordsz)
 
     @property
@@ -517,7 +517,7 @@ class ExponentialCurrent(nn.Module):
         coefficients = self.coefficients()
         newest = [record.peek().flatten(1) for record in self.component_records()]
         starts = [state.to(coefficients.dynamics.gain.dtype) for state in newest]
-        return *_flat(x, coefficients), starts
+        return _rows(x), coefficients.dynamics, starts
 
     def _run(self, x: torch.Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
@@ -525,7 +525,8 @@ class ExponentialCurrent(nn.Module):
         slots, histories = records[0].recordsz, None
         if not all(record.at_rest and not record.storage.requires_grad for record in records):
             histories = [record.history(slots).flatten(2) for record in records]
-        return ops.Run(*_flat(x, coefficients), histories, slots, self._dtype, self._backend)
+        dynamics, rows = coefficients.dynamics, _rows(x)
+        return ops.Run(rows, dynamics, histories, slots, self._dtype, self._backend)
 
     def _extend(self, x: torch.Tensor | PackedSpikes, tails: Sequence[torch.Tensor]) -> None:
         """Takes the end of a sequence into the records."""
@@ -533,11 +534,10 @@ class ExponentialCurrent(nn.Module):
         for record, tail in zip(self.component_records(), tails, strict=True):
             record.append(tail.view(last, *self.batchedshape), steps)
         if isinstance(x, PackedSpikes):
-            packed = PackedSpikes(x.words[steps - last :], (last, *x.shape[1:]))
-            spikes = ops.unpack_spikes(packed)
+            newest = PackedSpikes(x.words[steps - last :], (last, *x.shape[1:])).dense()
         else:
-            spikes = x[steps - last :].detach() != 0
-        self.spike_.append(spikes, steps, inplace=True)
+            newest = x[steps - last :].detach() != 0
+        self.spike_.append(newest, steps, inplace=True)
 
     spike: torch.Tensor = _newest(
         "spike_", "Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."
@@ -596,20 +596,42 @@ def _places(
 
 
 def _replace(records: Sequence[RecordTensor], storages: Sequence[torch.Tensor]) -> None:
-    """Hands each record what an operation returned for its storage."""
+    """Gives each record the storage that an operation returned."""
     for record, storage in zip(records, storages, strict=True):
         record.replace_storage(storage)
 
 
-def _flat(
-    x: torch.Tensor | PackedSpikes, coefficients: Coefficients
-) -> tuple[torch.Tensor | PackedSpikes, Dynamics]:
-    """Input and dynamics with one axis of synapses."""
-    dynamics = flat_dynamics(coefficients.dynamics)
-    return x if isinstance(x, PackedSpikes) else x.flatten(2), dynamics
+def _rows(x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
+    """The input with one axis of synapses."""
+    return x if isinstance(x, PackedSpikes) else x.flatten(2)
 
 
-class SingleExponentialCurrent(ExponentialCurrent):
+class _OneTimeConstant(ExponentialCurrent):
+    """Synapses with one time constant, and a gain of the charge over it."""
+
+    _constants = ("spike_charge", "time_constant")
+    spike_charge: Constant
+    time_constant: Constant
+
+    @lists_options_of(ExponentialCurrent)
+    def __init__(
+        self,
+        shape: Sequence[int] | int,
+        step_time: float,
+        *,
+        spike_charge: Constant,
+        time_constant: Constant,
+        **options: Unpack[SynapseOptions],
+    ) -> None:
+        constants = {"spike_charge": spike_charge, "time_constant": time_constant}
+        super().__init__(shape, step_time, constants, **options)
+
+    @staticmethod
+    def _gain(constants: dict[str, Any]) -> Any:
+        return constants["spike_charge"] / constants["time_constant"]
+
+
+class SingleExponentialCurrent(_OneTimeConstant):
     r"""Synapses whose current rises at once and decays exponentially.
 
     .. math:: I[t] = I[t-1] \exp(-\Delta t / \tau) + \frac{Q}{\tau} x[t]
@@ -634,7 +656,7 @@ class SingleExponentialCurrent(ExponentialCurrent):
         inplace: streaming: steps record no autograd graph. False: differentiable whenever grad
             mode is on and anything involved requires grad.
         device, dtype: of the records of currents; float64, float32, bfloat16 or float16.
-            Arithmetic is float64 for float64, float32 for the rest.
+            Arithmetic is float64 for float64 and float32 otherwise.
         capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph;
             needed under ``torch.compile``.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
@@ -655,31 +677,8 @@ class SingleExponentialCurrent(ExponentialCurrent):
     doi:10.1017/CBO9781107447615.
     """  # noqa: E501
 
-    _constants = ("spike_charge", "time_constant")
     _components = (("current_", "time_constant"),)
     current_: RecordTensor
-    spike_charge: Constant
-    time_constant: Constant
-
-    @lists_options_of(ExponentialCurrent)
-    def __init__(
-        self,
-        shape: Sequence[int] | int,
-        step_time: float,
-        *,
-        spike_charge: Constant,
-        time_constant: Constant,
-        **options: Unpack[SynapseOptions],
-    ) -> None:
-        constants: dict[str, Constant] = {
-            "spike_charge": spike_charge,
-            "time_constant": time_constant,
-        }
-        super().__init__(shape, step_time, constants, **options)
-
-    @staticmethod
-    def _gain(constants: dict[str, Any]) -> Any:
-        return constants["spike_charge"] / constants["time_constant"]
 
     current: torch.Tensor = _newest(
         "current_", "Present current ``[B, *shape]``, nA. Setting replaces the newest observation."
@@ -743,11 +742,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         tc_rise: Constant,
         **options: Unpack[SynapseOptions],
     ) -> None:
-        constants: dict[str, Constant] = {
-            "spike_charge": spike_charge,
-            "tc_decay": tc_decay,
-            "tc_rise": tc_rise,
-        }
+        constants = {"spike_charge": spike_charge, "tc_decay": tc_decay, "tc_rise": tc_rise}
         super().__init__(shape, step_time, constants, **options)
 
     def _checked_constant(self, name: str, value: Any) -> Constant:
@@ -802,8 +797,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         return self._currents_at(selector, 1)
 
 
-class AlphaCurrent(ExponentialCurrent):
-    r"""Synapses whose current follows the alpha function: the double synapse's equal constants.
+class AlphaCurrent(_OneTimeConstant):
+    r"""Synapses whose current follows the alpha function, the limit of equal time constants.
 
     .. math::
         A[t] &= A[t-1] \exp(-\Delta t / \tau) + \frac{Q}{\tau} x[t] \\
@@ -832,41 +827,17 @@ class AlphaCurrent(ExponentialCurrent):
     dendritic distributions of synaptic input (1967), doi:10.1152/jn.1967.30.5.1138.
     """
 
-    _constants = ("spike_charge", "time_constant")
     _components = (("rise_", "time_constant"), ("current_", "time_constant"))
     _coupled = True
     current_: RecordTensor
     rise_: RecordTensor
-    spike_charge: Constant
-    time_constant: Constant
-
-    @lists_options_of(ExponentialCurrent)
-    def __init__(
-        self,
-        shape: Sequence[int] | int,
-        step_time: float,
-        *,
-        spike_charge: Constant,
-        time_constant: Constant,
-        **options: Unpack[SynapseOptions],
-    ) -> None:
-        constants: dict[str, Constant] = {
-            "spike_charge": spike_charge,
-            "time_constant": time_constant,
-        }
-        super().__init__(shape, step_time, constants, **options)
-
-    @staticmethod
-    def _gain(constants: dict[str, Any]) -> Any:
-        return constants["spike_charge"] / constants["time_constant"]
 
     current: torch.Tensor = _newest(
-        "current_",
-        "Present current ``[B, *shape]``, nA. Setting replaces the newest one; the rise stays.",
+        "current_", "Present current, nA. Setting replaces the newest one and leaves the rise."
     )
 
     def current_at(self, selector: torch.Tensor) -> torch.Tensor:
-        r"""Currents at times before the present, between steps as the alpha function has them.
+        r"""Currents at times before the present, between steps following the alpha function.
 
         Shapes and bounds as :meth:`SingleExponentialCurrent.current_at`; the derivative to a delay
         is :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)`.

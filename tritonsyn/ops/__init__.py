@@ -1,7 +1,7 @@
-"""Stateless operations on tensors, given arguments that are known to be right: backend, autograd.
+"""Stateless operations on checked arguments: the choice of the backend, and autograd.
 
-State goes in and comes out: an operation updates a record in place and returns it, then carrying
-the autograd graph if one is recorded.
+State goes in and comes out: an operation updates a record in place and returns it, with the
+autograd graph if one is recorded.
 """
 
 from .common import hold
@@ -9,7 +9,7 @@ from .delayed import Run, choose, project_sequence, project_step
 from .projection import Taps, taps
 from .read import select, select_scan, time_since_older
 from .record import push, read, row_slots, write_rows
-from .scan import last_values, pack_spikes, scan, unpack_spikes
+from .scan import last_values, pack_spikes, scan
 from .step import Ring, step
 
 __all__ = [
@@ -31,6 +31,5 @@ __all__ = [
     "step",
     "taps",
     "time_since_older",
-    "unpack_spikes",
     "write_rows",
 ]

@@ -1,7 +1,7 @@
 """What the differentiable operations share: flat views, ownership of gradients, reductions."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from types import ModuleType
@@ -11,7 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..backend import resolve
-from ..values import Dynamics, Slot, words_per_row
+from ..values import Slot, words_per_row
 from .operator import operator, traced_as
 
 _OWNER = "_tritonsyn_owner"
@@ -36,8 +36,8 @@ class Layout(NamedTuple):
 def own_gradient(node: Any, gradient: torch.Tensor | None, layout: Layout) -> torch.Tensor:
     """A gradient of the whole record that the backward of ``node`` may write to.
 
-    What the operation after it in the chain handed over is taken; zeros are made where there is
-    none yet; what came from elsewhere (a user's own operation on the record) is copied.
+    Takes the gradient that the next operation in the chain handed over, makes zeros if there is
+    none yet, and copies one from elsewhere, such as a user's own operation on the record.
     """
     if gradient is None:
         return torch.zeros(layout.shape, dtype=layout.dtype, device=layout.device)
@@ -47,10 +47,10 @@ def own_gradient(node: Any, gradient: torch.Tensor | None, layout: Layout) -> to
 
 
 def hand_over(node: Any, gradient: torch.Tensor, index: int) -> torch.Tensor:
-    """Makes the gradient of input ``index`` of ``node`` the own of the operation before it.
+    """Marks the gradient as owned by the operation that made input ``index``, and by no other.
 
-    Of that one alone: another operation, such as a user's addition, may pass the same tensor on
-    to several. ``index`` counts the tensors among the inputs.
+    Another operation, such as a user's addition, may pass the same tensor on to several.
+    ``index`` counts the tensors among the inputs of ``node``.
     """
     setattr(gradient, _OWNER, node.next_functions[index][0])
     return gradient
@@ -69,10 +69,10 @@ def chained(*tensors: torch.Tensor | None) -> bool:
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward whose gradients have none themselves, and which refuses to be asked for those.
+    """Makes a backward pass refuse second derivatives.
 
-    Kernels leave no graph: without this a gradient would pass as a constant in what is computed
-    from it, and second derivatives come out wrong in silence.
+    Kernels record no graph: without this a gradient would count as a constant in whatever is
+    computed from it, and second derivatives would be wrong in silence.
     """
 
     @wraps(backward)
@@ -87,15 +87,15 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_graph() -> AbstractContextManager[object]:
-    """``torch.no_grad()``, or where that is on already something cheaper."""
+    """``torch.no_grad()``, or something cheaper if gradients are disabled already."""
     return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
 def unchained(record: torch.Tensor) -> torch.Tensor:
     """The record without its graph, the same storage, about to be written.
 
-    Autograd is told of the write, which it cannot see where a kernel makes it: a backward pass
-    that saved what the record held is refused instead of wrong.
+    Tells autograd of the write, which it cannot see if a kernel writes: a backward pass that saved
+    what the record held then raises an error instead of being wrong.
     """
     torch.autograd.graph.increment_version(record)
     return record.detach() if record.requires_grad else record
@@ -104,7 +104,7 @@ def unchained(record: torch.Tensor) -> torch.Tensor:
 def as_tensor(
     value: float | torch.Tensor, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """A tensor of this dtype on this device; a number gets there without a copy to wait for."""
+    """A tensor of this dtype on this device; a number is filled in there, so no copy is awaited."""
     if isinstance(value, torch.Tensor):
         return value.to(device, dtype)
     return torch.full((), value, dtype=dtype, device=device)
@@ -119,8 +119,12 @@ def hold(pointer: torch.Tensor) -> torch.Tensor:
     return pointer.clone()
 
 
+@traced_as(lambda slot: slot)
 def held(slot: Slot) -> Slot:
-    """A slot that stays what it is now: one kept on the device is advanced in place."""
+    """A slot that stays what it is now: one kept on the device is advanced in place.
+
+    Compiled code is given copies in the first place.
+    """
     return hold(slot) if isinstance(slot, torch.Tensor) else slot
 
 
@@ -134,37 +138,17 @@ def flat_observation(x: torch.Tensor) -> torch.Tensor:
     return x if x.ndim == 2 else x.reshape(x.shape[0], -1)
 
 
-def flat_coefficients(
-    coefficients: Sequence[torch.Tensor | None],
-) -> list[torch.Tensor | None]:
-    """Coefficients of the group (0-d) as they are, those of each synapse as ``[N]``."""
-    return [c.reshape(-1) if c is not None and c.ndim else c for c in coefficients]
-
-
-def flat_dynamics(dynamics: Dynamics) -> Dynamics:
-    """The dynamics with constants of the group as they are, those of each synapse as ``[N]``."""
-    constants = [c.reshape(-1) if c.ndim else c for c in dynamics.constants]
-    return Dynamics.of(constants, dynamics.coupling is not None)
-
-
-def reduce_coefficient(
-    a: torch.Tensor, b: torch.Tensor, like: torch.Tensor, interp: ModuleType
-) -> torch.Tensor:
-    """``sum(a * b)`` over batch and selectors, and over synapses where ``like`` is one value."""
-    return over_synapses(interp.batch_dot(a.flatten(1), b.flatten(1)), like)
-
-
 def over_synapses(total: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Sums ``[N * D]`` of each synapse and time, added up to the shape of a coefficient."""
+    """Reduces sums ``[N * D]``, one per synapse and time, to the shape of a coefficient."""
     if not like.ndim:
         return total.sum()
     return total.view(like.numel(), -1).sum(1).view(like.shape)
 
 
 @cache
-def _load(stem: str, name: str) -> ModuleType:
-    package = "launch" if name == "triton" else "reference"
-    return importlib.import_module(f"tritonsyn.{package}.{stem}")
+def _load(name: str, backend: str) -> ModuleType:
+    package = "launch" if backend == "triton" else "reference"
+    return importlib.import_module(f"tritonsyn.{package}.{name}")
 
 
 def _asked_for(device: torch.device, requested: str | None) -> str | None:
@@ -180,13 +164,13 @@ def running(device: torch.device, requested: str | None) -> str | None:
     return resolve(device, requested)
 
 
-def implementation(stem: str, device: torch.device, requested: str | None = None) -> ModuleType:
-    """The module that implements ``stem`` there: of ``tritonsyn.launch`` or ``.reference``.
+def implementation(name: str, device: torch.device, requested: str | None = None) -> ModuleType:
+    """The module of this name that runs there: of ``tritonsyn.launch`` or ``.reference``.
 
     Both offer the same functions with the same arguments. Imported on first use, so that
     ``import tritonsyn`` loads no Triton.
     """
-    return _load(stem, resolve(device, requested))
+    return _load(name, resolve(device, requested))
 
 
 def _like_words(x, backend):  # type: ignore[no-untyped-def]

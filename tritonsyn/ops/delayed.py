@@ -1,7 +1,7 @@
 """Synapses and the delayed projection of their currents over time: one step, and sequences.
 
-The layers and the functional form share it: which strategy, what delayed reads see, and what the
-state becomes.
+Layers and the functional form share it: the choice of a strategy, the sequences that delayed reads
+see, and the state afterwards.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,17 @@ from typing import NamedTuple
 
 import torch
 
-from ..values import Dynamics, PackedSpikes, Slot
+from ..values import Dynamics, PackedSpikes, Slot, data_of, dense, readable
+from .common import chained
+from .operator import traced_as
 from .projection import Taps, project, project_record, project_spikes
 from .record import row_slots
-from .scan import last_values, scan, unpack_spikes
+from .scan import last_values, scan
 from .strategy import Work, cheapest
 
 
 class Run(NamedTuple):
-    """A sequence of at least one step, and the synapses that it meets."""
+    """A sequence of at least one step, and the synapses that receive it."""
 
     x: torch.Tensor | PackedSpikes
     """``[T, B, N]``."""
@@ -58,6 +60,22 @@ class Run(NamedTuple):
         return sequences
 
 
+def _project_rows(
+    records: Sequence[torch.Tensor],
+    pointers: Sequence[Slot],
+    taps: Taps,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """The same by way of copies of the records in order of time, which keep the graph."""
+    ordered = [
+        record.index_select(0, row_slots(pointer, record.shape[0], record))
+        for record, pointer in zip(records, pointers, strict=True)
+    ]
+    return project(ordered, taps, 1, strategy="shift", backend=backend)[0]
+
+
+@traced_as(_project_rows)
 def project_step(
     records: Sequence[torch.Tensor],
     pointers: Sequence[Slot],
@@ -66,14 +84,9 @@ def project_step(
     backend: str | None = None,
 ) -> torch.Tensor:
     """``[B, O]`` of what the components' records ``[K, B, I]`` hold now; differentiable."""
-    learned = any(tensor.requires_grad for tensor in (*taps.weights, *records))
-    if not torch.compiler.is_compiling() and not (learned and torch.is_grad_enabled()):
-        return project_record(records, pointers, taps, backend=backend)
-    ordered = [
-        record.index_select(0, row_slots(pointer, record.shape[0], record))
-        for record, pointer in zip(records, pointers, strict=True)
-    ]
-    return project(ordered, taps, 1, strategy="shift", backend=backend)[0]
+    wanted = chained(*taps.weights, *records)
+    way = _project_rows if wanted else project_record
+    return way(records, pointers, taps, backend=backend)
 
 
 def project_sequence(
@@ -109,15 +122,12 @@ def choose(
     """The strategy for a sequence ``[T, B, I]``: the one asked for, or the cheapest."""
     if strategy != "auto":
         return strategy
-    spikes = isinstance(x, PackedSpikes) or x.dtype == torch.bool
     arrivals = None
-    # On a GPU counting would wait for it, and a compiled graph cannot branch on a number of spikes.
-    counted = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if spikes and counted and all(decay.ndim == 0 for decay in decays):
-        dense = unpack_spikes(x) if isinstance(x, PackedSpikes) else x
-        arrivals = int(dense.count_nonzero()) * outputs
+    counted = x.dtype == torch.bool and readable(data_of(x))
+    if counted and all(decay.ndim == 0 for decay in decays):
+        arrivals = int(dense(x).count_nonzero()) * outputs
     steps, batch, inputs = x.shape
     row = batch * inputs * outputs
     past = 0 if at_rest else row * min(steps, slots - 1)
-    finite = isinstance(x, PackedSpikes) or not x.is_floating_point()
+    finite = not x.dtype.is_floating_point
     return cheapest(Work(steps * row, past, slots, arrivals, finite), x.device)

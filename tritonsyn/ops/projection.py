@@ -1,9 +1,9 @@
 """The delayed projection as a differentiable operation.
 
-Two of its three identities are used here. Interpolation folds into the weight, so that a
-connection is one tap, a whole number of steps back; that and its gradients to weight, delay and
-time constants are plain tensor expressions of the size of the weight. With one time constant for
-the group, delaying and filtering commute: then spikes are projected and the result is filtered.
+Two identities make it cheap. Interpolation folds into the weight, so that a connection is one tap,
+a whole number of steps back; the tap and its gradients to weight, delay and time constants are
+plain tensor expressions of the size of the weight. With one time constant for the group, delaying
+and filtering commute: then spikes are projected and the result is filtered.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .strategy import Work, cheapest, precision
 
 
 class Taps(NamedTuple):
-    """What each connection reads, and with which weight."""
+    """The observation that each connection reads, and its weight."""
 
     back: torch.Tensor
     """``[O, I]`` int32: whole steps."""
@@ -34,10 +34,10 @@ def taps(
     rule: ReadRule,
     slots: int,
 ) -> Taps:
-    """Each connection as one tap: ``back = ceil(delay / step)`` and ``weight * exp(-rest * rate)``.
+    """Each connection as one tap: ``ceil(delay / step)`` and ``weight * exp(-fraction * rate)``.
 
     The second component of a pair counts negatively; in the mode ``alpha`` both count positively,
-    and the first, which is the rise, with ``rest * rate`` besides.
+    and the first, which is the rise, is also multiplied by ``fraction * rate``.
     ``weight`` and ``delay [O, I]``; ``rates`` (steps over time constant, 0-d or ``[I]``) one for
     each component. Differentiable to all three; the delay is clamped to ``[0, rule.limit]`` with
     zero gradient outside.
@@ -45,10 +45,10 @@ def taps(
     located = locate(delay.detach(), rule, slots)
     dtype = rates[0].dtype
     bounded = delay.clamp(0.0, rule.limit)
-    rest = located.frac.to(dtype) - ((bounded - bounded.detach()) / rule.step).to(dtype)
-    weights = [weight.to(dtype) * torch.exp(-rest * rate) for rate in rates]
+    fraction = located.fraction.to(dtype) - ((bounded - bounded.detach()) / rule.step).to(dtype)
+    weights = [weight.to(dtype) * torch.exp(-fraction * rate) for rate in rates]
     if rule.mode == "alpha":
-        weights[0] = weights[0] * (rest * rates[0])
+        weights[0] = weights[0] * (fraction * rates[0])
     elif len(weights) == 2:
         weights[1] = -weights[1]
     back = located.older.nan_to_num(0.0).to(torch.int32).contiguous()
@@ -70,8 +70,8 @@ def _way_at_run_time(strategy: str, device: torch.device, backend: str | None) -
 
 @traced_as(_way_at_run_time)
 def _way(strategy: str, device: torch.device, backend: str | None) -> _Way:
-    """The way with the precision and the default backend of now, which a compiled graph looks up
-    when it runs."""
+    """The way with the present precision and default backend, which compiled graphs look up when
+    they run."""
     return _Way(strategy, precision(), running(device, backend))
 
 
@@ -261,11 +261,11 @@ def project_spikes(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """The projected currents of spikes ``[T, B, I]``, in work in proportion to the spikes.
+    """The projected currents of spikes ``[T, B, I]``, with work proportional to their number.
 
     Delaying and filtering commute for 0-d decays: the spikes arrive at the outputs, and are
     filtered there. ``histories`` are the states' last K values ``[K, B, I]``, oldest first, or None
-    for rest. Returns ``[T, B, O]`` in the dtype of the weights.
+    at rest. Returns ``[T, B, O]`` in the dtype of the weights.
     """
     packed = spikes
     if not isinstance(packed, PackedSpikes):
@@ -293,11 +293,11 @@ def project_spikes(
 def _under_way(
     histories: Sequence[torch.Tensor], taps: Taps, dynamics: Dynamics
 ) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """What was injected before the first step, and by which weights, for the filter of each state.
+    """The input from before the first step, and its weights, for the filter of each state.
 
-    A history is what its own increments, ``C[t] - decay * C[t-1]``, add up to when they decay. The
-    filter of two coupled states takes no increments of the second: that of the first does, which
-    decays them as well.
+    A history is the decaying sum of its own increments, ``C[t] - decay * C[t-1]``. The filter of
+    two coupled states takes the increments of the first only; those of the second go through the
+    filter of the first state alone, whose decay is the same.
     """
     increments = [
         history[1:] - dynamics.decay(i) * history[:-1] for i, history in enumerate(histories)
@@ -313,15 +313,15 @@ def _under_way(
 def _arriving(
     spikes: PackedSpikes, back: torch.Tensor, weight: torch.Tensor, slots: int, backend: str | None
 ) -> torch.Tensor:
-    """What spikes bring to the outputs, ``[T, B, O]``."""
-    rest = (list(spikes.shape), slots, running(back.device, backend))
-    return _ProjectArrivals.apply(*rest, spikes.words, back, weight)
+    """What spikes deliver to the outputs, ``[T, B, O]``."""
+    backend = running(back.device, backend)
+    return _ProjectArrivals.apply(list(spikes.shape), slots, backend, spikes.words, back, weight)
 
 
 def _add_past(
     arriving: torch.Tensor, increments: torch.Tensor, tap: Taps, backend: str | None
 ) -> torch.Tensor:
-    """What arrives, with the increments ``[K - 1, B, I]`` before the first step."""
+    """Adds the increments ``[K - 1, B, I]`` from before the first step to what arrives."""
     steps = min(arriving.shape[0], increments.shape[0])
     if steps == 0:
         return arriving

@@ -11,7 +11,6 @@ from .common import (
     Layout,
     chained,
     first_order,
-    flat_coefficients,
     flat_record,
     hand_over,
     held,
@@ -26,8 +25,8 @@ Tensors = list[torch.Tensor]
 Optionals = list[torch.Tensor | None]
 
 
-def _like_values(records, sel, rates, pointers, *rest):  # type: ignore[no-untyped-def]
-    *_, steps, want_slope, want_rate_slopes, _ = rest
+def _like_values(records, sel, rates, pointers, *settings):  # type: ignore[no-untyped-def]
+    *_, steps, want_slope, want_rate_slopes, _ = settings
     shape = (steps * records[0].shape[1], *sel.shape[1:])
     value = sel.new_empty(shape, dtype=records[0].dtype)
     slopes = range(want_slope + len(records) * want_rate_slopes)
@@ -62,8 +61,8 @@ def read_values(
     return [value, *([] if slope is None else [slope]), *rate_slopes]
 
 
-def _like_records(dvalue, rows, sel, rates, *rest):  # type: ignore[no-untyped-def]
-    steps = rest[-2]
+def _like_records(dvalue, rows, sel, rates, *settings):  # type: ignore[no-untyped-def]
+    steps = settings[-2]
     shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
     return [dvalue.new_empty(shape) for _ in rates]
 
@@ -85,7 +84,7 @@ def read_adjoint(
 ) -> Tensors:
     """The gradient of each record ``[rows, B, N]``."""
     shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
-    # Many small terms would not move a large sum in half precision: it is rounded once.
+    # In half precision many small terms vanish in a large sum: it is rounded once.
     acc = compute_dtype(dvalue.dtype)
     sums = [dvalue.new_zeros(shape, dtype=acc) for _ in rates]
     rule = ReadRule(mode, step, limit, tolerance, overbound)
@@ -127,24 +126,25 @@ def _values(
 ) -> Tensors:
     """The value ``[steps * B, N, D]`` and the derivatives that are wanted.
 
-    The caller shapes the value outside of the Functions: a view that a Function returns cannot be
-    written in place.
+    Reshaped outside the Functions: a view returned from a Function cannot be written in place.
     """
     rule, steps, backend = reading
     return read_values(
         [flat_record(record) for record in records],
-        _flat_sel(sel, records[0].shape), flat_coefficients(rates), list(pointers), *rule,
+        _flat_sel(sel, records[0].shape), list(rates), list(pointers), *rule,
         steps, wants_sel, wants_rates, backend,
     )  # fmt: skip
 
 
-def _forward(ctx: Any, reading: _Reading, sel: torch.Tensor, rest: Sequence[Any]) -> torch.Tensor:
+def _forward(
+    ctx: Any, reading: _Reading, sel: torch.Tensor, tensors: Sequence[Any]
+) -> torch.Tensor:
     """The value of a read; keeps its derivatives where they will be asked for.
 
-    ``rest`` holds a pointer, a rate and a record for each component, in this order.
+    ``tensors`` holds a pointer, a rate and a record for each component, in this order.
     """
-    count = len(rest) // 3
-    pointers, rates, records = rest[:count], rest[count : 2 * count], rest[2 * count :]
+    count = len(tensors) // 3
+    pointers, rates, records = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     wants_rates = any(ctx.needs_input_grad[2 + count : 2 + 2 * count])
     value, *slopes = _values(
         reading, sel, pointers, rates, records, ctx.needs_input_grad[1], wants_rates
@@ -207,11 +207,11 @@ def _selector_gradient(
 
 
 class _Read(torch.autograd.Function):
-    """A read, of records that it leaves as they are."""
+    """A read that leaves the records as they are."""
 
     @staticmethod
-    def forward(ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return _forward(ctx, reading, sel, rest)
+    def forward(ctx: Any, reading: _Reading, sel: torch.Tensor, *tensors: Any) -> torch.Tensor:
+        return _forward(ctx, reading, sel, tensors)
 
     @staticmethod
     @first_order
@@ -225,21 +225,21 @@ class _Read(torch.autograd.Function):
             rule, steps, backend = ctx.reading
             sums = read_adjoint(
                 dvalue, ctx.shape[0], _flat_sel(kept.sel, ctx.shape),
-                flat_coefficients(kept.rates), kept.pointers, *rule, steps, backend,
+                kept.rates, kept.pointers, *rule, steps, backend,
             )  # fmt: skip
             drecords = [total.view(ctx.shape) for total in sums]
         return None, *_gradients(ctx, dvalue, kept), *drecords
 
 
 class _ChainedRead(torch.autograd.Function):
-    """A read of records that carry a graph: a link of their chain, in eager code alone."""
+    """A read of records that carry a graph, as a link in their chain; used in eager code only."""
 
     @staticmethod
     def forward(
-        ctx: Any, reading: _Reading, sel: torch.Tensor, *rest: Any
+        ctx: Any, reading: _Reading, sel: torch.Tensor, *tensors: Any
     ) -> tuple[torch.Tensor, ...]:
-        value = _forward(ctx, reading, sel, rest)
-        records = rest[2 * ctx.count :]
+        value = _forward(ctx, reading, sel, tensors)
+        records = tensors[2 * ctx.count :]
         ctx.layout = Layout.of(records[0])
         ctx.mark_dirty(*records)
         return (value, *records)
@@ -254,13 +254,13 @@ class _ChainedRead(torch.autograd.Function):
             None if d is None and dvalue is None else own_gradient(ctx, d, ctx.layout)
             for d in drecords
         ]
-        rest: Sequence[torch.Tensor | None] = [None] * (1 + 2 * count)
+        gradients: Sequence[torch.Tensor | None] = [None] * (1 + 2 * count)
         if dvalue is not None:
             kept = _Kept.of(ctx)
             _add_to(ctx, [d for d in owned if d is not None], dvalue, kept)
-            rest = _gradients(ctx, dvalue, kept)
+            gradients = _gradients(ctx, dvalue, kept)
         chain = (None if d is None else hand_over(ctx, d, i - count) for i, d in enumerate(owned))
-        return None, *rest, *chain
+        return None, *gradients, *chain
 
 
 def _add_to(ctx: Any, drecords: Tensors, dvalue: torch.Tensor, kept: _Kept) -> None:
@@ -268,12 +268,12 @@ def _add_to(ctx: Any, drecords: Tensors, dvalue: torch.Tensor, kept: _Kept) -> N
     rule, steps, backend = ctx.reading
     flat = [flat_record(d) for d in drecords]
     sel, dtype = _flat_sel(kept.sel, ctx.shape), flat[0].dtype
-    # Many small terms would not move a large sum in half precision: it is rounded once.
+    # In half precision many small terms vanish in a large sum: it is rounded once.
     acc = compute_dtype(dtype)
     whole = acc == dtype or steps * sel.shape[2] == 1
     sums = flat if whole else [torch.zeros_like(d, dtype=acc) for d in flat]
     implementation("read", sel.device, backend).select_backward(
-        dvalue, sums, sel, flat_coefficients(kept.rates), kept.pointers, rule, steps
+        dvalue, sums, sel, kept.rates, kept.pointers, rule, steps
     )
     if not whole:
         for d, total in zip(flat, sums, strict=True):
@@ -303,31 +303,10 @@ def _distinct(rates: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | N
     return rates
 
 
-def _apply(
-    reading: _Reading,
-    sel: torch.Tensor,
-    pointers: Sequence[Slot],
-    rates: Sequence[torch.Tensor | None],
-    records: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-    """The value and the records, which are left as they are."""
-    return _Read.apply(reading, sel, *pointers, *_distinct(rates), *records), records
-
-
-@traced_as(_apply)
-def _recorded(
-    reading: _Reading,
-    sel: torch.Tensor,
-    pointers: Sequence[Slot],
-    rates: Sequence[torch.Tensor | None],
-    records: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-    """The value and the records, which carry the read in the graph that they have."""
-    pointers = [held(pointer) for pointer in pointers]
-    if not any(record.requires_grad for record in records):
-        return _apply(reading, sel, pointers, rates, records)
-    value, *chain = _ChainedRead.apply(reading, sel, *pointers, *rates, *records)
-    return value, chain
+@traced_as(lambda records: False)
+def _linked(records: Sequence[torch.Tensor]) -> bool:
+    """Whether a read has to be a link in the chain of operations on these records."""
+    return any(record.requires_grad for record in records)
 
 
 def select(
@@ -339,24 +318,19 @@ def select(
     *,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Values of a record, or of the first minus the second, at times before the present.
-
-    ``records`` one or two ``[K, B, *shape]``; ``sel`` ``[1 or B, *shape]`` or ``[..., D]``, in the
-    unit of ``rule.step``; ``rates`` (steps over time constant, 0-d or ``[*shape]``) for the modes
-    ``expdecay`` and ``alpha``. In the mode ``alpha`` the records are the rise and the current of
-    an alpha function, ``rise * x * exp(-x) + current * exp(-x)`` a time of ``x`` time constants
-    later. Returns the value and the records, which carry the read in their graph.
-    Differentiable to the records, to the times and to the rates.
-    """
+    """:func:`tritonsyn.functional.select`, with rates that are 0-d or ``[N]``."""
     reading = _Reading(rule, 1, running(sel.device, backend))
     pointers = _operands(pointers, sel.device)
-    chain = records
     if records[0].is_floating_point() and chained(sel, *rates, *records):
-        value, chain = _recorded(reading, sel, pointers, rates, records)
+        operands = (reading, sel, *map(held, pointers), *rates, *records)
+        if _linked(records):
+            value, *records = _ChainedRead.apply(*operands)
+        else:
+            value = _Read.apply(*operands)
     else:
         with torch.no_grad():
             value = _values(reading, sel, pointers, rates, records)[0]
-    return value.view(records[0].shape[1], *sel.shape[1:]), tuple(chain)
+    return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
 
 
 def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Tensor:
@@ -364,9 +338,9 @@ def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Ten
 
     Differentiable to ``sel``: the derivative is -1 between the bounds, 0 outside of them.
     """
-    frac = locate(sel.detach(), rule, slots).frac
+    fraction = locate(sel.detach(), rule, slots).fraction
     bounded = sel.clamp(0.0, rule.limit)
-    return (frac * rule.step).to(sel.dtype) - (bounded - bounded.detach())
+    return (fraction * rule.step).to(sel.dtype) - (bounded - bounded.detach())
 
 
 def select_scan(
@@ -378,18 +352,12 @@ def select_scan(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """The read of :func:`select` at each of the last ``steps`` steps of a sequence.
-
-    ``sequences`` one or two ``[K - 1 + steps, B, *shape]``, oldest first; step t reads the K
-    observations from row t on. ``sel`` ``[1 or B, *shape]`` or with an axis more, the same at every
-    step. Returns ``[steps, B, *shape]`` or with an axis more. Differentiable to sequences, times
-    and rates.
-    """
+    """:func:`tritonsyn.functional.select_scan`, with rates that are 0-d or ``[N]``."""
     sequences = [sequence.contiguous() for sequence in sequences]
     reading = _Reading(rule, steps, running(sel.device, backend))
     pointers = _operands([0] * len(sequences), sel.device)
     if chained(sel, *rates, *sequences):
-        value, _ = _apply(reading, sel, pointers, rates, sequences)
+        value = _Read.apply(reading, sel, *pointers, *_distinct(rates), *sequences)
     else:
         with torch.no_grad():
             value = _values(reading, sel, pointers, rates, sequences)[0]

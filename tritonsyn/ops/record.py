@@ -97,7 +97,7 @@ class _WriteRows(torch.autograd.Function):
 
 
 def _row(record: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """A copy of one slot, no view of one, without asking the device where it is."""
+    """A copy of one slot, not a view, without asking the device for its index."""
     if isinstance(slot, torch.Tensor):
         row = torch.empty_like(record[0])
         torch.index_select(record, 0, slot.view(1), out=row.unsqueeze(0))
@@ -113,8 +113,8 @@ def row_slots(slot: Slot, count: int, record: torch.Tensor) -> torch.Tensor:
 def write_slots(record: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """The record with ``rows [L, ...]`` in the slots ``[L]``: in place where no graph is recorded.
 
-    A compiled graph cannot write in place what its own backward pass may read again, so that a
-    recorded write copies the record. The compiler fuses this expression itself.
+    A compiled graph cannot write in place what its own backward pass may read again, so a recorded
+    write copies the record. The compiler fuses this expression itself.
     """
     rows = rows != 0 if record.dtype == torch.bool else rows.to(record.dtype)
     if chained(record, rows):
@@ -132,12 +132,7 @@ def _traced_push(
 def push(
     record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
 ) -> torch.Tensor:
-    """Writes ``value`` into a slot of the record, in place, and returns the record.
-
-    ``record [K, B, ...]``, ``value [B, ...]`` of any real dtype (converted; a bool record holds
-    ``value != 0``). Differentiable to the value and to what the other slots hold. With gradients
-    disabled the record comes back without a graph.
-    """
+    """:func:`tritonsyn.functional.push`."""
     ring = implementation("record", record.device, backend)
     if record.is_floating_point() and chained(record, value):
         return _Push.apply(record, value, slot, ring)
@@ -152,7 +147,7 @@ def _traced_read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.
 
 @traced_as(_traced_read)
 def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
-    """A copy of one slot: ``(record, value)``, the record now carrying the read in its graph."""
+    """:func:`tritonsyn.functional.read`."""
     if chained(record):
         return _Read.apply(record, slot)
     return record, _row(record.detach(), slot)

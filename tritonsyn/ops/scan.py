@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..values import Dynamics, PackedSpikes, unpack_bits, words_per_row
+from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .common import chained, first_order, implementation, pack_rows, running, without_graph
 from .operator import operator
 
@@ -77,32 +77,35 @@ def scan_backward(
     return [*([] if dx is None else [dx]), *dinitials, *totals]
 
 
+class _Scanning(NamedTuple):
+    """What a scan is, apart from its tensors."""
+
+    coupled: bool
+    last: int
+    dtype: torch.dtype | None
+    shape: list[int] | None
+    backend: str | None
+    constants: int
+    """How many there are."""
+
+
 class _Scan(torch.autograd.Function):
     """Of input, constants and initial states; the same in eager and in compiled code."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        coupled: bool,
-        last: int,
-        dtype: torch.dtype | None,
-        shape: list[int] | None,
-        backend: str | None,
-        count: int,
-        x: torch.Tensor,
-        *tensors: Any,
+        ctx: Any, scanning: _Scanning, x: torch.Tensor, *tensors: Any
     ) -> tuple[torch.Tensor, ...]:
+        coupled, last, dtype, shape, backend, count = scanning
         constants, initials = tensors[:count], tensors[count:]
         results = scan_forward(
             x, shape, list(constants), coupled, list(initials), last, dtype, backend
         )
         ctx.materialize_grads = False  # set_materialize_grads, which Dynamo refuses
-        ctx.coupled, ctx.shape, ctx.backend, ctx.count = coupled, shape, backend, count
-        ctx.silent = dtype is None
+        ctx.scanning, ctx.x_dtype = scanning, x.dtype
         ctx.y_layout = (x.shape[0], *results[-1].shape[1:]), dtype or constants[0].dtype
-        ctx.x_dtype = x.dtype
         # The input's gradient alone needs neither the input nor the initial states.
-        ctx.learned = any(ctx.needs_input_grad[7 : 7 + count])
+        ctx.learned = any(ctx.needs_input_grad[2 : 2 + count])
         saved = (x, *initials) if ctx.learned else (None, *(None for _ in initials))
         ctx.save_for_backward(*constants, *saved)
         return tuple(results)
@@ -110,23 +113,19 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        count = ctx.count
-        constants, x, initials = (
-            list(ctx.saved_tensors[:count]),
-            ctx.saved_tensors[count],
-            list(ctx.saved_tensors[count + 1 :]),
-        )
-        dy, dtails = (None, gradients) if ctx.silent else (gradients[0], gradients[1:])
+        coupled, _, dtype, shape, backend, count = ctx.scanning
+        constants, (x, *initials) = list(ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
+        dy, dtails = (None, gradients) if dtype is None else (gradients[0], gradients[1:])
         states = len(initials)
         if all(gradient is None for gradient in gradients):
-            return (None,) * (7 + count + states)
+            return (None,) * (2 + count + states)
         if dy is None:
-            size, dtype = ctx.y_layout
-            dy = constants[0].new_zeros(size, dtype=dtype)
-        want_x, wanted = ctx.needs_input_grad[6], ctx.needs_input_grad[7 + count :]
+            size, y_dtype = ctx.y_layout
+            dy = constants[0].new_zeros(size, dtype=y_dtype)
+        want_x, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + count :]
         results = scan_backward(
-            dy, list(dtails), x, ctx.shape, constants, ctx.coupled, initials,
-            ctx.x_dtype if want_x else None, any(wanted), ctx.backend,
+            dy, list(dtails), x, shape, constants, coupled, initials,
+            ctx.x_dtype if want_x else None, any(wanted), backend,
         )  # fmt: skip
         first = int(want_x)
         dinitials: list[torch.Tensor | None] = [None] * states
@@ -134,7 +133,7 @@ class _Scan(torch.autograd.Function):
             dinitials = [d if w else None for d, w in zip(results[first:], wanted, strict=False)]
             first += states
         dconstants = results[first:] if ctx.learned else [None] * count
-        return (None,) * 6 + (results[0] if want_x else None, *dconstants, *dinitials)
+        return None, results[0] if want_x else None, *dconstants, *dinitials
 
 
 def _sequence(x: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor | PackedSpikes:
@@ -152,7 +151,7 @@ def scan(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The states of a synapse over T steps.
 
-    ``x [T, B, N]`` or packed; constants 0-d or ``[N]`` and ``initials [B, N]`` (None for rest), of
+    ``x [T, B, N]`` or packed; constants 0-d or ``[N]`` and ``initials [B, N]`` (None at rest), of
     each state, all in the arithmetic's dtype of ``dtype``. Returns the current ``[T, B, N]`` in
     ``dtype`` and the ``last`` values of each state. Differentiable to everything floating; for the
     gradient to ``x`` nothing of the size of ``x`` is kept.
@@ -169,7 +168,7 @@ def last_values(
     last: int,
     backend: str | None = None,
 ) -> list[torch.Tensor]:
-    """The last values of :func:`scan`, which writes no currents for it."""
+    """The last values of :func:`scan`, without the currents."""
     return _scan(x, dynamics, initials, last, None, backend)
 
 
@@ -182,13 +181,13 @@ def _scan(
     backend: str | None,
 ) -> list[torch.Tensor]:
     """``[*y, *tails]``, with currents only if these have a dtype."""
-    packed = isinstance(x, PackedSpikes)
-    data, shape = (x.words, list(x.shape)) if isinstance(x, PackedSpikes) else (x, None)
+    data, shape = data_of(x), list(x.shape) if isinstance(x, PackedSpikes) else None
     constants, coupled = dynamics.constants, dynamics.coupling is not None
-    if chained(None if packed else data, *constants, *initials):
+    if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
-        settings = (coupled, last, dtype, shape, running(data.device, backend), len(constants))
-        return list(_Scan.apply(*settings, data, *constants, *initials))
+        backend = running(data.device, backend)
+        scanning = _Scanning(coupled, last, dtype, shape, backend, len(constants))
+        return list(_Scan.apply(scanning, data, *constants, *initials))
     with without_graph():
         return scan_forward(
             data, shape, list(constants), coupled, list(initials), last, dtype, backend
@@ -201,8 +200,3 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
     words = pack_rows(rows, backend)
     return PackedSpikes(words.view(*shape[:2], words_per_row(math.prod(shape[2:]))), shape)
-
-
-def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
-    """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``."""
-    return unpack_bits(packed.words, packed.synapses).view(packed.shape)

@@ -11,14 +11,13 @@ from .common import (
     Layout,
     chained,
     first_order,
-    flat_dynamics,
     flat_observation,
     flat_record,
     hand_over,
     held,
     implementation,
+    over_synapses,
     own_gradient,
-    reduce_coefficient,
     unchained,
     without_graph,
 )
@@ -27,17 +26,17 @@ from .record import read, row_slots, write_slots
 
 
 class Ring(NamedTuple):
-    """The records of one synapse and where each writes next."""
+    """The records of a group of synapses, and the slot that each writes next."""
 
     components: tuple[torch.Tensor, ...]
-    """One current, or the positive and the negative one: ``[K, B, *shape]``, floating."""
+    """The record of each state: ``[K, B, *shape]``, floating."""
     pointers: tuple[Slot, ...]
     spikes: torch.Tensor
     """``[K, B, *shape]``, bool."""
     spike_pointer: Slot
     arrivals: torch.Tensor | None = None
-    """An int32 zero beside pointers that are kept on the device: a step advances them. None: they
-    stay, as numbers do."""
+    """An int32 zero, with which a step advances pointers that are kept on the device; None leaves
+    them, as numbers are left."""
 
 
 class _Step(torch.autograd.Function):
@@ -77,11 +76,11 @@ class _Step(torch.autograd.Function):
             return (None,) * (4 + count + states)
         step, reads = ctx.modules
         constants, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        dynamics = flat_dynamics(Dynamics.of(constants, ctx.coupled))
+        dynamics = Dynamics.of(constants, ctx.coupled)
         wants_x, wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[4 : 4 + count]
         layout, pointers = ctx.layout, ctx.pointers
         if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
-            # Nothing before or after this step: one slot will do for what moves between them.
+            # No step before or after this one takes part: one slot is enough for its gradient.
             layout, pointers = layout.slots(1), (0,) * states
         owned = [own_gradient(ctx, d, layout) for d in given]
         flat = [flat_record(d) for d in owned]
@@ -92,14 +91,13 @@ class _Step(torch.autograd.Function):
         if wanted[0]:
             x = saved[-1].reshape(flat[0].shape[1:]).to(dynamics.gain.dtype)
             z = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
-            dconstants[0] = reduce_coefficient(z, x, constants[0], reads)
+            dconstants[0] = over_synapses(reads.batch_dot(z, x), constants[0])
         if any(wanted[1:]):
             newest = [state.to(dynamics.gain.dtype) for state in saved[:states]]
             pairs = zip(_sensitivities(zs, newest, dynamics), constants[1:], strict=True)
-            dconstants[1:] = [
-                _added([reduce_coefficient(a, b, like, reads) for a, b in terms])
-                for terms, like in pairs
-            ]
+            for i, (terms, like) in enumerate(pairs, 1):
+                first, *others = (reads.batch_dot(*term) for term in terms)
+                dconstants[i] = over_synapses(sum(others, first), like)
         if dx is not None:
             dx = dx.view(ctx.layout.shape[1:])
         drecords: list[torch.Tensor | None] = [None] * states
@@ -108,17 +106,13 @@ class _Step(torch.autograd.Function):
         return None, None, None, dx, *dconstants, *drecords
 
 
-def _added(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
 Terms = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def _sensitivities(
     zs: Sequence[torch.Tensor], newest: Sequence[torch.Tensor], dynamics: Dynamics
 ) -> list[Terms]:
-    """Of each decay, and of a coupling: pairs whose products add up to its gradient."""
+    """For each decay, and for a coupling: pairs whose products add up to its gradient."""
     if dynamics.coupling is None:
         return [[pair] for pair in zip(zs, newest, strict=True)]
     joined = torch.addcmul(newest[1], newest[0], dynamics.coupling)
@@ -134,14 +128,13 @@ def _run(
 ) -> torch.Tensor:
     """The step on flat tensors: the current ``[B, N]``.
 
-    It is reshaped outside of the Function: a view that a Function returns cannot be written in
-    place.
+    Reshaped outside the Function: a view returned from a Function cannot be written in place.
     """
     return module.step(
         flat_observation(x),
         flat,
         flat_record(ring.spikes),
-        flat_dynamics(dynamics),
+        dynamics,
         ring.pointers,
         ring.spike_pointer,
         ring.arrivals,
@@ -157,6 +150,8 @@ def _traced_step(
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The step as an expression, which ``torch.compile`` fuses into one kernel by itself."""
+    constants = [c.view(x.shape[1:]) if c.ndim else c for c in dynamics.constants]
+    dynamics = Dynamics.of(constants, dynamics.coupling is not None)
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
         pairs = list(zip(ring.components, ring.pointers, strict=True))
         newest = [read(record, (p - 1) % record.shape[0])[1] for record, p in pairs]
@@ -196,13 +191,7 @@ def step(
     graph: bool = True,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Advances an exponential synapse by one step: ``(current, state records)``.
-
-    ``x [B, *shape]`` of any real dtype; constants 0-d or ``[*shape]``, in the arithmetic's dtype.
-    Records are updated in place; the spike record takes ``x != 0``; pointers stay, unless the ring
-    has ``arrivals``. With ``graph`` false, or gradients disabled, the records come back without a
-    graph.
-    """
+    """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
     device = ring.spikes.device
     module = implementation("step", device, backend)
     torch.autograd.graph.increment_version(ring.spikes)

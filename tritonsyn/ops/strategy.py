@@ -1,4 +1,4 @@
-"""Which of the ways to compute a delayed projection is the cheapest: counted, not tried."""
+"""The cheapest way to compute a delayed projection, estimated from operation counts."""
 
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ class Work(NamedTuple):
     taps: int
     """Steps times batch times connections."""
     past: int
-    """Those that carry what is still under way, which a walk over spikes adds in a dense way."""
+    """Taps that deliver what was emitted before this call; ``events`` adds them densely."""
     slots: int
     """Whole steps that a delay can be, K."""
     arrivals: int | None
-    """Spikes times outputs; None where that is unknown or the spikes cannot be walked."""
+    """Spikes times outputs; None if that is unknown or ``events`` cannot be used."""
     finite: bool = True
-    """Whether the input is for certain: what is not, products of matrices would spread."""
+    """Whether the input is known to be finite: ``gemm`` spreads other values to all outputs."""
 
 
 # Nanoseconds of one multiplication and addition, measured in float32: on two cores of a CPU, and on
@@ -45,7 +45,7 @@ def cheapest(work: Work, device: torch.device) -> str:
     """``"shift"``, ``"gemm"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
     tap = {"shift": cost["shift"]}
-    if work.finite or device.type == "cpu":  # where the products look at what they made
+    if work.finite or device.type == "cpu":  # where ``gemm`` checks its own result
         tap["gemm"] = work.slots * cost["gemm"]
     if work.arrivals is None:
         return min(tap, key=tap.__getitem__)

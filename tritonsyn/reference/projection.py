@@ -1,10 +1,10 @@
-"""The delayed projection: every connection reads its input so many steps back."""
+"""The delayed projection: each connection reads its input some whole steps back."""
 
 import torch
 
 from ..values import PackedSpikes, Slot, unpack_bits
 
-# Connections and spikes that are expanded at once: what that makes stays near the cache.
+# Connections and spikes expanded at once, so that intermediate results stay near the cache.
 _EXPANDED = 1 << 20
 
 
@@ -27,7 +27,7 @@ def project(
     rows, batch, _ = sequence.shape
     slots = rows + 1 - steps
     if pointer is not None:
-        # As many steps back as make the row of the sequence that slot of the record.
+        # Steps back from the last row that lead to the same slot of the record.
         back = rows - 1 - (int(pointer) - 1 - back).remainder(rows)
     sequence = sequence.to(weight.dtype)
     # For one step a gather of every connection costs more than a product with each slot.
@@ -99,7 +99,7 @@ def project_weight(
 
 
 def _contained(product: torch.Tensor) -> bool:
-    """Whether no zero of a masked product met a number that is not finite, which would spread.
+    """Whether no zero of a masked product met a non-finite number, which would spread.
 
     Asked only on a CPU, where the answer costs no wait.
     """
@@ -113,7 +113,7 @@ def _masked(weight: torch.Tensor, back: torch.Tensor, slots: int) -> torch.Tenso
 
 
 def _temporal_gemm(sequence: torch.Tensor, parts: torch.Tensor, steps: int) -> torch.Tensor:
-    """The sum over delays of a dense layer on the sequence so many steps back."""
+    """The sum over delays of a dense layer on the sequence, shifted by that delay."""
     rows, batch, _ = sequence.shape
     y = sequence.new_zeros(steps, batch, parts.shape[1])
     for k, part in enumerate(parts):
@@ -158,8 +158,8 @@ def project_spikes(
     """``v[t, b, o] = sum_i weight[o, i] * x[t - back[o, i], b, i]`` with no spikes before the
     first.
 
-    ``spikes [T, B, I]``, ``weight`` and ``back [O, I]``, ``back < slots``. The work is in
-    proportion to the spikes. Returns ``[T, B, O]``.
+    ``spikes [T, B, I]``, ``weight`` and ``back [O, I]``, ``back < slots``. The work is
+    proportional to the number of spikes. Returns ``[T, B, O]``.
     """
     steps, batch, _ = spikes.shape
     outputs = weight.shape[0]
@@ -189,9 +189,9 @@ def project_spikes_weight(
 
 
 def _arrivals(back: torch.Tensor, batch: int, size: int) -> torch.Tensor:
-    """``[I, O]``: how far behind its own place ``[t, b, 0]`` a spike arrives in ``[T, B, O]``."""
+    """``[I, O]``: distance from a spike's place ``[t, b, 0]`` to its arrival in ``[T, B, O]``."""
     outputs = back.shape[0]
-    # Half the bytes wherever it suffices.
+    # int32 takes half the bytes.
     integer = torch.int32 if size < 2**31 else torch.int64
     places = back.t().to(integer) * (batch * outputs)
     return places.add_(torch.arange(outputs, dtype=integer, device=back.device)).contiguous()

@@ -12,7 +12,7 @@ _CACHED = 131072
 
 
 class Tap(NamedTuple):
-    """An observation that counts in a component's value, and how much."""
+    """An observation that contributes to a component's value, and its weight."""
 
     back: torch.Tensor
     """Whole steps before the newest."""
@@ -38,23 +38,23 @@ def taps(
 
     ``dtype`` is that of the arithmetic.
     """
-    mode, older, frac = rule.mode, located.older, located.frac
+    mode, older, fraction = rule.mode, located.older, located.fraction
     if mode == "next":
-        return (Tap(torch.where(frac > 0, older - 1, older)),)
+        return (Tap(torch.where(fraction > 0, older - 1, older)),)
     if mode == "nearest":
-        return (Tap(torch.where(frac > 0.5, older - 1, older)),)
+        return (Tap(torch.where(fraction > 0.5, older - 1, older)),)
     if mode == "linear":
         return _segment(located, slots, dtype, 1.0 / rule.step if want_slope else None)
     if mode == "previous":
         return (Tap(older),)
     assert rate is not None
-    rest, rate = frac.to(dtype), rate.unsqueeze(-1)
-    weight = (rest * -rate).exp_()
+    fraction, rate = fraction.to(dtype), rate.unsqueeze(-1)
+    weight = (fraction * -rate).exp_()
     slope = weight * (rate / rule.step) if want_slope else None
-    rate_slope = weight * -rest if want_rate_slope else None
+    rate_slope = weight * -fraction if want_rate_slope else None
     if mode == "alpha" and not second:
         # What the rise feeds into the current on the way.
-        passed = rest * rate
+        passed = fraction * rate
         weight.mul_(passed)
         for derivative in (d for d in (slope, rate_slope) if d is not None):
             derivative.mul_(passed - 1.0)
@@ -65,18 +65,18 @@ def _segment(
     located: Located, slots: int, dtype: torch.dtype, rise: float | None
 ) -> tuple[Tap, Tap]:
     """The two ends of a segment, of which the near one has the opposite slope."""
-    older, frac = located.older, located.frac
+    older, fraction = located.older, located.fraction
     if rise is None:
-        share = frac.to(dtype)
-        return Tap(older, 1.0 - share), Tap(older - frac.ceil(), share)
+        share = fraction.to(dtype)
+        return Tap(older, 1.0 - share), Tap(older - fraction.ceil(), share)
     # An observation is the near end of the segment before it, unless that is not kept.
-    ends = (frac == 0).logical_and_(older < slots - 1)
-    far, share = older + ends, (frac + ends).to(dtype)
+    ends = (fraction == 0).logical_and_(older < slots - 1)
+    far, share = older + ends, (fraction + ends).to(dtype)
     return Tap(far, 1.0 - share, rise), Tap((far - 1).clamp_(min=0), share)
 
 
 def _sign(rule: ReadRule) -> int:
-    """With which a pair's second component enters its value."""
+    """The sign of the second component in the value of a pair."""
     return 1 if rule.mode == "alpha" else -1
 
 
@@ -96,11 +96,11 @@ class _Window(NamedTuple):
 
 
 def _windows(count: int, slots: int, record: torch.Tensor, selectors: int) -> Iterator[_Window]:
-    """Windows of few enough rows that what is made between stays in the cache."""
+    """Windows of few enough rows that intermediate results stay in the cache."""
     _, batch, synapses = record.shape
     groups = _row_groups(count, synapses * selectors, record.device)
     longest = len(groups[0]) if groups else 0
-    # Half the bytes wherever it suffices.
+    # int32 takes half the bytes.
     integer = torch.int32 if (slots + 1) * batch * synapses < 2**31 else torch.int64
     cells = torch.arange(longest * synapses, dtype=integer, device=record.device)
     cells = cells.view(longest, synapses, 1)
@@ -113,8 +113,8 @@ def _addresses(
 ) -> torch.Tensor:
     """Place in the window's flat record of the observation ``steps_back``, ``[b, N, D]``.
 
-    ``size = B * N`` is that of an observation. Unless all are ``valid`` some may be NaN; their
-    place is any.
+    ``size = B * N`` is that of an observation. Unless all are ``valid``, some may be NaN: these get
+    an arbitrary, in-range address.
     """
     cells = window.cells
     back = (steps_back if valid else steps_back.nan_to_num(0.0)).to(cells.dtype)
@@ -194,7 +194,7 @@ class _Part(NamedTuple):
 
 
 def _row_groups(batch: int, row: int, device: torch.device) -> list[range]:
-    """Rows of the batch in groups small enough that what is made between stays in the cache."""
+    """Rows of the batch in groups so small that intermediate results stay in the cache."""
     rows = max(1, _CACHED // max(row, 1)) if device.type == "cpu" else max(batch, 1)
     return [range(first, min(first + rows, batch)) for first in range(0, batch, rows)]
 
@@ -266,8 +266,8 @@ def _kept(part: torch.Tensor, located: Located, rule: ReadRule) -> torch.Tensor:
     """A component's value where it reaches the result, zero elsewhere."""
     if located.inside is None:
         return part
-    keep = located.inside if rule.overbound is not None else ~located.older.isnan()
-    return torch.where(keep, part, 0.0)
+    counted = located.inside if rule.overbound is not None else ~located.older.isnan()
+    return torch.where(counted, part, 0.0)
 
 
 def select_backward(
@@ -291,7 +291,7 @@ def select_backward(
         kept = _kept(dvalue[rows.start : rows.stop].to(acc), here, rule)
         valid = here.valid
         if not valid:
-            here = here._replace(frac=here.frac.nan_to_num(0.0))
+            here = here._replace(fraction=here.fraction.nan_to_num(0.0))
         for second, (drecord, rate, pointer) in enumerate(
             zip(drecords, rates, map(int, pointers), strict=True)
         ):

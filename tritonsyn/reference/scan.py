@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import torch
 
-from ..values import WORD, Dynamics, PackedSpikes, unpack_bits, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, dense, unpack_bits, words_per_row
 from .step import as_real, scaled
 
 Pair = Sequence[torch.Tensor | None]
@@ -39,10 +39,10 @@ def _states(
     x: torch.Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair
 ) -> list[torch.Tensor]:
     """Each state ``[T, B, N]`` in the dtype of the constants."""
-    dense = _dense(x)
+    values = dense(x)
 
     def driven(place: int) -> torch.Tensor:
-        injected = _scaled(dense, dynamics.gain)
+        injected = _scaled(values, dynamics.gain)
         return _started(injected, initials[place], dynamics.decay(place))
 
     def fed(coupling: torch.Tensor) -> torch.Tensor:
@@ -64,17 +64,10 @@ def _states(
 def _started(
     injected: torch.Tensor, initial: torch.Tensor | None, decay: torch.Tensor
 ) -> torch.Tensor:
-    """The input of a state, with what the first step adds of its initial value."""
+    """The input of a state, plus the contribution of its initial value to the first step."""
     if initial is not None and injected.numel():
         injected[0].addcmul_(initial, decay)
     return injected
-
-
-def _dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
-    """The input ``[T, B, N]``."""
-    if isinstance(x, PackedSpikes):
-        return unpack_bits(x.words, x.synapses)
-    return x
 
 
 def _scaled(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -102,13 +95,13 @@ def _filtered(
 def _filter_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> bool:
     """Filters in place in ``sqrt(T)`` blocks at once, to each of which the one before is added.
 
-    Small rows cost more to name than to add; here the operations are few and on many rows. False
-    where a block or a power of the decay is not finite, which the sequence itself may be: ``y`` is
-    then of no use.
+    A small row costs less to add than an operation costs to start; here the operations are few and
+    each covers many rows. Returns False if a block or a power of the decay is not finite, although
+    the sequence itself may be; what ``y`` holds is then useless.
     """
     length = math.isqrt(y.shape[0])
-    rest = y.shape[0] % length
-    whole, edge = (y[rest:], y[: rest + 1]) if reverse else (y[: -rest or None], y[-rest - 1 :])
+    head = y.shape[0] % length
+    whole, edge = (y[head:], y[: head + 1]) if reverse else (y[: -head or None], y[-head - 1 :])
     blocks = whole.unflatten(0, (-1, length))
     places = _in_order(blocks.transpose(0, 1), reverse)
     _walk(places, decay)
@@ -141,7 +134,7 @@ def _walk(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
 
 
 def _walk_by_foreach(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
-    """The same without the interpreter between two rows, on a CPU."""
+    """The same on a CPU, without returning to Python between rows."""
     later, earlier = list(rows[1:]), list(rows[:-1])
     if decay.ndim == 0:
         torch._foreach_add_(later, earlier, alpha=decay.item())
@@ -151,7 +144,7 @@ def _walk_by_foreach(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
 
 @cache
 def _foreach_walks_in_order() -> bool:
-    """Whether this PyTorch adds lists that overlap in their order, which it does not promise."""
+    """Whether this PyTorch handles overlapping lists in order, which it does not promise."""
     for decay in (torch.tensor(0.5), torch.tensor([0.5])):
         rows = torch.ones(3, 1)
         _walk_by_foreach(rows.unbind(0), decay)
@@ -165,8 +158,8 @@ def _adjoints(
 ) -> list[torch.Tensor]:
     """``factor`` times the adjoint of each state, in new memory.
 
-    That is ``z[t] = mix * dy[t] + dtail[t] + decay * z[t+1]``; of coupled states the first gets
-    from the second what it fed to it.
+    That is ``z[t] = mix * dy[t] + dtail[t] + decay * z[t+1]``; of two coupled states the first also
+    gets the gradient of what it fed to the second.
     """
     zs: dict[int, torch.Tensor] = {}
 
@@ -236,11 +229,11 @@ def _constants(
     """``sum_t z[t] * x[t]`` for the gain, ``sum_t z[t] * C[t-1]`` for each decay, and the same of
     what a coupled state takes over.
     """
-    dense = _dense(x)
-    real = as_real(dense, dynamics.gain.dtype)
+    values = dense(x)
+    real = as_real(values, dynamics.gain.dtype)
     total = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
     gradients = [(total * real).sum(0)]
-    states = _states(dense, dynamics, initials)
+    states = _states(values, dynamics, initials)
     before = [
         _with_before(z, state, initial)
         for z, state, initial in zip(zs, states, initials, strict=False)
@@ -273,7 +266,5 @@ def pack(x: torch.Tensor) -> torch.Tensor:
 
 
 def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
-    """What :func:`pack` makes of the rows ``[rows, N]`` in ``words``, of their columns
-    ``[N, rows]``.
-    """
+    """Packed rows ``[rows, N]`` turned into packed columns ``[N, rows]``."""
     return pack(unpack_bits(words, synapses).t())

@@ -40,7 +40,7 @@ def step(
 def _advanced(
     before: Sequence[torch.Tensor], drive: torch.Tensor, dynamics: Dynamics
 ) -> list[torch.Tensor]:
-    """The states one step later; the last that takes the drive has its memory."""
+    """The states one step later; the last one that is driven reuses the memory of the drive."""
     outs = [*(torch.empty_like(drive) for _ in range(dynamics.inputs - 1)), drive]
     states = [
         _add_decayed(drive, state, dynamics.decay(i), out)
@@ -55,7 +55,7 @@ def _advanced(
 def as_real(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The input in the dtype of the arithmetic."""
     if x.dtype == torch.bool:
-        # The same bits; PyTorch converts them several times faster than booleans.
+        # PyTorch converts the same bits several times faster as uint8 than as bool.
         x = x.view(torch.uint8)
     return x.to(dtype)
 
