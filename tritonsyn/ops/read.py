@@ -322,7 +322,7 @@ def select(
     reading = _Reading(rule, 1, running(sel.device, backend))
     pointers = _operands(pointers, sel.device)
     if records[0].is_floating_point() and chained(sel, *rates, *records):
-        operands = (reading, sel, *map(held, pointers), *rates, *records)
+        operands = (reading, sel, *map(held, pointers), *_distinct(rates), *records)
         if _linked(records):
             value, *records = _ChainedRead.apply(*operands)
         else:
