@@ -35,13 +35,16 @@ SPILLING = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes():
-    """Every kernel in every shipped configuration: its code for one target, spills for others."""
-    return [
-        *inspect.check(["sm_90"]),
-        *inspect.check(["sm_80", "sm_100"], machine_code=False),
-    ]
+slow = pytest.mark.slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=["sm_90", pytest.param("sm_80", marks=slow), pytest.param("sm_100", marks=slow)],
+)
+def outcomes(request):
+    """Every kernel in every shipped configuration, compiled once for a target."""
+    return inspect.check([request.param], machine_code=request.param == "sm_90")
 
 
 def told(outcomes, words=""):

@@ -48,8 +48,18 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("make", [fixed, learned])
+QUICK = [fixed, learned, fixed]
+"""How each class is made in quick tests; the other way is slow."""
+
+
+@pytest.mark.parametrize(
+    ("cls", "make"),
+    [
+        pytest.param(cls, make, marks=[] if make is quick else [pytest.mark.slow])
+        for cls, quick in zip(CLASSES, QUICK, strict=True)
+        for make in (fixed, learned)
+    ],
+)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_compiled_operations_equal_eager_ones_without_recompiling(device, cls, make, name):
     compiled, eager = (make(cls, device, capturable=flag) for flag in (True, False))
@@ -98,17 +108,26 @@ def test_compiled_steps_learn_as_eager_ones_do(device):
             torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("strategy", ["shift", "gemm", "auto"])
+LAYERS = {
+    "double": DoubleExponentialCurrent.partialconstructor(2.0, 6.0, 2.0),
+    "alpha": AlphaCurrent.partialconstructor(2.0, 3.0),
+}
+
+
 @pytest.mark.parametrize("name", ["scan", "step"])
 @pytest.mark.parametrize(
-    "physics",
+    ("kind", "strategy"),
     [
-        DoubleExponentialCurrent.partialconstructor(2.0, 6.0, 2.0),
-        AlphaCurrent.partialconstructor(2.0, 3.0),
+        ("double", "shift"),
+        ("double", "auto"),
+        ("alpha", "auto"),
+        pytest.param("double", "gemm", marks=pytest.mark.slow),
+        pytest.param("alpha", "shift", marks=pytest.mark.slow),
+        pytest.param("alpha", "gemm", marks=pytest.mark.slow),
     ],
-    ids=["double", "alpha"],
 )
-def test_a_compiled_layer_equals_an_eager_one(device, physics, name, strategy):
+def test_a_compiled_layer_equals_an_eager_one(device, kind, name, strategy):
+    physics = LAYERS[kind]
 
     def make(capturable):
         torch.manual_seed(0)
@@ -143,7 +162,7 @@ def test_the_costs_on_a_gpu_are_compared_while_compiling():
     torch._dynamo.reset()
 
     def choose(x):
-        work = Work(taps=100 * x.numel(), past=0, slots=2, arrivals=None)
+        work = Work(taps=100 * x.numel(), past=0, slots=1, arrivals=None)
         return x + 1, cheapest(work, torch.device("cuda"))
 
     _, chosen = torch.compile(choose, fullgraph=True, backend="eager")(torch.zeros(3))

@@ -20,6 +20,21 @@ SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), 
 EMPTY = [(2, 0, 3, 2, 2), (2, 3, 0, 2, 2)]
 STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm"])
 sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
+# A walk takes a step of the interpreter for each spike and output.
+walks = pytest.mark.parametrize(
+    ("size", "rate"),
+    [
+        pytest.param(s, r, marks=[pytest.mark.slow] if r == 1.0 and s in SIZES[2:] else [])
+        for s in (*SIZES, *EMPTY)
+        for r in (0.0, 0.3, 1.0)
+    ],
+    ids=str,
+)
+walks_in_tiles = pytest.mark.parametrize(
+    "size",
+    [pytest.param(s, marks=[pytest.mark.slow] if s == SIZES[3] else []) for s in (*SIZES, *EMPTY)],
+    ids=str,
+)
 
 
 @pytest.fixture
@@ -173,8 +188,7 @@ def on(device, spikes):
     return PackedSpikes(spikes.words.to(device), spikes.shape)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
-@sized
+@walks
 def test_walk_over_spikes(device, size, rate):
     weight, back = connections(size)
     spikes, slots = spikes_of(size, rate), size[-1]
@@ -188,8 +202,7 @@ def test_walk_over_spikes(device, size, rate):
     torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
-@sized
+@walks
 def test_adjoint_of_the_walk(device, size, rate):
     steps, batch, _, outputs, slots = size
     _, back = connections(size)
@@ -205,7 +218,7 @@ def test_adjoint_of_the_walk(device, size, rate):
     torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
 
 
-@sized
+@walks_in_tiles
 def test_edges_of_tiles_of_the_walks(device, tiny_tiles, size):
     test_walk_over_spikes(device, size, 0.3)
     test_adjoint_of_the_walk(device, size, 0.3)

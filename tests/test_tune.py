@@ -379,6 +379,7 @@ def test_a_shape_reads_as_it_is_written(text):
     assert str(Shape.parse(text)) == text
 
 
+@pytest.mark.slow
 def test_a_static_timer_ranks_projections():
     with StaticTimer() as timer:
         space = {k: [main_launch(k, LAYER, "float32").config] for k in PROJECTIONS}

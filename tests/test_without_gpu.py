@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tritonsyn.launch.config import HEURISTICS
 
 
@@ -17,6 +19,7 @@ def printed(script: str) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_as_the_modules_launch_it():
     """Also where a size is 1; and with a barrier where threads see each other's elements."""
     *_, launched, ordered = printed("launches.py").splitlines()
