@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from ..values import Dynamics
 from .config import LaunchConfig, Work, config_for
 
-Argument = torch.Tensor | int | None
+Argument = Tensor | int | None
 Grid = tuple[int, ...]
 
 
@@ -80,7 +81,7 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def constant_arguments(dynamics: Dynamics) -> tuple[list[torch.Tensor | None], dict[str, Any]]:
+def constant_arguments(dynamics: Dynamics) -> tuple[list[Tensor | None], dict[str, Any]]:
     """Gain, decay, rise and coupling, and the flags that say which has a value per synapse."""
     decay, rise = dynamics.decay(0), dynamics.decay(1)
     coupling = dynamics.coupling
@@ -132,7 +133,7 @@ def _settings(function: Any, config: LaunchConfig) -> dict[str, int]:
 
 
 def _device(arguments: tuple[Argument, ...]) -> torch.device:
-    return next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    return next(a.device for a in arguments if isinstance(a, Tensor))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

@@ -1,6 +1,7 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
 import torch
+from torch import Tensor
 
 from ..kernels.projection import (
     shift_dot_kernel,
@@ -17,14 +18,14 @@ from .scan import transpose_bits
 
 
 def project(
-    sequence: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
+    sequence: Tensor,
+    weight: Tensor,
+    back: Tensor,
     steps: int,
     strategy: str,
     precision: str,
     pointer: Slot | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     rows, batch, inputs = sequence.shape
     y = torch.empty((steps, batch, weight.shape[0]), dtype=weight.dtype, device=weight.device)
     first = rows - steps
@@ -45,13 +46,8 @@ def project(
 
 
 def project_input(
-    dy: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
-    rows: int,
-    strategy: str,
-    precision: str,
-) -> torch.Tensor:
+    dy: Tensor, weight: Tensor, back: Tensor, rows: int, strategy: str, precision: str
+) -> Tensor:
     steps, batch, outputs = dy.shape
     size = (rows, batch, weight.shape[1])
     dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
@@ -69,8 +65,8 @@ def project_input(
 
 
 def project_weight(
-    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, strategy: str, precision: str
-) -> torch.Tensor:
+    dy: Tensor, sequence: Tensor, back: Tensor, strategy: str, precision: str
+) -> Tensor:
     steps, batch, outputs = dy.shape
     rows, _, inputs = sequence.shape
     places, first = steps * batch, rows - steps
@@ -94,9 +90,7 @@ def project_weight(
     return partial.sum(0)
 
 
-def _gemm_dot(
-    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, precision: str
-) -> torch.Tensor:
+def _gemm_dot(dy: Tensor, sequence: Tensor, back: Tensor, precision: str) -> Tensor:
     """The same by a matrix product for each delay."""
     steps, batch, outputs = dy.shape
     rows, _, inputs = sequence.shape
@@ -116,17 +110,17 @@ def _gemm_dot(
     return dweight
 
 
-def _lines(sequence: torch.Tensor) -> torch.Tensor:
+def _lines(sequence: Tensor) -> Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
     return sequence.flatten(0, 1).t().contiguous()
 
 
 def _shift_sum(
-    source: torch.Tensor,
+    source: Tensor,
     strides: tuple[int, int],
-    weight: torch.Tensor,
-    back: torch.Tensor,
-    out: torch.Tensor,
+    weight: Tensor,
+    back: Tensor,
+    out: Tensor,
     first: Slot,
     rows: int,
     adjoint: bool = False,
@@ -147,10 +141,10 @@ def _shift_sum(
 
 
 def _gemm(
-    source: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
-    out: torch.Tensor,
+    source: Tensor,
+    weight: Tensor,
+    back: Tensor,
+    out: Tensor,
     first: int,
     slots: int,
     precision: str,
@@ -170,9 +164,7 @@ def _gemm(
     )  # fmt: skip
 
 
-def project_spikes(
-    spikes: PackedSpikes, weight: torch.Tensor, back: torch.Tensor, slots: int
-) -> torch.Tensor:
+def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
     steps, batch, _ = spikes.shape
     outputs = weight.shape[0]
     v = weight.new_zeros(steps, batch, outputs)
@@ -189,9 +181,7 @@ def project_spikes(
     return v
 
 
-def project_spikes_weight(
-    dv: torch.Tensor, spikes: PackedSpikes, back: torch.Tensor, slots: int
-) -> torch.Tensor:
+def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> Tensor:
     steps, batch, outputs = dv.shape
     inputs = spikes.synapses
     if dv.numel() == 0 or inputs == 0:

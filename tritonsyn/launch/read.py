@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..kernels.read import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
 from ..values import ReadRule, Slot
@@ -14,10 +15,7 @@ _ROWS = 16
 
 
 def _constants(
-    sel: torch.Tensor,
-    record: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
-    rule: ReadRule,
+    sel: Tensor, record: Tensor, rates: Sequence[Tensor | None], rule: ReadRule
 ) -> dict[str, Any]:
     """The compile-time arguments that the read and its adjoint share."""
     pos_rate, neg_rate = rates[0], rates[-1]
@@ -38,12 +36,12 @@ def _constants(
     }
 
 
-def _rates(rates: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _rates(rates: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The rates of the first and the last component, packed."""
     return [None if rate is None else rate.contiguous() for rate in (rates[0], rates[-1])]
 
 
-def _times(sel: torch.Tensor) -> tuple[torch.Tensor, int]:
+def _times(sel: Tensor) -> tuple[Tensor, int]:
     """The times with packed rows, and how many rows there are: 1 where the batch shares them."""
     if sel.stride(0) == 0:
         sel = sel[:1]
@@ -51,15 +49,15 @@ def _times(sel: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def select(
-    records: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    records: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     want_slope: bool = False,
     want_rate_slopes: bool = False,
     steps: int = 1,
-) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     rows, batch, synapses = records[0].shape
     selectors = sel.shape[2]
     shape = (steps * batch, synapses, selectors)
@@ -86,10 +84,10 @@ def select(
 
 
 def select_backward(
-    dvalue: torch.Tensor,
-    drecords: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    dvalue: Tensor,
+    drecords: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     steps: int = 1,
@@ -108,7 +106,7 @@ def select_backward(
     )  # fmt: skip
 
 
-def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def batch_dot(a: Tensor, b: Tensor) -> Tensor:
     batch, columns = a.shape
     groups = tiles(batch, _ROWS)
     partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)

@@ -1,13 +1,14 @@
 """The record: one slot written, one slot's gradient taken out."""
 
 import torch
+from torch import Tensor
 
 from ..kernels.record import ring_push_kernel, ring_take_kernel
 from ..values import Slot
 from .launcher import launch, tiles
 
 
-def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
+def push(record: Tensor, value: Tensor, slot: Slot) -> None:
     size = value.numel()
     if size == 0:
         return
@@ -18,7 +19,7 @@ def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
     )  # fmt: skip
 
 
-def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
+def take(drecord: Tensor, slot: Slot) -> Tensor:
     taken = torch.empty_like(drecord[0])
     size = taken.numel()
     if size:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
 from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
@@ -12,17 +13,17 @@ from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .config import LaunchConfig, config_for
 from .launcher import constant_arguments, launch, tiles
 
-Pair = Sequence[torch.Tensor | None]
+Pair = Sequence[Tensor | None]
 _NONE: Pair = (None, None)
 
 
 def scan(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
     initials: Pair,
     last: int,
     dtype: torch.dtype | None,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor | None, list[Tensor]]:
     shape = _shape(x)
     carried = dynamics.gain.dtype
     y = None if dtype is None else torch.empty(shape, dtype=dtype, device=x.device)
@@ -39,14 +40,14 @@ def scan(
 
 
 def scan_backward(
-    dy: torch.Tensor,
+    dy: Tensor,
     dtails: Pair,
-    x: torch.Tensor | PackedSpikes | None,
+    x: Tensor | PackedSpikes | None,
     dynamics: Dynamics,
     initials: Pair,
     dx_dtype: torch.dtype | None,
     want_initials: bool = True,
-) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
+) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
     row, carried = dy.shape[1:], dynamics.gain.dtype
     narrower = _narrower(dy, dx_dtype or dy.dtype)
     config = config_for("exp_scan_kernel", (dy.shape[0], row.numel()), narrower, dy.device)
@@ -73,7 +74,7 @@ def scan_backward(
     return dx, dinitials, _constants(dy, dtails, last, x, dynamics, carries, dcarries, config)
 
 
-def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.Tensor]:
+def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
     """Gradients of the initial states from the adjoints that the kernel carries out."""
     if dynamics.coupling is not None and zs:
         decay = dynamics.decay(0)
@@ -84,7 +85,7 @@ def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.
 
 
 def _carries(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
     initials: Pair,
     tails: Pair,
@@ -106,7 +107,7 @@ def _carries(
     given = tails if reverse else _NONE
     _launch(x, None, given, _NONE, left, dynamics, last, config, reverse)
     length = _chunk_length(steps, config)
-    carries: list[torch.Tensor | None] = [None] * dynamics.states
+    carries: list[Tensor | None] = [None] * dynamics.states
     # Of two coupled states one feeds the other: it comes first, and backward that is the second.
     order = range(dynamics.states)
     coupled = dynamics.coupling is not None
@@ -129,7 +130,7 @@ def _carries(
     return carries
 
 
-def _power(decay: torch.Tensor, length: int) -> torch.Tensor:
+def _power(decay: Tensor, length: int) -> Tensor:
     """The decay of a whole chunk; 0 only where that of a step is.
 
     If it underflowed to 0 where the decay of a step is not 0, an infinite carry would become NaN.
@@ -140,15 +141,15 @@ def _power(decay: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _constants(
-    dy: torch.Tensor,
+    dy: Tensor,
     dtails: Pair,
     last: int,
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
     carries: Pair,
     dcarries: Pair,
     config: LaunchConfig,
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """Gradients of the constants, ``[B, N]``: partials of the chunks and their sum."""
     shape, carried = (config.chunks, *dy.shape[1:]), dynamics.gain.dtype
     dgain, *others = (
@@ -170,8 +171,8 @@ def _constants(
 
 
 def _launch(
-    x: torch.Tensor | PackedSpikes,
-    y: torch.Tensor | None,
+    x: Tensor | PackedSpikes,
+    y: Tensor | None,
     tails: Pair,
     carry_in: Pair,
     carry_out: Pair,
@@ -196,8 +197,8 @@ def _launch(
 
 
 def _arguments(
-    x: torch.Tensor | PackedSpikes, dynamics: Dynamics
-) -> tuple[torch.Tensor, list[torch.Tensor | None], tuple[int, ...], dict[str, Any]]:
+    x: Tensor | PackedSpikes, dynamics: Dynamics
+) -> tuple[Tensor, list[Tensor | None], tuple[int, ...], dict[str, Any]]:
     """The input's data, the constants, the sizes, and the flags, as the kernels take them."""
     _, batch, synapses = _shape(x)
     constants, flags = constant_arguments(dynamics)
@@ -206,12 +207,12 @@ def _arguments(
     return data_of(x).contiguous(), constants, sizes, flags
 
 
-def _shape(x: torch.Tensor | PackedSpikes) -> tuple[int, int, int]:
+def _shape(x: Tensor | PackedSpikes) -> tuple[int, int, int]:
     """``(T, B, N)`` of values or bits."""
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
-def _narrower(x: torch.Tensor | PackedSpikes, dtype: torch.dtype) -> torch.dtype:
+def _narrower(x: Tensor | PackedSpikes, dtype: torch.dtype) -> torch.dtype:
     """The dtype that tiles must suit: half precision, unless the arithmetic is double."""
     given = data_of(x).dtype
     halves = [d for d in (given, dtype) if d in (torch.float16, torch.bfloat16)]
@@ -222,7 +223,7 @@ def _chunk_length(steps: int, config: LaunchConfig) -> int:
     return tiles(steps, config.chunks)
 
 
-def pack(x: torch.Tensor) -> torch.Tensor:
+def pack(x: Tensor) -> Tensor:
     rows, synapses = x.shape
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
@@ -235,7 +236,7 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     return words
 
 
-def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
+def transpose_bits(words: Tensor, synapses: int) -> Tensor:
     rows, width = words.shape
     high = words_per_row(rows)
     turned = torch.empty((synapses, high), dtype=torch.int32, device=words.device)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Dynamics, Slot
@@ -10,14 +11,14 @@ from .launcher import constant_arguments, launch, tiles
 
 
 def step(
-    x: torch.Tensor,
-    records: Sequence[torch.Tensor],
-    spikes: torch.Tensor,
+    x: Tensor,
+    records: Sequence[Tensor],
+    spikes: Tensor,
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     spike_pointer: Slot,
-    arrivals: torch.Tensor | None = None,
-) -> torch.Tensor:
+    arrivals: Tensor | None = None,
+) -> Tensor:
     slots, batch, synapses = records[0].shape
     y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
     size = y.numel()
@@ -36,13 +37,13 @@ def step(
 
 
 def step_backward(
-    dy: torch.Tensor | None,
-    drecords: Sequence[torch.Tensor],
+    dy: Tensor | None,
+    drecords: Sequence[Tensor],
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor | None, list[Tensor]]:
     slots, batch, synapses = drecords[0].shape
     size = batch * synapses
     like = drecords[0][0]

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .common import chained, first_order, implementation, pack_rows, running, without_graph
 from .operator import operator
 
-Tensors = list[torch.Tensor]
+Tensors = list[Tensor]
 
 
-def _row(x: torch.Tensor, shape: Sequence[int] | None) -> tuple[int, int]:
+def _row(x: Tensor, shape: Sequence[int] | None) -> tuple[int, int]:
     """``(B, N)`` of values or bits."""
     if shape is None:
         return x.shape[1], x.shape[2]
@@ -29,11 +30,11 @@ def _empty_scan(x, shape, constants, coupled, initials, last, dtype, backend):  
 
 @operator(_empty_scan)
 def scan_forward(
-    x: torch.Tensor,
+    x: Tensor,
     shape: list[int] | None,
     constants: Tensors,
     coupled: bool,
-    initials: list[torch.Tensor | None],
+    initials: list[Tensor | None],
     last: int,
     dtype: torch.dtype | None,
     backend: str | None,
@@ -56,13 +57,13 @@ def _empty_scan_backward(  # type: ignore[no-untyped-def]
 
 @operator(_empty_scan_backward)
 def scan_backward(
-    dy: torch.Tensor,
-    dtails: list[torch.Tensor | None],
-    x: torch.Tensor | None,
+    dy: Tensor,
+    dtails: list[Tensor | None],
+    x: Tensor | None,
     shape: list[int] | None,
     constants: Tensors,
     coupled: bool,
-    initials: list[torch.Tensor | None],
+    initials: list[Tensor | None],
     dx_dtype: torch.dtype | None,
     want_initials: bool,
     backend: str | None,
@@ -93,9 +94,7 @@ class _Scan(torch.autograd.Function):
     """Of input, constants and initial states; the same in eager and in compiled code."""
 
     @staticmethod
-    def forward(
-        ctx: Any, scanning: _Scanning, x: torch.Tensor, *tensors: Any
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, scanning: _Scanning, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         coupled, last, dtype, shape, backend, count = scanning
         constants, initials = tensors[:count], tensors[count:]
         results = scan_forward(
@@ -112,7 +111,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         coupled, _, dtype, shape, backend, count = ctx.scanning
         constants, (x, *initials) = list(ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
         dy, dtails = (None, gradients) if dtype is None else (gradients[0], gradients[1:])
@@ -128,7 +127,7 @@ class _Scan(torch.autograd.Function):
             ctx.x_dtype if want_x else None, any(wanted), backend,
         )  # fmt: skip
         first = int(want_x)
-        dinitials: list[torch.Tensor | None] = [None] * states
+        dinitials: list[Tensor | None] = [None] * states
         if any(wanted):
             dinitials = [d if w else None for d, w in zip(results[first:], wanted, strict=False)]
             first += states
@@ -136,19 +135,19 @@ class _Scan(torch.autograd.Function):
         return None, results[0] if want_x else None, *dconstants, *dinitials
 
 
-def _sequence(x: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor | PackedSpikes:
+def _sequence(x: Tensor, shape: Sequence[int] | None) -> Tensor | PackedSpikes:
     return x if shape is None else PackedSpikes(x, tuple(shape))
 
 
 def scan(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
-    initials: Sequence[torch.Tensor | None],
+    initials: Sequence[Tensor | None],
     *,
     last: int = 1,
     dtype: torch.dtype,
     backend: str | None = None,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """The states of a synapse over T steps.
 
     ``x [T, B, N]`` or packed; constants 0-d or ``[N]`` and ``initials [B, N]`` (None at rest), of
@@ -161,25 +160,25 @@ def scan(
 
 
 def last_values(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
-    initials: Sequence[torch.Tensor | None],
+    initials: Sequence[Tensor | None],
     *,
     last: int,
     backend: str | None = None,
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """The last values of :func:`scan`, without the currents."""
     return _scan(x, dynamics, initials, last, None, backend)
 
 
 def _scan(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
-    initials: Sequence[torch.Tensor | None],
+    initials: Sequence[Tensor | None],
     last: int,
     dtype: torch.dtype | None,
     backend: str | None,
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """``[*y, *tails]``, with currents only if these have a dtype."""
     data, shape = data_of(x), list(x.shape) if isinstance(x, PackedSpikes) else None
     constants, coupled = dynamics.constants, dynamics.coupling is not None
@@ -194,7 +193,7 @@ def _scan(
         )
 
 
-def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
+def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
     shape = tuple(x.shape)
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
