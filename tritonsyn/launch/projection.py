@@ -1,5 +1,7 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -80,13 +82,11 @@ def project_weight(
     share = tiles(tiles(places, config.chunks), config.BLOCK) * config.BLOCK
     partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
     grid = (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks)
-    launch(
-        shift_dot_kernel, grid,
-        dlines, lines, back, partial,
-        first, outputs, inputs, places, share, batch,
-        dlines.shape[1], 1, lines.shape[1], 1,
-        ACC=accumulator(dy.dtype), work=work, dtype=sequence.dtype, config=config,
-    )  # fmt: skip
+    sizes = (first, outputs, inputs, places, share, batch)
+    numbers = (*sizes, dlines.shape[1], 1, lines.shape[1], 1)
+    options: dict[str, Any] = {"work": work, "dtype": sequence.dtype, "config": config}
+    acc = accumulator(dy.dtype)
+    launch(shift_dot_kernel, grid, dlines, lines, back, partial, *numbers, ACC=acc, **options)
     return partial.sum(0)
 
 
@@ -101,12 +101,10 @@ def _gemm_dot(dy: Tensor, sequence: Tensor, back: Tensor, precision: str) -> Ten
     def grid(config: LaunchConfig) -> tuple[int]:
         return (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C) * (first + 1),)
 
-    launch(
-        temporal_gemm_dot_kernel, grid,
-        dy.contiguous(), sequence.contiguous(), back, dweight,
-        first, outputs, inputs, places, batch,
-        PRECISION=precision, work=work, dtype=sequence.dtype,
-    )  # fmt: skip
+    tensors = (dy.contiguous(), sequence.contiguous(), back, dweight)
+    sizes = (first, outputs, inputs, places, batch)
+    options: dict[str, Any] = {"PRECISION": precision, "work": work, "dtype": sequence.dtype}
+    launch(temporal_gemm_dot_kernel, grid, *tensors, *sizes, **options)
     return dweight
 
 
@@ -129,15 +127,16 @@ def _shift_sum(
     """``out [T, B, R]`` from a source with these ``strides`` and ``rows`` rows of the batch."""
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
-    work = (steps, inputs, outputs, places)
+    sizes = (first, outputs, inputs, places, rows * batch, batch, rows)
+    options: dict[str, Any] = {"ADJOINT": adjoint, "RING": ring}
+    options |= {"work": (steps, inputs, outputs, places), "dtype": source.dtype}
     launch(
         shift_sum_kernel,
         lambda config: (tiles(places, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
-        source, out, weight, back,
-        first, outputs, inputs, places, rows * batch, batch, rows,
-        *strides, 1, outputs, *weight.stride(),
-        ADJOINT=adjoint, RING=ring, work=work, dtype=source.dtype,
-    )  # fmt: skip
+        *(source, out, weight, back),
+        *(*sizes, *strides, 1, outputs, *weight.stride()),
+        **options,
+    )
 
 
 def _gemm(
@@ -154,14 +153,16 @@ def _gemm(
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (PASSES[precision], slots, inputs, outputs, places)
+    sizes = (first, slots, outputs, inputs, places, source.shape[0] * batch, batch)
+    options: dict[str, Any] = {"ADJOINT": adjoint, "PRECISION": precision}
+    options |= {"work": work, "dtype": source.dtype}
     launch(
         temporal_gemm_kernel,
         lambda config: (tiles(places, config.BLOCK), tiles(outputs, config.BLOCK_R)),
-        source.contiguous(), out, weight, back,
-        first, slots, outputs, inputs, places, source.shape[0] * batch, batch,
-        *weight.stride(),
-        ADJOINT=adjoint, PRECISION=precision, work=work, dtype=source.dtype,
-    )  # fmt: skip
+        *(source.contiguous(), out, weight, back),
+        *(*sizes, *weight.stride()),
+        **options,
+    )
 
 
 def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
@@ -172,12 +173,12 @@ def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: in
     if v.numel() and words.numel():
         work = (steps, slots, batch, outputs)
         config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
-        launch(
-            spike_sum_kernel, (batch * tiles(outputs, config.BLOCK), config.chunks),
-            words, weight.t().contiguous(), back.t().contiguous(), v,
-            steps, tiles(steps, config.chunks), slots, batch, words.shape[-1], outputs,
-            work=work, dtype=weight.dtype, config=config,
-        )  # fmt: skip
+        grid = (batch * tiles(outputs, config.BLOCK), config.chunks)
+        tensors = (words, weight.t().contiguous(), back.t().contiguous(), v)
+        share = tiles(steps, config.chunks)
+        sizes = (steps, share, slots, batch, words.shape[-1], outputs)
+        options: dict[str, Any] = {"work": work, "dtype": weight.dtype, "config": config}
+        launch(spike_sum_kernel, grid, *tensors, *sizes, **options)
     return v
 
 
@@ -191,10 +192,14 @@ def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots:
     work = (width, inputs, outputs)
     config = config_for("spike_dot_kernel", work, dv.dtype, dv.device)
     partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
-    launch(
-        spike_dot_kernel, (inputs * tiles(outputs, config.BLOCK), config.chunks),
-        words, dv.contiguous(), back.t().contiguous(), partial,
-        width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
-        ACC=accumulator(dv.dtype), work=work, dtype=dv.dtype, config=config,
-    )  # fmt: skip
+    grid = (inputs * tiles(outputs, config.BLOCK), config.chunks)
+    tensors = (words, dv.contiguous(), back.t().contiguous(), partial)
+    sizes = (width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs)
+    options: dict[str, Any] = {
+        "work": work,
+        "dtype": dv.dtype,
+        "config": config,
+        "ACC": accumulator(dv.dtype),
+    }
+    launch(spike_dot_kernel, grid, *tensors, *sizes, **options)
     return partial.sum(0).t().contiguous()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Dynamics, Slot
-from .launcher import constant_arguments, launch, tiles
+from .launcher import both, constant_arguments, covering, launch
 
 
 def step(
@@ -25,14 +25,10 @@ def step(
     if size == 0:
         return y
     constants, flags = constant_arguments(dynamics)
-    launch(
-        synapse_step_fwd_kernel, lambda config: (tiles(size, config.BLOCK),),
-        x.contiguous(), y, spikes, records[0], records[-1],
-        *constants, arrivals,
-        pointers[0], pointers[-1], spike_pointer,
-        slots, size, synapses,
-        DOUBLE=len(records) == 2, **flags, work=(size,), dtype=y.dtype,
-    )  # fmt: skip
+    tensors = (x.contiguous(), y, spikes, *both(records), *constants, arrivals)
+    numbers = (*both(pointers), spike_pointer, slots, size, synapses)
+    grid = covering(size)
+    launch(synapse_step_fwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=y.dtype)
     return y
 
 
@@ -52,13 +48,9 @@ def step_backward(
     if size == 0:
         return dx, zs
     constants, flags = constant_arguments(dynamics)
-    launch(
-        synapse_step_bwd_kernel, lambda config: (tiles(size, config.BLOCK),),
-        None if dy is None else dy.contiguous(), dx, drecords[0], drecords[-1],
-        zs[0] if zs else None, zs[-1] if zs else None,
-        *constants,
-        pointers[0], pointers[-1],
-        slots, size, synapses,
-        DOUBLE=len(drecords) == 2, **flags, work=(size,), dtype=like.dtype,
-    )  # fmt: skip
+    dy = None if dy is None else dy.contiguous()
+    tensors = (dy, dx, *both(drecords), *both(zs), *constants)
+    numbers = (*both(pointers), slots, size, synapses)
+    grid, dtype = covering(size), like.dtype
+    launch(synapse_step_bwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=dtype)
     return dx, zs
