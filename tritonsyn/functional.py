@@ -437,8 +437,8 @@ def _sequence_scan(
     if last:
         finals = [tail[-1] for tail in tails]
     else:
-        at_rest = torch.zeros(rows, dtype=acc, device=x.device)
-        finals = [at_rest.clone() if start is None else start.clone() for start in starts]
+        zeros = torch.zeros(rows, dtype=acc, device=x.device)
+        finals = [zeros.clone() if start is None else start.clone() for start in starts]
     return y.view(shape), [final.reshape(shape[1:]) for final in finals]
 
 
@@ -566,8 +566,8 @@ def _last_of(
     histories: Sequence[Tensor], tails: Sequence[Tensor], size: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     """The last K values of each component, ``[K, B, in]``, once a sequence ended in ``tails``."""
-    at_rest = torch.zeros(size, dtype=dtype, device=tails[0].device)
-    before = [history.to(dtype) for history in histories] or [at_rest] * len(tails)
+    zeros = torch.zeros(size, dtype=dtype, device=tails[0].device)
+    before = [history.to(dtype) for history in histories] or [zeros] * len(tails)
     pairs = zip(before, tails, strict=True)
     return tuple(torch.cat((old[new.shape[0] :], new.to(dtype))) for old, new in pairs)
 

@@ -396,24 +396,24 @@ class ExponentialCurrent(nn.Module):
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
         """
-        self.check_sequence(x)
-        with self._graph_of_sequence():
-            y, tails = ops.scan(
-                *self._recurrence(x), last=self._last(x), dtype=self._dtype, backend=self._backend
-            )
-            if x.shape[0]:
-                self._extend(x, tails)
-        return y.view(x.shape)
+        return self._advanced(x, self._dtype).view(x.shape)
 
     def advance(self, x: Tensor | PackedSpikes) -> None:
         """Advances as :meth:`scan` does, for the state alone: no currents are written."""
+        self._advanced(x, None)
+
+    def _advanced(self, x: Tensor | PackedSpikes, dtype: torch.dtype | None) -> Any:
+        """Advances by a sequence and returns the currents in ``dtype``; None without one."""
         self.check_sequence(x)
-        if x.shape[0] == 0:
-            return
         with self._graph_of_sequence():
-            last = self._last(x)
-            tails = ops.last_values(*self._recurrence(x), last=last, backend=self._backend)
-            self._extend(x, tails)
+            dynamics = self.coefficients().dynamics
+            newest = [record.peek().flatten(1) for record in self.component_records()]
+            starts = [state.to(dynamics.gain.dtype) for state in newest]
+            how: dict[str, Any] = {"last": self._last(x), "dtype": dtype, "backend": self._backend}
+            y, tails = ops.scan(_rows(x), dynamics, starts, **how)
+            if x.shape[0]:
+                self._extend(x, tails)
+        return y
 
     def scan_at(self, x: Tensor | PackedSpikes, selector: Tensor) -> tuple[Tensor, Tensor]:
         """A scan, and what :meth:`current_at` would have read after each of its steps.
@@ -503,13 +503,6 @@ class ExponentialCurrent(nn.Module):
     @property
     def _dtype(self) -> torch.dtype:
         return self.component_records()[0].storage.dtype
-
-    def _recurrence(self, x: Tensor | PackedSpikes) -> tuple[Any, ...]:
-        """Input, dynamics and initial states, flat, as a scan takes them."""
-        coefficients = self.coefficients()
-        newest = [record.peek().flatten(1) for record in self.component_records()]
-        starts = [state.to(coefficients.dynamics.gain.dtype) for state in newest]
-        return _rows(x), coefficients.dynamics, starts
 
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""

@@ -15,7 +15,7 @@ from .common import chained
 from .operator import traced_as
 from .projection import Taps, project, project_record, project_spikes
 from .record import row_slots
-from .scan import last_values, scan
+from .scan import scan
 from .strategy import Work, cheapest
 
 
@@ -96,7 +96,7 @@ def project_sequence(
     graph = graph and torch.is_grad_enabled()
     if chosen == "events":
         with torch.set_grad_enabled(graph):
-            tails = last_values(x, dynamics, run.starts, last=run.last, backend=backend)
+            _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
         return project_spikes(x, taps, dynamics, histories, slots, backend=backend), tails
     with torch.set_grad_enabled(graph):
         sequences = run.components()

@@ -109,7 +109,7 @@ def _flat_sel(sel: Tensor, shape: torch.Size) -> Tensor:
 
 
 class _Reading(NamedTuple):
-    """What a read is, apart from its tensors."""
+    """The settings of a read."""
 
     rule: ReadRule
     steps: int
@@ -130,11 +130,9 @@ def _values(
     Reshaped outside the Functions: a view returned from a Function cannot be written in place.
     """
     rule, steps, backend = reading
-    return read_values(
-        [flat_record(record) for record in records],
-        _flat_sel(sel, records[0].shape), list(rates), list(pointers), *rule,
-        steps, wants_sel, wants_rates, backend,
-    )  # fmt: skip
+    rows, times = [flat_record(record) for record in records], _flat_sel(sel, records[0].shape)
+    operands = (rows, times, list(rates), list(pointers))
+    return read_values(*operands, *rule, steps, wants_sel, wants_rates, backend)
 
 
 def _forward(ctx: Any, reading: _Reading, sel: Tensor, tensors: Sequence[Any]) -> Tensor:
@@ -220,10 +218,9 @@ class _Read(torch.autograd.Function):
         drecords: Sequence[Tensor | None] = [None] * count
         if any(ctx.needs_input_grad[2 + 2 * count :]):
             rule, steps, backend = ctx.reading
-            sums = read_adjoint(
-                dvalue, ctx.shape[0], _flat_sel(kept.sel, ctx.shape),
-                kept.rates, kept.pointers, *rule, steps, backend,
-            )  # fmt: skip
+            times = _flat_sel(kept.sel, ctx.shape)
+            operands = (dvalue, ctx.shape[0], times, list(kept.rates), kept.pointers)
+            sums = read_adjoint(*operands, *rule, steps, backend)
             drecords = [total.view(ctx.shape) for total in sums]
         return None, *_gradients(ctx, dvalue, kept), *drecords
 

@@ -79,7 +79,7 @@ def scan_backward(
 
 
 class _Scanning(NamedTuple):
-    """What a scan is, apart from its tensors."""
+    """The settings of a scan."""
 
     coupled: bool
     last: int
@@ -122,10 +122,9 @@ class _Scan(torch.autograd.Function):
             size, y_dtype = ctx.y_layout
             dy = constants[0].new_zeros(size, dtype=y_dtype)
         want_x, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + count :]
-        results = scan_backward(
-            dy, list(dtails), x, shape, constants, coupled, initials,
-            ctx.x_dtype if want_x else None, any(wanted), backend,
-        )  # fmt: skip
+        dx_dtype = ctx.x_dtype if want_x else None
+        operands = (dy, list(dtails), x, shape, constants, coupled, initials)
+        results = scan_backward(*operands, dx_dtype, any(wanted), backend)
         first = int(want_x)
         dinitials: list[Tensor | None] = [None] * states
         if any(wanted):
@@ -145,52 +144,28 @@ def scan(
     initials: Sequence[Tensor | None],
     *,
     last: int = 1,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     backend: str | None = None,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Any, Tensors]:
     """The states of a synapse over T steps.
 
     ``x [T, B, N]`` or packed; constants 0-d or ``[N]`` and ``initials [B, N]`` (None at rest), of
     each state, all in the arithmetic's dtype of ``dtype``. Returns the current ``[T, B, N]`` in
-    ``dtype`` and the ``last`` values of each state. Differentiable to everything floating; for the
-    gradient to ``x`` nothing of the size of ``x`` is kept.
+    ``dtype``, or None without a ``dtype``, and the ``last`` values of each state. Differentiable to
+    everything floating; for the gradient to ``x`` nothing of the size of ``x`` is kept.
     """
-    y, *tails = _scan(x, dynamics, initials, last, dtype, backend)
-    return y, tails
-
-
-def last_values(
-    x: Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    initials: Sequence[Tensor | None],
-    *,
-    last: int,
-    backend: str | None = None,
-) -> list[Tensor]:
-    """The last values of :func:`scan`, without the currents."""
-    return _scan(x, dynamics, initials, last, None, backend)
-
-
-def _scan(
-    x: Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    initials: Sequence[Tensor | None],
-    last: int,
-    dtype: torch.dtype | None,
-    backend: str | None,
-) -> list[Tensor]:
-    """``[*y, *tails]``, with currents only if these have a dtype."""
     data, shape = data_of(x), list(x.shape) if isinstance(x, PackedSpikes) else None
-    constants, coupled = dynamics.constants, dynamics.coupling is not None
+    constants, coupled = list(dynamics.constants), dynamics.coupling is not None
     if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
         backend = running(data.device, backend)
         scanning = _Scanning(coupled, last, dtype, shape, backend, len(constants))
-        return list(_Scan.apply(scanning, data, *constants, *initials))
-    with without_graph():
-        return scan_forward(
-            data, shape, list(constants), coupled, list(initials), last, dtype, backend
-        )
+        results = list(_Scan.apply(scanning, data, *constants, *initials))
+    else:
+        operands = (data, shape, constants, coupled, list(initials))
+        with without_graph():
+            results = scan_forward(*operands, last, dtype, backend)
+    return (None, results) if dtype is None else (results[0], results[1:])
 
 
 def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:

@@ -165,15 +165,10 @@ def select(
     for window in _windows(shape[0], slots, records[0], sel.shape[2]):
         rows = window.rows
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
-        parts = [
-            _component(
-                record, pointer, window, here.valid,
-                taps(rule, here, rate, slots, acc, second > 0, want_slope, want_rate_slopes),
-            )
-            for second, (record, rate, pointer) in enumerate(
-                zip(records, rates, map(int, pointers), strict=True)
-            )
-        ]  # fmt: skip
+        parts = []
+        for i, (record, rate) in enumerate(zip(records, rates, strict=True)):
+            seen = taps(rule, here, rate, slots, acc, i > 0, want_slope, want_rate_slopes)
+            parts.append(_component(record, int(pointers[i]), window, here.valid, seen))
         results = [_value(parts, here, rule, dtype)]
         results += [_slope(parts, here, rule)] if want_slope else []
         results += _rate_slopes(parts, here, rule) if want_rate_slopes else []
