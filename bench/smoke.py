@@ -27,6 +27,7 @@ USUAL = Size()
 KINDS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "single": (tritonsyn.SingleExponentialCurrent, (10.0, 5.0)),
     "double": (tritonsyn.DoubleExponentialCurrent, (10.0, 6.0, 2.0)),
+    "alpha": (tritonsyn.AlphaCurrent, (10.0, 3.0)),
 }
 Tensors = list[torch.Tensor]
 Operation = Callable[[str], Tensors]
@@ -80,9 +81,10 @@ def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, 
         yield f"{kind}: steps and reads with gradients", training
         yield f"{kind}: sequences with gradients, and from bits", sequence
     yield "record with gradients", lambda backend: record(backend, times)
-    for strategy in ("shift", "gemm", "events"):
-        name = f"delayed linear layer with gradients, {strategy}"
-        yield name, lambda backend, strategy=strategy: layer(backend, spikes, delay, strategy)
+    for kind in ("single", "alpha"):  # a tap for a connection, and two
+        for strategy in ("shift", "gemm", "events"):
+            run = partial(layer, kind=kind, spikes=spikes, delay=delay, strategy=strategy)
+            yield f"{kind}: delayed linear layer with gradients, {strategy}", run
 
 
 def record(backend: str, values: torch.Tensor) -> Tensors:
@@ -95,14 +97,15 @@ def record(backend: str, values: torch.Tensor) -> Tensors:
     return [value.detach(), *torch.autograd.grad(value.square().sum(), leaf)]
 
 
-def layer(backend: str, spikes: torch.Tensor, delay: float, strategy: str) -> Tensors:
+def layer(backend: str, kind: str, spikes: torch.Tensor, delay: float, strategy: str) -> Tensors:
     """A sequence and a step through the layer, with gradients to all that the strategy allows."""
     torch.manual_seed(0)
+    cls, physics = KINDS[kind]
     with tritonsyn.use_backend(backend):
         module = tritonsyn.DelayedLinear(
             spikes.shape[2], 11, 1.0, delay=delay, batch_size=spikes.shape[1], bias=True,
             strategy=strategy, device=spikes.device,
-            synapse=tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0),
+            synapse=cls.partialconstructor(*physics),
         )  # fmt: skip
         leaves = list(module.parameters())
         x = spikes

@@ -3,6 +3,10 @@
 import os
 from collections.abc import Iterator
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported; its neighbours take the other cores.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
@@ -12,6 +16,29 @@ if not torch.cuda.is_available():
 
 import tritonsyn
 from tritonsyn.launch.config import LaunchConfig, override_config
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in several processes, unless ``-n`` says how many; chosen files do not.
+
+    Not by ``addopts``: benchmarks have to run alone.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    worker = hasattr(config, "workerinput")
+    if not whole or worker or not config.pluginmanager.hasplugin("xdist"):
+        return
+    option = config.option
+    if option.numprocesses is None and option.dist == "no" and not option.usepdb:
+        # More processes compile the same things more often.
+        option.numprocesses = min(4, _cores())
+        option.dist = "worksteal"
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import tritonsyn
 from tritonsyn import functional
 from tritonsyn.launch.launcher import recording
-from tritonsyn.modules import linear
+from tritonsyn.modules import projection
 
 _setup_privateuseone_for_python_backend("invented")
 DEVICE = torch.device("invented", 0)
@@ -42,16 +42,26 @@ class NoTransfers(TorchDispatchMode):
         return result
 
 
+def _uninitialized(name: str, values: torch.Tensor, init: Any) -> torch.nn.Parameter:
+    """A parameter whose values nobody has checked."""
+    return torch.nn.Parameter(values)
+
+
 @contextmanager
 def invented() -> Iterator[None]:
     """Takes kernels for the device, and keeps constructors, which may wait, from doing so."""
     patch = mock.patch.object
     with ExitStack() as stack:
         stack.enter_context(patch(tritonsyn.backend, "_triton_obstacle", lambda device_type: None))
-        for cls in (tritonsyn.SingleExponentialCurrent, tritonsyn.DoubleExponentialCurrent):
+        for cls, _ in smoke.KINDS.values():
             stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
-        stack.enter_context(patch(linear, "_initialized", lambda name, values, init: values))
+        stack.enter_context(patch(projection, "_initialized", _uninitialized))
         yield
+
+
+def _uninitialized(name: str, values: torch.Tensor, init: object) -> torch.nn.Parameter:
+    """A layer's parameter, which nothing fills."""
+    return torch.nn.Parameter(values)
 
 
 def parameter(value: float, *shape: int) -> torch.nn.Parameter:

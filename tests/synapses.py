@@ -1,4 +1,4 @@
-"""The two synapses as the tests make them."""
+"""The synapses as the tests make them."""
 
 from typing import Any
 
@@ -10,14 +10,27 @@ import tritonsyn
 CLASSES: dict[str, Any] = {
     "single": tritonsyn.SingleExponentialCurrent,
     "double": tritonsyn.DoubleExponentialCurrent,
+    "alpha": tritonsyn.AlphaCurrent,
 }
 PHYSICS: dict[str, dict[str, float]] = {
     "single": {"spike_charge": 10.0, "time_constant": 5.0},
     "double": {"spike_charge": 10.0, "tc_decay": 6.0, "tc_rise": 2.0},
+    "alpha": {"spike_charge": 10.0, "time_constant": 3.0},
 }
-COMPONENTS = {"single": ("current",), "double": ("pos_current", "neg_current")}
+COMPONENTS = {
+    "single": ("current",),
+    "double": ("pos_current", "neg_current"),
+    "alpha": ("current",),
+}
+"""Properties of the states that can be set."""
+RECORDS = {
+    "single": ("current_", "spike_"),
+    "double": ("pos_current_", "neg_current_", "spike_"),
+    "alpha": ("rise_", "current_", "spike_"),
+}
 
-both = pytest.mark.parametrize("kind", ["single", "double"])
+every_kind = pytest.mark.parametrize("kind", list(CLASSES))
+both = pytest.mark.parametrize("kind", ["single", "double"])  # those that inferno has
 
 
 def make(kind: str, shape: Any = 3, step_time: float = 1.0, **options: Any) -> Any:

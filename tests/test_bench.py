@@ -275,5 +275,5 @@ def test_a_second_visit_goes_on_with_what_has_not_finished(tmp_path, quick, visi
 
 def test_the_tree_can_be_linked_where_pip_cannot_install_it(tmp_path):
     visit.link(tmp_path)
-    assert (tmp_path / "tritonsyn" / "kernels" / "decay.py").exists()
+    assert (tmp_path / "tritonsyn" / "kernels" / "scan.py").exists()
     assert (tmp_path / "tritonsyn" / "__init__.py").exists()

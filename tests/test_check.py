@@ -110,7 +110,7 @@ def test_nothing_spills(outcomes):
     assert not told(outcomes, "spilled")
 
 
-def test_streams_are_accessed_in_128_bits(outcomes):
+def test_streams_are_accessed_as_widely_as_a_thread_can(outcomes):
     assert not told(outcomes, "bits, not")
 
 

@@ -7,19 +7,22 @@ import math
 
 import pytest
 import torch
-from synapses import PHYSICS, both, make, uniform
+from synapses import PHYSICS, every_kind, make, uniform
 
 F64 = torch.float64
 ROUNDING = 1e-14  # relative, about fifty units in the last place
 
 
-def response(kind, t, charge=10.0, tau=5.0, decay=6.0, rise=2.0):
+def response(kind, t, charge=10.0):
     """Current a time ``t >= 0`` after one unit spike, before it none."""
     t = torch.as_tensor(t, dtype=F64)
-    if kind == "single":
-        current = charge / tau * torch.exp(-t / tau)
+    _, tau, *rise = PHYSICS[kind].values()
+    current = torch.exp(-t / tau)
+    if kind == "double":
+        current = (current - torch.exp(-t / rise[0])) / (tau - rise[0])
     else:
-        current = charge / (decay - rise) * (torch.exp(-t / decay) - torch.exp(-t / rise))
+        current = current / tau if kind == "single" else current * t / tau**2
+    current = charge * current
     return torch.where(t >= 0, current, 0.0)
 
 
@@ -39,7 +42,7 @@ def close(actual, expected, rtol=ROUNDING, atol=ROUNDING):
     torch.testing.assert_close(actual.cpu(), torch.as_tensor(expected), rtol=rtol, atol=atol)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("step_time", [0.1, 1.0, 2.5])
 def test_one_spike_at_the_steps(kind, step_time, each_backend, device):
     synapse = make(kind, 1, step_time, dtype=F64, device=device)
@@ -47,7 +50,7 @@ def test_one_spike_at_the_steps(kind, step_time, each_backend, device):
     close(y, response(kind, (torch.arange(12, dtype=F64) - 2) * step_time))
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("step_time", [0.1, 1.0, 2.5])
 def test_one_spike_between_the_steps(kind, step_time, each_backend, device):
     """A read at any time is the continuous exponential, and nothing before the spike."""
@@ -77,14 +80,15 @@ def test_components_of_the_double_synapse(each_backend, device):
     close(synapse.current_at(sel), (pos - neg).cpu())
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("step_time", [1.0, 2.5])
 def test_charge_that_arrives(kind, step_time, device):
     r"""The sum of ``I * dt`` is a geometric series, of which Q is the limit for small steps.
 
     With :math:`S(\tau) = dt / (1 - e^{-dt/\tau}) = \tau + dt/2 + dt^2/12\tau + ...` it is
     :math:`Q S(\tau) / \tau` for the single synapse and
-    :math:`Q (S(\tau_d) - S(\tau_r)) / (\tau_d - \tau_r)` for the double one.
+    :math:`Q (S(\tau_d) - S(\tau_r)) / (\tau_d - \tau_r)` for the double one, of which the alpha
+    function's :math:`Q S'(\tau)` is the limit.
     """
 
     def series(tau):
@@ -95,6 +99,9 @@ def test_charge_that_arrives(kind, step_time, device):
     if kind == "single":
         exact = 10.0 * series(5.0) / 5.0
         relative = 1 + step_time / 10 + step_time**2 / 300
+    elif kind == "alpha":
+        exact = 10.0 * (step_time / 3.0 / 2 / math.sinh(step_time / 3.0 / 2)) ** 2
+        relative = 1 - step_time**2 / 108
     else:
         exact = 10.0 * (series(6.0) - series(2.0)) / (6.0 - 2.0)
         relative = 1 - step_time**2 / 144
@@ -102,7 +109,7 @@ def test_charge_that_arrives(kind, step_time, device):
     assert arrived / 10.0 == pytest.approx(relative, abs=1e-4 * step_time**4)
 
 
-@both
+@every_kind
 def test_charge_between_the_steps_is_exact(kind, device):
     """The interpolated current integrates to Q: Simpson's rule on the reads."""
     synapse = make(kind, 1, 1.0, delay=150.0, dtype=F64, device=device)
@@ -132,7 +139,7 @@ def test_peak_of_the_double_synapse(each_backend, device):
     assert (synapse.current_at(others) <= highest.detach().unsqueeze(-1)).all()
 
 
-@both
+@every_kind
 def test_any_input_is_the_sum_of_its_spikes(kind, each_backend, device):
     """A convolution with the response, for graded input of both signs."""
     x = uniform(10, 2, 3, seed=1, low=-1.0)
@@ -144,7 +151,7 @@ def test_any_input_is_the_sum_of_its_spikes(kind, each_backend, device):
     close(y, torch.einsum("ts,sbn->tbn", kernel, x), rtol=0, atol=1e-13)
 
 
-@both
+@every_kind
 def test_linear_in_the_input(kind, each_backend, device):
     a, b = uniform(6, 1, 4, seed=1).to(device), uniform(6, 1, 4, seed=2, low=-1.0).to(device)
     y_a, y_b, y = (
@@ -153,7 +160,7 @@ def test_linear_in_the_input(kind, each_backend, device):
     close(y, (2.0 * y_a - 0.5 * y_b).cpu(), rtol=0, atol=1e-13)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("charge", [-10.0, 0.5])
 def test_linear_in_the_charge(kind, charge, each_backend, device):
     """Negative charge, an inhibitory synapse, mirrors the current."""
@@ -161,7 +168,7 @@ def test_linear_in_the_charge(kind, charge, each_backend, device):
     close(y.flatten(), response(kind, torch.arange(5), charge))
 
 
-@both
+@every_kind
 @pytest.mark.parametrize(
     "dtype", [torch.bool, torch.uint8, torch.int8, torch.int64, torch.float16, torch.bfloat16]
 )  # fmt: skip
@@ -176,7 +183,7 @@ def test_dtype_of_the_input_does_not_matter(kind, dtype, each_backend, device):
         assert torch.equal(other.spike, x_t != 0)
 
 
-@both
+@every_kind
 def test_graded_input_spikes_where_it_is_not_zero(kind, each_backend, device):
     """The value multiplies the gain; however small or negative, it is a spike."""
     x = torch.tensor([[0.5, -2.0, 1e-30, 0.0, -0.0]], dtype=F64, device=device)
@@ -189,7 +196,7 @@ def test_graded_input_spikes_where_it_is_not_zero(kind, each_backend, device):
     close(synapse.current, x.cpu() * response(kind, 1.0))
 
 
-@both
+@every_kind
 def test_finer_steps_give_the_same_current_at_the_same_times(kind, device):
     """One spike is one charge, whatever the step; the steps only sample its exponential."""
     coarse = run(make(kind, 1, 1.0, dtype=F64, device=device), impulse(6, device))
@@ -197,7 +204,7 @@ def test_finer_steps_give_the_same_current_at_the_same_times(kind, device):
     close(fine[::4], coarse.cpu())
 
 
-@both
+@every_kind
 def test_rest_stays_at_rest(kind, each_backend, device):
     synapse = make(kind, 3, delay=3.0, batch_size=2, device=device)
     for _ in range(5):

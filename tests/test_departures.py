@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from synapses import COMPONENTS, both, make, snapshot, spikes, uniform
+from synapses import COMPONENTS, RECORDS, every_kind, make, snapshot, spikes, uniform
 from torch.utils._python_dispatch import TorchDispatchMode
 
 F64 = torch.float64
@@ -21,10 +21,10 @@ def filled(kind, steps=6, **options):
 
 
 def records(synapse, kind):
-    return [getattr(synapse, f"{name}_") for name in (*COMPONENTS[kind], "spike")]
+    return [getattr(synapse, name) for name in RECORDS[kind]]
 
 
-@both
+@every_kind
 def test_spike_overbound_and_tolerance_mean_what_they_say(kind, each_backend, device):
     synapse = make(
         kind, 4, delay=2.0, interp_tol=0.25, spike_overbound=True, spike_interp_mode="nearest",
@@ -40,7 +40,7 @@ def test_spike_overbound_and_tolerance_mean_what_they_say(kind, each_backend, de
     assert read.tolist() == expected
 
 
-@both
+@every_kind
 def test_setting_the_delay_gives_the_constructor_s_record(kind, each_backend, device):
     constructed = make(kind, delay=3.0, device=device)
     changed = make(kind, delay=1.0, device=device)
@@ -55,7 +55,7 @@ def test_setting_the_delay_gives_the_constructor_s_record(kind, each_backend, de
         assert not synapse.current_at(beyond).any() and not synapse.spike_at(beyond).any()
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict"])
 def test_copies_are_independent(kind, how, device):
     """A copy, or a state kept in memory, does not follow what is stepped afterwards."""
@@ -77,7 +77,7 @@ def test_copies_are_independent(kind, how, device):
     assert synapse.spike_.pointer != before["spike_.pointer"]
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("depth", [(), (3,)], ids=str)
 def test_undelayed_reads_have_the_selector_s_shape(kind, depth, each_backend, device):
     """K = 1: time 0 is the present, all else is overbound, for every shape of the selector."""
@@ -95,7 +95,7 @@ def test_undelayed_reads_have_the_selector_s_shape(kind, depth, each_backend, de
         assert torch.equal(synapse.spike_at(times), torch.where(times == 0, spike, True))
 
 
-@both
+@every_kind
 def test_clear_keeps_no_graph(kind, each_backend, device):
     synapse = make(kind, delay=2.0, device=device)
     x = torch.ones(1, 3, device=device, requires_grad=True)
@@ -109,7 +109,7 @@ def test_clear_keeps_no_graph(kind, each_backend, device):
     assert torch.equal(dx, fresh)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("inplace", [False, True])
 def test_outputs_never_alias_the_record(kind, inplace, each_backend, device):
     synapse = filled(kind, delay=2.0, inplace=inplace, device=device)
@@ -155,7 +155,7 @@ def moved(times, units):
     return times + (there - base)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("depth", [(), (3,)], ids=str)
 def test_batch_of_one_selector_is_broadcast(kind, depth, each_backend, device):
     synapse = filled(kind, shape=(2, 2), batch_size=3, delay=3.0, dtype=F64, device=device)
@@ -171,20 +171,21 @@ def test_batch_of_one_selector_is_broadcast(kind, depth, each_backend, device):
     torch.testing.assert_close(d_shared, d_each.sum(0, keepdim=True), rtol=1e-14, atol=1e-14)
 
 
-@both
+@every_kind
 def test_reads_use_the_present_time_constant(kind, each_backend, device):
     synapse = filled(kind, delay=2.0, dtype=F64, device=device)
     sel = torch.full((1, 3), 0.75, dtype=F64, device=device)
-    constant = {"single": "time_constant", "double": "tc_decay"}[kind]
-    record = records(synapse, kind)[0]
+    constant = "tc_decay" if kind == "double" else "time_constant"
+    older = records(synapse, kind)[0].read(2)
     for tau in (9.0, 30.0):
         setattr(synapse, constant, tau)
-        read = synapse.current_at(sel) if kind == "single" else synapse.pos_current_at(sel)
-        expected = record.read(2) * torch.exp(torch.tensor(-0.25 / tau, dtype=F64))
+        read = synapse.pos_current_at(sel) if kind == "double" else synapse.current_at(sel)
+        before = synapse.current_.read(2) + 0.25 / tau * older if kind == "alpha" else older
+        expected = before * torch.exp(torch.tensor(-0.25 / tau, dtype=F64))
         torch.testing.assert_close(read, expected, rtol=1e-15, atol=0)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("inplace", [False, True])
 def test_assigning_replaces_the_newest_observation(kind, inplace, each_backend, device):
     """No record advances: what was assigned is what the next step decays."""
@@ -200,28 +201,30 @@ def test_assigning_replaces_the_newest_observation(kind, inplace, each_backend, 
     assert [record.pointer for record in records(synapse, kind)] == pointers
     for record, observation in zip(records(synapse, kind), older, strict=True):
         assert torch.equal(record.read(2), observation)
+    fed = synapse.rise_.peek() / 3 if kind == "alpha" else 0.0
     y = synapse(torch.zeros(1, 3, device=device))
     if kind == "double":
         synapse.current = value  # derived: does nothing
         factor = torch.exp(torch.tensor(-1 / 6)) - torch.exp(torch.tensor(-1 / 2))
     else:
-        factor = torch.exp(torch.tensor(-1 / 5))
-    torch.testing.assert_close(y, value * factor.to(device), rtol=1e-6, atol=0)
+        factor = torch.exp(torch.tensor(-1 / {"single": 5, "alpha": 3}[kind]))
+    torch.testing.assert_close(y, (value + fed) * factor.to(device), rtol=1e-6, atol=0)
     assert torch.equal(synapse.current, y)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("offset", [0.0, 1.0, 2.0])
 def test_delay_gradient_at_exact_steps(kind, offset, each_backend, device):
-    """``value / tau`` of each component, which is the derivative from the left."""
+    """``value / tau`` of each component, which is the derivative from the left.
+
+    An alpha function rises by ``A / tau`` besides.
+    """
     synapse = filled(kind, delay=3.0, dtype=F64, device=device)
     sel = torch.full((1, 3), offset, dtype=F64, device=device, requires_grad=True)
     (slope,) = torch.autograd.grad(synapse.current_at(sel).sum(), sel)
-    if kind == "single":
-        expected = synapse.current_.read(1 + int(offset)) / 5.0
-    else:
-        pos, neg = synapse.pos_current_, synapse.neg_current_
-        expected = pos.read(1 + int(offset)) / 6.0 - neg.read(1 + int(offset)) / 2.0
+    *states, _ = (record.read(1 + int(offset)) for record in records(synapse, kind))
+    factors = {"single": (1 / 5,), "double": (1 / 6, -1 / 2), "alpha": (-1 / 3, 1 / 3)}[kind]
+    expected = sum(state * factor for state, factor in zip(states, factors, strict=True))
     assert (expected != 0).any()
     torch.testing.assert_close(slope, expected, rtol=1e-14, atol=1e-15)
     if offset > 0:  # at 0 there is nothing newer to take a difference with
@@ -242,7 +245,7 @@ class Saved:
         return tensor
 
 
-@both
+@every_kind
 def test_a_write_is_one_slot_with_gradients(kind, each_backend, device):
     """The record stays where it is, and what autograd keeps does not grow with K."""
     kept = []
@@ -276,7 +279,7 @@ class Operations(TorchDispatchMode):
         return result
 
 
-@both
+@every_kind
 def test_a_delayed_read_is_one_kernel_and_no_host_read(kind, device):
     """One launch, one allocation of the result, nothing that waits for the device.
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from synapses import COMPONENTS, PHYSICS, both, interpreted, make, spikes, uniform
+from synapses import COMPONENTS, PHYSICS, every_kind, interpreted, make, spikes, uniform
 
 F64 = torch.float64
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -21,9 +21,23 @@ rounded = pytest.mark.parametrize("dtype", ROUNDED, ids=lambda dtype: str(dtype)
 
 
 def constants(kind):
-    """Gain and time constants."""
+    """Gain, and the time constant of each state."""
     charge, *taus = PHYSICS[kind].values()
-    return charge / (taus[0] if len(taus) == 1 else taus[0] - taus[1]), taus
+    width = taus[0] - taus[1] if kind == "double" else taus[0]
+    return charge / width, taus * 2 if kind == "alpha" else taus
+
+
+def later(kind, states, time):
+    """The states a time after they were these."""
+    taus = constants(kind)[1]
+    if kind == "alpha":
+        states = [states[0], states[1] + time / taus[1] * states[0]]
+    factors = [torch.exp(-torch.as_tensor(time).to(states[0]) / tau) for tau in taus]
+    return [state * factor for state, factor in zip(states, factors, strict=True)]
+
+
+def current_of(kind, states):
+    return states[0] - states[1] if kind == "double" else states[-1]
 
 
 def plain(kind, x, dtype):
@@ -33,11 +47,13 @@ def plain(kind, x, dtype):
     states = [torch.zeros_like(x[0], dtype=dtype) for _ in taus]
     currents, histories = [], [[] for _ in taus]
     for x_t in x:
-        for i, tau in enumerate(taus):
-            new = states[i].to(work) * math.exp(-DT / tau) + gain * x_t.to(work)
-            states[i] = new.to(dtype)
-            histories[i].append(states[i])
-        currents.append(states[0] if len(taus) == 1 else states[0] - states[1])
+        new = later(kind, [state.to(work) for state in states], DT)
+        for i in range(1 if kind == "alpha" else len(taus)):
+            new[i] = new[i] + gain * x_t.to(work)
+        states = [state.to(dtype) for state in new]
+        for history, state in zip(histories, states, strict=True):
+            history.append(state)
+        currents.append(current_of(kind, states))
     return torch.stack(currents), [torch.stack(history) for history in histories]
 
 
@@ -48,11 +64,8 @@ def plain_read(kind, histories, sel):
     steps = sel.to(F64) / DT
     index = (len(histories[0]) - 1 - steps.ceil()).long()
     since = ((steps.ceil() - steps) * DT).to(work)
-    parts = []
-    for history, tau in zip(histories, constants(kind)[1], strict=True):
-        older = history.movedim(0, -1).gather(-1, index)
-        parts.append(older.to(work) * torch.exp(-since / tau))
-    return (parts[0] if len(parts) == 1 else parts[0] - parts[1]).to(dtype)
+    older = [history.movedim(0, -1).gather(-1, index).to(work) for history in histories]
+    return current_of(kind, later(kind, older, since)).to(dtype)
 
 
 def run(synapse, x):
@@ -81,7 +94,7 @@ def task(seed=0):
     return x, sel
 
 
-@both
+@every_kind
 @dtypes
 def test_dtype_of_everything(kind, dtype, each_backend, device):
     """Outputs, state and reads are in the record's dtype; spikes are bool."""
@@ -97,7 +110,7 @@ def test_dtype_of_everything(kind, dtype, each_backend, device):
         assert synapse.spike_at(sel).dtype == torch.bool
 
 
-@both
+@every_kind
 @rounded
 def test_error_of_currents_and_delayed_reads(kind, dtype, each_backend, device):
     needs_rounding(dtype)
@@ -110,7 +123,7 @@ def test_error_of_currents_and_delayed_reads(kind, dtype, each_backend, device):
     assert_no_worse(read, plain_read(kind, histories, sel), plain_read(kind, exact_histories, sel))
 
 
-@both
+@every_kind
 @rounded
 def test_error_of_the_gradients(kind, dtype, each_backend, device):
     """To the input, of a sum of currents and delayed reads, from autograd in each dtype."""
@@ -134,7 +147,7 @@ def test_error_of_the_gradients(kind, dtype, each_backend, device):
     assert_no_worse(mine.cpu(), *grads)
 
 
-@both
+@every_kind
 @dtypes
 @pytest.mark.parametrize("given", INPUTS, ids=lambda dtype: str(dtype)[6:])
 def test_any_input_in_any_record(kind, dtype, given, device):
@@ -189,7 +202,7 @@ def test_default_dtype(device):
         torch.set_default_dtype(torch.float32)
 
 
-@both
+@every_kind
 @dtypes
 def test_assignment_converts(kind, dtype, device):
     synapse = make(kind, 3, dtype=dtype, device=device)

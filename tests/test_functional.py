@@ -558,20 +558,23 @@ def test_times_may_be_whole_numbers():
 def operations():
     """Every operation with arguments that it takes."""
     one, weight, rule = torch.ones(()), torch.zeros(2, 3), ReadRule("expdecay", 1.0, 2.0)
-    ring = Ring((RECORD.clone(),), (0,), torch.zeros(3, 2, 4, dtype=torch.bool), 0)
+    pair = (RECORD.clone(), RECORD.clone())
+    ring = Ring(pair, (0, 0), torch.zeros(3, 2, 4, dtype=torch.bool), 0)
+    coupled = {"gain": one, "decays": (one,), "coupling": one}
     times = {"sel": VALUE, "rates": (one,), "rule": rule}
     decays = {"decay": 0.5, "rise": 0.2, "gain": 1.0}
     layer = {"weight": weight, "delay": weight, "step_time": 1.0, "max_delay": 2.0}
     return {
         "push": {"record": RECORD.clone(), "value": VALUE, "slot": 0},
         "read": {"record": RECORD, "slot": 0},
-        "step": {"x": VALUE, "ring": ring, "gain": one, "decays": (one,)},
+        "step": {"x": VALUE, "ring": ring, **coupled},
         "select": {"records": (RECORD,), "pointers": (0,), **times},
         "select_scan": {"sequences": (RECORD,), "steps": 1, **times},
         "pack_spikes": {"x": RECORD},
         "unpack_spikes": {"packed": functional.pack_spikes(RECORD)},
         "exp_scan": {"x": RECORD, "decay": 0.5, "gain": 1.0},
         "double_exp_scan": {"x": RECORD, **decays},
+        "alpha_scan": {"x": RECORD, "decay": 0.5, "ratio": 0.7, "gain": 1.0},
         "delayed_linear": {"x": torch.zeros(4, 2, 3), **decays, **layer, "strategy": "auto"},
     }
 

@@ -52,14 +52,26 @@ def without_signs(arguments):
     return [a.abs() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
+def all_ones(arguments):
+    """What makes of a sum of products the number of its terms."""
+    return [
+        torch.ones_like(a) if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+        for a in arguments
+    ]
+
+
 def check(device, name, *arguments):
     """As accurate as PyTorch, nothing written beside the results, no element left out."""
     actual = by_kernel(device, "projection", name, *arguments, margin=63)
     plain = by_reference("projection", name, *arguments)
     truth = by_reference("projection", name, *exact(arguments))
-    # What rounds is the sum of all terms without their signs.
-    sizes = by_reference("projection", name, *exact(without_signs(arguments))).returned[0]
-    scale = float(sizes.max()) if sizes.numel() else 0.0
+    # What rounds is the sum of all terms without their signs, as often as it has terms; such
+    # errors grow with the root of their number.
+    sizes, terms = (
+        by_reference("projection", name, *exact(given)).returned[0]
+        for given in (without_signs(arguments), all_ones(arguments))
+    )
+    scale = float(sizes.max() * terms.max().clamp(min=1).sqrt()) if sizes.numel() else 0.0
     for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
         assert_close_as_torch(a, t, p, scale=scale)
     for a, b in zip(actual.arguments, tensors(arguments), strict=True):
@@ -72,7 +84,7 @@ def test_projection(device, strategy, size):
     steps, batch, inputs, _, slots = size
     weight, back = connections(size)
     sequence = signal(steps + slots - 1, batch, inputs)
-    check(device, "projection", sequence, weight, back, steps, strategy, "ieee")
+    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
 
 
 @sized
@@ -99,7 +111,7 @@ def check_all(device, strategy, size, dtype):
     weight, back = connections(size, compute_dtype(dtype))
     sequence = signal(steps + slots - 1, batch, inputs, dtype=dtype)
     dy = signal(steps, batch, outputs, dtype=compute_dtype(dtype))
-    check(device, "projection", sequence, weight, back, steps, strategy, "ieee")
+    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
     check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
     check(device, "project_weight", dy, sequence, back, strategy, "ieee")
 
@@ -124,7 +136,7 @@ def test_one_step_reads_the_ring_around_its_end(device, dtype, on_device):
     record = signal(slots, batch, inputs, dtype=dtype)
     for pointer in range(slots):
         slot = torch.tensor(pointer) if on_device else pointer
-        check(device, "projection", record, weight, back, 1, "shift", "ieee", slot)
+        check(device, "project", record, weight, back, 1, "shift", "ieee", slot)
         oldest_first = record.roll(-pointer, 0)
         expected = by_reference("projection", "project", oldest_first, weight, back, 1, "shift", "")
         actual = by_reference(
@@ -137,7 +149,7 @@ def test_edges_of_tiles_of_a_ring(device, tiny_tiles):
     steps, batch, inputs, outputs, slots = 1, 17, 5, 3, 4
     weight, back = connections((steps, batch, inputs, outputs, slots), F32)
     record = signal(slots, batch, inputs, dtype=F32)
-    check(device, "projection", record, weight, back, 1, "shift", "ieee", 2)
+    check(device, "project", record, weight, back, 1, "shift", "ieee", 2)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from synapses import both, gradcheck, interpreted, same, snapshot, spikes, uniform
+from synapses import CLASSES, every_kind, gradcheck, interpreted, same, snapshot, spikes, uniform
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,18 +29,14 @@ STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm", "events", "au
 
 def physics(kind, constants="number"):
     """A partial constructor with constants of this sort."""
-    values = {"single": [2.0, 5.0], "double": [2.0, 6.0, 2.0]}[kind]
+    values = {"single": [2.0, 5.0], "double": [2.0, 6.0, 2.0], "alpha": [2.0, 3.0]}[kind]
     if constants == "each":
         values = [v * (1 + 0.1 * torch.arange(INPUTS, dtype=F64)) for v in values]
     elif constants == "learned":
         values = [torch.nn.Parameter(torch.tensor(v, dtype=F64)) for v in values]
     elif constants == "each learned":
         values = [torch.nn.Parameter(v + 0.1 * torch.arange(INPUTS, dtype=F64)) for v in values]
-    classes = {
-        "single": tritonsyn.SingleExponentialCurrent,
-        "double": tritonsyn.DoubleExponentialCurrent,
-    }
-    return classes[kind].partialconstructor(*values)
+    return CLASSES[kind].partialconstructor(*values)
 
 
 def layer_of(kind="single", constants="number", device=None, **options):
@@ -83,7 +79,7 @@ def assert_same(actual, expected, tolerance=1e-10):
             torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
-@both
+@every_kind
 @STRATEGIES
 @pytest.mark.parametrize("constants", ["number", "each", "learned", "each learned"])
 def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, strategy, constants):
@@ -108,7 +104,7 @@ def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, str
         assert a.pointer == b.pointer
 
 
-@both
+@every_kind
 @STRATEGIES
 @pytest.mark.parametrize("splits", [(9,), (1, 8), (3, 1, 5), (8, 0, 1)], ids=str)
 def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, splits):
@@ -128,7 +124,7 @@ def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, 
     assert layer.synapse.spike_.pointer == stepped.synapse.spike_.pointer
 
 
-@both
+@every_kind
 def test_a_step_without_gradients_reads_the_ring(device, each_backend, kind):
     layer = layer_of(kind, device=device)
     stepped = copy.deepcopy(layer)
@@ -139,7 +135,7 @@ def test_a_step_without_gradients_reads_the_ring(device, each_backend, kind):
     assert_same([y], [torch.stack([stepped(row) for row in x])])
 
 
-@both
+@every_kind
 @STRATEGIES
 def test_gradients_against_finite_differences(device, each_backend, kind, strategy):
     """To weight, delay, learned constants, the initial state, and a graded input."""
@@ -149,7 +145,8 @@ def test_gradients_against_finite_differences(device, each_backend, kind, strate
     weight = uniform(*size, seed=1).to(device).requires_grad_()
     delay = torch.tensor([[0.2, 1.5], [2.3, 0.8]], dtype=F64, device=device).requires_grad_()
     constants = [torch.tensor(v, dtype=F64, device=device).requires_grad_() for v in (1.4, 0.8)]
-    if kind == "double":
+    second = {"double": "rise", "alpha": "ratio"}.get(kind)
+    if second is not None:
         constants.append(torch.tensor(0.6, dtype=F64, device=device).requires_grad_())
     initial = [
         uniform(slots, batch, 2, seed=5 + i).to(device).requires_grad_()
@@ -162,9 +159,9 @@ def test_gradients_against_finite_differences(device, each_backend, kind, strate
         count = len(constants) - 1
         decays, past, given = rest[:count], rest[count : 2 * count], rest[2 * count :]
         y, final = functional.delayed_linear(
-            given[0] if given else x, weight, delay, gain=gain,
-            decay=decays[0], rise=decays[1] if count == 2 else None,
+            given[0] if given else x, weight, delay, gain=gain, decay=decays[0],
             max_delay=2.5, initial=past, strategy=strategy, dtype=F64,
+            **({} if second is None else {second: decays[1]}),
         )  # fmt: skip
         return y, *final
 
@@ -262,7 +259,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("strategy", ["shift", "events"])
 def test_the_tensor_of_delayed_currents_is_never_made(kind, strategy):
     steps, batch, inputs, outputs, slots = 3, 64, 40, 50, 4
@@ -619,7 +616,7 @@ def test_what_is_not_finite_reaches_those_that_read_it_alone(strategy, bad):
 def test_products_on_a_gpu_are_not_chosen_for_what_may_not_be_finite():
     x, decays = torch.zeros(50, 4, 8), [torch.tensor(0.5)]
     gpu = {"device": SimpleNamespace(type="cuda")}
-    work = Work(taps=10**6, past=0, slots=2, arrivals=None, finite=False)
+    work = Work(taps=10**6, past=0, slots=1, arrivals=None, finite=False)
     assert cheapest(work._replace(finite=True), **gpu) == "gemm"
     assert cheapest(work, **gpu) == "shift"
     assert cheapest(work, torch.device("cpu")) == "gemm"
@@ -758,3 +755,43 @@ def test_a_projection_turns_its_inputs_into_rows_and_back():
     assert torch.equal(pairs(x[0]), flat(x[0].flatten(1)).unsqueeze(-1))
     assert pairs.delay_steps.shape == (3, 2, 2)
     assert pairs.scan(x[:0]).shape == (0, 5, 3, 1)
+
+
+# -- what other layers build on ------------------------------------------------------------------
+
+
+class Convolution(DelayedProjection):
+    """A layer over a line ``[B, C, L]``: every window of three is a row of the synapses."""
+
+    def __init__(self, channels, outputs, length, batch_size, **options):
+        self.positions = length - 2
+        rows = batch_size * self.positions
+        super().__init__((outputs, channels, 3), STEP, batch_size=rows, **options)
+
+    def _lowered(self, x):
+        return x.unfold(-1, 3, 1).movedim(-3, -2).flatten(-2).flatten(-3, -2)
+
+    def _raised(self, y):
+        return y.unflatten(-2, (self.batchsz // self.positions, self.positions)).movedim(-1, -2)
+
+
+@every_kind
+def test_a_convolution_lowers_its_inputs_and_raises_what_comes_out(kind, device):
+    """Every output is that of a dense layer on its window, of a step and of a sequence."""
+    delay = 3.0 * uniform(3, 2, 3, seed=2)
+    weight = uniform(3, 2, 3, seed=1, low=-1.0)
+    options = {
+        "delay": 3.0, "dtype": F64, "device": device, "synapse": physics(kind),
+        "weight_init": lambda t: weight.view(t.shape).to(t),
+        "delay_init": lambda t: delay.view(t.shape).to(t),
+    }  # fmt: skip
+    convolution = Convolution(2, 3, 6, BATCH, **options)
+    x = spikes(5, BATCH, 2, 6).to(device)
+    y = torch.cat((convolution.scan(x[:3]), torch.stack([convolution(row) for row in x[3:]])))
+    assert y.shape == (5, BATCH, 3, 4)
+    for at in range(4):
+        dense = DelayedLinear(6, 3, STEP, batch_size=BATCH, **options)
+        assert_same([y[..., at]], [dense.scan(x[..., at : at + 3].flatten(2))])
+    y.sum().backward()
+    assert convolution.weight.grad.shape == convolution.delay.grad.shape == (3, 2, 3)
+    assert convolution.scan(x[:0]).shape == (0, BATCH, 3, 4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.signal import lfilter
 
-from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, functional
+from tritonsyn import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent, functional
 from tritonsyn.launch.config import LaunchConfig, override_config
 
 F64 = torch.float64
@@ -12,8 +12,9 @@ ROW = (2, 3)
 GROUPS = [
     (SingleExponentialCurrent, {"spike_charge": 2.0, "time_constant": 5.0}),
     (DoubleExponentialCurrent, {"spike_charge": 2.0, "tc_decay": 7.0, "tc_rise": 2.0}),
+    (AlphaCurrent, {"spike_charge": 2.0, "time_constant": 3.0}),
 ]
-KINDS = pytest.mark.parametrize(("cls", "constants"), GROUPS, ids=["single", "double"])
+KINDS = pytest.mark.parametrize(("cls", "constants"), GROUPS, ids=["single", "double", "alpha"])
 
 
 def filtered(x, decay, gain):
@@ -260,10 +261,10 @@ def learned(cls, device):
     charge = torch.nn.Parameter(torch.tensor(2.0, dtype=F64, device=device))
     slow = torch.nn.Parameter(torch.rand(3, dtype=F64, device=device) + 6.0)
     constants = {"spike_charge": charge}
-    if cls is SingleExponentialCurrent:
-        constants["time_constant"] = slow
-    else:
+    if cls is DoubleExponentialCurrent:
         constants |= {"tc_decay": slow, "tc_rise": 2.0}
+    else:
+        constants["time_constant"] = slow
     return cls(3, 1.3, delay=3.9, batch_size=2, dtype=F64, device=device, **constants)
 
 

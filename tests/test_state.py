@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from synapses import COMPONENTS, PHYSICS, both, make, same, snapshot, spikes, uniform
+from synapses import COMPONENTS, PHYSICS, RECORDS, every_kind, make, same, snapshot, spikes, uniform
 from torch import nn
 
 import tritonsyn
@@ -64,11 +64,11 @@ def storages(module):
 # -- state_dict -----------------------------------------------------------------------------------
 
 
-@both
+@every_kind
 def test_keys(kind, device):
     """Each record's storage, pointer and times, and the constants that are tensors."""
-    names = [f"{name}_" for name in (*COMPONENTS[kind], "spike")]
-    expected = {f"{name}.{part}" for name in names for part in ("storage", "pointer", "times")}
+    parts = ("storage", "pointer", "times")
+    expected = {f"{name}.{part}" for name in RECORDS[kind] for part in parts}
     assert set(make(kind, device=device).state_dict()) == expected
     learned = make(kind, spike_charge=nn.Parameter(torch.tensor(10.0)), device=device)
     assert set(learned.state_dict()) == expected | {"spike_charge"}
@@ -78,17 +78,17 @@ def test_keys(kind, device):
     assert not list(fixed.parameters())
 
 
-@both
+@every_kind
 def test_values(kind, device):
     synapse = filled(kind, steps=6, device=device)
     state = synapse.state_dict()
-    for name in (*COMPONENTS[kind], "spike"):
-        record = getattr(synapse, f"{name}_")
-        assert torch.equal(state[f"{name}_.storage"], record.value)
-        assert int(state[f"{name}_.pointer"]) == record.pointer == 6 % 4
+    for name in RECORDS[kind]:
+        record = getattr(synapse, name)
+        assert torch.equal(state[f"{name}.storage"], record.value)
+        assert int(state[f"{name}.pointer"]) == record.pointer == 6 % 4
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("inplace", [False, True])
 def test_resumed_run_continues_bit_for_bit(kind, inplace, device):
     """Through a file that holds nothing but tensors."""
@@ -99,7 +99,7 @@ def test_resumed_run_continues_bit_for_bit(kind, inplace, device):
     assert_same_run(synapse, resumed)
 
 
-@both
+@every_kind
 def test_state_in_memory_does_not_follow(kind, device):
     synapse = filled(kind, device=device)
     state, before = synapse.state_dict(), snapshot(synapse)
@@ -111,7 +111,7 @@ def test_state_in_memory_does_not_follow(kind, device):
     assert same(snapshot(synapse), before)  # nor does the module follow what it loaded
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("keep_vars", [False, True])
 def test_loading_drops_the_graph(kind, keep_vars, device):
     synapse = make(kind, device=device)
@@ -120,7 +120,7 @@ def test_loading_drops_the_graph(kind, keep_vars, device):
     assert not synapse.current.requires_grad
 
 
-@both
+@every_kind
 def test_loading_into_another_dtype_converts(kind, device):
     state = filled(kind, dtype=torch.float64, device=device).state_dict()
     other = make(kind, delay=3.0, batch_size=2, dtype=torch.float32, device=device)
@@ -130,7 +130,7 @@ def test_loading_into_another_dtype_converts(kind, device):
     assert torch.equal(getattr(other, f"{name}_").value, state[f"{name}_.storage"].float())
 
 
-@both
+@every_kind
 def test_loading_by_assignment(kind, device):
     """What a module without data needs; nothing is shared with the state all the same."""
     source = filled(kind, dtype=torch.float64, device=device)
@@ -142,7 +142,7 @@ def test_loading_by_assignment(kind, device):
     assert_same_run(source, target)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -161,7 +161,7 @@ def test_what_no_record_saved_is_refused(kind, device, name, value, message):
         target.load_state_dict(state)
 
 
-@both
+@every_kind
 def test_a_default_device_elsewhere_changes_nothing(kind):
     """Nothing is made on the default device that has to meet what lies on the module's."""
     results = []
@@ -178,7 +178,7 @@ def test_a_default_device_elsewhere_changes_nothing(kind):
         assert torch.equal(a, b)
 
 
-@both
+@every_kind
 def test_not_strict_takes_what_is_there(kind, device):
     """A record with half of its state keeps all of its own."""
     source, target = filled(kind, device=device), filled(kind, steps=2, device=device)
@@ -195,7 +195,7 @@ def test_not_strict_takes_what_is_there(kind, device):
     assert torch.equal(after[f"{name}_.storage"], state[f"{name}_.storage"])
 
 
-@both
+@every_kind
 def test_damaged_files(kind):
     file = io.BytesIO()
     torch.save(filled(kind).state_dict(), file)
@@ -208,7 +208,7 @@ def test_damaged_files(kind):
     assert same(snapshot(target), before)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -230,7 +230,7 @@ def test_damaged_entries(kind, key, value):
     assert same(snapshot(target), before)
 
 
-@both
+@every_kind
 def test_constants_that_are_tensors_are_state(kind, device):
     source = make(kind, spike_charge=torch.tensor([1.0, 2.0, 3.0]), device=device)
     target = make(kind, spike_charge=torch.ones(3), device=device)
@@ -245,7 +245,7 @@ def network(kind, batch_size=2):
     return nn.Sequential(nn.Linear(4, 3), synapse, nn.Linear(3, 2))
 
 
-@both
+@every_kind
 def test_inside_a_network(kind):
     """Keys carry the place, states of it load, and a refusal names the place."""
     torch.manual_seed(0)
@@ -257,11 +257,11 @@ def test_inside_a_network(kind):
         assert "1.spike_.pointer" in net.state_dict()
         other.load_state_dict(through_file(net.state_dict(), weights_only=True))
         assert torch.equal(net(x), other(x))
-    with pytest.raises(RuntimeError, match=rf"1\.{COMPONENTS[kind][0]}_\.storage.*\(3, 2, 3\)"):
+    with pytest.raises(RuntimeError, match=rf"1\.{RECORDS[kind][0]}\.storage.*\(3, 2, 3\)"):
         network(kind, batch_size=3).load_state_dict(net.state_dict())
 
 
-@both
+@every_kind
 def test_training_inside_a_network(kind):
     """A step of an optimiser through several time steps, twice, with the state cleared between."""
     torch.manual_seed(0)
@@ -284,7 +284,7 @@ def test_training_inside_a_network(kind):
 # -- copies ---------------------------------------------------------------------------------------
 
 
-@both
+@every_kind
 @copies
 @pytest.mark.parametrize("inplace", [False, True])
 def test_copy_continues_and_shares_nothing(kind, how, inplace, device):
@@ -299,7 +299,7 @@ def test_copy_continues_and_shares_nothing(kind, how, inplace, device):
     assert_same_run(synapse, twin)
 
 
-@both
+@every_kind
 @copies
 def test_copy_while_a_graph_is_recorded(kind, how, device):
     """The copy holds the values without the graph; the original's backward still works."""
@@ -319,7 +319,7 @@ def test_copy_while_a_graph_is_recorded(kind, how, device):
     assert twin.spike_charge.grad is None
 
 
-@both
+@every_kind
 def test_copied_states_are_values(kind, device):
     """Also of a recorded graph: plain tensors."""
     synapse = make(kind, device=device)
@@ -328,7 +328,7 @@ def test_copied_states_are_values(kind, device):
     assert not any(value.requires_grad for value in state.values())
 
 
-@both
+@every_kind
 @copies
 def test_copy_keeps_what_was_given(kind, how):
     options = {"interp_tol": 0.1, "current_overbound": None, "spike_overbound": True}
@@ -346,7 +346,7 @@ def test_copy_keeps_what_was_given(kind, how):
 # -- conversion -----------------------------------------------------------------------------------
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", ["to", "method"])
 def test_to_dtype(kind, dtype, way, device):
@@ -371,7 +371,7 @@ def test_to_dtype(kind, dtype, way, device):
     assert step(synapse, 8).dtype == dtype
 
 
-@both
+@every_kind
 def test_conversion_makes_the_steps_of_that_dtype(kind, device):
     """A module made in float64 and one converted to it compute the same."""
     made = make(kind, delay=3.0, batch_size=2, dtype=torch.float64, device=device)
@@ -379,7 +379,7 @@ def test_conversion_makes_the_steps_of_that_dtype(kind, device):
     assert_same_run(made, converted)
 
 
-@both
+@every_kind
 def test_conversion_in_the_middle_of_a_graph(kind, device):
     """The run goes on in the new dtype, and gradients pass through the conversion."""
     grads = []
@@ -394,7 +394,7 @@ def test_conversion_in_the_middle_of_a_graph(kind, device):
     torch.testing.assert_close(*grads, rtol=1e-6, atol=0)
 
 
-@both
+@every_kind
 def test_to_another_device_and_back(kind):
     """To the device without data: shapes stay, and a fresh state can be loaded after."""
     synapse = filled(kind)
@@ -407,7 +407,7 @@ def test_to_another_device_and_back(kind):
 
 
 @pytest.mark.gpu
-@both
+@every_kind
 def test_to_the_gpu_and_back(kind):
     synapse = filled(kind)
     moved = copy.deepcopy(synapse).cuda()
@@ -419,14 +419,14 @@ def test_to_the_gpu_and_back(kind):
     assert same(snapshot(back), snapshot(synapse))
 
 
-@both
+@every_kind
 def test_training_flags_and_iteration(kind):
     """``train``, ``eval``, ``apply``, ``requires_grad_``: nothing special."""
     synapse = make(kind, spike_charge=nn.Parameter(torch.tensor(10.0)))
     seen = []
     synapse.eval().apply(lambda module: seen.append(type(module).__name__))
     assert not synapse.training and not synapse.spike_.training
-    assert seen.count("RecordTensor") == len(COMPONENTS[kind]) + 1
+    assert seen.count("RecordTensor") == len(RECORDS[kind])
     assert not synapse.requires_grad_(False).spike_charge.requires_grad
 
 
@@ -434,11 +434,11 @@ def test_training_flags_and_iteration(kind):
 
 
 def at_rest(synapse, kind):
-    records = [getattr(synapse, f"{name}_") for name in (*COMPONENTS[kind], "spike")]
+    records = [getattr(synapse, name) for name in RECORDS[kind]]
     return all(not record.value.any() and record.pointer == 0 for record in records)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize(
     ("name", "value", "shape"),
     [
@@ -465,7 +465,7 @@ def test_setters_rebuild_and_clear(kind, name, value, shape, device):
     assert_same_run(synapse, make(kind, **options, dtype=torch.float64, device=device))
 
 
-@both
+@every_kind
 @pytest.mark.parametrize(
     ("delay", "dt", "slots"),
     [
@@ -478,7 +478,7 @@ def test_number_of_slots(kind, delay, dt, slots):
     assert make(kind, step_time=dt, delay=delay).spike_.recordsz == slots
 
 
-@both
+@every_kind
 def test_clear_is_the_state_of_a_new_module(kind, device):
     synapse = filled(kind, device=device)
     synapse.clear(keep_adaptations=True)  # other keywords are ignored
@@ -486,7 +486,7 @@ def test_clear_is_the_state_of_a_new_module(kind, device):
     assert_same_run(synapse, make(kind, delay=3.0, batch_size=2, device=device))
 
 
-@both
+@every_kind
 def test_graph_is_freed_by_clear(kind, device):
     """Nothing keeps what an earlier run recorded, such as the inputs of a learned charge."""
     charge = nn.Parameter(torch.tensor(10.0, device=device))
@@ -502,7 +502,7 @@ def test_graph_is_freed_by_clear(kind, device):
     assert kept() is None
 
 
-@both
+@every_kind
 def test_detach_state_truncates(kind, device):
     synapse = make(kind, delay=2.0, device=device)
     x = torch.ones(1, 3, device=device, requires_grad=True)
@@ -517,7 +517,7 @@ def test_detach_state_truncates(kind, device):
     assert torch.autograd.grad(y.sum(), x)[0] is not None  # what came before is not lost
 
 
-@both
+@every_kind
 def test_streaming_records_no_graph(kind, device):
     """``inplace=True`` with learned constants and inputs that require gradients."""
     synapse = make(
@@ -531,7 +531,7 @@ def test_streaming_records_no_graph(kind, device):
     assert not synapse(x).requires_grad and not synapse.current.requires_grad
 
 
-@both
+@every_kind
 def test_no_grad_records_no_graph(kind, device):
     synapse = make(kind, delay=2.0, device=device)
     x = torch.ones(1, 3, device=device, requires_grad=True)
@@ -566,7 +566,7 @@ def use(synapse, name, value):
     return synapse
 
 
-@both
+@every_kind
 @pytest.mark.parametrize(
     ("name", "value"),
     [("first", 0), ("construct", 0), ("clear", 0), ("load", 0), ("align", 0), ("writerange", 0),
@@ -585,7 +585,7 @@ def test_training_after_evaluation(kind, name, value, mode, device):
     assert all((grad != 0).any() for grad in torch.autograd.grad(total, (x, sel)))
 
 
-@both
+@every_kind
 def test_looking_without_grad_keeps_the_graph(kind, device):
     """Reads and saved states under ``no_grad``, between the steps of a training run."""
     grads = []
@@ -601,7 +601,7 @@ def test_looking_without_grad_keeps_the_graph(kind, device):
     assert torch.equal(*grads) and (grads[0] != 0).all()
 
 
-@both
+@every_kind
 def test_mutating_what_went_in_changes_nothing(kind, device):
     """Inputs and assigned values are copied."""
     synapse = make(kind, delay=2.0, dtype=torch.float64, device=device)
@@ -617,7 +617,7 @@ def test_mutating_what_went_in_changes_nothing(kind, device):
     assert same(snapshot(synapse), before)
 
 
-@both
+@every_kind
 def test_gradient_flows_through_an_assigned_value(kind, device):
     """The initial state can be learned."""
     synapse = make(kind, delay=2.0, dtype=torch.float64, device=device)
@@ -625,12 +625,12 @@ def test_gradient_flows_through_an_assigned_value(kind, device):
     setattr(synapse, COMPONENTS[kind][0], initial)
     y = synapse(torch.zeros(1, 3, device=device))
     (grad,) = torch.autograd.grad(y.sum(), initial)
-    tau = {"single": 5.0, "double": 6.0}[kind]
+    tau = {"single": 5.0, "double": 6.0, "alpha": 3.0}[kind]
     expected = torch.exp(torch.tensor(-1.0 / tau, dtype=torch.float64)).expand(1, 3).to(device)
     torch.testing.assert_close(grad, expected, rtol=1e-15, atol=0)
 
 
-@both
+@every_kind
 def test_members(kind, device):
     synapse = make(kind, [2, 3], 0.5, delay=1.0, batch_size=4, device=device)
     assert synapse.shape == (2, 3) and synapse.count == 6 and synapse.batchedshape == (4, 2, 3)
@@ -642,7 +642,7 @@ def test_members(kind, device):
     assert "(2, 3), step_time=0.5" in repr(synapse)
 
 
-@both
+@every_kind
 def test_numbers_of_numpy(kind):
     """They are numbers like any others."""
     np = pytest.importorskip("numpy")
@@ -652,7 +652,7 @@ def test_numbers_of_numpy(kind):
     assert_same_run(synapse, make(kind, 3, delay=2.0))
 
 
-@both
+@every_kind
 def test_other_keywords_of_forward_are_ignored(kind, device):
     x = spikes(1, 3).to(device)
     plain, other = make(kind, device=device), make(kind, device=device)
@@ -671,7 +671,7 @@ def test_a_step_counts_as_a_write_to_the_spikes(each_backend, device):
             y.sum().backward()
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("options", [{"delay": 3.0}, {"step_time": 2.0, "delay": 6.0}], ids=str)
 def test_a_state_of_other_times_is_refused(kind, options):
     """Also where the record has as many slots."""

@@ -15,7 +15,7 @@ class DelayedLinear(DelayedProjection):
         y[t, b, o] = \mathrm{bias}_o + \sum_i w_{oi}\, I_{bi}(t\,\Delta t - d_{oi}),
         \qquad d_{oi} = \mathrm{clamp}(\mathrm{delay}_{oi}, 0, d_{\max})
 
-    with the currents :math:`I` of the synapse, decayed between steps from the earlier one. It
+    with the currents :math:`I` of the synapse, between steps as the synapse has them. It
     equals ``current_at`` and a weighted sum; the tensor ``[B, in, out]`` of delayed currents is
     never made.
 
@@ -23,7 +23,7 @@ class DelayedLinear(DelayedProjection):
         in_features: number of inputs, each with a synapse.
         out_features: number of outputs.
         step_time: length of a step :math:`\Delta t`, ms, > 0.
-        synapse: what :meth:`SingleExponentialCurrent.partialconstructor` or that of the double
+        synapse: what :meth:`SingleExponentialCurrent.partialconstructor` or that of another
             synapse returns. Its tolerance applies to the delays.
         delay: longest delay :math:`d_{\max}`, ms, >= 0; kept as :attr:`max_delay`.
         bias: whether there is a bias.

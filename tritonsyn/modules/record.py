@@ -151,6 +151,11 @@ class RecordTensor(nn.Module):
 
     @cursor.setter
     def cursor(self, value: Slot) -> None:
+        self._move_to(value)
+
+    def _move_to(self, value: Slot) -> None:
+        # Called by name where it may be compiled: torch 2.11 does not trace a property's setter,
+        # but calls it after the graph, where it could refuse nothing.
         if self.position is None:
             if torch.compiler.is_compiling():
                 raise RuntimeError("under torch.compile a record must be made with capturable=True")
@@ -366,7 +371,7 @@ class RecordTensor(nn.Module):
             slots = cast(Tensor, self._buffers["storage"]).shape[0]
             self.__dict__["_cursor"] = (self._cursor + steps) % slots
         else:
-            self.cursor = (self.cursor + steps) % self.recordsz
+            self._move_to((self.cursor + steps) % self.recordsz)
 
     def replace_storage(self, storage: Tensor) -> None:
         """Makes the result of an operation on the storage the storage from now on."""
@@ -378,7 +383,7 @@ class RecordTensor(nn.Module):
         if not 0 <= checks.integer("index", index) < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
         self._replace(self.storage.roll(index - self.pointer, 0))
-        self.cursor = index
+        self._move_to(index)
 
     def reset(self, fill: float | bool | None = 0) -> None:
         """Fills every slot, drops the autograd graph and puts the pointer at 0.
@@ -390,7 +395,7 @@ class RecordTensor(nn.Module):
             return
         fill = fill if isinstance(fill, bool) else checks.finite("fill", fill)
         self.storage = self.storage.detach().fill_(fill)
-        self.cursor = 0
+        self._move_to(0)
         self._resting = self._stamp() if fill == 0 else None
 
     @property

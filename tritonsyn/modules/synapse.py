@@ -314,7 +314,7 @@ class ExponentialCurrent(nn.Module):
     spike_: RecordTensor
 
     def component_records(self) -> tuple[RecordTensor, ...]:
-        """The record of the current, or those of the positive and the negative component."""
+        """The record of the current, or those of two components in the order of the dynamics."""
         return tuple(self._modules[name] for name, _ in self._components)  # type: ignore[misc]
 
     def _record_names(self) -> list[str]:
@@ -447,8 +447,8 @@ class ExponentialCurrent(nn.Module):
             x: as for :meth:`scan`, T >= 1.
 
         Returns:
-            The current, or the positive and the negative component: the last K - 1 observations
-            before and the T new ones, ``[K - 1 + T, B, *shape]``, oldest first.
+            The current, or both components: the last K - 1 observations before and the T new ones,
+            ``[K - 1 + T, B, *shape]``, oldest first.
         """
         self.check_sequence(x)
         return self._scan_components(x, self.coefficients())

@@ -282,6 +282,19 @@ def _operands(pointers: Sequence[Slot], device: torch.device) -> Sequence[Slot]:
     return pointers
 
 
+def _as_views(rates: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    return [None if rate is None else rate.view(rate.shape) for rate in rates]
+
+
+@traced_as(_as_views)
+def _distinct(rates: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+    """Rates, each a tensor of its own where a Function is traced, which takes none twice.
+
+    The two states of an alpha function have one rate.
+    """
+    return rates
+
+
 @traced_as(lambda records: False)
 def _linked(records: Sequence[Tensor]) -> bool:
     """Whether a read has to be a link in the chain of operations on these records."""
@@ -301,7 +314,7 @@ def select(
     reading = _Reading(rule, 1, running(sel.device, backend))
     pointers = _operands(pointers, sel.device)
     if records[0].is_floating_point() and chained(sel, *rates, *records):
-        operands = (reading, sel, *map(held, pointers), *rates, *records)
+        operands = (reading, sel, *map(held, pointers), *_distinct(rates), *records)
         if _linked(records):
             value, *records = _ChainedRead.apply(*operands)
         else:
@@ -336,7 +349,7 @@ def select_scan(
     reading = _Reading(rule, steps, running(sel.device, backend))
     pointers = _operands([0] * len(sequences), sel.device)
     if chained(sel, *rates, *sequences):
-        value = _Read.apply(reading, sel, *pointers, *rates, *sequences)
+        value = _Read.apply(reading, sel, *pointers, *_distinct(rates), *sequences)
     else:
         with torch.no_grad():
             value = _values(reading, sel, pointers, rates, sequences)[0]

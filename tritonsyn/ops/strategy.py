@@ -27,8 +27,8 @@ class Work(NamedTuple):
 _COSTS = {
     "cpu": {"shift": 1.4, "gemm": 0.027, "events": 8.0},
     "ieee": {"shift": 4.0e-4, "gemm": 3.1e-4, "events": 1.3e-2},
-    "tf32x3": {"shift": 4.0e-4, "gemm": 1.0e-4, "events": 1.3e-2},
-    "tf32": {"shift": 4.0e-4, "gemm": 1.0e-4, "events": 1.3e-2},
+    "tf32x3": {"shift": 4.0e-4, "gemm": 5.0e-5, "events": 1.3e-2},
+    "tf32": {"shift": 4.0e-4, "gemm": 2.7e-5, "events": 1.3e-2},
 }
 
 

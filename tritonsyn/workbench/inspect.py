@@ -117,9 +117,9 @@ class Report:
     def findings(self) -> list[str]:
         """What is not as it should be, each in words; empty if all is well.
 
-        No spills; every element of a stream once per load and store; accesses of 128 bits, or all
-        that a thread has of a stream of elements of one byte. Unaligned variants are exempt from
-        the last: their accesses are as wide as an element.
+        No spills; every element of a stream once per load and store; accesses as wide as all that
+        a thread has of a row, up to 128 bits. One element of a thread is enough: a warp of them
+        fills whole sectors. Unaligned variants are exempt from the last.
         """
         found = [f"{self.spills} bytes per thread are spilled"] if self.spills else []
         if not self.occupancy:
@@ -134,10 +134,8 @@ class Report:
         return found
 
     def _widest(self, stream: StreamReport) -> int:
-        # What a thread has of a row of the tile, one byte each, may not make up 128 bits.
         row = self.elements // self.config.get("UNROLL", 1)
-        bits = 8 * row // (32 * self.config["num_warps"])
-        return min(128, bits) if stream.itemsize == 1 else 128
+        return min(128, 8 * stream.itemsize * max(1, row // (32 * self.config["num_warps"])))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
