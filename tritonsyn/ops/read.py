@@ -282,12 +282,12 @@ def _operands(pointers: Sequence[Slot], device: torch.device) -> Sequence[Slot]:
     return pointers
 
 
-def _as_views(rates: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _as_views(rates: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if rate is None else rate.view(rate.shape) for rate in rates]
 
 
 @traced_as(_as_views)
-def _distinct(rates: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+def _distinct(rates: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Rates, each a tensor of its own where a Function is traced, which takes none twice.
 
     The two states of an alpha function have one rate.
