@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from .values import (
     READ_MODES,
@@ -18,14 +19,14 @@ from .values import (
     words_per_row,
 )
 
-Constant = float | torch.Tensor
+Constant = float | Tensor
 _Value = TypeVar("_Value")
 
 
 def finite(name: str, value: object) -> float:
     """A finite real number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError(f"{name} must be a number, but is {value!r}")
         value = value.item()
     value = float(value)
@@ -111,7 +112,7 @@ def constant(
     name: str,
     value: object,
     shape: Sequence[int],
-    rule: Callable[[torch.Tensor], torch.Tensor],
+    rule: Callable[[Tensor], Tensor],
     rule_in_words: str,
 ) -> Constant:
     """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
@@ -119,7 +120,7 @@ def constant(
     Every value must be finite and obey the rule. Reads the values of a tensor on the host, except
     on the meta device, which holds none.
     """
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, Tensor):
         number = finite(name, value)
         if not rule(torch.tensor(number, dtype=torch.float64, device="cpu")):
             raise ValueError(f"{name} must be {rule_in_words}, but is {number}")
@@ -139,7 +140,7 @@ def constant(
 
 def check_graph(name: str, value: object) -> None:
     """Raises for a tensor with a graph, which a module cannot keep; a parameter has none."""
-    learned = isinstance(value, torch.Tensor) and value.requires_grad
+    learned = isinstance(value, Tensor) and value.requires_grad
     if learned and not isinstance(value, torch.nn.Parameter):
         raise ValueError(
             f"{name} requires grad but is not an nn.Parameter, so its graph would be lost; pass "
@@ -148,12 +149,12 @@ def check_graph(name: str, value: object) -> None:
 
 
 def check_saved_shapes(
-    present: Mapping[str, torch.Tensor | None], state_dict: Mapping[str, Any], prefix: str
+    present: Mapping[str, Tensor | None], state_dict: Mapping[str, Any], prefix: str
 ) -> None:
     """Raises for a saved state with tensors of other shapes, before anything is loaded."""
     for name, tensor in present.items():
         saved = state_dict.get(prefix + name)
-        if tensor is None or not isinstance(saved, torch.Tensor) or saved.shape == tensor.shape:
+        if tensor is None or not isinstance(saved, Tensor) or saved.shape == tensor.shape:
             continue
         raise RuntimeError(
             f"{prefix}{name} of the saved state has shape {tuple(saved.shape)}, "
@@ -161,7 +162,7 @@ def check_saved_shapes(
         )
 
 
-def check_broadcast(name: str, value: torch.Tensor, shape: Sequence[int]) -> None:
+def check_broadcast(name: str, value: Tensor, shape: Sequence[int]) -> None:
     """The tensor is one value, or broadcastable to the group's shape."""
     if value.numel() == 1:
         return
@@ -177,9 +178,9 @@ def check_broadcast(name: str, value: torch.Tensor, shape: Sequence[int]) -> Non
 
 def check_input(
     name: str, x: object, shape: Sequence[int], device: torch.device, owner: str = "record"
-) -> torch.Tensor:
+) -> Tensor:
     """``x`` is a dense real tensor of this shape, on the device of its owner."""
-    if not isinstance(x, torch.Tensor):
+    if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
     if x.is_complex():
         raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
@@ -191,15 +192,15 @@ def check_input(
     return x
 
 
-def check_floating(name: str, x: object) -> torch.Tensor:
+def check_floating(name: str, x: object) -> Tensor:
     """``x`` is a dense floating tensor."""
-    if isinstance(x, torch.Tensor) and x.is_floating_point() and x.layout == torch.strided:
+    if isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided:
         return x
-    kind = f"{x.dtype}, {x.layout}" if isinstance(x, torch.Tensor) else type(x).__name__
+    kind = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
     raise TypeError(f"{name} must be a dense floating tensor, but is {kind}")
 
 
-def check_device(name: str, x: torch.Tensor, device: torch.device, owner: str = "record") -> None:
+def check_device(name: str, x: Tensor, device: torch.device, owner: str = "record") -> None:
     """``x`` is on this device."""
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}, but the {owner} is on {device}")
@@ -214,7 +215,7 @@ def check_packed(name: str, x: object) -> None:
         raise TypeError(f"{name}.shape must be a tuple (T, B, *shape), but is {shape!r:.80}")
     if len(shape) < 3 or any(integer(f"{name}.shape", size) < 0 for size in shape):
         raise ValueError(f"{name}.shape must be (T, B, *shape), but is {shape}")
-    dense = isinstance(words, torch.Tensor) and words.layout == torch.strided
+    dense = isinstance(words, Tensor) and words.layout == torch.strided
     if not dense or words.dtype != torch.int32:
         raise TypeError(f"{name}.words must be a dense int32 tensor, but is {words!r:.80}")
     needed = (*shape[:2], words_per_row(x.synapses))
@@ -230,7 +231,7 @@ def check_sequence(x: object) -> None:
     if isinstance(x, PackedSpikes):
         check_packed("x", x)
         return
-    if not isinstance(x, torch.Tensor) or x.is_complex() or x.layout != torch.strided:
+    if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
         raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
     if x.ndim < 1:
         raise ValueError("x must have time as its first axis, but has no axis")
@@ -245,7 +246,7 @@ def check_initial(initial: object, shape: tuple[int, ...], device: torch.device)
 
 def check_coefficient(name: str, value: object, device: torch.device) -> None:
     """``value`` is a finite number or a dense real tensor that holds values."""
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, Tensor):
         finite(name, value)
         return
     if value.is_complex() or value.layout != torch.strided:
@@ -254,9 +255,7 @@ def check_coefficient(name: str, value: object, device: torch.device) -> None:
         raise ValueError(f"{name} is on meta, where tensors hold no values")
 
 
-def check_layer(
-    x: torch.Tensor | PackedSpikes, weight: torch.Tensor, delay: torch.Tensor, bias: object
-) -> None:
+def check_layer(x: Tensor | PackedSpikes, weight: Tensor, delay: Tensor, bias: object) -> None:
     """The input is a sequence of at least one step; weight, delay and bias make a layer for it."""
     check_sequence(x)
     if len(x.shape) != 3 or x.shape[0] == 0:
@@ -274,9 +273,7 @@ def check_layer(
         check_input("bias", bias, weight.shape[:1], x.device)
 
 
-def check_strategy(
-    strategy: str, x: torch.Tensor | PackedSpikes, decays: Sequence[torch.Tensor]
-) -> None:
+def check_strategy(strategy: str, x: Tensor | PackedSpikes, decays: Sequence[Tensor]) -> None:
     """The strategy is known, and can take this input and these time constants."""
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
@@ -294,14 +291,12 @@ def check_strategy(
     )
 
 
-def check_selector(
-    name: str, sel: object, shape: Sequence[int], device: torch.device
-) -> torch.Tensor:
+def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.device) -> Tensor:
     """``sel`` holds times, of shape ``[1 or B, *shape]`` or with one axis more.
 
     Integer times are returned in the default dtype.
     """
-    if not isinstance(sel, torch.Tensor):
+    if not isinstance(sel, Tensor):
         raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
     if sel.is_complex() or sel.dtype == torch.bool:
         raise TypeError(f"{name} must be floating or integer, but is {sel.dtype}")
@@ -325,9 +320,9 @@ def check_selector(
     return sel if sel.is_floating_point() else sel.to(torch.get_default_dtype())
 
 
-def check_record(name: str, record: object) -> torch.Tensor:
+def check_record(name: str, record: object) -> Tensor:
     """``record`` is a packed tensor ``[K, B, ...]`` of a dtype that records are kept in."""
-    if not isinstance(record, torch.Tensor):
+    if not isinstance(record, Tensor):
         raise TypeError(f"{name} must be a tensor, but a {type(record).__name__} was given")
     if record.layout != torch.strided:
         raise TypeError(f"{name} must be dense, but its layout is {record.layout}")
@@ -347,7 +342,7 @@ def check_record(name: str, record: object) -> torch.Tensor:
 
 def check_slot(name: str, slot: Slot, slots: int) -> None:
     """``slot`` is a slot of the record. The value of one kept on the device is not checked."""
-    if isinstance(slot, torch.Tensor) and slot.dtype in (torch.int32, torch.int64):
+    if isinstance(slot, Tensor) and slot.dtype in (torch.int32, torch.int64):
         if slot.numel() != 1:
             raise ValueError(f"{name} has shape {tuple(slot.shape)}, but must be one slot")
         return
@@ -356,10 +351,7 @@ def check_slot(name: str, slot: Slot, slots: int) -> None:
 
 
 def check_records(
-    name: str,
-    records: Sequence[torch.Tensor],
-    pointers: Sequence[Slot],
-    shape: torch.Size | None = None,
+    name: str, records: Sequence[Tensor], pointers: Sequence[Slot], shape: torch.Size | None = None
 ) -> torch.Size:
     """One or two packed records of the same shape, which may be given, each with its slot."""
     for given, value in ((name, records), (f"pointers of {name}", pointers)):
@@ -381,12 +373,12 @@ def check_records(
 
 def check_coefficients(
     name: str,
-    values: Sequence[torch.Tensor | None],
+    values: Sequence[Tensor | None],
     components: int,
     shape: torch.Size,
     device: torch.device,
     or_none: bool = False,
-) -> list[torch.Tensor | None]:
+) -> list[Tensor | None]:
     """As many as there are components, 0-d or one for each synapse of records of this shape.
 
     Returned 0-d or ``[N]``.
@@ -407,7 +399,7 @@ def check_coefficients(
     return [v.reshape(-1) if v is not None and v.ndim else v for v in values]
 
 
-def check_rule(rule: ReadRule, rates: Sequence[torch.Tensor | None]) -> None:
+def check_rule(rule: ReadRule, rates: Sequence[Tensor | None]) -> None:
     """The mode is known and has the rates that it needs, and the numbers are finite."""
     if not isinstance(rule, ReadRule):
         raise TypeError(f"rule must be a ReadRule, but is {rule!r:.80}")

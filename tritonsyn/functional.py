@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import checks, ops
 from .checks import Constant
@@ -43,76 +44,60 @@ __all__ = [
 
 
 def interp_previous(
-    prev_data: torch.Tensor,
-    next_data: torch.Tensor,
-    sample_at: torch.Tensor,
-    step_time: float,
-    **kwargs: object,
-) -> torch.Tensor:
+    prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
+) -> Tensor:
     """The earlier observation: what was last known at the time of the sample."""
     return prev_data
 
 
 def interp_next(
-    prev_data: torch.Tensor,
-    next_data: torch.Tensor,
-    sample_at: torch.Tensor,
-    step_time: float,
-    **kwargs: object,
-) -> torch.Tensor:
+    prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
+) -> Tensor:
     """The later observation."""
     return next_data
 
 
 def interp_nearest(
-    prev_data: torch.Tensor,
-    next_data: torch.Tensor,
-    sample_at: torch.Tensor,
-    step_time: float,
-    **kwargs: object,
-) -> torch.Tensor:
+    prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
+) -> Tensor:
     """The closer observation; the earlier one in the middle."""
     return torch.where(sample_at / step_time > 0.5, next_data, prev_data)
 
 
 def interp_linear(
-    prev_data: torch.Tensor,
-    next_data: torch.Tensor,
-    sample_at: torch.Tensor,
-    step_time: float,
-    **kwargs: object,
-) -> torch.Tensor:
+    prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
+) -> Tensor:
     """The straight line between them: ``prev + (next - prev) * sample_at / step_time``."""
     return prev_data + (next_data - prev_data) * (sample_at / step_time)
 
 
 def interp_expdecay(
-    prev_data: torch.Tensor,
-    next_data: torch.Tensor,
-    sample_at: torch.Tensor,
+    prev_data: Tensor,
+    next_data: Tensor,
+    sample_at: Tensor,
     step_time: float,
     *,
-    time_constant: float | torch.Tensor,
+    time_constant: float | Tensor,
     **kwargs: object,
-) -> torch.Tensor:
+) -> Tensor:
     """The earlier observation, decayed since: ``prev * exp(-sample_at / time_constant)``."""
     return prev_data * torch.exp(-sample_at / time_constant)
 
 
 def interp_expratedecay(
-    prev_data: torch.Tensor,
-    next_data: torch.Tensor,
-    sample_at: torch.Tensor,
+    prev_data: Tensor,
+    next_data: Tensor,
+    sample_at: Tensor,
     step_time: float,
     *,
-    rate_constant: float | torch.Tensor,
+    rate_constant: float | Tensor,
     **kwargs: object,
-) -> torch.Tensor:
+) -> Tensor:
     """The earlier observation, decayed since: ``prev * exp(-sample_at * rate_constant)``."""
     return prev_data * torch.exp(-sample_at * rate_constant)
 
 
-INTERPOLATIONS: dict[str, Callable[..., torch.Tensor]] = {
+INTERPOLATIONS: dict[str, Callable[..., Tensor]] = {
     "previous": interp_previous,
     "nearest": interp_nearest,
     "next": interp_next,
@@ -123,9 +108,7 @@ INTERPOLATIONS: dict[str, Callable[..., torch.Tensor]] = {
 """The known modes by name."""
 
 
-def push(
-    record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
-) -> torch.Tensor:
+def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = None) -> Tensor:
     """Writes an observation into a slot of a record, in place.
 
     Args:
@@ -147,7 +130,7 @@ def push(
     return ops.push(record, value, slot, backend=backend)
 
 
-def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+def read(record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
     """A copy of one slot of a record.
 
     Args:
@@ -165,15 +148,15 @@ def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def step(
-    x: torch.Tensor,
+    x: Tensor,
     ring: Ring,
-    gain: torch.Tensor,
-    decays: Sequence[torch.Tensor],
+    gain: Tensor,
+    decays: Sequence[Tensor],
     *,
-    coupling: torch.Tensor | None = None,
+    coupling: Tensor | None = None,
     graph: bool = True,
     backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     r"""Advances an exponential synapse by one step, in place.
 
     .. math:: C_c[t] = d_c\,C_c[t-1] + g\,x[t]
@@ -222,14 +205,14 @@ def step(
 
 
 def select(
-    records: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    records: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     *,
     backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Values of a record, or of the first minus the second, at times before the present.
 
     Args:
@@ -254,14 +237,14 @@ def select(
 
 
 def select_scan(
-    sequences: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    sequences: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     rule: ReadRule,
     steps: int,
     *,
     backend: str | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """The read of :func:`select` at each of the last ``steps`` steps of a sequence.
 
     Args:
@@ -290,20 +273,20 @@ def select_scan(
 
 
 def _checked_read(
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     rule: ReadRule,
     components: int,
     shape: torch.Size,
     device: torch.device,
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+) -> tuple[Tensor, list[Tensor | None]]:
     """Times and rates for a read of records of this shape, once all that it takes fits."""
     rates = checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
     checks.check_rule(rule, rates)
     return checks.check_selector("sel", sel, shape[1:], device), rates
 
 
-def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
+def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes as bits, 32 synapses per word.
 
     Args:
@@ -316,14 +299,14 @@ def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
     Raises:
         TypeError, ValueError: not a dense tensor, or too few axes.
     """
-    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
         raise TypeError(f"x must be a dense tensor, but is {x!r:.80}")
     if x.ndim < 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, *shape)")
     return ops.pack_spikes(x, backend=backend)
 
 
-def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
+def unpack_spikes(packed: PackedSpikes) -> Tensor:
     """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``.
 
     Raises:
@@ -334,14 +317,14 @@ def unpack_spikes(packed: PackedSpikes) -> torch.Tensor:
 
 
 def exp_scan(
-    x: torch.Tensor | PackedSpikes,
-    decay: float | torch.Tensor,
-    gain: float | torch.Tensor = 1.0,
-    initial: torch.Tensor | None = None,
+    x: Tensor | PackedSpikes,
+    decay: float | Tensor,
+    gain: float | Tensor = 1.0,
+    initial: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     r"""The single-exponential recurrence over a whole sequence, in one kernel.
 
     .. math:: y[t] = d\,y[t-1] + g\,x[t], \qquad y[-1] = y_0
@@ -373,15 +356,15 @@ def exp_scan(
 
 
 def double_exp_scan(
-    x: torch.Tensor | PackedSpikes,
-    decay: float | torch.Tensor,
-    rise: float | torch.Tensor,
-    gain: float | torch.Tensor = 1.0,
-    initial: tuple[torch.Tensor, torch.Tensor] | None = None,
+    x: Tensor | PackedSpikes,
+    decay: float | Tensor,
+    rise: float | Tensor,
+    gain: float | Tensor = 1.0,
+    initial: tuple[Tensor, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     r"""The double-exponential recurrence over a whole sequence, in one kernel.
 
     .. math::
@@ -397,15 +380,15 @@ def double_exp_scan(
 
 
 def alpha_scan(
-    x: torch.Tensor | PackedSpikes,
-    decay: float | torch.Tensor,
-    ratio: float | torch.Tensor,
-    gain: float | torch.Tensor = 1.0,
-    initial: tuple[torch.Tensor, torch.Tensor] | None = None,
+    x: Tensor | PackedSpikes,
+    decay: float | Tensor,
+    ratio: float | Tensor,
+    gain: float | Tensor = 1.0,
+    initial: tuple[Tensor, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     r"""The recurrence of the alpha function over a whole sequence, in one kernel.
 
     .. math::
@@ -423,12 +406,12 @@ def alpha_scan(
 
 
 def _sequence_scan(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     constants: dict[str, Constant],
-    initials: Sequence[torch.Tensor | None],
+    initials: Sequence[Tensor | None],
     dtype: torch.dtype | None,
     backend: str | None,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """A scan of a sequence ``[T, ...]`` of any rank: ``(y, final component values)``.
 
     The last axes, which any coefficient spans, are the synapses, and the others the batch.
@@ -454,8 +437,8 @@ def _sequence_scan(
     if last:
         finals = [tail[-1] for tail in tails]
     else:
-        at_rest = torch.zeros(rows, dtype=acc, device=x.device)
-        finals = [at_rest.clone() if start is None else start.clone() for start in starts]
+        zeros = torch.zeros(rows, dtype=acc, device=x.device)
+        finals = [zeros.clone() if start is None else start.clone() for start in starts]
     return y.view(shape), [final.reshape(shape[1:]) for final in finals]
 
 
@@ -464,11 +447,9 @@ def _check_as_many(name: str, values: object, components: int) -> None:
         raise ValueError(f"{name} must hold {components} tensors, but is {values!r:.80}")
 
 
-def _output_dtype(
-    dtype: torch.dtype | None, *sources: torch.Tensor | PackedSpikes | None
-) -> torch.dtype:
+def _output_dtype(dtype: torch.dtype | None, *sources: Tensor | PackedSpikes | None) -> torch.dtype:
     """The dtype asked for, else that of the first floating tensor, else the default."""
-    tensors = [source for source in sources if isinstance(source, torch.Tensor)]
+    tensors = [source for source in sources if isinstance(source, Tensor)]
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     return checks.record_dtype(floating[0] if dtype is None and floating else dtype)
 
@@ -477,7 +458,7 @@ def _synapse_axes(shape: tuple[int, ...], coefficients: Iterable[Constant]) -> i
     """How many of the last axes the coefficients span."""
     spans = [0]
     for value in coefficients:
-        if isinstance(value, torch.Tensor) and value.numel() > 1:
+        if isinstance(value, Tensor) and value.numel() > 1:
             sizes = list(value.shape)
             while sizes[0] == 1:
                 sizes.pop(0)
@@ -505,22 +486,22 @@ def _dynamics(
 
 
 def delayed_linear(
-    x: torch.Tensor | PackedSpikes,
-    weight: torch.Tensor,
-    delay: torch.Tensor,
-    bias: torch.Tensor | None = None,
+    x: Tensor | PackedSpikes,
+    weight: Tensor,
+    delay: Tensor,
+    bias: Tensor | None = None,
     *,
-    decay: float | torch.Tensor,
-    rise: float | torch.Tensor | None = None,
-    ratio: float | torch.Tensor | None = None,
-    gain: float | torch.Tensor = 1.0,
+    decay: float | Tensor,
+    rise: float | Tensor | None = None,
+    ratio: float | Tensor | None = None,
+    gain: float | Tensor = 1.0,
     step_time: float = 1.0,
     max_delay: float,
-    initial: tuple[torch.Tensor, ...] | None = None,
+    initial: tuple[Tensor, ...] | None = None,
     strategy: str = "auto",
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     r"""Exponential synapses and a dense layer with a delay on every connection.
 
     .. math:: y[t, b, o] = \mathrm{bias}_o + \sum_i w_{oi}\, I_{bi}(t\,\Delta t - d_{oi})
@@ -558,7 +539,7 @@ def delayed_linear(
     factors = {"decay": decay, "rise": rise, "ratio": ratio}
     constants = {"gain": gain} | {n: v for n, v in factors.items() if v is not None}
     for name, factor in constants.items():
-        if name != "gain" and not isinstance(factor, torch.Tensor):
+        if name != "gain" and not isinstance(factor, Tensor):
             checks.positive(name, factor)
     step_time = checks.positive("step_time", step_time)
     max_delay = checks.nonnegative("max_delay", max_delay)
@@ -582,19 +563,16 @@ def delayed_linear(
 
 
 def _last_of(
-    histories: Sequence[torch.Tensor],
-    tails: Sequence[torch.Tensor],
-    size: tuple[int, ...],
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, ...]:
+    histories: Sequence[Tensor], tails: Sequence[Tensor], size: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     """The last K values of each component, ``[K, B, in]``, once a sequence ended in ``tails``."""
-    at_rest = torch.zeros(size, dtype=dtype, device=tails[0].device)
-    before = [history.to(dtype) for history in histories] or [at_rest] * len(tails)
+    zeros = torch.zeros(size, dtype=dtype, device=tails[0].device)
+    before = [history.to(dtype) for history in histories] or [zeros] * len(tails)
     pairs = zip(before, tails, strict=True)
     return tuple(torch.cat((old[new.shape[0] :], new.to(dtype))) for old, new in pairs)
 
 
-def _rate(factor: torch.Tensor) -> torch.Tensor:
+def _rate(factor: Tensor) -> Tensor:
     """The step over the time constant, from the decay of a step.
 
     Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 __all__ = ["assert_close_as_torch", "assert_identical", "guarded", "poison", "poisoned_empty"]
 
@@ -22,13 +23,13 @@ _GARBAGE = -1
 """All bits set: a NaN of every floating dtype, and no valid bool."""
 
 
-def poison(tensor: torch.Tensor) -> torch.Tensor:
+def poison(tensor: Tensor) -> Tensor:
     """Fills a tensor with garbage in place: NaN, integers with all bits set, no valid bool."""
     _bits(tensor).fill_(_GARBAGE)
     return tensor
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def _bits(tensor: Tensor) -> Tensor:
     """The tensor's memory as integers of the same size."""
     return tensor.detach().view(_INTEGERS[tensor.element_size()])
 
@@ -37,8 +38,8 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def poisoned_empty() -> Iterator[None]:
     """Within the block ``torch.empty`` and ``torch.empty_like`` return garbage, always."""
 
-    def poisoned(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def poisoned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
             return poison(function(*args, **kwargs))
 
         return allocate
@@ -51,7 +52,7 @@ def poisoned_empty() -> Iterator[None]:
 
 
 @contextmanager
-def guarded(*tensors: torch.Tensor, margin: int = 64) -> Iterator[list[torch.Tensor]]:
+def guarded(*tensors: Tensor, margin: int = 64) -> Iterator[list[Tensor]]:
     """Contiguous copies of tensors, each with ``margin`` elements of garbage before and after it.
 
     At the end of the block an ``AssertionError`` names the tensor whose margins were written to.
@@ -67,7 +68,7 @@ def guarded(*tensors: torch.Tensor, margin: int = 64) -> Iterator[list[torch.Ten
             assert written == 0, f"{written} elements were written {side} guarded tensor {i}"
 
 
-def assert_identical(actual: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_identical(actual: Tensor, expected: Tensor) -> None:
     """Same dtype, shape and bits; a NaN equals every other, and 0.0 does not equal -0.0."""
     assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, expected {expected.dtype}"
     assert actual.shape == expected.shape, (
@@ -87,12 +88,7 @@ def assert_identical(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def assert_close_as_torch(
-    actual: torch.Tensor,
-    exact: torch.Tensor,
-    plain: torch.Tensor,
-    *,
-    factor: float = 2.0,
-    scale: float | None = None,
+    actual: Tensor, exact: Tensor, plain: Tensor, *, factor: float = 2.0, scale: float | None = None
 ) -> None:
     """``actual`` errs at most ``factor`` times as much as ``plain``, in maximum and in mean square.
 
@@ -124,9 +120,9 @@ def assert_close_as_torch(
         assert error <= allowed, f"{name} of the error is {error:.3g}, allowed is {allowed:.3g}"
 
 
-def _maximum(x: torch.Tensor) -> float:
+def _maximum(x: Tensor) -> float:
     return x.abs().max().item()
 
 
-def _root_mean_square(x: torch.Tensor) -> float:
+def _root_mean_square(x: Tensor) -> float:
     return x.square().mean().sqrt().item()

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-Slot = int | torch.Tensor
+Slot = int | Tensor
 """A slot of a record: a number, or a 0-d int64 tensor on the record's device."""
 
 RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -48,11 +49,11 @@ class Dynamics(NamedTuple):
     current: ``A' = decay * A + gain * x`` and ``I' = decay * (I + coupling * A)``.
     """
 
-    gain: torch.Tensor
+    gain: Tensor
     """What a unit input adds to each state that takes it: 0-d, or one value per synapse."""
-    decays: tuple[torch.Tensor, ...]
+    decays: tuple[Tensor, ...]
     """Factor of each state in one step; coupled states share the only one."""
-    coupling: torch.Tensor | None = None
+    coupling: Tensor | None = None
     """Part of the first state that joins the second before that decays."""
 
     @property
@@ -61,7 +62,7 @@ class Dynamics(NamedTuple):
         return len(self.decays) + (self.coupling is not None)
 
     @property
-    def constants(self) -> tuple[torch.Tensor, ...]:
+    def constants(self) -> tuple[Tensor, ...]:
         """Gain, decays and, if there is one, coupling."""
         return (self.gain, *self.decays, *(() if self.coupling is None else (self.coupling,)))
 
@@ -78,13 +79,13 @@ class Dynamics(NamedTuple):
         return len(self.decays)
 
     @classmethod
-    def of(cls, constants: Sequence[torch.Tensor], coupled: bool) -> "Dynamics":
+    def of(cls, constants: Sequence[Tensor], coupled: bool) -> "Dynamics":
         """The dynamics of these :attr:`constants`, the last of which may be a coupling."""
         gain, *decays = constants
         coupling = decays[-1] if coupled else None
         return cls(gain, tuple(decays[:-1] if coupled else decays), coupling)
 
-    def decay(self, state: int) -> torch.Tensor:
+    def decay(self, state: int) -> Tensor:
         """The decay of a state."""
         return self.decays[min(state, len(self.decays) - 1)]
 
@@ -94,13 +95,13 @@ class Dynamics(NamedTuple):
             return self
         return Dynamics(self.gain, (self.decay(state),))
 
-    def current_(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+    def current_(self, states: Sequence[Tensor]) -> Tensor:
         """The current that the states make, in the memory of one of them."""
         if self.coupling is not None:
             return states[1]
         return states[0] if len(states) == 1 else states[0].sub_(states[1])
 
-    def current(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+    def current(self, states: Sequence[Tensor]) -> Tensor:
         """The same; the difference of two in new memory."""
         return states[0] - states[1] if self.inputs == 2 else self.current_(states)
 
@@ -136,7 +137,7 @@ WORD = 32
 class PackedSpikes(NamedTuple):
     """Spikes ``[T, B, *shape]`` as bits; made by :func:`tritonsyn.functional.pack_spikes`."""
 
-    words: torch.Tensor
+    words: Tensor
     """``[T, B, ceil(N / 32)]`` int32: bit ``n % 32`` of word ``n // 32`` is synapse n's spike."""
     shape: tuple[int, ...]
     """``(T, B, *shape)``."""
@@ -156,17 +157,17 @@ class PackedSpikes(NamedTuple):
         """What a spike is: bool."""
         return torch.bool
 
-    def dense(self) -> torch.Tensor:
+    def dense(self) -> Tensor:
         """The spikes, bool ``[T, B, *shape]``."""
         return unpack_bits(self.words, self.synapses).view(self.shape)
 
 
-def data_of(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+def data_of(x: Tensor | PackedSpikes) -> Tensor:
     """Where an input is kept: the words of packed spikes."""
     return x.words if isinstance(x, PackedSpikes) else x
 
 
-def dense(x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+def dense(x: Tensor | PackedSpikes) -> Tensor:
     """An input as one value per step and synapse."""
     return x.dense() if isinstance(x, PackedSpikes) else x
 
@@ -176,7 +177,7 @@ def words_per_row(synapses: int) -> int:
     return -(-synapses // WORD)
 
 
-def unpack_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
+def unpack_bits(words: Tensor, synapses: int) -> Tensor:
     """The spikes in words ``[..., ceil(N / 32)]``: bool ``[..., N]``."""
     place = torch.arange(WORD, dtype=torch.int32, device=words.device)
     bits = (words.unsqueeze(-1) >> place) & 1
@@ -192,13 +193,13 @@ _EXPONENT_BITS = {
 class Located(NamedTuple):
     """Where times lie among the observations."""
 
-    older: torch.Tensor
+    older: Tensor
     """Older neighbour in whole steps, NaN for a NaN time."""
-    fraction: torch.Tensor
+    fraction: Tensor
     """Steps from the older neighbour to the time, in [0, 1)."""
-    inside: torch.Tensor | None
+    inside: Tensor | None
     """Within tolerance of the bounds; None: all are."""
-    within: torch.Tensor | None
+    within: Tensor | None
     """Between the bounds, which are included; None: all are."""
 
     @property
@@ -207,12 +208,12 @@ class Located(NamedTuple):
         return self.within is None
 
 
-def readable(tensor: torch.Tensor) -> bool:
+def readable(tensor: Tensor) -> bool:
     """Whether the host can branch on the values: a GPU would make it wait, a graph cannot."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _all_within(time: torch.Tensor, limit: float) -> bool:
+def _all_within(time: Tensor, limit: float) -> bool:
     """Whether no time needs bounding; asked only where the answer costs no wait."""
     if time.numel() == 0 or not readable(time):
         return False
@@ -220,7 +221,7 @@ def _all_within(time: torch.Tensor, limit: float) -> bool:
     return 0.0 <= low.item() and high.item() <= limit
 
 
-def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
+def locate(sel: Tensor, rule: ReadRule, slots: int) -> Located:
     """Older neighbour, fraction and bounds of each time; every operation rounds as in IEEE 754."""
     time = sel.to(compute_dtype(sel.dtype))
     inside = within = None
@@ -245,7 +246,7 @@ def locate(sel: torch.Tensor, rule: ReadRule, slots: int) -> Located:
     return Located(older, torch.sub(older, steps, out=steps), inside, within)
 
 
-def _tolerance(bounded: torch.Tensor, epsilon: float, rule: ReadRule) -> torch.Tensor:
+def _tolerance(bounded: Tensor, epsilon: float, rule: ReadRule) -> Tensor:
     """The larger of the rule's tolerance and four units in the last place at the time."""
     integer, mask = _EXPONENT_BITS[bounded.dtype]
     unit = bounded.clamp(min=rule.step).view(integer).bitwise_and_(mask).view(bounded.dtype)

@@ -1,6 +1,6 @@
 """Kernel launches as values, with the tile counts, dtypes and constants that they share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from inspect import signature
@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from ..values import Dynamics
 from .config import LaunchConfig, Work, config_for
 
-Argument = torch.Tensor | int | None
+Argument = Tensor | int | None
 Grid = tuple[int, ...]
 
 
@@ -75,16 +76,27 @@ def tiles(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def covering(size: int, rows: int = 1) -> Callable[[LaunchConfig], Grid]:
+    """The grid of programs that cover ``size`` elements in each of some rows."""
+    return lambda config: (rows * tiles(size, config.BLOCK),)
+
+
+def both(values: Sequence[Any]) -> tuple[Any, Any]:
+    """The first and the last of one or two states' values, as kernels take them; None for none."""
+    return (values[0], values[-1]) if values else (None, None)
+
+
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """Triton's dtype of the arithmetic on tensors of a dtype."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def constant_arguments(dynamics: Dynamics) -> tuple[list[torch.Tensor | None], dict[str, Any]]:
-    """Gain, decay, rise and coupling, and the flags that say which has a value per synapse."""
+def constant_arguments(dynamics: Dynamics) -> tuple[list[Tensor | None], dict[str, Any]]:
+    """Gain, decay, rise and coupling; how many states there are, and which has N values."""
     decay, rise = dynamics.decay(0), dynamics.decay(1)
     coupling = dynamics.coupling
     flags = {
+        "DOUBLE": dynamics.states == 2,
         "GAIN_PER_SYNAPSE": dynamics.gain.ndim > 0,
         "DECAY_PER_SYNAPSE": decay.ndim > 0,
         "RISE_PER_SYNAPSE": rise.ndim > 0,
@@ -132,7 +144,7 @@ def _settings(function: Any, config: LaunchConfig) -> dict[str, int]:
 
 
 def _device(arguments: tuple[Argument, ...]) -> torch.device:
-    return next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    return next(a.device for a in arguments if isinstance(a, Tensor))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

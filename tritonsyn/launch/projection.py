@@ -1,6 +1,9 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ..kernels.projection import (
     shift_dot_kernel,
@@ -17,14 +20,14 @@ from .scan import transpose_bits
 
 
 def project(
-    sequence: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
+    sequence: Tensor,
+    weight: Tensor,
+    back: Tensor,
     steps: int,
     strategy: str,
     precision: str,
     pointer: Slot | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     rows, batch, inputs = sequence.shape
     y = torch.empty((steps, batch, weight.shape[0]), dtype=weight.dtype, device=weight.device)
     first = rows - steps
@@ -45,13 +48,8 @@ def project(
 
 
 def project_input(
-    dy: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
-    rows: int,
-    strategy: str,
-    precision: str,
-) -> torch.Tensor:
+    dy: Tensor, weight: Tensor, back: Tensor, rows: int, strategy: str, precision: str
+) -> Tensor:
     steps, batch, outputs = dy.shape
     size = (rows, batch, weight.shape[1])
     dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
@@ -69,8 +67,8 @@ def project_input(
 
 
 def project_weight(
-    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, strategy: str, precision: str
-) -> torch.Tensor:
+    dy: Tensor, sequence: Tensor, back: Tensor, strategy: str, precision: str
+) -> Tensor:
     steps, batch, outputs = dy.shape
     rows, _, inputs = sequence.shape
     places, first = steps * batch, rows - steps
@@ -84,19 +82,15 @@ def project_weight(
     share = tiles(tiles(places, config.chunks), config.BLOCK) * config.BLOCK
     partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
     grid = (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks)
-    launch(
-        shift_dot_kernel, grid,
-        dlines, lines, back, partial,
-        first, outputs, inputs, places, share, batch,
-        dlines.shape[1], 1, lines.shape[1], 1,
-        ACC=accumulator(dy.dtype), work=work, dtype=sequence.dtype, config=config,
-    )  # fmt: skip
+    sizes = (first, outputs, inputs, places, share, batch)
+    numbers = (*sizes, dlines.shape[1], 1, lines.shape[1], 1)
+    options: dict[str, Any] = {"work": work, "dtype": sequence.dtype, "config": config}
+    acc = accumulator(dy.dtype)
+    launch(shift_dot_kernel, grid, dlines, lines, back, partial, *numbers, ACC=acc, **options)
     return partial.sum(0)
 
 
-def _gemm_dot(
-    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, precision: str
-) -> torch.Tensor:
+def _gemm_dot(dy: Tensor, sequence: Tensor, back: Tensor, precision: str) -> Tensor:
     """The same by a matrix product for each delay."""
     steps, batch, outputs = dy.shape
     rows, _, inputs = sequence.shape
@@ -107,26 +101,24 @@ def _gemm_dot(
     def grid(config: LaunchConfig) -> tuple[int]:
         return (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C) * (first + 1),)
 
-    launch(
-        temporal_gemm_dot_kernel, grid,
-        dy.contiguous(), sequence.contiguous(), back, dweight,
-        first, outputs, inputs, places, batch,
-        PRECISION=precision, work=work, dtype=sequence.dtype,
-    )  # fmt: skip
+    tensors = (dy.contiguous(), sequence.contiguous(), back, dweight)
+    sizes = (first, outputs, inputs, places, batch)
+    options: dict[str, Any] = {"PRECISION": precision, "work": work, "dtype": sequence.dtype}
+    launch(temporal_gemm_dot_kernel, grid, *tensors, *sizes, **options)
     return dweight
 
 
-def _lines(sequence: torch.Tensor) -> torch.Tensor:
+def _lines(sequence: Tensor) -> Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
     return sequence.flatten(0, 1).t().contiguous()
 
 
 def _shift_sum(
-    source: torch.Tensor,
+    source: Tensor,
     strides: tuple[int, int],
-    weight: torch.Tensor,
-    back: torch.Tensor,
-    out: torch.Tensor,
+    weight: Tensor,
+    back: Tensor,
+    out: Tensor,
     first: Slot,
     rows: int,
     adjoint: bool = False,
@@ -135,22 +127,23 @@ def _shift_sum(
     """``out [T, B, R]`` from a source with these ``strides`` and ``rows`` rows of the batch."""
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
-    work = (steps, inputs, outputs, places)
+    sizes = (first, outputs, inputs, places, rows * batch, batch, rows)
+    options: dict[str, Any] = {"ADJOINT": adjoint, "RING": ring}
+    options |= {"work": (steps, inputs, outputs, places), "dtype": source.dtype}
     launch(
         shift_sum_kernel,
         lambda config: (tiles(places, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
-        source, out, weight, back,
-        first, outputs, inputs, places, rows * batch, batch, rows,
-        *strides, 1, outputs, *weight.stride(),
-        ADJOINT=adjoint, RING=ring, work=work, dtype=source.dtype,
-    )  # fmt: skip
+        *(source, out, weight, back),
+        *(*sizes, *strides, 1, outputs, *weight.stride()),
+        **options,
+    )
 
 
 def _gemm(
-    source: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
-    out: torch.Tensor,
+    source: Tensor,
+    weight: Tensor,
+    back: Tensor,
+    out: Tensor,
     first: int,
     slots: int,
     precision: str,
@@ -160,19 +153,19 @@ def _gemm(
     steps, batch, outputs = out.shape
     inputs, places = weight.shape[1], steps * batch
     work = (PASSES[precision], slots, inputs, outputs, places)
+    sizes = (first, slots, outputs, inputs, places, source.shape[0] * batch, batch)
+    options: dict[str, Any] = {"ADJOINT": adjoint, "PRECISION": precision}
+    options |= {"work": work, "dtype": source.dtype}
     launch(
         temporal_gemm_kernel,
         lambda config: (tiles(places, config.BLOCK), tiles(outputs, config.BLOCK_R)),
-        source.contiguous(), out, weight, back,
-        first, slots, outputs, inputs, places, source.shape[0] * batch, batch,
-        *weight.stride(),
-        ADJOINT=adjoint, PRECISION=precision, work=work, dtype=source.dtype,
-    )  # fmt: skip
+        *(source.contiguous(), out, weight, back),
+        *(*sizes, *weight.stride()),
+        **options,
+    )
 
 
-def project_spikes(
-    spikes: PackedSpikes, weight: torch.Tensor, back: torch.Tensor, slots: int
-) -> torch.Tensor:
+def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
     steps, batch, _ = spikes.shape
     outputs = weight.shape[0]
     v = weight.new_zeros(steps, batch, outputs)
@@ -180,18 +173,16 @@ def project_spikes(
     if v.numel() and words.numel():
         work = (steps, slots, batch, outputs)
         config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
-        launch(
-            spike_sum_kernel, (batch * tiles(outputs, config.BLOCK), config.chunks),
-            words, weight.t().contiguous(), back.t().contiguous(), v,
-            steps, tiles(steps, config.chunks), slots, batch, words.shape[-1], outputs,
-            work=work, dtype=weight.dtype, config=config,
-        )  # fmt: skip
+        grid = (batch * tiles(outputs, config.BLOCK), config.chunks)
+        tensors = (words, weight.t().contiguous(), back.t().contiguous(), v)
+        share = tiles(steps, config.chunks)
+        sizes = (steps, share, slots, batch, words.shape[-1], outputs)
+        options: dict[str, Any] = {"work": work, "dtype": weight.dtype, "config": config}
+        launch(spike_sum_kernel, grid, *tensors, *sizes, **options)
     return v
 
 
-def project_spikes_weight(
-    dv: torch.Tensor, spikes: PackedSpikes, back: torch.Tensor, slots: int
-) -> torch.Tensor:
+def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> Tensor:
     steps, batch, outputs = dv.shape
     inputs = spikes.synapses
     if dv.numel() == 0 or inputs == 0:
@@ -201,10 +192,14 @@ def project_spikes_weight(
     work = (width, inputs, outputs)
     config = config_for("spike_dot_kernel", work, dv.dtype, dv.device)
     partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
-    launch(
-        spike_dot_kernel, (inputs * tiles(outputs, config.BLOCK), config.chunks),
-        words, dv.contiguous(), back.t().contiguous(), partial,
-        width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs,
-        ACC=accumulator(dv.dtype), work=work, dtype=dv.dtype, config=config,
-    )  # fmt: skip
+    grid = (inputs * tiles(outputs, config.BLOCK), config.chunks)
+    tensors = (words, dv.contiguous(), back.t().contiguous(), partial)
+    sizes = (width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs)
+    options: dict[str, Any] = {
+        "work": work,
+        "dtype": dv.dtype,
+        "config": config,
+        "ACC": accumulator(dv.dtype),
+    }
+    launch(spike_dot_kernel, grid, *tensors, *sizes, **options)
     return partial.sum(0).t().contiguous()

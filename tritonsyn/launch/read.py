@@ -4,23 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..kernels.read import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
-from ..values import ReadRule, Slot
-from .launcher import accumulator, launch, tiles
+from ..values import ReadRule, Slot, compute_dtype
+from .launcher import accumulator, both, covering, launch, tiles
 
 # Rows of one batch that a program of the batch reduction adds up.
 _ROWS = 16
 
 
 def _constants(
-    sel: torch.Tensor,
-    record: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
-    rule: ReadRule,
+    sel: Tensor, record: Tensor, rates: Sequence[Tensor | None], rule: ReadRule
 ) -> dict[str, Any]:
     """The compile-time arguments that the read and its adjoint share."""
-    pos_rate, neg_rate = rates[0], rates[-1]
+    pos_rate, neg_rate = both(rates)
     return {
         "STEP": rule.step,
         "LIMIT": rule.limit,
@@ -38,12 +36,12 @@ def _constants(
     }
 
 
-def _rates(rates: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _rates(rates: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The rates of the first and the last component, packed."""
-    return [None if rate is None else rate.contiguous() for rate in (rates[0], rates[-1])]
+    return [None if rate is None else rate.contiguous() for rate in both(rates)]
 
 
-def _times(sel: torch.Tensor) -> tuple[torch.Tensor, int]:
+def _times(sel: Tensor) -> tuple[Tensor, int]:
     """The times with packed rows, and how many rows there are: 1 where the batch shares them."""
     if sel.stride(0) == 0:
         sel = sel[:1]
@@ -51,20 +49,19 @@ def _times(sel: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def select(
-    records: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    records: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     want_slope: bool = False,
     want_rate_slopes: bool = False,
     steps: int = 1,
-) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     rows, batch, synapses = records[0].shape
     selectors = sel.shape[2]
     shape = (steps * batch, synapses, selectors)
-    constants = _constants(sel, records[0], rates, rule)
-    acc = torch.float64 if records[0].dtype == torch.float64 else torch.float32
+    acc = compute_dtype(records[0].dtype)
     value = torch.empty(shape, dtype=records[0].dtype, device=sel.device)
     slope = torch.empty_like(value, dtype=acc) if want_slope else None
     rate_slopes = [torch.empty_like(value, dtype=acc) for _ in records] if want_rate_slopes else []
@@ -73,23 +70,21 @@ def select(
     times, sel_rows = _times(sel)
     row = synapses * selectors
     if row >= 2**31:
-        raise ValueError(f"a read is of fewer than 2**31 times in a row of the batch, not {row}")
-    launch(
-        select_fwd_kernel, lambda config: (shape[0] * tiles(row, config.BLOCK),),
-        times, records[0], records[-1], *_rates(rates),
-        value, slope, *((rate_slopes[0], rate_slopes[-1]) if rate_slopes else (None, None)),
-        pointers[0], pointers[-1],
-        rows - steps + 1, batch, synapses, selectors, sel_rows,
-        **constants, work=(shape[0], row), dtype=value.dtype,
-    )  # fmt: skip
+        raise ValueError(
+            f"sel must have fewer than 2**31 times per row of the batch, but has {row}"
+        )
+    tensors = (times, *both(records), *_rates(rates), value, slope, *both(rate_slopes))
+    numbers = (*both(pointers), rows - steps + 1, batch, synapses, selectors, sel_rows)
+    options = {**_constants(sel, value, rates, rule), "work": (shape[0], row), "dtype": value.dtype}
+    launch(select_fwd_kernel, covering(row, shape[0]), *tensors, *numbers, **options)
     return value, slope, rate_slopes
 
 
 def select_backward(
-    dvalue: torch.Tensor,
-    drecords: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    dvalue: Tensor,
+    drecords: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     steps: int = 1,
@@ -98,25 +93,21 @@ def select_backward(
     if dvalue.numel() == 0:
         return
     times, sel_rows = _times(sel)
-    like = drecords[0]
-    launch(
-        select_bwd_kernel, lambda config: (batch * tiles(synapses, config.BLOCK),),
-        times, dvalue.contiguous(), drecords[0], drecords[-1], *_rates(rates),
-        pointers[0], pointers[-1],
-        rows - steps + 1, batch, synapses, sel.shape[2], sel_rows, steps,
-        **_constants(sel, like, rates, rule), work=(batch, synapses), dtype=like.dtype,
-    )  # fmt: skip
+    tensors = (times, dvalue.contiguous(), *both(drecords), *_rates(rates))
+    numbers = (rows - steps + 1, batch, synapses, sel.shape[2], sel_rows, steps)
+    options = _constants(sel, drecords[0], rates, rule)
+    options |= {"work": (batch, synapses), "dtype": drecords[0].dtype}
+    grid = covering(synapses, batch)
+    launch(select_bwd_kernel, grid, *tensors, *both(pointers), *numbers, **options)
 
 
-def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def batch_dot(a: Tensor, b: Tensor) -> Tensor:
     batch, columns = a.shape
     groups = tiles(batch, _ROWS)
     partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)
     if a.numel() == 0:
         return a.new_zeros(columns)
-    launch(
-        batch_dot_kernel, lambda config: (groups * tiles(columns, config.BLOCK),),
-        a.contiguous(), b.contiguous(), partial, batch, columns,
-        ROWS=_ROWS, ACC=accumulator(a.dtype), work=(batch, columns), dtype=a.dtype,
-    )  # fmt: skip
+    arguments = (a.contiguous(), b.contiguous(), partial, batch, columns)
+    options = {"ROWS": _ROWS, "ACC": accumulator(a.dtype), "work": (batch, columns)}
+    launch(batch_dot_kernel, covering(columns, groups), *arguments, **options, dtype=a.dtype)
     return partial.sum(0)

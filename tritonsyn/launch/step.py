@@ -3,46 +3,43 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Dynamics, Slot
-from .launcher import constant_arguments, launch, tiles
+from .launcher import both, constant_arguments, covering, launch
 
 
 def step(
-    x: torch.Tensor,
-    records: Sequence[torch.Tensor],
-    spikes: torch.Tensor,
+    x: Tensor,
+    records: Sequence[Tensor],
+    spikes: Tensor,
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     spike_pointer: Slot,
-    arrivals: torch.Tensor | None = None,
-) -> torch.Tensor:
+    arrivals: Tensor | None = None,
+) -> Tensor:
     slots, batch, synapses = records[0].shape
     y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
     size = y.numel()
     if size == 0:
         return y
     constants, flags = constant_arguments(dynamics)
-    launch(
-        synapse_step_fwd_kernel, lambda config: (tiles(size, config.BLOCK),),
-        x.contiguous(), y, spikes, records[0], records[-1],
-        *constants, arrivals,
-        pointers[0], pointers[-1], spike_pointer,
-        slots, size, synapses,
-        DOUBLE=len(records) == 2, **flags, work=(size,), dtype=y.dtype,
-    )  # fmt: skip
+    tensors = (x.contiguous(), y, spikes, *both(records), *constants, arrivals)
+    numbers = (*both(pointers), spike_pointer, slots, size, synapses)
+    grid = covering(size)
+    launch(synapse_step_fwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=y.dtype)
     return y
 
 
 def step_backward(
-    dy: torch.Tensor | None,
-    drecords: Sequence[torch.Tensor],
+    dy: Tensor | None,
+    drecords: Sequence[Tensor],
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor | None, list[Tensor]]:
     slots, batch, synapses = drecords[0].shape
     size = batch * synapses
     like = drecords[0][0]
@@ -51,13 +48,9 @@ def step_backward(
     if size == 0:
         return dx, zs
     constants, flags = constant_arguments(dynamics)
-    launch(
-        synapse_step_bwd_kernel, lambda config: (tiles(size, config.BLOCK),),
-        None if dy is None else dy.contiguous(), dx, drecords[0], drecords[-1],
-        zs[0] if zs else None, zs[-1] if zs else None,
-        *constants,
-        pointers[0], pointers[-1],
-        slots, size, synapses,
-        DOUBLE=len(drecords) == 2, **flags, work=(size,), dtype=like.dtype,
-    )  # fmt: skip
+    dy = None if dy is None else dy.contiguous()
+    tensors = (dy, dx, *both(drecords), *both(zs), *constants)
+    numbers = (*both(pointers), slots, size, synapses)
+    grid, dtype = covering(size), like.dtype
+    launch(synapse_step_bwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=dtype)
     return dx, zs

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..checks import Constant
 
-Initializer = Callable[[torch.Tensor], torch.Tensor | None]
+Initializer = Callable[[Tensor], Tensor | None]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 

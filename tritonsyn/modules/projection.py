@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import checks, ops
 from ..checks import check_input
@@ -93,7 +93,7 @@ class DelayedProjection(nn.Module):
         """The input, of a step or of a sequence, as rows for the synapses."""
         return x
 
-    def _raised(self, y: torch.Tensor) -> torch.Tensor:
+    def _raised(self, y: Tensor) -> Tensor:
         """The projection of these rows, as the layer returns it."""
         return y
 
@@ -113,7 +113,7 @@ class DelayedProjection(nn.Module):
     # -- delays -------------------------------------------------------------------------------
 
     @property
-    def delay_steps(self) -> torch.Tensor:
+    def delay_steps(self) -> Tensor:
         """Whole steps that each connection waits, int32: ``ceil(delay / dt)``."""
         with torch.no_grad():
             return self._taps(self.synapse.coefficients()).back.view(self.delay.shape)
@@ -156,7 +156,7 @@ class DelayedProjection(nn.Module):
 
     # -- running ------------------------------------------------------------------------------
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Advances by one step.
 
         With gradients a step keeps the K observations that it reads, ``[K, B, in]``; to train, run
@@ -178,7 +178,7 @@ class DelayedProjection(nn.Module):
         synapse(rows, coefficients=coefficients)
         return self._finished(synapse.project(taps))
 
-    def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+    def scan(self, x: Tensor | PackedSpikes) -> Tensor:
         """Advances by T steps at once; equals T calls of :meth:`forward`, in values and in state.
 
         Args:
@@ -201,7 +201,7 @@ class DelayedProjection(nn.Module):
         taps = self._taps(coefficients)
         return self._finished(synapse.scan_projected(rows, coefficients, taps, self.strategy))
 
-    def _finished(self, y: torch.Tensor) -> torch.Tensor:
+    def _finished(self, y: Tensor) -> Tensor:
         """The bias added, in the dtype of the records and the form of the outputs."""
         if self.bias is not None:
             y = y + self.bias
@@ -212,7 +212,7 @@ def _uniform(low: float, high: float) -> Initializer:
     return lambda tensor: nn.init.uniform_(tensor, low, high)
 
 
-def _initialized(name: str, values: torch.Tensor, init: Initializer) -> nn.Parameter:
+def _initialized(name: str, values: Tensor, init: Initializer) -> nn.Parameter:
     """A parameter with the values that an initialiser filled in, or returned."""
     if not callable(init):
         raise TypeError(f"{name} must be a function of a tensor, but is {init!r:.80}")

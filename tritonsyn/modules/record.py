@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import checks, ops
 from ..backend import check_backend
@@ -17,7 +17,7 @@ from ..ops.common import as_tensor
 from ..ops.operator import traced_as
 from ..values import ReadRule, Slot, compute_dtype, record_size
 
-Interpolation = Callable[..., torch.Tensor]
+Interpolation = Callable[..., Tensor]
 _SAVED = ("storage", "pointer", "times")
 """Keys of a record in a state."""
 
@@ -34,7 +34,7 @@ def ordinary_tensors() -> Iterator[None]:
 
 
 @traced_as(ops.hold)
-def _as_kept(position: torch.Tensor) -> torch.Tensor:
+def _as_kept(position: Tensor) -> Tensor:
     """A pointer on the device; compiled code copies it, because it is advanced in place."""
     return position
 
@@ -64,14 +64,14 @@ class RecordTensor(nn.Module):
             names it, its value and the rule.
     """
 
-    storage: torch.Tensor
-    position: torch.Tensor | None
+    storage: Tensor
+    position: Tensor | None
 
     def __init__(
         self,
         step_time: float,
         duration: float,
-        value: torch.Tensor,
+        value: Tensor,
         *,
         inclusive: bool = False,
         capturable: bool = False,
@@ -82,7 +82,7 @@ class RecordTensor(nn.Module):
         self._duration = checks.nonnegative("duration", duration)
         self._inclusive = checks.flag("inclusive", inclusive)
         self.backend = None if backend is None else check_backend(backend)
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
         slots = record_size(self._dt, self._duration, self._inclusive)
         with ordinary_tensors():
@@ -92,7 +92,7 @@ class RecordTensor(nn.Module):
         self.register_buffer("storage", check_record("value", storage))
         self.register_buffer("position", position if capturable else None, persistent=False)
         self._cursor = 0
-        self._resting: tuple[weakref.ref[torch.Tensor], int] | None = None
+        self._resting: tuple[weakref.ref[Tensor], int] | None = None
 
     # -- properties ---------------------------------------------------------------------------
 
@@ -160,18 +160,18 @@ class RecordTensor(nn.Module):
             if torch.compiler.is_compiling():
                 raise RuntimeError("under torch.compile a record must be made with capturable=True")
             self._cursor = int(value)
-        elif isinstance(value, torch.Tensor):
+        elif isinstance(value, Tensor):
             self.position.copy_(value)
         else:
             self.position.fill_(value)
 
     @property
-    def latest(self) -> torch.Tensor:
+    def latest(self) -> Tensor:
         """Newest observation: reading peeks, setting pushes, deleting steps the pointer back."""
         return self.peek()
 
     @latest.setter
-    def latest(self, value: torch.Tensor) -> None:
+    def latest(self, value: Tensor) -> None:
         self.push(value)
 
     @latest.deleter
@@ -179,7 +179,7 @@ class RecordTensor(nn.Module):
         self.decr(1)
 
     @property
-    def value(self) -> torch.Tensor:
+    def value(self) -> Tensor:
         """The live storage ``[K, *shape]``, in slot order; later writes show in it.
 
         Setting takes over a tensor of the same shape, converted to the record's dtype; the pointer
@@ -188,7 +188,7 @@ class RecordTensor(nn.Module):
         return self.storage
 
     @value.setter
-    def value(self, value: torch.Tensor) -> None:
+    def value(self, value: Tensor) -> None:
         check_input("value", value, self.storage.shape, self.storage.device)
         self._replace(value.to(self.storage.dtype))
 
@@ -200,25 +200,23 @@ class RecordTensor(nn.Module):
 
     # -- reading ------------------------------------------------------------------------------
 
-    def peek(self) -> torch.Tensor:
+    def peek(self) -> Tensor:
         """Newest observation, a copy."""
         return self.read(1)
 
-    def pop(self) -> torch.Tensor:
+    def pop(self) -> Tensor:
         """Newest observation; the pointer steps back, so that the next push replaces it."""
         value = self.peek()
         self.advance(-1)
         return value
 
-    def read(self, offset: int = 1) -> torch.Tensor:
+    def read(self, offset: int = 1) -> Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
         storage, value = ops.read(self.storage, self._slot(checks.integer("offset", offset)))
         self.replace_storage(storage)
         return value
 
-    def readrange(
-        self, length: int, offset: int | torch.Tensor = 1, forward: bool = False
-    ) -> torch.Tensor:
+    def readrange(self, length: int, offset: int | Tensor = 1, forward: bool = False) -> Tensor:
         """``length`` observations in order of time, stacked last: ``[*shape, length]``.
 
         They end ``offset`` steps before the pointer, or begin there if ``forward``. A tensor
@@ -234,13 +232,13 @@ class RecordTensor(nn.Module):
 
     def select(
         self,
-        time: torch.Tensor | float,
+        time: Tensor | float,
         interp: Interpolation | str | None = None,
         *,
         tolerance: float = 1e-6,
         offset: int = 1,
         interp_kwargs: dict[str, Any] | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         r"""Values at times before the observation ``offset`` steps before the pointer.
 
         Args:
@@ -280,12 +278,12 @@ class RecordTensor(nn.Module):
 
     # -- writing ------------------------------------------------------------------------------
 
-    def push(self, obs: torch.Tensor, inplace: bool = False) -> None:
+    def push(self, obs: Tensor, inplace: bool = False) -> None:
         """Writes an observation at the pointer and advances it. See :meth:`write`."""
         self.write(obs, 0, inplace)
         self.advance(1)
 
-    def write(self, obs: torch.Tensor, offset: int = 0, inplace: bool = False) -> None:
+    def write(self, obs: Tensor, offset: int = 0, inplace: bool = False) -> None:
         """Replaces the observation ``offset`` steps before the pointer; 0 is the oldest.
 
         Args:
@@ -300,11 +298,7 @@ class RecordTensor(nn.Module):
             self.replace_storage(ops.push(self.storage, obs, slot, backend=self.backend))
 
     def writerange(
-        self,
-        obs: torch.Tensor,
-        offset: int | torch.Tensor = 0,
-        forward: bool = False,
-        inplace: bool = False,
+        self, obs: Tensor, offset: int | Tensor = 0, forward: bool = False, inplace: bool = False
     ) -> None:
         """Replaces several observations, stacked last in order of time: ``[*shape, length]``.
 
@@ -314,7 +308,7 @@ class RecordTensor(nn.Module):
         Raises:
             ValueError: the shape is wrong, or there are more observations than slots.
         """
-        if not isinstance(obs, torch.Tensor) or obs.ndim != len(self.shape) + 1:
+        if not isinstance(obs, Tensor) or obs.ndim != len(self.shape) + 1:
             raise ValueError(f"obs must be a tensor {(*self.shape, 'length')}, but is {obs!r:.80}")
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
         slots = self._range_slots(obs.shape[-1], offset, forward)
@@ -327,7 +321,7 @@ class RecordTensor(nn.Module):
             else:
                 self.storage = storage.scatter(0, slots, rows)
 
-    def extend(self, rows: torch.Tensor, steps: int | None = None, inplace: bool = False) -> None:
+    def extend(self, rows: Tensor, steps: int | None = None, inplace: bool = False) -> None:
         """Pushes several observations, stacked first in order of time: ``[L, *shape]``.
 
         Args:
@@ -348,14 +342,14 @@ class RecordTensor(nn.Module):
             )
         self.append(rows, steps, inplace)
 
-    def append(self, rows: torch.Tensor, steps: int, inplace: bool = False) -> None:
+    def append(self, rows: Tensor, steps: int, inplace: bool = False) -> None:
         """Does what :meth:`extend` does, for rows that are known to fit."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
             slot = self._slot(rows.shape[0] - steps)
             self.replace_storage(ops.write_rows(self.storage, rows, slot))
         self.advance(steps)
 
-    def history(self, length: int) -> torch.Tensor:
+    def history(self, length: int) -> Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
         if not 0 <= checks.integer("length", length) <= self.recordsz:
             raise ValueError(f"length must be in 0 to {self.recordsz}, but is {length}")
@@ -374,12 +368,12 @@ class RecordTensor(nn.Module):
         """Moves the pointer forward without asking the device where it is."""
         if self._buffers["position"] is None and not torch.compiler.is_compiling():
             # Bypasses nn.Module's __getattr__ and __setattr__, because every step comes here.
-            slots = cast(torch.Tensor, self._buffers["storage"]).shape[0]
+            slots = cast(Tensor, self._buffers["storage"]).shape[0]
             self.__dict__["_cursor"] = (self._cursor + steps) % slots
         else:
             self._move_to((self.cursor + steps) % self.recordsz)
 
-    def replace_storage(self, storage: torch.Tensor) -> None:
+    def replace_storage(self, storage: Tensor) -> None:
         """Makes the result of an operation on the storage the storage from now on."""
         if storage is not self._buffers["storage"]:
             self.storage = storage
@@ -419,7 +413,7 @@ class RecordTensor(nn.Module):
         return tensor() is self.storage and version == self.storage._version
 
     @traced_as(lambda record: None)
-    def _stamp(self) -> tuple[weakref.ref[torch.Tensor], int] | None:
+    def _stamp(self) -> tuple[weakref.ref[Tensor], int] | None:
         """The tensor and how often it has been written; None if that is not counted.
 
         The address would not do: another storage, such as a copy's, may reuse it.
@@ -436,7 +430,7 @@ class RecordTensor(nn.Module):
 
     # -- internals ----------------------------------------------------------------------------
 
-    def _replace(self, storage: torch.Tensor) -> None:
+    def _replace(self, storage: Tensor) -> None:
         """Replaces the observations, in the record's own memory.
 
         With the pointer on the device the memory stays the same: a CUDA graph may hold its address.
@@ -451,12 +445,12 @@ class RecordTensor(nn.Module):
     def _slot(self, offset: int) -> Slot:
         return (self.cursor - offset) % self.recordsz
 
-    def _range_slots(self, length: int, offset: int | torch.Tensor, forward: bool) -> torch.Tensor:
+    def _range_slots(self, length: int, offset: int | Tensor, forward: bool) -> Tensor:
         """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
         if not 1 <= checks.integer("length", length) <= self.recordsz:
             raise ValueError(f"length must be in 1 to {self.recordsz}, but is {length}")
         steps = torch.arange(length, device=self.storage.device)
-        if isinstance(offset, torch.Tensor):
+        if isinstance(offset, Tensor):
             if offset.is_floating_point():
                 raise TypeError(f"offset must be integer, but is {offset.dtype}")
             check_input("offset", offset, self.shape, self.storage.device)
@@ -467,10 +461,8 @@ class RecordTensor(nn.Module):
         first = offset if forward else offset + (length - 1)
         return (self.cursor - first + steps) % self.recordsz
 
-    def _as_selector(
-        self, time: torch.Tensor | float, limit: float, tolerance: float
-    ) -> torch.Tensor:
-        if isinstance(time, torch.Tensor):
+    def _as_selector(self, time: Tensor | float, limit: float, tolerance: float) -> Tensor:
+        if isinstance(time, Tensor):
             return check_selector("time", time, self.shape, self.storage.device)
         number = checks.finite("time", time)
         if not -tolerance <= number <= limit + tolerance:
@@ -490,7 +482,7 @@ class RecordTensor(nn.Module):
             return names[0] if names else interp
         return checks.one_of("interp", interp, tuple(INTERPOLATIONS))
 
-    def _rate(self, mode: str, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    def _rate(self, mode: str, kwargs: dict[str, Any]) -> Tensor | None:
         """Steps over time constant, for the modes that decay."""
         wanted = {"expdecay": "time_constant", "expratedecay": "rate_constant"}.get(mode)
         if wanted is None:
@@ -499,7 +491,7 @@ class RecordTensor(nn.Module):
             raise TypeError(f"interp_kwargs must hold {wanted!r} for the mode {mode!r}")
         value, device = kwargs[wanted], self.storage.device
         dtype = compute_dtype(self.storage.dtype)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             checks.check_broadcast(wanted, value, self.shape[1:])
             value = value.to(device, dtype)
         else:
@@ -511,12 +503,12 @@ class RecordTensor(nn.Module):
     def _select_with(
         self,
         interp: Interpolation,
-        sel: torch.Tensor,
+        sel: Tensor,
         pointer: Slot,
         limit: float,
         tolerance: float,
         kwargs: dict[str, Any],
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """A read with a user's function of both neighbours and the time between."""
         neighbours = []
         for mode in ("previous", "next"):
@@ -557,7 +549,7 @@ class RecordTensor(nn.Module):
         destination[prefix + "pointer"] = torch.tensor(self.pointer, device="cpu")
         destination[prefix + "times"] = self._times()
 
-    def _times(self) -> torch.Tensor:
+    def _times(self) -> Tensor:
         """Step and duration, which tell whether a saved state is of such a record."""
         return torch.tensor([self._dt, self._duration], dtype=torch.float64, device="cpu")
 
@@ -572,7 +564,7 @@ class RecordTensor(nn.Module):
     def _misfit(self, saved: Any, pointer: Any, times: Any) -> str | None:
         """Why a saved state is not one of this record; None if it is."""
         own, of_record = self.storage, "of the saved state"
-        if not isinstance(saved, torch.Tensor):
+        if not isinstance(saved, Tensor):
             return f"storage {of_record} is not a tensor: {saved!r:.80}"
         try:
             index = operator.index(pointer)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import Unpack  # which torch needs too; typing has it from Python 3.11 on
 
@@ -27,21 +27,21 @@ class Coefficients(NamedTuple):
 
     dynamics: Dynamics
     """How the components move in a step; the gain in nA."""
-    rates: tuple[torch.Tensor, ...]
+    rates: tuple[Tensor, ...]
     """Step over time constant of each component."""
 
 
-def _positive(value: torch.Tensor) -> torch.Tensor:
+def _positive(value: Tensor) -> Tensor:
     return value > 0
 
 
 def _newest(name: str, doc: str) -> Any:
     """A property: the newest observation of this record, which setting replaces."""
 
-    def get(synapse: "ExponentialCurrent") -> torch.Tensor:
+    def get(synapse: "ExponentialCurrent") -> Tensor:
         return getattr(synapse, name).peek()
 
-    def change(synapse: "ExponentialCurrent", value: torch.Tensor) -> None:
+    def change(synapse: "ExponentialCurrent", value: Tensor) -> None:
         getattr(synapse, name).write(value, 1, synapse.inplace)
 
     return property(get, change, doc=doc)
@@ -104,7 +104,7 @@ class ExponentialCurrent(nn.Module):
             arrivals = torch.zeros((), dtype=torch.int32, device=device)
         self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
 
-    def _new_record(self, step_time: float, delay: float, value: torch.Tensor) -> RecordTensor:
+    def _new_record(self, step_time: float, delay: float, value: Tensor) -> RecordTensor:
         how: dict[str, Any] = {"capturable": self._capturable, "backend": self._backend}
         record = RecordTensor(step_time, delay, value, inclusive=True, **how)
         record.reset(0)
@@ -152,7 +152,7 @@ class ExponentialCurrent(nn.Module):
             if name in self._parameters or name in self._buffers or name in self.__dict__:
                 delattr(self, name)
             self._fixed = None
-            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value.detach().clone())
                 return
         super().__setattr__(name, value)
@@ -160,7 +160,7 @@ class ExponentialCurrent(nn.Module):
     def _checked_constant(self, name: str, value: Any) -> Constant:
         """The constant if it obeys its own rule and those between constants."""
         if name == self._constants[0]:
-            return checks.constant(name, value, self._shape, torch.Tensor.bool, "nonzero")
+            return checks.constant(name, value, self._shape, Tensor.bool, "nonzero")
         return checks.constant(name, value, self._shape, _positive, "greater than 0")
 
     def check_constants(self) -> None:
@@ -198,9 +198,7 @@ class ExponentialCurrent(nn.Module):
             self._fixed = made
         return made
 
-    def _as_coefficient(
-        self, value: Constant, dtype: torch.dtype, device: torch.device
-    ) -> torch.Tensor:
+    def _as_coefficient(self, value: Constant, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A constant as a tensor, 0-d or ``[N]``."""
         value = as_tensor(value, dtype, device)
         return value.reshape(()) if value.numel() == 1 else value.expand(self._shape).reshape(-1)
@@ -209,7 +207,7 @@ class ExponentialCurrent(nn.Module):
         self,
         constants: dict[str, Any],
         exp: Callable[[Any], Any],
-        as_tensor: Callable[[Any], torch.Tensor],
+        as_tensor: Callable[[Any], Tensor],
     ) -> Coefficients:
         rate_of = {name: self._dt / constants[name] for _, name in self._components}
         rates = {name: as_tensor(rate) for name, rate in rate_of.items()}
@@ -297,7 +295,7 @@ class ExponentialCurrent(nn.Module):
         constants = []
         for name in self._constants:
             value = getattr(self, name)
-            text = f"tensor{tuple(value.shape)}" if isinstance(value, torch.Tensor) else str(value)
+            text = f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
             constants.append(f"{name}={text}")
         return (
             f"{self._shape}, step_time={self._dt}, {', '.join(constants)}, delay={self._delay}, "
@@ -347,7 +345,7 @@ class ExponentialCurrent(nn.Module):
 
     # -- running ------------------------------------------------------------------------------
 
-    def forward(self, *inputs: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *inputs: Tensor, **kwargs: Any) -> Tensor:
         r"""Advances by one step.
 
         Args:
@@ -377,11 +375,11 @@ class ExponentialCurrent(nn.Module):
                 record.advance()
         return current
 
-    def _arrivals(self) -> torch.Tensor | None:
+    def _arrivals(self) -> Tensor | None:
         """The counter for pointers on the device; None if the records advance them."""
         return None if torch.compiler.is_compiling() else self._buffers["arrivals"]
 
-    def scan(self, x: torch.Tensor | PackedSpikes) -> torch.Tensor:
+    def scan(self, x: Tensor | PackedSpikes) -> Tensor:
         """Advances by T steps at once.
 
         The records, the pointer and the present values are afterwards as after T calls of
@@ -398,28 +396,26 @@ class ExponentialCurrent(nn.Module):
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
         """
+        return self._advanced(x, self._dtype).view(x.shape)
+
+    def advance(self, x: Tensor | PackedSpikes) -> None:
+        """Advances as :meth:`scan` does, for the state alone: no currents are written."""
+        self._advanced(x, None)
+
+    def _advanced(self, x: Tensor | PackedSpikes, dtype: torch.dtype | None) -> Any:
+        """Advances by a sequence and returns the currents in ``dtype``; None without one."""
         self.check_sequence(x)
         with self._graph_of_sequence():
-            y, tails = ops.scan(
-                *self._recurrence(x), last=self._last(x), dtype=self._dtype, backend=self._backend
-            )
+            dynamics = self.coefficients().dynamics
+            newest = [record.peek().flatten(1) for record in self.component_records()]
+            starts = [state.to(dynamics.gain.dtype) for state in newest]
+            how: dict[str, Any] = {"last": self._last(x), "dtype": dtype, "backend": self._backend}
+            y, tails = ops.scan(_rows(x), dynamics, starts, **how)
             if x.shape[0]:
                 self._extend(x, tails)
-        return y.view(x.shape)
+        return y
 
-    def advance(self, x: torch.Tensor | PackedSpikes) -> None:
-        """Advances as :meth:`scan` does, for the state alone: no currents are written."""
-        self.check_sequence(x)
-        if x.shape[0] == 0:
-            return
-        with self._graph_of_sequence():
-            last = self._last(x)
-            tails = ops.last_values(*self._recurrence(x), last=last, backend=self._backend)
-            self._extend(x, tails)
-
-    def scan_at(
-        self, x: torch.Tensor | PackedSpikes, selector: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def scan_at(self, x: Tensor | PackedSpikes, selector: Tensor) -> tuple[Tensor, Tensor]:
         """A scan, and what :meth:`current_at` would have read after each of its steps.
 
         Args:
@@ -444,7 +440,7 @@ class ExponentialCurrent(nn.Module):
         states = [sequence[slots - 1 :] for sequence in sequences]
         return coefficients.dynamics.current(states), delayed
 
-    def scan_components(self, x: torch.Tensor | PackedSpikes) -> list[torch.Tensor]:
+    def scan_components(self, x: Tensor | PackedSpikes) -> list[Tensor]:
         """A scan, and the observations that delayed reads during it see.
 
         Args:
@@ -458,8 +454,8 @@ class ExponentialCurrent(nn.Module):
         return self._scan_components(x, self.coefficients())
 
     def _scan_components(
-        self, x: torch.Tensor | PackedSpikes, coefficients: Coefficients
-    ) -> list[torch.Tensor]:
+        self, x: Tensor | PackedSpikes, coefficients: Coefficients
+    ) -> list[Tensor]:
         with self._graph_of_sequence():
             run = self._run(x, coefficients)
             sequences = run.components()
@@ -468,17 +464,13 @@ class ExponentialCurrent(nn.Module):
 
     # -- what a delayed layer needs -----------------------------------------------------------
 
-    def project(self, taps: ops.Taps) -> torch.Tensor:
+    def project(self, taps: ops.Taps) -> Tensor:
         """What connections from these synapses deliver now, each after its delay: ``[B, O]``."""
         return ops.project_step(*_places(self.component_records()), taps, backend=self._backend)
 
     def scan_projected(
-        self,
-        x: torch.Tensor | PackedSpikes,
-        coefficients: Coefficients,
-        taps: ops.Taps,
-        strategy: str,
-    ) -> torch.Tensor:
+        self, x: Tensor | PackedSpikes, coefficients: Coefficients, taps: ops.Taps, strategy: str
+    ) -> Tensor:
         """A scan of a sequence, T >= 1, and :meth:`project` after each step: ``[T, B, O]``.
 
         For layers, which have checked the sequence and the strategy.
@@ -489,7 +481,7 @@ class ExponentialCurrent(nn.Module):
             self._extend(x, tails)
         return y
 
-    def check_sequence(self, x: torch.Tensor | PackedSpikes) -> None:
+    def check_sequence(self, x: Tensor | PackedSpikes) -> None:
         """Raises ``TypeError`` or ``ValueError`` unless ``x`` is an input for :meth:`scan`."""
         if isinstance(x, PackedSpikes):
             check_packed("x", x)
@@ -504,7 +496,7 @@ class ExponentialCurrent(nn.Module):
         """Records a graph where that is on, but not for modules that write in place."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace)
 
-    def _last(self, x: torch.Tensor | PackedSpikes) -> int:
+    def _last(self, x: Tensor | PackedSpikes) -> int:
         """The number of the sequence's steps that the records will hold."""
         return min(x.shape[0], self.spike_.recordsz)
 
@@ -512,14 +504,7 @@ class ExponentialCurrent(nn.Module):
     def _dtype(self) -> torch.dtype:
         return self.component_records()[0].storage.dtype
 
-    def _recurrence(self, x: torch.Tensor | PackedSpikes) -> tuple[Any, ...]:
-        """Input, dynamics and initial states, flat, as a scan takes them."""
-        coefficients = self.coefficients()
-        newest = [record.peek().flatten(1) for record in self.component_records()]
-        starts = [state.to(coefficients.dynamics.gain.dtype) for state in newest]
-        return _rows(x), coefficients.dynamics, starts
-
-    def _run(self, x: torch.Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
+    def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
         records = self.component_records()
         slots, histories = records[0].recordsz, None
@@ -528,7 +513,7 @@ class ExponentialCurrent(nn.Module):
         dynamics, rows = coefficients.dynamics, _rows(x)
         return ops.Run(rows, dynamics, histories, slots, self._dtype, self._backend)
 
-    def _extend(self, x: torch.Tensor | PackedSpikes, tails: Sequence[torch.Tensor]) -> None:
+    def _extend(self, x: Tensor | PackedSpikes, tails: Sequence[Tensor]) -> None:
         """Takes the end of a sequence into the records."""
         steps, last = x.shape[0], self._last(x)
         for record, tail in zip(self.component_records(), tails, strict=True):
@@ -539,11 +524,11 @@ class ExponentialCurrent(nn.Module):
             newest = x[steps - last :].detach() != 0
         self.spike_.append(newest, steps, inplace=True)
 
-    spike: torch.Tensor = _newest(
+    spike: Tensor = _newest(
         "spike_", "Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."
     )
 
-    def spike_at(self, selector: torch.Tensor) -> torch.Tensor:
+    def spike_at(self, selector: Tensor) -> Tensor:
         """Spikes at times before the present.
 
         Args:
@@ -557,7 +542,7 @@ class ExponentialCurrent(nn.Module):
         rule = self._rule(self._spike_mode, self._spike_overbound)
         return self._read((self.spike_,), (None,), selector, rule)
 
-    def _currents_at(self, selector: torch.Tensor, *components: int) -> torch.Tensor:
+    def _currents_at(self, selector: Tensor, *components: int) -> Tensor:
         """The read of one component, or of the current that they make."""
         rates, records = self.coefficients().rates, self.component_records()
         chosen = [records[i] for i in components], [rates[i] for i in components]
@@ -577,10 +562,10 @@ class ExponentialCurrent(nn.Module):
     def _read(
         self,
         records: Sequence[RecordTensor],
-        rates: Sequence[torch.Tensor | None],
-        selector: torch.Tensor,
+        rates: Sequence[Tensor | None],
+        selector: Tensor,
         rule: ReadRule,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         storages, pointers = _places(records)
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
         value, storages = ops.select(storages, sel, rates, pointers, rule, backend=self._backend)
@@ -588,20 +573,18 @@ class ExponentialCurrent(nn.Module):
         return value
 
 
-def _places(
-    records: Sequence[RecordTensor],
-) -> tuple[tuple[torch.Tensor, ...], tuple[Slot, ...]]:
+def _places(records: Sequence[RecordTensor]) -> tuple[tuple[Tensor, ...], tuple[Slot, ...]]:
     """Storages and pointers."""
     return tuple([r.storage for r in records]), tuple([r.cursor for r in records])
 
 
-def _replace(records: Sequence[RecordTensor], storages: Sequence[torch.Tensor]) -> None:
+def _replace(records: Sequence[RecordTensor], storages: Sequence[Tensor]) -> None:
     """Gives each record the storage that an operation returned."""
     for record, storage in zip(records, storages, strict=True):
         record.replace_storage(storage)
 
 
-def _rows(x: torch.Tensor | PackedSpikes) -> torch.Tensor | PackedSpikes:
+def _rows(x: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
     """The input with one axis of synapses."""
     return x if isinstance(x, PackedSpikes) else x.flatten(2)
 
@@ -680,11 +663,11 @@ class SingleExponentialCurrent(_OneTimeConstant):
     _components = (("current_", "time_constant"),)
     current_: RecordTensor
 
-    current: torch.Tensor = _newest(
+    current: Tensor = _newest(
         "current_", "Present current ``[B, *shape]``, nA. Setting replaces the newest observation."
     )
 
-    def current_at(self, selector: torch.Tensor) -> torch.Tensor:
+    def current_at(self, selector: Tensor) -> Tensor:
         r"""Currents at times before the present, between steps decayed from the earlier one.
 
         Args:
@@ -752,7 +735,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
             given = {name: constant, others[name]: getattr(self, others[name])}
             with torch.no_grad():
                 greater = given["tc_decay"] > given["tc_rise"]
-                if isinstance(greater, torch.Tensor):
+                if isinstance(greater, Tensor):
                     greater = greater.is_meta or bool(greater.all())
                 if not greater:
                     raise ValueError(
@@ -766,33 +749,33 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         return constants["spike_charge"] / (constants["tc_decay"] - constants["tc_rise"])
 
     @property
-    def current(self) -> torch.Tensor:
+    def current(self) -> Tensor:
         """Present current ``[B, *shape]``, nA: positive minus negative. Setting does nothing."""
         return self.pos_current - self.neg_current
 
     @current.setter
-    def current(self, value: torch.Tensor) -> None:
+    def current(self, value: Tensor) -> None:
         pass
 
-    pos_current: torch.Tensor = _newest(
+    pos_current: Tensor = _newest(
         "pos_current_", "Present positive component, nA. Setting replaces the newest observation."
     )
-    neg_current: torch.Tensor = _newest(
+    neg_current: Tensor = _newest(
         "neg_current_", "Present negative component, nA. Setting replaces the newest observation."
     )
 
-    def current_at(self, selector: torch.Tensor) -> torch.Tensor:
+    def current_at(self, selector: Tensor) -> Tensor:
         """Currents at times before the present: each component decayed with its own constant.
 
         Shapes, bounds and gradients as :meth:`SingleExponentialCurrent.current_at`.
         """
         return self._currents_at(selector, 0, 1)
 
-    def pos_current_at(self, selector: torch.Tensor) -> torch.Tensor:
+    def pos_current_at(self, selector: Tensor) -> Tensor:
         """The positive component at times before the present."""
         return self._currents_at(selector, 0)
 
-    def neg_current_at(self, selector: torch.Tensor) -> torch.Tensor:
+    def neg_current_at(self, selector: Tensor) -> Tensor:
         """The negative component at times before the present."""
         return self._currents_at(selector, 1)
 
@@ -832,11 +815,11 @@ class AlphaCurrent(_OneTimeConstant):
     current_: RecordTensor
     rise_: RecordTensor
 
-    current: torch.Tensor = _newest(
+    current: Tensor = _newest(
         "current_", "Present current, nA. Setting replaces the newest one and leaves the rise."
     )
 
-    def current_at(self, selector: torch.Tensor) -> torch.Tensor:
+    def current_at(self, selector: Tensor) -> Tensor:
         r"""Currents at times before the present, between steps following the alpha function.
 
         Shapes and bounds as :meth:`SingleExponentialCurrent.current_at`; the derivative to a delay

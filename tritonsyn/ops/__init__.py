@@ -9,7 +9,7 @@ from .delayed import Run, choose, project_sequence, project_step
 from .projection import Taps, taps
 from .read import select, select_scan, time_since_older
 from .record import push, read, row_slots, write_rows
-from .scan import last_values, pack_spikes, scan
+from .scan import pack_spikes, scan
 from .step import Ring, step
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Taps",
     "choose",
     "hold",
-    "last_values",
     "pack_spikes",
     "project_sequence",
     "project_step",

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backend import resolve
@@ -25,7 +26,7 @@ class Layout(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, record: torch.Tensor) -> "Layout":
+    def of(cls, record: Tensor) -> "Layout":
         return cls(record.shape, record.dtype, record.device)
 
     def slots(self, count: int) -> "Layout":
@@ -33,7 +34,7 @@ class Layout(NamedTuple):
         return self._replace(shape=torch.Size((count, *self.shape[1:])))
 
 
-def own_gradient(node: Any, gradient: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+def own_gradient(node: Any, gradient: Tensor | None, layout: Layout) -> Tensor:
     """A gradient of the whole record that the backward of ``node`` may write to.
 
     Takes the gradient that the next operation in the chain handed over, makes zeros if there is
@@ -46,7 +47,7 @@ def own_gradient(node: Any, gradient: torch.Tensor | None, layout: Layout) -> to
     return gradient.clone(memory_format=torch.contiguous_format)
 
 
-def hand_over(node: Any, gradient: torch.Tensor, index: int) -> torch.Tensor:
+def hand_over(node: Any, gradient: Tensor, index: int) -> Tensor:
     """Marks the gradient as owned by the operation that made input ``index``, and by no other.
 
     Another operation, such as a user's addition, may pass the same tensor on to several.
@@ -56,7 +57,7 @@ def hand_over(node: Any, gradient: torch.Tensor, index: int) -> torch.Tensor:
     return gradient
 
 
-def chained(*tensors: torch.Tensor | None) -> bool:
+def chained(*tensors: Tensor | None) -> bool:
     """Whether an operation on these tensors is to be recorded by autograd.
 
     Raises ``NotImplementedError`` for forward-mode derivatives, which kernels would drop.
@@ -76,7 +77,7 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(backward)
-    def refusing(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+    def refusing(ctx: Any, *gradients: Tensor | None) -> Any:
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "tritonsyn has no second derivatives; call backward or grad without create_graph"
@@ -91,7 +92,7 @@ def without_graph() -> AbstractContextManager[object]:
     return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
-def unchained(record: torch.Tensor) -> torch.Tensor:
+def unchained(record: Tensor) -> Tensor:
     """The record without its graph, the same storage, about to be written.
 
     Tells autograd of the write, which it cannot see if a kernel writes: a backward pass that saved
@@ -101,17 +102,15 @@ def unchained(record: torch.Tensor) -> torch.Tensor:
     return record.detach() if record.requires_grad else record
 
 
-def as_tensor(
-    value: float | torch.Tensor, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
+def as_tensor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of this dtype on this device; a number is filled in there, so no copy is awaited."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.to(device, dtype)
     return torch.full((), value, dtype=dtype, device=device)
 
 
 @operator(fake=torch.empty_like)
-def hold(pointer: torch.Tensor) -> torch.Tensor:
+def hold(pointer: Tensor) -> Tensor:
     """A copy of a pointer that a compiled graph keeps for its backward pass.
 
     A plain copy would be made again in backward, from a pointer that has been advanced since.
@@ -125,20 +124,20 @@ def held(slot: Slot) -> Slot:
 
     Compiled code is given copies in the first place.
     """
-    return hold(slot) if isinstance(slot, torch.Tensor) else slot
+    return hold(slot) if isinstance(slot, Tensor) else slot
 
 
-def flat_record(record: torch.Tensor) -> torch.Tensor:
+def flat_record(record: Tensor) -> Tensor:
     """``[K, B, *shape]`` as ``[K, B, N]``."""
     return record if record.ndim == 3 else record.view(*record.shape[:2], -1)
 
 
-def flat_observation(x: torch.Tensor) -> torch.Tensor:
+def flat_observation(x: Tensor) -> Tensor:
     """``[B, *shape]`` as ``[B, N]``."""
     return x if x.ndim == 2 else x.reshape(x.shape[0], -1)
 
 
-def over_synapses(total: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def over_synapses(total: Tensor, like: Tensor) -> Tensor:
     """Reduces sums ``[N * D]``, one per synapse and time, to the shape of a coefficient."""
     if not like.ndim:
         return total.sum()
@@ -178,6 +177,6 @@ def _like_words(x, backend):  # type: ignore[no-untyped-def]
 
 
 @operator(fake=_like_words)
-def pack_rows(x: torch.Tensor, backend: str | None) -> torch.Tensor:
+def pack_rows(x: Tensor, backend: str | None) -> Tensor:
     """Spikes ``[rows, N]`` as bits, ``[rows, ceil(N / 32)]``."""
     return implementation("scan", x.device, backend).pack(x)

@@ -8,24 +8,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, Slot, data_of, dense, readable
 from .common import chained
 from .operator import traced_as
 from .projection import Taps, project, project_record, project_spikes
 from .record import row_slots
-from .scan import last_values, scan
+from .scan import scan
 from .strategy import Work, cheapest
 
 
 class Run(NamedTuple):
     """A sequence of at least one step, and the synapses that receive it."""
 
-    x: torch.Tensor | PackedSpikes
+    x: Tensor | PackedSpikes
     """``[T, B, N]``."""
     dynamics: Dynamics
     """Constants are 0-d or ``[N]``."""
-    histories: Sequence[torch.Tensor] | None
+    histories: Sequence[Tensor] | None
     """The last K values of each state, ``[K, B, N]`` oldest first; None at rest."""
     slots: int
     """K."""
@@ -39,13 +40,13 @@ class Run(NamedTuple):
         return min(self.x.shape[0], self.slots)
 
     @property
-    def starts(self) -> Sequence[torch.Tensor | None]:
+    def starts(self) -> Sequence[Tensor | None]:
         """The present value of each state, in the dtype of the arithmetic."""
         if self.histories is None:
             return [None] * self.dynamics.states
         return [history[-1].to(self.dynamics.gain.dtype) for history in self.histories]
 
-    def components(self) -> list[torch.Tensor]:
+    def components(self) -> list[Tensor]:
         """What delayed reads see: of each state ``[K - 1 + T, B, N]``, the past first."""
         sequences = []
         for i in range(self.dynamics.states):
@@ -61,12 +62,8 @@ class Run(NamedTuple):
 
 
 def _project_rows(
-    records: Sequence[torch.Tensor],
-    pointers: Sequence[Slot],
-    taps: Taps,
-    *,
-    backend: str | None = None,
-) -> torch.Tensor:
+    records: Sequence[Tensor], pointers: Sequence[Slot], taps: Taps, *, backend: str | None = None
+) -> Tensor:
     """The same by way of copies of the records in order of time, which keep the graph."""
     ordered = [
         record.index_select(0, row_slots(pointer, record.shape[0], record))
@@ -77,12 +74,8 @@ def _project_rows(
 
 @traced_as(_project_rows)
 def project_step(
-    records: Sequence[torch.Tensor],
-    pointers: Sequence[Slot],
-    taps: Taps,
-    *,
-    backend: str | None = None,
-) -> torch.Tensor:
+    records: Sequence[Tensor], pointers: Sequence[Slot], taps: Taps, *, backend: str | None = None
+) -> Tensor:
     """``[B, O]`` of what the components' records ``[K, B, I]`` hold now; differentiable."""
     wanted = chained(*taps.weights, *records)
     way = _project_rows if wanted else project_record
@@ -91,7 +84,7 @@ def project_step(
 
 def project_sequence(
     run: Run, taps: Taps, *, strategy: str, graph: bool = True
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """The projection after each step, ``[T, B, O]``, and the last values of each component.
 
     The projection has the dtype of the weights. With ``graph`` false the components carry no graph;
@@ -103,7 +96,7 @@ def project_sequence(
     graph = graph and torch.is_grad_enabled()
     if chosen == "events":
         with torch.set_grad_enabled(graph):
-            tails = last_values(x, dynamics, run.starts, last=run.last, backend=backend)
+            _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
         return project_spikes(x, taps, dynamics, histories, slots, backend=backend), tails
     with torch.set_grad_enabled(graph):
         sequences = run.components()
@@ -113,10 +106,10 @@ def project_sequence(
 
 def choose(
     strategy: str,
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     outputs: int,
     slots: int,
-    decays: Sequence[torch.Tensor],
+    decays: Sequence[Tensor],
     at_rest: bool,
 ) -> str:
     """The strategy for a sequence ``[T, B, I]``: the one asked for, or the cheapest."""

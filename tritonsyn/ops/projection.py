@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, locate
 from .common import chained, first_order, implementation, running
@@ -21,18 +22,14 @@ from .strategy import Work, cheapest, precision
 class Taps(NamedTuple):
     """The observation that each connection reads, and its weight."""
 
-    back: torch.Tensor
+    back: Tensor
     """``[O, I]`` int32: whole steps."""
-    weights: tuple[torch.Tensor, ...]
+    weights: tuple[Tensor, ...]
     """``[O, I]`` of each component, the second one's with its sign."""
 
 
 def taps(
-    weight: torch.Tensor,
-    delay: torch.Tensor,
-    rates: Sequence[torch.Tensor],
-    rule: ReadRule,
-    slots: int,
+    weight: Tensor, delay: Tensor, rates: Sequence[Tensor], rule: ReadRule, slots: int
 ) -> Taps:
     """Each connection as one tap: ``ceil(delay / step)`` and ``weight * exp(-fraction * rate)``.
 
@@ -81,14 +78,14 @@ def _like_currents(sequence, weight, back, steps, strategy, digits, backend):  #
 
 @operator(fake=_like_currents)
 def project_component(
-    sequence: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
+    sequence: Tensor,
+    weight: Tensor,
+    back: Tensor,
     steps: int,
     strategy: str,
     digits: str | None,
     backend: str | None,
-) -> torch.Tensor:
+) -> Tensor:
     """The delayed projection ``[steps, B, O]`` of one component ``[K - 1 + steps, B, I]``."""
     module = implementation("projection", back.device, backend)
     return module.project(sequence, weight, back, steps, strategy, digits or precision())
@@ -102,16 +99,16 @@ def _like_operands(dy, sequence, weight, back, rows, dtype, strategy, digits, ba
 
 @operator(fake=_like_operands)
 def project_component_backward(
-    dy: torch.Tensor,
-    sequence: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    back: torch.Tensor,
+    dy: Tensor,
+    sequence: Tensor | None,
+    weight: Tensor | None,
+    back: Tensor,
     rows: int,
     dtype: torch.dtype,
     strategy: str,
     digits: str | None,
     backend: str | None,
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """``[*dsequence, *dweight]``; the gradient of each needs the other operand.
 
     ``rows`` and ``dtype`` are those of the sequence.
@@ -129,13 +126,8 @@ def project_component_backward(
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        way: _Way,
-        steps: int,
-        back: torch.Tensor,
-        sequence: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> torch.Tensor:
+        ctx: Any, way: _Way, steps: int, back: Tensor, sequence: Tensor, weight: Tensor
+    ) -> Tensor:
         ctx.way, ctx.rows, ctx.sequence_dtype = way, sequence.shape[0], sequence.dtype
         wants_sequence, wants_weight = ctx.needs_input_grad[3:]
         # Each gradient needs the other operand.
@@ -146,7 +138,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         back, sequence, weight = ctx.saved_tensors
         results = project_component_backward(
             dy, sequence, weight, back, ctx.rows, ctx.sequence_dtype, *ctx.way
@@ -162,13 +154,8 @@ def _like_arriving(words, shape, back, weight, slots, backend):  # type: ignore[
 
 @operator(fake=_like_arriving)
 def project_arrivals(
-    words: torch.Tensor,
-    shape: list[int],
-    back: torch.Tensor,
-    weight: torch.Tensor,
-    slots: int,
-    backend: str | None,
-) -> torch.Tensor:
+    words: Tensor, shape: list[int], back: Tensor, weight: Tensor, slots: int, backend: str | None
+) -> Tensor:
     """The delayed projection ``[T, B, O]`` of packed spikes; ``shape`` is theirs."""
     module = implementation("projection", back.device, backend)
     return module.project_spikes(PackedSpikes(words, tuple(shape)), weight, back, slots)
@@ -176,13 +163,8 @@ def project_arrivals(
 
 @operator(fake=lambda dv, words, shape, back, slots, backend: dv.new_empty(back.shape))
 def project_arrivals_backward(
-    dv: torch.Tensor,
-    words: torch.Tensor,
-    shape: list[int],
-    back: torch.Tensor,
-    slots: int,
-    backend: str | None,
-) -> torch.Tensor:
+    dv: Tensor, words: Tensor, shape: list[int], back: Tensor, slots: int, backend: str | None
+) -> Tensor:
     """The gradient of the weight."""
     module = implementation("projection", back.device, backend)
     return module.project_spikes_weight(dv, PackedSpikes(words, tuple(shape)), back, slots)
@@ -195,30 +177,30 @@ class _ProjectArrivals(torch.autograd.Function):
         shape: list[int],
         slots: int,
         backend: str | None,
-        words: torch.Tensor,
-        back: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> torch.Tensor:
+        words: Tensor,
+        back: Tensor,
+        weight: Tensor,
+    ) -> Tensor:
         ctx.shape, ctx.slots, ctx.backend = shape, slots, backend
         ctx.save_for_backward(words, back)
         return project_arrivals(words, shape, back, weight, slots, backend)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dv: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dv: Tensor) -> tuple[Tensor | None, ...]:
         words, back = ctx.saved_tensors
         dweight = project_arrivals_backward(dv, words, ctx.shape, back, ctx.slots, ctx.backend)
         return None, None, None, None, None, dweight
 
 
 def project(
-    sequences: Sequence[torch.Tensor],
+    sequences: Sequence[Tensor],
     taps: Taps,
     steps: int,
     *,
     strategy: str,
     backend: str | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]``, summed over the components.
 
     ``sequences`` one or two ``[K - 1 + steps, B, I]``, oldest first; ``strategy`` ``shift`` or
@@ -236,12 +218,8 @@ def project(
 
 
 def project_record(
-    records: Sequence[torch.Tensor],
-    pointers: Sequence[Slot],
-    taps: Taps,
-    *,
-    backend: str | None = None,
-) -> torch.Tensor:
+    records: Sequence[Tensor], pointers: Sequence[Slot], taps: Taps, *, backend: str | None = None
+) -> Tensor:
     """The projection of what records ``[K, B, I]`` hold now, ``[B, O]``; carries no graph."""
     module = implementation("projection", taps.back.device, backend)
     with torch.no_grad():
@@ -253,14 +231,14 @@ def project_record(
 
 
 def project_spikes(
-    spikes: torch.Tensor | PackedSpikes,
+    spikes: Tensor | PackedSpikes,
     taps: Taps,
     dynamics: Dynamics,
-    histories: Sequence[torch.Tensor] | None,
+    histories: Sequence[Tensor] | None,
     slots: int,
     *,
     backend: str | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """The projected currents of spikes ``[T, B, I]``, with work proportional to their number.
 
     Delaying and filtering commute for 0-d decays: the spikes arrive at the outputs, and are
@@ -279,7 +257,7 @@ def project_spikes(
     for i, weight in enumerate(taps.weights):
         arriving = _arriving(packed, taps.back, weight * gain, slots, backend)
         alone = dynamics._replace(gain=unit).alone(i)
-        initials: list[torch.Tensor | None] = [None] * alone.states
+        initials: list[Tensor | None] = [None] * alone.states
         if histories is not None:
             tap = Taps(taps.back, (weight,))
             seen = histories[i + 1 - alone.states : i + 1]
@@ -291,8 +269,8 @@ def project_spikes(
 
 
 def _under_way(
-    histories: Sequence[torch.Tensor], taps: Taps, dynamics: Dynamics
-) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    histories: Sequence[Tensor], taps: Taps, dynamics: Dynamics
+) -> list[list[tuple[Tensor, Tensor]]]:
     """The input from before the first step, and its weights, for the filter of each state.
 
     A history is the decaying sum of its own increments, ``C[t] - decay * C[t-1]``. The filter of
@@ -311,16 +289,14 @@ def _under_way(
 
 
 def _arriving(
-    spikes: PackedSpikes, back: torch.Tensor, weight: torch.Tensor, slots: int, backend: str | None
-) -> torch.Tensor:
+    spikes: PackedSpikes, back: Tensor, weight: Tensor, slots: int, backend: str | None
+) -> Tensor:
     """What spikes deliver to the outputs, ``[T, B, O]``."""
     backend = running(back.device, backend)
     return _ProjectArrivals.apply(list(spikes.shape), slots, backend, spikes.words, back, weight)
 
 
-def _add_past(
-    arriving: torch.Tensor, increments: torch.Tensor, tap: Taps, backend: str | None
-) -> torch.Tensor:
+def _add_past(arriving: Tensor, increments: Tensor, tap: Taps, backend: str | None) -> Tensor:
     """Adds the increments ``[K - 1, B, I]`` from before the first step to what arrives."""
     steps = min(arriving.shape[0], increments.shape[0])
     if steps == 0:
@@ -334,5 +310,5 @@ def _add_past(
     return torch.cat((arriving[:steps] + past, arriving[steps:]))
 
 
-def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def _total(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..values import ReadRule, Slot, compute_dtype, locate
 from .common import (
@@ -21,8 +22,8 @@ from .common import (
 )
 from .operator import operator, traced_as
 
-Tensors = list[torch.Tensor]
-Optionals = list[torch.Tensor | None]
+Tensors = list[Tensor]
+Optionals = list[Tensor | None]
 
 
 def _like_values(records, sel, rates, pointers, *settings):  # type: ignore[no-untyped-def]
@@ -36,7 +37,7 @@ def _like_values(records, sel, rates, pointers, *settings):  # type: ignore[no-u
 @operator(fake=_like_values)
 def read_values(
     records: Tensors,
-    sel: torch.Tensor,
+    sel: Tensor,
     rates: Optionals,
     pointers: Tensors,
     mode: str,
@@ -69,9 +70,9 @@ def _like_records(dvalue, rows, sel, rates, *settings):  # type: ignore[no-untyp
 
 @operator(fake=_like_records)
 def read_adjoint(
-    dvalue: torch.Tensor,
+    dvalue: Tensor,
     rows: int,
-    sel: torch.Tensor,
+    sel: Tensor,
     rates: Optionals,
     pointers: Tensors,
     mode: str,
@@ -95,12 +96,12 @@ def read_adjoint(
 
 
 @operator(fake=lambda a, b, backend: a.new_empty(a.shape[1:]))
-def batch_dot(a: torch.Tensor, b: torch.Tensor, backend: str | None) -> torch.Tensor:
+def batch_dot(a: Tensor, b: Tensor, backend: str | None) -> Tensor:
     """``sum over the batch of a * b``, of ``[B, M]`` each: ``[M]``, in a fixed order."""
     return implementation("read", a.device, backend).batch_dot(a, b)
 
 
-def _flat_sel(sel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def _flat_sel(sel: Tensor, shape: torch.Size) -> Tensor:
     """Times as ``[1 or B, N, D]``, also where the last axis is missing; ``shape`` the record's."""
     if sel.ndim == len(shape) - 1:
         sel = sel.unsqueeze(-1)
@@ -108,7 +109,7 @@ def _flat_sel(sel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 class _Reading(NamedTuple):
-    """What a read is, apart from its tensors."""
+    """The settings of a read."""
 
     rule: ReadRule
     steps: int
@@ -117,10 +118,10 @@ class _Reading(NamedTuple):
 
 def _values(
     reading: _Reading,
-    sel: torch.Tensor,
+    sel: Tensor,
     pointers: Sequence[Slot],
-    rates: Sequence[torch.Tensor | None],
-    records: Sequence[torch.Tensor],
+    rates: Sequence[Tensor | None],
+    records: Sequence[Tensor],
     wants_sel: bool = False,
     wants_rates: bool = False,
 ) -> Tensors:
@@ -129,16 +130,12 @@ def _values(
     Reshaped outside the Functions: a view returned from a Function cannot be written in place.
     """
     rule, steps, backend = reading
-    return read_values(
-        [flat_record(record) for record in records],
-        _flat_sel(sel, records[0].shape), list(rates), list(pointers), *rule,
-        steps, wants_sel, wants_rates, backend,
-    )  # fmt: skip
+    rows, times = [flat_record(record) for record in records], _flat_sel(sel, records[0].shape)
+    operands = (rows, times, list(rates), list(pointers))
+    return read_values(*operands, *rule, steps, wants_sel, wants_rates, backend)
 
 
-def _forward(
-    ctx: Any, reading: _Reading, sel: torch.Tensor, tensors: Sequence[Any]
-) -> torch.Tensor:
+def _forward(ctx: Any, reading: _Reading, sel: Tensor, tensors: Sequence[Any]) -> Tensor:
     """The value of a read; keeps its derivatives where they will be asked for.
 
     ``tensors`` holds a pointer, a rate and a record for each component, in this order.
@@ -152,7 +149,7 @@ def _forward(
     # By the attribute, because torch.compile does not know ctx.set_materialize_grads.
     ctx.materialize_grads = False
     ctx.reading, ctx.count, ctx.shape = reading, count, records[0].shape
-    on_device = [isinstance(pointer, torch.Tensor) for pointer in pointers]
+    on_device = [isinstance(pointer, Tensor) for pointer in pointers]
     ctx.numbers = [None if there else p for p, there in zip(pointers, on_device, strict=True)]
     kept = [p if there else None for p, there in zip(pointers, on_device, strict=True)]
     ctx.save_for_backward(sel, *kept, *rates, *slopes)
@@ -162,10 +159,10 @@ def _forward(
 class _Kept(NamedTuple):
     """What the forward pass keeps for the backward pass."""
 
-    sel: torch.Tensor
+    sel: Tensor
     pointers: list[Slot]
-    rates: list[torch.Tensor | None]
-    slopes: list[torch.Tensor]
+    rates: list[Tensor | None]
+    slopes: list[Tensor]
 
     @classmethod
     def of(cls, ctx: Any) -> "_Kept":
@@ -176,14 +173,14 @@ class _Kept(NamedTuple):
         return cls(sel, pointers, saved[count : 2 * count], saved[2 * count :])
 
 
-def _gradients(ctx: Any, dvalue: torch.Tensor, kept: _Kept) -> list[torch.Tensor | None]:
+def _gradients(ctx: Any, dvalue: Tensor, kept: _Kept) -> list[Tensor | None]:
     """Gradients of the times, of the pointers, which have none, and of the rates."""
     backend, count = ctx.reading.backend, ctx.count
     slopes, dsel = kept.slopes, None
     if ctx.needs_input_grad[1]:
         dsel = _selector_gradient(dvalue, slopes[0], kept.sel, backend)
         slopes = slopes[1:]
-    drates: list[torch.Tensor | None] = [None] * count
+    drates: list[Tensor | None] = [None] * count
     if slopes:
         drates = [
             over_synapses(batch_dot(dvalue.to(s.dtype).flatten(1), s.flatten(1), backend), rate)
@@ -193,9 +190,7 @@ def _gradients(ctx: Any, dvalue: torch.Tensor, kept: _Kept) -> list[torch.Tensor
     return [dsel, *(None for _ in range(count)), *drates]
 
 
-def _selector_gradient(
-    dvalue: torch.Tensor, slope: torch.Tensor, sel: torch.Tensor, backend: str | None
-) -> torch.Tensor:
+def _selector_gradient(dvalue: Tensor, slope: Tensor, sel: Tensor, backend: str | None) -> Tensor:
     """``dvalue * slope``, summed over the rows that share a time."""
     dvalue = dvalue.to(slope.dtype)
     if sel.shape[0] == dvalue.shape[0]:
@@ -210,23 +205,22 @@ class _Read(torch.autograd.Function):
     """A read that leaves the records as they are."""
 
     @staticmethod
-    def forward(ctx: Any, reading: _Reading, sel: torch.Tensor, *tensors: Any) -> torch.Tensor:
+    def forward(ctx: Any, reading: _Reading, sel: Tensor, *tensors: Any) -> Tensor:
         return _forward(ctx, reading, sel, tensors)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dvalue: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dvalue: Tensor | None) -> tuple[Tensor | None, ...]:
         count = ctx.count
         if dvalue is None:
             return (None,) * (2 + 3 * count)
         kept = _Kept.of(ctx)
-        drecords: Sequence[torch.Tensor | None] = [None] * count
+        drecords: Sequence[Tensor | None] = [None] * count
         if any(ctx.needs_input_grad[2 + 2 * count :]):
             rule, steps, backend = ctx.reading
-            sums = read_adjoint(
-                dvalue, ctx.shape[0], _flat_sel(kept.sel, ctx.shape),
-                kept.rates, kept.pointers, *rule, steps, backend,
-            )  # fmt: skip
+            times = _flat_sel(kept.sel, ctx.shape)
+            operands = (dvalue, ctx.shape[0], times, list(kept.rates), kept.pointers)
+            sums = read_adjoint(*operands, *rule, steps, backend)
             drecords = [total.view(ctx.shape) for total in sums]
         return None, *_gradients(ctx, dvalue, kept), *drecords
 
@@ -235,9 +229,7 @@ class _ChainedRead(torch.autograd.Function):
     """A read of records that carry a graph, as a link in their chain; used in eager code only."""
 
     @staticmethod
-    def forward(
-        ctx: Any, reading: _Reading, sel: torch.Tensor, *tensors: Any
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, reading: _Reading, sel: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         value = _forward(ctx, reading, sel, tensors)
         records = tensors[2 * ctx.count :]
         ctx.layout = Layout.of(records[0])
@@ -247,14 +239,14 @@ class _ChainedRead(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(
-        ctx: Any, dvalue: torch.Tensor | None, *drecords: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+        ctx: Any, dvalue: Tensor | None, *drecords: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         count = ctx.count
         owned = [
             None if d is None and dvalue is None else own_gradient(ctx, d, ctx.layout)
             for d in drecords
         ]
-        gradients: Sequence[torch.Tensor | None] = [None] * (1 + 2 * count)
+        gradients: Sequence[Tensor | None] = [None] * (1 + 2 * count)
         if dvalue is not None:
             kept = _Kept.of(ctx)
             _add_to(ctx, [d for d in owned if d is not None], dvalue, kept)
@@ -263,7 +255,7 @@ class _ChainedRead(torch.autograd.Function):
         return None, *gradients, *chain
 
 
-def _add_to(ctx: Any, drecords: Tensors, dvalue: torch.Tensor, kept: _Kept) -> None:
+def _add_to(ctx: Any, drecords: Tensors, dvalue: Tensor, kept: _Kept) -> None:
     """Adds what the values give to the records' gradients, in place."""
     rule, steps, backend = ctx.reading
     flat = [flat_record(d) for d in drecords]
@@ -290,12 +282,12 @@ def _operands(pointers: Sequence[Slot], device: torch.device) -> Sequence[Slot]:
     return pointers
 
 
-def _as_views(rates: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def _as_views(rates: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if rate is None else rate.view(rate.shape) for rate in rates]
 
 
 @traced_as(_as_views)
-def _distinct(rates: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+def _distinct(rates: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Rates, each a tensor of its own where a Function is traced, which takes none twice.
 
     The two states of an alpha function have one rate.
@@ -304,20 +296,20 @@ def _distinct(rates: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | N
 
 
 @traced_as(lambda records: False)
-def _linked(records: Sequence[torch.Tensor]) -> bool:
+def _linked(records: Sequence[Tensor]) -> bool:
     """Whether a read has to be a link in the chain of operations on these records."""
     return any(record.requires_grad for record in records)
 
 
 def select(
-    records: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    records: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     *,
     backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.select`, with rates that are 0-d or ``[N]``."""
     reading = _Reading(rule, 1, running(sel.device, backend))
     pointers = _operands(pointers, sel.device)
@@ -333,7 +325,7 @@ def select(
     return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
 
 
-def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Tensor:
+def time_since_older(sel: Tensor, rule: ReadRule, slots: int) -> Tensor:
     """Time from the older neighbouring observation to each time, in ``[0, step)``.
 
     Differentiable to ``sel``: the derivative is -1 between the bounds, 0 outside of them.
@@ -344,14 +336,14 @@ def time_since_older(sel: torch.Tensor, rule: ReadRule, slots: int) -> torch.Ten
 
 
 def select_scan(
-    sequences: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    sequences: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     rule: ReadRule,
     steps: int,
     *,
     backend: str | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """:func:`tritonsyn.functional.select_scan`, with rates that are 0-d or ``[N]``."""
     sequences = [sequence.contiguous() for sequence in sequences]
     reading = _Reading(rule, steps, running(sel.device, backend))

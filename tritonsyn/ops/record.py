@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..values import Slot
 from .common import (
@@ -27,9 +28,7 @@ from .operator import traced_as
 
 class _Push(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, record: torch.Tensor, value: torch.Tensor, slot: Slot, ring: ModuleType
-    ) -> torch.Tensor:
+    def forward(ctx: Any, record: Tensor, value: Tensor, slot: Slot, ring: ModuleType) -> Tensor:
         ring.push(record, value, slot)
         ctx.mark_dirty(record)
         ctx.set_materialize_grads(False)
@@ -38,7 +37,7 @@ class _Push(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, drecord: Tensor | None) -> tuple[Tensor | None, ...]:
         if drecord is None:
             return None, None, None, None
         drecord = own_gradient(ctx, drecord, Layout.of(drecord))
@@ -50,7 +49,7 @@ class _Push(torch.autograd.Function):
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
         ctx.mark_dirty(record)
         ctx.set_materialize_grads(False)
         ctx.slot = held(slot)
@@ -60,14 +59,14 @@ class _Read(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(
-        ctx: Any, drecord: torch.Tensor | None, dvalue: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+        ctx: Any, drecord: Tensor | None, dvalue: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if drecord is None and dvalue is None:
             return None, None
         drecord = own_gradient(ctx, drecord, ctx.layout)
         if dvalue is None:
             pass
-        elif isinstance(ctx.slot, torch.Tensor):
+        elif isinstance(ctx.slot, Tensor):
             drecord.index_add_(0, ctx.slot.view(1), dvalue.unsqueeze(0))
         else:
             drecord[ctx.slot].add_(dvalue)
@@ -76,7 +75,7 @@ class _Read(torch.autograd.Function):
 
 class _WriteRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+    def forward(ctx: Any, record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
         slots = row_slots(slot, rows.shape[0], record)
         record.index_copy_(0, slots, rows.to(record.dtype))
         ctx.mark_dirty(record)
@@ -86,7 +85,7 @@ class _WriteRows(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, drecord: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, drecord: Tensor | None) -> tuple[Tensor | None, ...]:
         if drecord is None:
             return None, None, None
         drecord = own_gradient(ctx, drecord, Layout.of(drecord))
@@ -96,21 +95,21 @@ class _WriteRows(torch.autograd.Function):
         return drecord, taken if ctx.needs_input_grad[1] else None, None
 
 
-def _row(record: torch.Tensor, slot: Slot) -> torch.Tensor:
+def _row(record: Tensor, slot: Slot) -> Tensor:
     """A copy of one slot, not a view, without asking the device for its index."""
-    if isinstance(slot, torch.Tensor):
+    if isinstance(slot, Tensor):
         row = torch.empty_like(record[0])
         torch.index_select(record, 0, slot.view(1), out=row.unsqueeze(0))
         return row
     return record[slot].clone()
 
 
-def row_slots(slot: Slot, count: int, record: torch.Tensor) -> torch.Tensor:
+def row_slots(slot: Slot, count: int, record: Tensor) -> Tensor:
     """The ``count`` slots from ``slot`` on, around the end of the record."""
     return (slot + torch.arange(count, device=record.device)) % record.shape[0]
 
 
-def write_slots(record: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+def write_slots(record: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
     """The record with ``rows [L, ...]`` in the slots ``[L]``: in place where no graph is recorded.
 
     A compiled graph cannot write in place what its own backward pass may read again, so a recorded
@@ -123,15 +122,13 @@ def write_slots(record: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -
 
 
 def _traced_push(
-    record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
-) -> torch.Tensor:
+    record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = None
+) -> Tensor:
     return write_slots(record, value.unsqueeze(0), row_slots(slot, 1, record))
 
 
 @traced_as(_traced_push)
-def push(
-    record: torch.Tensor, value: torch.Tensor, slot: Slot, *, backend: str | None = None
-) -> torch.Tensor:
+def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = None) -> Tensor:
     """:func:`tritonsyn.functional.push`."""
     ring = implementation("record", record.device, backend)
     if record.is_floating_point() and chained(record, value):
@@ -141,24 +138,24 @@ def push(
     return record
 
 
-def _traced_read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+def _traced_read(record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
     return record, record.index_select(0, row_slots(slot, 1, record)).squeeze(0)
 
 
 @traced_as(_traced_read)
-def read(record: torch.Tensor, slot: Slot) -> tuple[torch.Tensor, torch.Tensor]:
+def read(record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
     """:func:`tritonsyn.functional.read`."""
     if chained(record):
         return _Read.apply(record, slot)
     return record, _row(record.detach(), slot)
 
 
-def _traced_write(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+def _traced_write(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
     return write_slots(record, rows, row_slots(slot, rows.shape[0], record))
 
 
 @traced_as(_traced_write)
-def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Tensor:
+def write_rows(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
     """Writes observations ``[L, B, ...]``, ``L <= K``, into the slots from ``slot`` on.
 
     In place, around the end of the record; differentiable as :func:`push`.
@@ -166,7 +163,7 @@ def write_rows(record: torch.Tensor, rows: torch.Tensor, slot: Slot) -> torch.Te
     if record.is_floating_point() and chained(record, rows):
         return _WriteRows.apply(record, rows, slot)
     record, rows = unchained(record), rows.detach()
-    if isinstance(slot, torch.Tensor):
+    if isinstance(slot, Tensor):
         slots = row_slots(slot, rows.shape[0], record)
         return record.index_copy_(0, slots, rows.to(record.dtype))
     before_end = min(rows.shape[0], record.shape[0] - slot)

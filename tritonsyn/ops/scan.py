@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .common import chained, first_order, implementation, pack_rows, running, without_graph
 from .operator import operator
 
-Tensors = list[torch.Tensor]
+Tensors = list[Tensor]
 
 
-def _row(x: torch.Tensor, shape: Sequence[int] | None) -> tuple[int, int]:
+def _row(x: Tensor, shape: Sequence[int] | None) -> tuple[int, int]:
     """``(B, N)`` of values or bits."""
     if shape is None:
         return x.shape[1], x.shape[2]
@@ -29,11 +30,11 @@ def _empty_scan(x, shape, constants, coupled, initials, last, dtype, backend):  
 
 @operator(_empty_scan)
 def scan_forward(
-    x: torch.Tensor,
+    x: Tensor,
     shape: list[int] | None,
     constants: Tensors,
     coupled: bool,
-    initials: list[torch.Tensor | None],
+    initials: list[Tensor | None],
     last: int,
     dtype: torch.dtype | None,
     backend: str | None,
@@ -56,13 +57,13 @@ def _empty_scan_backward(  # type: ignore[no-untyped-def]
 
 @operator(_empty_scan_backward)
 def scan_backward(
-    dy: torch.Tensor,
-    dtails: list[torch.Tensor | None],
-    x: torch.Tensor | None,
+    dy: Tensor,
+    dtails: list[Tensor | None],
+    x: Tensor | None,
     shape: list[int] | None,
     constants: Tensors,
     coupled: bool,
-    initials: list[torch.Tensor | None],
+    initials: list[Tensor | None],
     dx_dtype: torch.dtype | None,
     want_initials: bool,
     backend: str | None,
@@ -78,7 +79,7 @@ def scan_backward(
 
 
 class _Scanning(NamedTuple):
-    """What a scan is, apart from its tensors."""
+    """The settings of a scan."""
 
     coupled: bool
     last: int
@@ -93,9 +94,7 @@ class _Scan(torch.autograd.Function):
     """Of input, constants and initial states; the same in eager and in compiled code."""
 
     @staticmethod
-    def forward(
-        ctx: Any, scanning: _Scanning, x: torch.Tensor, *tensors: Any
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, scanning: _Scanning, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         coupled, last, dtype, shape, backend, count = scanning
         constants, initials = tensors[:count], tensors[count:]
         results = scan_forward(
@@ -112,7 +111,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         coupled, _, dtype, shape, backend, count = ctx.scanning
         constants, (x, *initials) = list(ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
         dy, dtails = (None, gradients) if dtype is None else (gradients[0], gradients[1:])
@@ -123,12 +122,11 @@ class _Scan(torch.autograd.Function):
             size, y_dtype = ctx.y_layout
             dy = constants[0].new_zeros(size, dtype=y_dtype)
         want_x, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + count :]
-        results = scan_backward(
-            dy, list(dtails), x, shape, constants, coupled, initials,
-            ctx.x_dtype if want_x else None, any(wanted), backend,
-        )  # fmt: skip
+        dx_dtype = ctx.x_dtype if want_x else None
+        operands = (dy, list(dtails), x, shape, constants, coupled, initials)
+        results = scan_backward(*operands, dx_dtype, any(wanted), backend)
         first = int(want_x)
-        dinitials: list[torch.Tensor | None] = [None] * states
+        dinitials: list[Tensor | None] = [None] * states
         if any(wanted):
             dinitials = [d if w else None for d, w in zip(results[first:], wanted, strict=False)]
             first += states
@@ -136,65 +134,41 @@ class _Scan(torch.autograd.Function):
         return None, results[0] if want_x else None, *dconstants, *dinitials
 
 
-def _sequence(x: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor | PackedSpikes:
+def _sequence(x: Tensor, shape: Sequence[int] | None) -> Tensor | PackedSpikes:
     return x if shape is None else PackedSpikes(x, tuple(shape))
 
 
 def scan(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
-    initials: Sequence[torch.Tensor | None],
+    initials: Sequence[Tensor | None],
     *,
     last: int = 1,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+) -> tuple[Any, Tensors]:
     """The states of a synapse over T steps.
 
     ``x [T, B, N]`` or packed; constants 0-d or ``[N]`` and ``initials [B, N]`` (None at rest), of
     each state, all in the arithmetic's dtype of ``dtype``. Returns the current ``[T, B, N]`` in
-    ``dtype`` and the ``last`` values of each state. Differentiable to everything floating; for the
-    gradient to ``x`` nothing of the size of ``x`` is kept.
+    ``dtype``, or None without a ``dtype``, and the ``last`` values of each state. Differentiable to
+    everything floating; for the gradient to ``x`` nothing of the size of ``x`` is kept.
     """
-    y, *tails = _scan(x, dynamics, initials, last, dtype, backend)
-    return y, tails
-
-
-def last_values(
-    x: torch.Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    initials: Sequence[torch.Tensor | None],
-    *,
-    last: int,
-    backend: str | None = None,
-) -> list[torch.Tensor]:
-    """The last values of :func:`scan`, without the currents."""
-    return _scan(x, dynamics, initials, last, None, backend)
-
-
-def _scan(
-    x: torch.Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    initials: Sequence[torch.Tensor | None],
-    last: int,
-    dtype: torch.dtype | None,
-    backend: str | None,
-) -> list[torch.Tensor]:
-    """``[*y, *tails]``, with currents only if these have a dtype."""
     data, shape = data_of(x), list(x.shape) if isinstance(x, PackedSpikes) else None
-    constants, coupled = dynamics.constants, dynamics.coupling is not None
+    constants, coupled = list(dynamics.constants), dynamics.coupling is not None
     if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
         backend = running(data.device, backend)
         scanning = _Scanning(coupled, last, dtype, shape, backend, len(constants))
-        return list(_Scan.apply(scanning, data, *constants, *initials))
-    with without_graph():
-        return scan_forward(
-            data, shape, list(constants), coupled, list(initials), last, dtype, backend
-        )
+        results = list(_Scan.apply(scanning, data, *constants, *initials))
+    else:
+        operands = (data, shape, constants, coupled, list(initials))
+        with without_graph():
+            results = scan_forward(*operands, last, dtype, backend)
+    return (None, results) if dtype is None else (results[0], results[1:])
 
 
-def pack_spikes(x: torch.Tensor, *, backend: str | None = None) -> PackedSpikes:
+def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
     shape = tuple(x.shape)
     rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))

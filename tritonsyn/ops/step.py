@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..values import Dynamics, Slot
 from .common import (
@@ -28,13 +29,13 @@ from .record import read, row_slots, write_slots
 class Ring(NamedTuple):
     """The records of a group of synapses, and the slot that each writes next."""
 
-    components: tuple[torch.Tensor, ...]
+    components: tuple[Tensor, ...]
     """The record of each state: ``[K, B, *shape]``, floating."""
     pointers: tuple[Slot, ...]
-    spikes: torch.Tensor
+    spikes: Tensor
     """``[K, B, *shape]``, bool."""
     spike_pointer: Slot
-    arrivals: torch.Tensor | None = None
+    arrivals: Tensor | None = None
     """An int32 zero, with which a step advances pointers that are kept on the device; None leaves
     them, as numbers are left."""
 
@@ -46,9 +47,9 @@ class _Step(torch.autograd.Function):
         modules: tuple[ModuleType, ModuleType],
         ring: Ring,
         coupled: bool,
-        x: torch.Tensor,
-        *tensors: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
         count = len(tensors) - len(ring.components)
         constants, records = tensors[:count], tensors[count:]
         wants_gain, *wants_others = ctx.needs_input_grad[4 : 4 + count]
@@ -68,9 +69,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(
-        ctx: Any, dy: torch.Tensor | None, *given: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         states, count = len(given), ctx.count
         if dy is None and all(d is None for d in given):
             return (None,) * (4 + count + states)
@@ -87,7 +86,7 @@ class _Step(torch.autograd.Function):
         dx, zs = step.step_backward(
             dy, flat, dynamics, pointers, ctx.x_dtype if wants_x else None, any(wanted)
         )
-        dconstants: list[torch.Tensor | None] = [None] * count
+        dconstants: list[Tensor | None] = [None] * count
         if wanted[0]:
             x = saved[-1].reshape(flat[0].shape[1:]).to(dynamics.gain.dtype)
             z = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
@@ -100,17 +99,17 @@ class _Step(torch.autograd.Function):
                 dconstants[i] = over_synapses(sum(others, first), like)
         if dx is not None:
             dx = dx.view(ctx.layout.shape[1:])
-        drecords: list[torch.Tensor | None] = [None] * states
+        drecords: list[Tensor | None] = [None] * states
         if layout is ctx.layout:
             drecords = [hand_over(ctx, d, i - states) for i, d in enumerate(owned)]
         return None, None, None, dx, *dconstants, *drecords
 
 
-Terms = list[tuple[torch.Tensor, torch.Tensor]]
+Terms = list[tuple[Tensor, Tensor]]
 
 
 def _sensitivities(
-    zs: Sequence[torch.Tensor], newest: Sequence[torch.Tensor], dynamics: Dynamics
+    zs: Sequence[Tensor], newest: Sequence[Tensor], dynamics: Dynamics
 ) -> list[Terms]:
     """For each decay, and for a coupling: pairs whose products add up to its gradient."""
     if dynamics.coupling is None:
@@ -120,12 +119,8 @@ def _sensitivities(
 
 
 def _run(
-    module: ModuleType,
-    ring: Ring,
-    flat: Sequence[torch.Tensor],
-    x: torch.Tensor,
-    dynamics: Dynamics,
-) -> torch.Tensor:
+    module: ModuleType, ring: Ring, flat: Sequence[Tensor], x: Tensor, dynamics: Dynamics
+) -> Tensor:
     """The step on flat tensors: the current ``[B, N]``.
 
     Reshaped outside the Function: a view returned from a Function cannot be written in place.
@@ -142,13 +137,8 @@ def _run(
 
 
 def _traced_step(
-    x: torch.Tensor,
-    ring: Ring,
-    dynamics: Dynamics,
-    *,
-    graph: bool = True,
-    backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    x: Tensor, ring: Ring, dynamics: Dynamics, *, graph: bool = True, backend: str | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The step as an expression, which ``torch.compile`` fuses into one kernel by itself."""
     constants = [c.view(x.shape[1:]) if c.ndim else c for c in dynamics.constants]
     dynamics = Dynamics.of(constants, dynamics.coupling is not None)
@@ -167,9 +157,7 @@ def _traced_step(
     return y, records
 
 
-def _advanced(
-    x: torch.Tensor, newest: Sequence[torch.Tensor], dynamics: Dynamics
-) -> list[torch.Tensor]:
+def _advanced(x: Tensor, newest: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
     """The states after a step, in the records' dtype."""
     dtype = newest[0].dtype
     states = [state.to(dynamics.gain.dtype) for state in newest]
@@ -184,13 +172,8 @@ def _advanced(
 
 @traced_as(_traced_step)
 def step(
-    x: torch.Tensor,
-    ring: Ring,
-    dynamics: Dynamics,
-    *,
-    graph: bool = True,
-    backend: str | None = None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    x: Tensor, ring: Ring, dynamics: Dynamics, *, graph: bool = True, backend: str | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
     device = ring.spikes.device
     module = implementation("step", device, backend)
@@ -206,5 +189,5 @@ def step(
     return _shaped(y, x), records
 
 
-def _shaped(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _shaped(y: Tensor, x: Tensor) -> Tensor:
     return y if y.shape == x.shape else y.view(x.shape)

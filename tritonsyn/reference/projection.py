@@ -1,6 +1,7 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
 import torch
+from torch import Tensor
 
 from ..values import PackedSpikes, Slot, unpack_bits
 
@@ -9,14 +10,14 @@ _EXPANDED = 1 << 20
 
 
 def project(
-    sequence: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
+    sequence: Tensor,
+    weight: Tensor,
+    back: Tensor,
     steps: int,
     strategy: str,
     precision: str,
     pointer: Slot | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
 
     ``sequence [K - 1 + steps, B, I]`` oldest first, or with ``pointer`` a record ``[K, B, I]`` that
@@ -41,13 +42,8 @@ def project(
 
 
 def project_input(
-    dy: torch.Tensor,
-    weight: torch.Tensor,
-    back: torch.Tensor,
-    rows: int,
-    strategy: str,
-    precision: str,
-) -> torch.Tensor:
+    dy: Tensor, weight: Tensor, back: Tensor, rows: int, strategy: str, precision: str
+) -> Tensor:
     """Adjoint of :func:`project` to the sequence ``[rows, B, I]``, ``rows = K - 1 + steps``."""
     steps, batch, _ = dy.shape
     slots = rows + 1 - steps
@@ -67,8 +63,8 @@ def project_input(
 
 
 def project_weight(
-    dy: torch.Tensor, sequence: torch.Tensor, back: torch.Tensor, strategy: str, precision: str
-) -> torch.Tensor:
+    dy: Tensor, sequence: Tensor, back: Tensor, strategy: str, precision: str
+) -> Tensor:
     """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the dtype of
     ``dy``.
 
@@ -98,7 +94,7 @@ def project_weight(
     return dweight
 
 
-def _contained(product: torch.Tensor) -> bool:
+def _contained(product: Tensor) -> bool:
     """Whether no zero of a masked product met a non-finite number, which would spread.
 
     Asked only on a CPU, where the answer costs no wait.
@@ -106,13 +102,13 @@ def _contained(product: torch.Tensor) -> bool:
     return product.device.type != "cpu" or bool(product.sum().isfinite())
 
 
-def _masked(weight: torch.Tensor, back: torch.Tensor, slots: int) -> torch.Tensor:
+def _masked(weight: Tensor, back: Tensor, slots: int) -> Tensor:
     """``[K, O, I]``: the weights of the connections of each delay, zero elsewhere."""
     parts = weight.new_zeros(slots, *weight.shape)
     return parts.scatter_(0, back.long().unsqueeze(0), weight.unsqueeze(0))
 
 
-def _temporal_gemm(sequence: torch.Tensor, parts: torch.Tensor, steps: int) -> torch.Tensor:
+def _temporal_gemm(sequence: Tensor, parts: Tensor, steps: int) -> Tensor:
     """The sum over delays of a dense layer on the sequence, shifted by that delay."""
     rows, batch, _ = sequence.shape
     y = sequence.new_zeros(steps, batch, parts.shape[1])
@@ -122,26 +118,24 @@ def _temporal_gemm(sequence: torch.Tensor, parts: torch.Tensor, steps: int) -> t
     return y
 
 
-def _lines(sequence: torch.Tensor) -> torch.Tensor:
+def _lines(sequence: Tensor) -> Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
     return sequence.flatten(0, 1).t().contiguous()
 
 
-def _from_lines(lines: torch.Tensor, steps: int, batch: int) -> torch.Tensor:
+def _from_lines(lines: Tensor, steps: int, batch: int) -> Tensor:
     """Inverse of :func:`_lines`, in new memory."""
     sequence = lines.view(lines.shape[0], steps, batch).permute(1, 2, 0)
     return sequence.clone(memory_format=torch.contiguous_format)
 
 
-def _line_starts(lines: torch.Tensor) -> torch.Tensor:
+def _line_starts(lines: Tensor) -> Tensor:
     """Place of each line's first element."""
     count, length = lines.shape
     return torch.arange(count, device=lines.device) * length
 
 
-def _shifted_sum(
-    lines: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor, length: int
-) -> torch.Tensor:
+def _shifted_sum(lines: Tensor, weight: Tensor, offsets: Tensor, length: int) -> Tensor:
     """``out[r, j] = sum_c weight[r, c] * lines[c, j + offsets[r, c]]``, ``[R, length]``."""
     out = lines.new_zeros(weight.shape[0], length)
     if out.numel() == 0 or lines.numel() == 0:
@@ -152,9 +146,7 @@ def _shifted_sum(
     return out
 
 
-def project_spikes(
-    spikes: PackedSpikes, weight: torch.Tensor, back: torch.Tensor, slots: int
-) -> torch.Tensor:
+def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
     """``v[t, b, o] = sum_i weight[o, i] * x[t - back[o, i], b, i]`` with no spikes before the
     first.
 
@@ -173,9 +165,7 @@ def project_spikes(
     return v.view(steps + slots - 1, batch, outputs)[:steps]
 
 
-def project_spikes_weight(
-    dv: torch.Tensor, spikes: PackedSpikes, back: torch.Tensor, slots: int
-) -> torch.Tensor:
+def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> Tensor:
     """Adjoint of :func:`project_spikes` to the weight, ``[O, I]`` in the dtype of ``dv``."""
     steps, batch, outputs = dv.shape
     padded = torch.cat((dv, dv.new_zeros(slots - 1, batch, outputs))).view(-1)
@@ -188,7 +178,7 @@ def project_spikes_weight(
     return dweight.t().contiguous()
 
 
-def _arrivals(back: torch.Tensor, batch: int, size: int) -> torch.Tensor:
+def _arrivals(back: Tensor, batch: int, size: int) -> Tensor:
     """``[I, O]``: distance from a spike's place ``[t, b, 0]`` to its arrival in ``[T, B, O]``."""
     outputs = back.shape[0]
     # int32 takes half the bytes.
@@ -197,7 +187,7 @@ def _arrivals(back: torch.Tensor, batch: int, size: int) -> torch.Tensor:
     return places.add_(torch.arange(outputs, dtype=integer, device=back.device)).contiguous()
 
 
-def _events(spikes: PackedSpikes, outputs: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _events(spikes: PackedSpikes, outputs: int) -> list[tuple[Tensor, Tensor]]:
     """Spikes in groups: place ``t * B + b`` and input of each."""
     x = unpack_bits(spikes.words.flatten(0, 1), spikes.synapses)
     places, sources = x.nonzero(as_tuple=True)

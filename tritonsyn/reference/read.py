@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..values import Located, ReadRule, Slot, compute_dtype, locate
 
@@ -14,20 +15,20 @@ _CACHED = 131072
 class Tap(NamedTuple):
     """An observation that contributes to a component's value, and its weight."""
 
-    back: torch.Tensor
+    back: Tensor
     """Whole steps before the newest."""
-    weight: torch.Tensor | None = None
+    weight: Tensor | None = None
     """The value is ``sum(weight * tap)``, and the adjoint adds ``weight * dvalue``; None for 1."""
-    slope: torch.Tensor | float | None = None
+    slope: Tensor | float | None = None
     """The derivative to the time is ``sum(slope * tap)``; None for 0, or where it is not wanted."""
-    rate_slope: torch.Tensor | None = None
+    rate_slope: Tensor | None = None
     """The same for the rate."""
 
 
 def taps(
     rule: ReadRule,
     located: Located,
-    rate: torch.Tensor | None,
+    rate: Tensor | None,
     slots: int,
     dtype: torch.dtype,
     second: bool = False,
@@ -87,15 +88,15 @@ class _Window(NamedTuple):
     """Rows of ``[steps * B]``."""
     slots: int
     """Observations that a row sees, K."""
-    cells: torch.Tensor
+    cells: Tensor
     """``[len(rows), N, 1]``: places of the rows' synapses in an observation, from the first on."""
 
-    def flat(self, record: torch.Tensor) -> torch.Tensor:
+    def flat(self, record: Tensor) -> Tensor:
         """The record as one axis, from the first cell of its first observation on."""
         return record.view(-1)[self.rows.start * record.shape[2] :]
 
 
-def _windows(count: int, slots: int, record: torch.Tensor, selectors: int) -> Iterator[_Window]:
+def _windows(count: int, slots: int, record: Tensor, selectors: int) -> Iterator[_Window]:
     """Windows of few enough rows that intermediate results stay in the cache."""
     _, batch, synapses = record.shape
     groups = _row_groups(count, synapses * selectors, record.device)
@@ -108,9 +109,7 @@ def _windows(count: int, slots: int, record: torch.Tensor, selectors: int) -> It
         yield _Window(rows, slots, cells[: len(rows)])
 
 
-def _addresses(
-    steps_back: torch.Tensor, pointer: int, size: int, window: _Window, valid: bool
-) -> torch.Tensor:
+def _addresses(steps_back: Tensor, pointer: int, size: int, window: _Window, valid: bool) -> Tensor:
     """Place in the window's flat record of the observation ``steps_back``, ``[b, N, D]``.
 
     ``size = B * N`` is that of an observation. Unless all are ``valid``, some may be NaN: these get
@@ -124,9 +123,7 @@ def _addresses(
     return start.add_(cells) if start.shape[0] == cells.shape[0] else start + cells
 
 
-def _tap(
-    record: torch.Tensor, back: torch.Tensor, pointer: int, window: _Window, valid: bool
-) -> torch.Tensor:
+def _tap(record: Tensor, back: Tensor, pointer: int, window: _Window, valid: bool) -> Tensor:
     """The observations ``back`` steps before the newest, for arithmetic."""
     index = _addresses(back, pointer, record[0].numel(), window, valid)
     taken = window.flat(record).index_select(0, index.reshape(-1)).view(index.shape)
@@ -134,15 +131,15 @@ def _tap(
 
 
 def select(
-    records: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    records: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     want_slope: bool = False,
     want_rate_slopes: bool = False,
     steps: int = 1,
-) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """Value of the record, or of a pair, at the times ``sel [1 or B, N, D]``.
 
     The value of a pair is the first minus the second, in the mode ``alpha`` their sum. ``rates``
@@ -168,15 +165,10 @@ def select(
     for window in _windows(shape[0], slots, records[0], sel.shape[2]):
         rows = window.rows
         here = shared or locate(sel[rows.start : rows.stop], rule, slots)
-        parts = [
-            _component(
-                record, pointer, window, here.valid,
-                taps(rule, here, rate, slots, acc, second > 0, want_slope, want_rate_slopes),
-            )
-            for second, (record, rate, pointer) in enumerate(
-                zip(records, rates, map(int, pointers), strict=True)
-            )
-        ]  # fmt: skip
+        parts = []
+        for i, (record, rate) in enumerate(zip(records, rates, strict=True)):
+            seen = taps(rule, here, rate, slots, acc, i > 0, want_slope, want_rate_slopes)
+            parts.append(_component(record, int(pointers[i]), window, here.valid, seen))
         results = [_value(parts, here, rule, dtype)]
         results += [_slope(parts, here, rule)] if want_slope else []
         results += _rate_slopes(parts, here, rule) if want_rate_slopes else []
@@ -188,9 +180,9 @@ def select(
 class _Part(NamedTuple):
     """One component's value, and its derivatives where they are wanted."""
 
-    value: torch.Tensor
-    slope: torch.Tensor | None
-    rate_slope: torch.Tensor | None
+    value: Tensor
+    slope: Tensor | None
+    rate_slope: Tensor | None
 
 
 def _row_groups(batch: int, row: int, device: torch.device) -> list[range]:
@@ -200,11 +192,7 @@ def _row_groups(batch: int, row: int, device: torch.device) -> list[range]:
 
 
 def _component(
-    record: torch.Tensor,
-    pointer: int,
-    window: _Window,
-    valid: bool,
-    taps: tuple[Tap, ...],
+    record: Tensor, pointer: int, window: _Window, valid: bool, taps: tuple[Tap, ...]
 ) -> _Part:
     """Value and slopes of one component in some rows of the batch."""
     first, *others = taps
@@ -225,9 +213,7 @@ def _component(
     return _Part(tap.add_(near), slope, None)
 
 
-def _value(
-    parts: Sequence[_Part], located: Located, rule: ReadRule, dtype: torch.dtype
-) -> torch.Tensor:
+def _value(parts: Sequence[_Part], located: Located, rule: ReadRule, dtype: torch.dtype) -> Tensor:
     """The first component, or the pair; overbound values; NaN for NaN times."""
     value = _mixed([part.value for part in parts], rule)
     if rule.overbound is not None and located.inside is not None:
@@ -238,12 +224,12 @@ def _value(
     return value
 
 
-def _mixed(parts: Sequence[torch.Tensor], rule: ReadRule) -> torch.Tensor:
+def _mixed(parts: Sequence[Tensor], rule: ReadRule) -> Tensor:
     """One component's part as it is, or both; the first may be written."""
     return parts[0] if len(parts) == 1 else parts[0].add_(parts[1], alpha=_sign(rule))
 
 
-def _slope(parts: Sequence[_Part], located: Located, rule: ReadRule) -> torch.Tensor:
+def _slope(parts: Sequence[_Part], located: Located, rule: ReadRule) -> Tensor:
     """The derivative to the time: zero where the time was bounded."""
     slopes = [part.slope for part in parts if part.slope is not None]
     if not slopes:
@@ -252,7 +238,7 @@ def _slope(parts: Sequence[_Part], located: Located, rule: ReadRule) -> torch.Te
     return slope if located.within is None else torch.where(located.within, slope, 0.0)
 
 
-def _rate_slopes(parts: Sequence[_Part], located: Located, rule: ReadRule) -> list[torch.Tensor]:
+def _rate_slopes(parts: Sequence[_Part], located: Located, rule: ReadRule) -> list[Tensor]:
     """The derivatives to the rates, signed as the components enter."""
     slopes = [
         torch.zeros_like(part.value) if part.rate_slope is None else part.rate_slope
@@ -262,7 +248,7 @@ def _rate_slopes(parts: Sequence[_Part], located: Located, rule: ReadRule) -> li
     return [first, *(slope.mul_(_sign(rule)) for slope in second)]
 
 
-def _kept(part: torch.Tensor, located: Located, rule: ReadRule) -> torch.Tensor:
+def _kept(part: Tensor, located: Located, rule: ReadRule) -> Tensor:
     """A component's value where it reaches the result, zero elsewhere."""
     if located.inside is None:
         return part
@@ -271,10 +257,10 @@ def _kept(part: torch.Tensor, located: Located, rule: ReadRule) -> torch.Tensor:
 
 
 def select_backward(
-    dvalue: torch.Tensor,
-    drecords: Sequence[torch.Tensor],
-    sel: torch.Tensor,
-    rates: Sequence[torch.Tensor | None],
+    dvalue: Tensor,
+    drecords: Sequence[Tensor],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
     steps: int = 1,
@@ -303,7 +289,7 @@ def select_backward(
                 window.flat(drecord).index_add_(0, index, share, alpha=sign)
 
 
-def batch_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def batch_dot(a: Tensor, b: Tensor) -> Tensor:
     """``sum over the batch of a * b``: ``[B, M], [B, M] -> [M]``, in the dtype of ``a``."""
     total = a.new_zeros(a.shape[1])
     for rows in _row_groups(a.shape[0], a.shape[1], a.device):

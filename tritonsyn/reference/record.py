@@ -1,16 +1,16 @@
 """The record: one slot written, one slot's gradient taken out."""
 
-import torch
+from torch import Tensor
 
 from ..values import Slot
 
 
-def push(record: torch.Tensor, value: torch.Tensor, slot: Slot) -> None:
+def push(record: Tensor, value: Tensor, slot: Slot) -> None:
     """``record[slot] = value``, converted to the record's dtype (a bool record holds ``!= 0``)."""
     record[int(slot)].copy_(value)
 
 
-def take(drecord: torch.Tensor, slot: Slot) -> torch.Tensor:
+def take(drecord: Tensor, slot: Slot) -> Tensor:
     """Adjoint of :func:`push`: returns the slot's gradient and leaves zeros."""
     row = drecord[int(slot)]
     taken = row.clone()

@@ -6,23 +6,24 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
+from torch import Tensor
 
 from ..values import WORD, Dynamics, PackedSpikes, dense, unpack_bits, words_per_row
 from .step import as_real, scaled
 
-Pair = Sequence[torch.Tensor | None]
+Pair = Sequence[Tensor | None]
 
 # Measured on two cores: from 100 steps and up to 8,192 synapses times batch, blocks win.
 _BLOCKS_STEPS, _BLOCKS_ROW = 100, 8192
 
 
 def scan(
-    x: torch.Tensor | PackedSpikes,
+    x: Tensor | PackedSpikes,
     dynamics: Dynamics,
     initials: Pair,
     last: int,
     dtype: torch.dtype | None,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor | None, list[Tensor]]:
     """T steps of the states at once.
 
     ``x [T, B, N]`` or packed; constants 0-d or ``[N]``; ``initials``, of each state, ``[B, N]`` or
@@ -35,17 +36,15 @@ def scan(
     return None if dtype is None else dynamics.current_(states).to(dtype), tails
 
 
-def _states(
-    x: torch.Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair
-) -> list[torch.Tensor]:
+def _states(x: Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair) -> list[Tensor]:
     """Each state ``[T, B, N]`` in the dtype of the constants."""
     values = dense(x)
 
-    def driven(place: int) -> torch.Tensor:
+    def driven(place: int) -> Tensor:
         injected = _scaled(values, dynamics.gain)
         return _started(injected, initials[place], dynamics.decay(place))
 
-    def fed(coupling: torch.Tensor) -> torch.Tensor:
+    def fed(coupling: Tensor) -> Tensor:
         factor = dynamics.decay(1) * coupling
         arriving = torch.empty_like(states[0])
         torch.mul(states[0][:-1], factor, out=arriving[1:])
@@ -61,23 +60,19 @@ def _states(
     return states
 
 
-def _started(
-    injected: torch.Tensor, initial: torch.Tensor | None, decay: torch.Tensor
-) -> torch.Tensor:
+def _started(injected: Tensor, initial: Tensor | None, decay: Tensor) -> Tensor:
     """The input of a state, plus the contribution of its initial value to the first step."""
     if initial is not None and injected.numel():
         injected[0].addcmul_(initial, decay)
     return injected
 
 
-def _scaled(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
     """``factor * x``, packed, in new memory."""
     return scaled(x, factor).contiguous()
 
 
-def _filtered(
-    begin: Callable[[], torch.Tensor], decay: torch.Tensor, reverse: bool = False
-) -> torch.Tensor:
+def _filtered(begin: Callable[[], Tensor], decay: Tensor, reverse: bool = False) -> Tensor:
     """``y[t] = x[t] + decay * y[t - 1]``, with ``reverse`` ``y[t + 1]``, in the memory of x.
 
     ``begin`` makes x, packed ``[T, B, N]``.
@@ -92,7 +87,7 @@ def _filtered(
     return y
 
 
-def _filter_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> bool:
+def _filter_blocks(y: Tensor, decay: Tensor, reverse: bool) -> bool:
     """Filters in place in ``sqrt(T)`` blocks at once, to each of which the one before is added.
 
     A small row costs less to add than an operation costs to start; here the operations are few and
@@ -120,11 +115,11 @@ def _filter_blocks(y: torch.Tensor, decay: torch.Tensor, reverse: bool) -> bool:
     return True
 
 
-def _in_order(rows: torch.Tensor, reverse: bool) -> Sequence[torch.Tensor]:
+def _in_order(rows: Tensor, reverse: bool) -> Sequence[Tensor]:
     return rows.unbind(0)[::-1] if reverse else rows.unbind(0)
 
 
-def _walk(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
+def _walk(rows: Sequence[Tensor], decay: Tensor) -> None:
     """``rows[i] += decay * rows[i - 1]`` in place, in the order given."""
     if decay.device.type == "cpu" and len(rows) > 1 and _foreach_walks_in_order():
         _walk_by_foreach(rows, decay)
@@ -133,7 +128,7 @@ def _walk(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
         row.addcmul_(before, decay)
 
 
-def _walk_by_foreach(rows: Sequence[torch.Tensor], decay: torch.Tensor) -> None:
+def _walk_by_foreach(rows: Sequence[Tensor], decay: Tensor) -> None:
     """The same on a CPU, without returning to Python between rows."""
     later, earlier = list(rows[1:]), list(rows[:-1])
     if decay.ndim == 0:
@@ -153,17 +148,15 @@ def _foreach_walks_in_order() -> bool:
     return True
 
 
-def _adjoints(
-    dy: torch.Tensor, dtails: Pair, dynamics: Dynamics, factor: torch.Tensor
-) -> list[torch.Tensor]:
+def _adjoints(dy: Tensor, dtails: Pair, dynamics: Dynamics, factor: Tensor) -> list[Tensor]:
     """``factor`` times the adjoint of each state, in new memory.
 
     That is ``z[t] = mix * dy[t] + dtail[t] + decay * z[t+1]``; of two coupled states the first also
     gets the gradient of what it fed to the second.
     """
-    zs: dict[int, torch.Tensor] = {}
+    zs: dict[int, Tensor] = {}
 
-    def begin(place: int) -> torch.Tensor:
+    def begin(place: int) -> Tensor:
         mix, dtail = dynamics.mix[place], dtails[place]
         arriving = _scaled(dy, mix * factor) if mix else torch.zeros_like(dy, dtype=factor.dtype)
         if place == 0 and dynamics.coupling is not None:
@@ -178,14 +171,14 @@ def _adjoints(
 
 
 def scan_backward(
-    dy: torch.Tensor,
+    dy: Tensor,
     dtails: Pair,
-    x: torch.Tensor | PackedSpikes | None,
+    x: Tensor | PackedSpikes | None,
     dynamics: Dynamics,
     initials: Pair,
     dx_dtype: torch.dtype | None,
     want_initials: bool = True,
-) -> tuple[torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
+) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
 
     ``dtails [last, B, N]`` or None are the gradients of the last values of the states. With ``x``
@@ -212,7 +205,7 @@ def scan_backward(
     return dx, dinitials, constants
 
 
-def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.Tensor]:
+def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
     """Gradients of the initial states from the adjoints of the states."""
     gradients = [z[0] * dynamics.decay(place) for place, z in enumerate(zs)]
     if dynamics.coupling is not None:
@@ -221,11 +214,8 @@ def _before_first(zs: Sequence[torch.Tensor], dynamics: Dynamics) -> list[torch.
 
 
 def _constants(
-    zs: Sequence[torch.Tensor],
-    x: torch.Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    initials: Pair,
-) -> list[torch.Tensor]:
+    zs: Sequence[Tensor], x: Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair
+) -> list[Tensor]:
     """``sum_t z[t] * x[t]`` for the gain, ``sum_t z[t] * C[t-1]`` for each decay, and the same of
     what a coupled state takes over.
     """
@@ -245,15 +235,13 @@ def _constants(
     return [*gradients, ddecay, dynamics.decay(1) * shared]
 
 
-def _with_before(
-    z: torch.Tensor, state: torch.Tensor, initial: torch.Tensor | None
-) -> torch.Tensor:
+def _with_before(z: Tensor, state: Tensor, initial: Tensor | None) -> Tensor:
     """``sum_t z[t] * state[t-1]``."""
     total = (z[1:] * state[:-1]).sum(0)
     return total if initial is None else total.addcmul_(z[0], initial)
 
 
-def pack(x: torch.Tensor) -> torch.Tensor:
+def pack(x: Tensor) -> Tensor:
     """``x [rows, N] != 0`` as int32 words ``[rows, ceil(N / 32)]``, bit ``n % 32`` of
     word ``n // 32``.
     """
@@ -265,6 +253,6 @@ def pack(x: torch.Tensor) -> torch.Tensor:
     return (bits.view(rows, width, WORD) << place).sum(-1, dtype=torch.int32)
 
 
-def transpose_bits(words: torch.Tensor, synapses: int) -> torch.Tensor:
+def transpose_bits(words: Tensor, synapses: int) -> Tensor:
     """Packed rows ``[rows, N]`` turned into packed columns ``[N, rows]``."""
     return pack(unpack_bits(words, synapses).t())

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..values import Dynamics, Slot
 
 
 def step(
-    x: torch.Tensor,
-    records: Sequence[torch.Tensor],
-    spikes: torch.Tensor,
+    x: Tensor,
+    records: Sequence[Tensor],
+    spikes: Tensor,
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     spike_pointer: Slot,
-    arrivals: torch.Tensor | None = None,
-) -> torch.Tensor:
+    arrivals: Tensor | None = None,
+) -> Tensor:
     """One step in place, of one or two states.
 
     ``x [B, N]``; ``records`` of the states ``[K, B, N]``, whose newest slot ``pointer - 1`` is
@@ -32,14 +33,12 @@ def step(
         record[slot].copy_(state)
     if arrivals is not None:
         for pointer in (*pointers, spike_pointer):
-            if isinstance(pointer, torch.Tensor):
+            if isinstance(pointer, Tensor):
                 pointer.add_(1).remainder_(len(spikes))
     return dynamics.current_([state.to(records[0].dtype) for state in states])
 
 
-def _advanced(
-    before: Sequence[torch.Tensor], drive: torch.Tensor, dynamics: Dynamics
-) -> list[torch.Tensor]:
+def _advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> list[Tensor]:
     """The states one step later; the last one that is driven reuses the memory of the drive."""
     outs = [*(torch.empty_like(drive) for _ in range(dynamics.inputs - 1)), drive]
     states = [
@@ -52,7 +51,7 @@ def _advanced(
     return states
 
 
-def as_real(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def as_real(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The input in the dtype of the arithmetic."""
     if x.dtype == torch.bool:
         # PyTorch converts the same bits several times faster as uint8 than as bool.
@@ -60,15 +59,13 @@ def as_real(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.to(dtype)
 
 
-def scaled(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+def scaled(x: Tensor, gain: Tensor) -> Tensor:
     """``gain * x`` in new memory, in the dtype of the gain."""
     real = as_real(x, gain.dtype)
     return real * gain if real is x else real.mul_(gain)
 
 
-def _add_decayed(
-    drive: torch.Tensor, before: torch.Tensor, decay: torch.Tensor, out: torch.Tensor
-) -> torch.Tensor:
+def _add_decayed(drive: Tensor, before: Tensor, decay: Tensor, out: Tensor) -> Tensor:
     """``drive + decay * before``."""
     if decay.ndim == 0 and decay.device.type == "cpu":
         return torch.add(drive, before, alpha=decay.item(), out=out)
@@ -76,13 +73,13 @@ def _add_decayed(
 
 
 def step_backward(
-    dy: torch.Tensor | None,
-    drecords: Sequence[torch.Tensor],
+    dy: Tensor | None,
+    drecords: Sequence[Tensor],
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+) -> tuple[Tensor | None, list[Tensor]]:
     """Adjoint of :func:`step`; ``drecords`` are updated in place.
 
     A state's gradient ``z``, what the current passes to it and what its record holds, leaves the
