@@ -16,6 +16,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+# Whatever pool begins a process changes what the whole process shows to its children.
+_beginning = threading.Lock()
+
+
 class CompileError(Exception):
     """A kernel did not compile; the message is the compiler's, in one line."""
 
@@ -27,7 +31,6 @@ class Workers(Generic[Job, Result]):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self.count = count or min(8, cores)
         self._function = function
-        self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers[Job, Result]":
@@ -65,7 +68,7 @@ class Workers(Generic[Job, Result]):
             return error
 
     def _submit(self, job: Job) -> "Future[Result]":
-        with self._lock, _afresh():
+        with _beginning, _afresh():
             if self._pool is not None:
                 try:
                     return self._pool.submit(_answer, self._function, job)
