@@ -62,10 +62,7 @@ _TRAINED = replace(_LONG, gradients=("input", "tau"))
 SCANS: list[Workload] = [
     replace(_LONG, stateless=True, source="bool", targets=(within("cuda", 0.75, CLONE),)),
     replace(_LONG, stateless=True, source="bits", targets=(within("cuda", 0.65, CLONE),)),
-    replace(
-        _TRAINED,
-        targets=(faster("cuda", 80, LOOP), faster("cuda", 1.4, "accelerated-scan")),
-    ),
+    replace(_TRAINED, targets=(faster("cuda", 80, LOOP), faster("cuda", 1.4, "accelerated-scan"))),
     replace(_TRAINED, backward=True),
     replace(_LONG, stateless=True),
     *(replace(_LONG, source=source) for source in ("bool", "bits", "float")),

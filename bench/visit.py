@@ -131,10 +131,7 @@ STAGES = (
     Stage("racecheck", (*_SANITIZER, "racecheck", *_SMOKE), 0.08, needs_sanitizer),
     Stage("tune", (*_CLI, "tune", "--out", "{logs}/tune"), 0.12, needs_tune),
     Stage(
-        "bench-rest",
-        (*_BENCH, "--only=rest", "--benchmark-json={logs}/rest.json"),
-        1.0,
-        needs_gpu,
+        "bench-rest", (*_BENCH, "--only=rest", "--benchmark-json={logs}/rest.json"), 1.0, needs_gpu
     ),
     Stage(
         "pictures",

@@ -19,11 +19,7 @@ from tritonsyn.kernels.record import ring_take_kernel
 from tritonsyn.kernels.step import synapse_step_bwd_kernel
 
 # Triton compiles a 1 in, and drops the argument.
-WORK = (
-    smoke.USUAL,
-    smoke.Size(batch=1, delay=0.0),
-    smoke.Size(steps=1, batch=1, synapses=1),
-)
+WORK = (smoke.USUAL, smoke.Size(batch=1, delay=0.0), smoke.Size(steps=1, batch=1, synapses=1))
 # They load and store the same elements, which Triton may lay out differently over the threads.
 ORDERED = (ring_take_kernel, select_bwd_kernel, spike_sum_kernel, synapse_step_bwd_kernel)
 

@@ -260,11 +260,7 @@ def test_a_second_visit_goes_on_with_what_has_not_finished(tmp_path, quick, visi
     first.run(stages[:1])
     first.budget = 0.0
     first.run(stages)
-    assert statuses(first) == {
-        "done": "passed",
-        "later": "not reached",
-        "pictures": "not reached",
-    }
+    assert statuses(first) == {"done": "passed", "later": "not reached", "pictures": "not reached"}
     second = visits()
     second.run(stages)
     assert set(statuses(second).values()) == {"passed"}

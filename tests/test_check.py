@@ -29,10 +29,7 @@ from tritonsyn.workbench.workers import CompileError, Workers
 
 # With the compiler of triton 3.6 these overflow the registers on some architectures.
 OLD_TRITON = triton.__version__.startswith("3.6.")
-SPILLING = {
-    "sm_80": ["exp_scan_kernel"],
-    "sm_100": ["exp_scan_kernel", "temporal_gemm_kernel"],
-}
+SPILLING = {"sm_80": ["exp_scan_kernel"], "sm_100": ["exp_scan_kernel", "temporal_gemm_kernel"]}
 
 
 slow = pytest.mark.slow
@@ -235,10 +232,7 @@ def stream(itemsize, moved, bits):
         ({"streams": {"x_ptr": stream(4, 8.0, 128)}, "loops": True}, None),
         (
             {
-                "streams": {
-                    "x_ptr": stream(4, 8.0, 128),
-                    "y_ptr": stream(4, 4.0, 128),
-                },
+                "streams": {"x_ptr": stream(4, 8.0, 128), "y_ptr": stream(4, 4.0, 128)},
                 "loops": True,
             },
             "x_ptr moves 8 bytes",

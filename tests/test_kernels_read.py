@@ -4,18 +4,7 @@ import math
 
 import pytest
 import torch
-from against import (
-    BF16,
-    F16,
-    F32,
-    F64,
-    FLOATING,
-    by_kernel,
-    by_reference,
-    exact,
-    tensors,
-    uniform,
-)
+from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
 
 from tritonsyn.launch import read as launch
 from tritonsyn.ops.common import implementation

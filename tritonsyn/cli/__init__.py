@@ -24,8 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tritonsyn",
-        description="Exponential current synapses for PyTorch, on Triton kernels.",
+        prog="tritonsyn", description="Exponential current synapses for PyTorch, on Triton kernels."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (info, demo, check, tune, configs):

@@ -34,9 +34,12 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--target", nargs="+", action="extend", metavar="sm_NN",
+        "--target",
+        nargs="+",
+        action="extend",
+        metavar="sm_NN",
         help="architectures to compile for (default: sm_80 sm_90 sm_100)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--kernel", nargs="+", action="extend", metavar="NAME", help="only these kernels"
     )
@@ -83,9 +86,17 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 _TITLES = (
-    "target", "variant", "configuration", "registers", "spills", "shared", "loads", "stores",
-    "bytes", "occupancy",
-)  # fmt: skip
+    "target",
+    "variant",
+    "configuration",
+    "registers",
+    "spills",
+    "shared",
+    "loads",
+    "stores",
+    "bytes",
+    "occupancy",
+)
 _LINE = "{:<7} {:<42} {:<32} {:>9} {:>6} {:>6} {:<18} {:<14} {:<9} {:>9}"
 _WIDEST = 42
 

@@ -18,13 +18,16 @@ def add(commands: Any) -> None:
         "heuristic would have said; then all entries of your cache for that device.",
     )
     parser.add_argument(
-        "--device", metavar="NAME",
+        "--device",
+        metavar="NAME",
         help="a GPU's name or an architecture such as sm_90 (default: this machine's GPU)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--shape", default=USUAL_SHAPE, metavar="TxBxN[xOxK]",
+        "--shape",
+        default=USUAL_SHAPE,
+        metavar="TxBxN[xOxK]",
         help=f"steps, samples, synapses (default: {USUAL_SHAPE}); of projections outputs and slots",
-    )  # fmt: skip
+    )
     parser.add_argument("--dtype", default="float32", help="default: float32")
     parser.add_argument("--diff", action="store_true", help="only what differs from a heuristic")
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects")

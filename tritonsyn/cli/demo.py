@@ -9,8 +9,11 @@ from typing import Any
 from .common import UserError
 
 NEEDS = {
-    "snntorch": "snntorch", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm",
-}  # fmt: skip
+    "snntorch": "snntorch",
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "tqdm": "tqdm",
+}
 
 
 def add(commands: Any) -> None:

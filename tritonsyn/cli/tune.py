@@ -49,9 +49,12 @@ def add(commands: Any) -> None:
         help="kernels (default: all that take the dtypes)",
     )
     parser.add_argument(
-        "--shape", nargs="+", action="extend", metavar="TxBxN[xOxK]",
+        "--shape",
+        nargs="+",
+        action="extend",
+        metavar="TxBxN[xOxK]",
         help=f"shapes (default: {USUAL_SHAPE})",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--dtype", nargs="+", action="extend", metavar="NAME", help="dtypes (default: float32)"
     )
@@ -62,9 +65,11 @@ def add(commands: Any) -> None:
         "--timer", choices=("device", "static"), default="device", help="default: device"
     )
     parser.add_argument(
-        "--target", default="sm_90", metavar="sm_NN",
+        "--target",
+        default="sm_90",
+        metavar="sm_NN",
         help="architecture that the static timer compiles for (default: sm_90)",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", type=Path, default=Path("tune-out"), help="folder for the results")
     parser.add_argument("--install", action="store_true", help="put the winners into your cache")
     parser.set_defaults(run=run)
@@ -86,9 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         with contextlib.ExitStack() as stack:
             timer = _timer(arguments, stack)
             rows = sweep(
-                kernels, shapes, dtypes, spaces,
-                timer=timer, out=arguments.out, progress=_with_best,
-            )  # fmt: skip
+                kernels, shapes, dtypes, spaces, timer=timer, out=arguments.out, progress=_with_best
+            )
             _conclude(rows, timer, arguments)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -55,9 +55,14 @@ class Network(nn.Module):
 
 
 def _layer(
-    inputs: int, outputs: int, synapse: SynapseConstructor, *, delay: float, scale: float,
+    inputs: int,
+    outputs: int,
+    synapse: SynapseConstructor,
+    *,
+    delay: float,
+    scale: float,
     frozen: bool,
-) -> DelayedLinear:  # fmt: skip
+) -> DelayedLinear:
     """A delayed dense layer; its delays are learned, or ``frozen`` at zero."""
 
     def delays(tensor: torch.Tensor) -> torch.Tensor:
@@ -66,10 +71,16 @@ def _layer(
         return torch.zeros_like(drawn) if frozen else drawn
 
     layer = DelayedLinear(
-        inputs, outputs, STEP_TIME, synapse=synapse, delay=delay, bias=True,
+        inputs,
+        outputs,
+        STEP_TIME,
+        synapse=synapse,
+        delay=delay,
+        bias=True,
         weight_init=lambda tensor: tensor.normal_(0.0, scale / inputs**0.5),
-        bias_init=nn.init.zeros_, delay_init=delays,
-    )  # fmt: skip
+        bias_init=nn.init.zeros_,
+        delay_init=delays,
+    )
     layer.delay.requires_grad_(not frozen)
     return layer
 

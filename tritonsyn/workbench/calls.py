@@ -145,9 +145,13 @@ def select(site: Site, mode: str = "linear", graph: bool = True, **options: Any)
 
 
 def scan(
-    site: Site, x: torch.dtype | None = None, packed: bool = False, graph: bool = False,
-    again: bool = False, **group: Any,
-) -> None:  # fmt: skip
+    site: Site,
+    x: torch.dtype | None = None,
+    packed: bool = False,
+    graph: bool = False,
+    again: bool = False,
+    **group: Any,
+) -> None:
     """A sequence through a group, and its gradients; ``again``: another that goes on from there."""
     synapse = site.synapse(**group)
     sequence: Any = site.values(*site.shape[:3], dtype=x, graph=graph)
@@ -163,16 +167,25 @@ def pack(site: Site) -> None:
 
 
 def project(
-    site: Site, strategy: str = "shift", precision: str = "highest", graph: bool = False,
+    site: Site,
+    strategy: str = "shift",
+    precision: str = "highest",
+    graph: bool = False,
     steps: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Sequences, or ``steps`` one by one, through a delayed layer, and their gradients."""
     shape = site.shape
     layer = DelayedLinear(
-        shape.synapses, shape.outputs or shape.synapses, 1.0,
-        synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0), delay=shape.delay,
-        batch_size=shape.batch, strategy=strategy, device=site.device, dtype=site.dtype,
-    )  # fmt: skip
+        shape.synapses,
+        shape.outputs or shape.synapses,
+        1.0,
+        synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0),
+        delay=shape.delay,
+        batch_size=shape.batch,
+        strategy=strategy,
+        device=site.device,
+        dtype=site.dtype,
+    )
     x = site.values(*shape[:3], graph=graph and strategy != "events")
     x = x < 2 * _RATE if strategy == "events" else x
     before = torch.get_float32_matmul_precision()
@@ -209,9 +222,14 @@ CALLS = {
 """By kernel, the call in which it is tuned, and the dtypes of the state for which it can be."""
 
 STEMS: dict[Callable[..., object], tuple[str, ...]] = {
-    write: ("record",), pack: ("record",), step: ("step",), delayed: ("read",), select: ("read",),
-    scan: ("scan",), project: ("projection", "record"),
-}  # fmt: skip
+    write: ("record",),
+    pack: ("record",),
+    step: ("step",),
+    delayed: ("read",),
+    select: ("read",),
+    scan: ("scan",),
+    project: ("projection", "record"),
+}
 """The modules of kernels that a call is about; what else it launches is another call's part."""
 
 LARGE, LONG, ODD = Shape(1000, 64, 4096), Shape(4000, 16, 64), Shape(300, 3, 37, 11)

@@ -268,13 +268,15 @@ def report(job: Job) -> Report:
             loads=stream.loads,
             stores=stream.stores,
             moved=sum(a.bits // 8 * count for a, count in found.items() if a.pointer == name)
-            * 32 * config.num_warps / elements,
+            * 32
+            * config.num_warps
+            / elements,
             bits=min((a.bits for a in found if a.pointer == name), default=0),
         )
         for name, stream in declared.pointers.items()
         if name in pointers
         and (stream.condition is None or arguments[stream.condition[0]] == stream.condition[1])
-    }  # fmt: skip
+    }
     return Report(
         kernel=variant.kernel,
         target=job.target,

@@ -28,9 +28,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(5.4 * columns, 3.6 * lines + 0.7), squeeze=False,
+        lines,
+        columns,
+        figsize=(5.4 * columns, 3.6 * lines + 0.7),
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     for axis, panel in zip(axes.flat, panels, strict=False):
         image = _panel(axis, panel)
     for axis in list(axes.flat)[len(panels) :]:

@@ -190,9 +190,7 @@ def _mapped(
 
 
 @contextmanager
-def _results(
-    out: Path | None,
-) -> Iterator[tuple[list[Row], Callable[[Row], None]]]:
+def _results(out: Path | None) -> Iterator[tuple[list[Row], Callable[[Row], None]]]:
     """The rows of earlier sweeps, and what adds one; one sweep at a time in a folder."""
     if out is None:
         yield [], lambda row: None

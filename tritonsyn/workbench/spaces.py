@@ -22,20 +22,32 @@ _FEWEST, _MOST = 2, 16
 _SPIKES: Space = {"BLOCK": [32, 64, 128, 256], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4]}
 _PROJECTIONS: dict[str, Space] = {
     "shift_sum_kernel": {
-        "BLOCK": [128, 256], "num_warps": [4, 8], "UNROLL": [2, 4, 8], "BLOCK_R": [4, 8, 16],
+        "BLOCK": [128, 256],
+        "num_warps": [4, 8],
+        "UNROLL": [2, 4, 8],
+        "BLOCK_R": [4, 8, 16],
     },
     "shift_dot_kernel": {
-        "BLOCK": [64, 128, 256], "num_warps": [4, 8], "BLOCK_R": [4, 8], "BLOCK_C": [2, 4, 8],
+        "BLOCK": [64, 128, 256],
+        "num_warps": [4, 8],
+        "BLOCK_R": [4, 8],
+        "BLOCK_C": [2, 4, 8],
     },
     "temporal_gemm_kernel": {
-        "BLOCK": [32, 64, 128], "num_warps": [4, 8], "BLOCK_R": [32, 64], "BLOCK_C": [16, 32, 64],
+        "BLOCK": [32, 64, 128],
+        "num_warps": [4, 8],
+        "BLOCK_R": [32, 64],
+        "BLOCK_C": [16, 32, 64],
     },
     "temporal_gemm_dot_kernel": {
-        "BLOCK": [32, 64], "num_warps": [4, 8], "BLOCK_R": [32, 64], "BLOCK_C": [32, 64],
+        "BLOCK": [32, 64],
+        "num_warps": [4, 8],
+        "BLOCK_R": [32, 64],
+        "BLOCK_C": [32, 64],
     },
     "spike_sum_kernel": _SPIKES,
     "spike_dot_kernel": _SPIKES,
-}  # fmt: skip
+}
 
 
 def default_configs(kernel: str, work: Work, dtype: torch.dtype) -> list[LaunchConfig]:
