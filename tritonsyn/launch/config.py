@@ -80,8 +80,9 @@ def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
-def _step_backward(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # 128 bits of a thread: with more of them, two coupled states spill on sm_80.
+def _step(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # 128 bits per thread: forward 8 % faster on an H100 than twice as many; backward two coupled
+    # states spill on sm_80 with more.
     block = _tile(work[-1])
     return LaunchConfig(block, num_warps=max(1, block // (32 * max(4, 16 // dtype.itemsize))))
 
@@ -96,9 +97,9 @@ def _transpose(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _read(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # With 8 warps ptxas keeps in registers what it spills on sm_80 with 4.
-    block = _tile(work[-1], 2048)
-    return LaunchConfig(block, num_warps=max(1, block // 256))
+    # Two or four times per thread, on an H100 1.1 to 1.6 times as fast as eight.
+    block = _tile(work[-1], 1024 if work[-1] > 1 << 14 else 512)
+    return LaunchConfig(block, num_warps=min(8, block // 32))
 
 
 def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -195,8 +196,8 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "ring_take_kernel": _elementwise,
     "pack_bits_kernel": _pack,
     "transpose_bits_kernel": _transpose,
-    "synapse_step_fwd_kernel": _elementwise,
-    "synapse_step_bwd_kernel": _step_backward,
+    "synapse_step_fwd_kernel": _step,
+    "synapse_step_bwd_kernel": _step,
     "select_fwd_kernel": _read,
     "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,
