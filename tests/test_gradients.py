@@ -591,6 +591,12 @@ def enough(backend, dtype):
     return 270
 
 
+slow_in_the_interpreter = pytest.mark.parametrize(
+    "backend", ["reference", pytest.param("triton", marks=pytest.mark.slow)]
+)
+
+
+@slow_in_the_interpreter
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_gradients_of_one_observation_are_rounded_once(device, each_backend, dtype):
     """One by one, ones would add up to no more than 256 in bfloat16, and 2048 in float16."""
@@ -605,6 +611,7 @@ def test_many_gradients_of_one_observation_are_rounded_once(device, each_backend
     assert x.grad.item() == pytest.approx(count, rel=2**-8)
 
 
+@slow_in_the_interpreter
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_gradients_of_a_sequence_are_rounded_once(device, each_backend, dtype):
     count = enough(each_backend, dtype)

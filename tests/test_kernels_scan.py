@@ -11,7 +11,7 @@ from tritonsyn.values import Dynamics, PackedSpikes, compute_dtype
 
 STATES = {"single": 1, "double": 2, "alpha": 2}
 KINDS = pytest.mark.parametrize("kind", STATES)
-CHUNKS = pytest.mark.parametrize("chunks", [1, 2, 3])
+CHUNKS = pytest.mark.parametrize("chunks", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 ROW = (2, 3)
 
 
