@@ -264,6 +264,7 @@ def crash_or_answer(number):
     return number, os.environ.get("TRITON_INTERPRET")
 
 
+@slow
 def test_a_crash_or_an_error_is_its_own_job_s_result(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with Workers(crash_or_answer, 2) as workers:
@@ -305,6 +306,7 @@ def test_a_variant_is_what_triton_would_compile_in():
     assert variant(t[4:], t, 5, 48).arguments[0] == Pointer(torch.float32, aligned=True)
 
 
+@slow
 def test_check_prints_json(capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # it compiles in processes without it
     command = ["check", "--kernel", "ring_take_kernel", "--target", "sm_90", "--json"]

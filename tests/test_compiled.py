@@ -169,7 +169,7 @@ def test_the_costs_on_a_gpu_are_compared_while_compiling():
     assert chosen == choose(torch.zeros(3))[1] == "gemm"
 
 
-@pytest.mark.parametrize("learned_constants", [False, True])
+@pytest.mark.parametrize("learned_constants", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_compiled_walk_over_spikes_equals_an_eager_one(device, learned_constants):
     constants = [
         torch.nn.Parameter(torch.tensor(v)) if learned_constants else v for v in (2.0, 6.0)

@@ -412,6 +412,7 @@ def tune(out, *arguments):
     return cli.main(["tune", "--timer", "static", "--out", str(out), *arguments])
 
 
+@pytest.mark.slow
 def test_a_static_sweep_from_end_to_end(tmp_path, capsys):
     space, out = tmp_path / "space.json", tmp_path / "out"
     # The last has more elements than Triton allows: it cannot be compiled.

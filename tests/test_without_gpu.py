@@ -27,6 +27,7 @@ def test_every_kernel_compiles_as_the_modules_launch_it():
     assert len(ordered.split()[1:]) == 4
 
 
+@pytest.mark.slow
 def test_every_operation_stays_on_its_device_and_never_waits():
     *_, launched = printed("devices.py").splitlines()
     assert launched.split()[1:] == sorted(HEURISTICS)

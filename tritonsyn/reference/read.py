@@ -1,6 +1,7 @@
 """Delayed reads of a record: a gather with interpolation, and its adjoints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,17 +13,25 @@ from ..values import Located, ReadRule, Slot, compute_dtype, locate
 _CACHED = 131072
 
 
-class Tap(NamedTuple):
-    """An observation that contributes to a component's value, and its weight."""
+class Weights(NamedTuple):
+    """How much an observation counts."""
 
-    back: Tensor
-    """Whole steps before the newest."""
-    weight: Tensor | None = None
-    """The value is ``sum(weight * tap)``, and the adjoint adds ``weight * dvalue``; None for 1."""
+    weight: Tensor
+    """The value is ``sum(weight * tap)``, and the adjoint adds ``weight * dvalue``."""
     slope: Tensor | float | None = None
     """The derivative to the time is ``sum(slope * tap)``; None for 0, or where it is not wanted."""
     rate_slope: Tensor | None = None
     """The same for the rate."""
+
+
+class Tap(NamedTuple):
+    """An observation that contributes to a component's value."""
+
+    back: Tensor
+    """Whole steps before the newest."""
+    weigh: Callable[[], Weights] | None = None
+    """Its weights, None for 1. Called after the gather, whose arithmetic an exponential before it
+    slows down."""
 
 
 def taps(
@@ -49,17 +58,24 @@ def taps(
     if mode == "previous":
         return (Tap(older),)
     assert rate is not None
+    rises, step = mode == "alpha" and not second, rule.step if want_slope else None
     fraction, rate = fraction.to(dtype), rate.unsqueeze(-1)
+    return (Tap(older, partial(_decayed, fraction, rate, rises, step, want_rate_slope)),)
+
+
+def _decayed(
+    fraction: Tensor, rate: Tensor, rises: bool, step: float | None, want_rate_slope: bool
+) -> Weights:
+    """What is left of an observation, or with ``rises`` what it has fed into the current."""
     weight = (fraction * -rate).exp_()
-    slope = weight * (rate / rule.step) if want_slope else None
+    slope = None if step is None else weight * (rate / step)
     rate_slope = weight * -fraction if want_rate_slope else None
-    if mode == "alpha" and not second:
-        # What the rise feeds into the current on the way.
+    if rises:
         passed = fraction * rate
         weight.mul_(passed)
         for derivative in (d for d in (slope, rate_slope) if d is not None):
             derivative.mul_(passed - 1.0)
-    return (Tap(older, weight, slope, rate_slope),)
+    return Weights(weight, slope, rate_slope)
 
 
 def _segment(
@@ -69,11 +85,13 @@ def _segment(
     older, fraction = located.older, located.fraction
     if rise is None:
         share = fraction.to(dtype)
-        return Tap(older, 1.0 - share), Tap(older - fraction.ceil(), share)
+        near = older - fraction.ceil()
+        return Tap(older, lambda: Weights(1.0 - share)), Tap(near, lambda: Weights(share))
     # An observation is the near end of the segment before it, unless that is not kept.
     ends = (fraction == 0).logical_and_(older < slots - 1)
     far, share = older + ends, (fraction + ends).to(dtype)
-    return Tap(far, 1.0 - share, rise), Tap((far - 1).clamp_(min=0), share)
+    near = (far - 1).clamp_(min=0)
+    return Tap(far, lambda: Weights(1.0 - share, rise)), Tap(near, lambda: Weights(share))
 
 
 def _sign(rule: ReadRule) -> int:
@@ -197,15 +215,19 @@ def _component(
     """Value and slopes of one component in some rows of the batch."""
     first, *others = taps
     tap = _tap(record, first.back, pointer, window, valid)
+    if first.weigh is None:
+        return _Part(tap, None, None)
     if not others:
-        slope = None if first.slope is None else tap * first.slope
-        rate_slope = None if first.rate_slope is None else tap * first.rate_slope
-        return _Part(tap if first.weight is None else tap.mul_(first.weight), slope, rate_slope)
+        weight, slope, rate_slope = first.weigh()
+        slope = None if slope is None else tap * slope
+        rate_slope = None if rate_slope is None else tap * rate_slope
+        return _Part(tap.mul_(weight), slope, rate_slope)
     near = _tap(record, others[0].back, pointer, window, valid)
+    assert others[0].weigh is not None
+    far_weight, rise, _ = first.weigh()
     # Subtracted first: neighbours are often close to each other.
-    slope = None if first.slope is None else (tap - near).mul_(first.slope)
-    for value, weight in ((tap, first.weight), (near, others[0].weight)):
-        assert weight is not None
+    slope = None if rise is None else (tap - near).mul_(rise)
+    for value, weight in ((tap, far_weight), (near, others[0].weigh().weight)):
         value.mul_(weight)
         if slope is not None:
             # A neighbour that only the slope needs may hold anything.
@@ -283,8 +305,8 @@ def select_backward(
         ):
             sign = _sign(rule) if second else 1
             for tap in taps(rule, here, rate, slots, acc, second > 0):
-                share = kept if tap.weight is None else kept * tap.weight
                 index = _addresses(tap.back, pointer, drecord[0].numel(), window, valid).reshape(-1)
+                share = kept if tap.weigh is None else kept * tap.weigh().weight
                 share = share.reshape(-1).to(drecord.dtype)
                 window.flat(drecord).index_add_(0, index, share, alpha=sign)
 
