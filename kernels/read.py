@@ -129,7 +129,7 @@ def select_fwd_kernel(
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
     ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
     Bytes per element in float32: sel 4, value 4, slope 4, pos_rate_slope 4, neg_rate_slope 4;
-    and 4 per tap, spread over K rows: neighbours with similar delays fraction sectors.
+    and 4 per tap, spread over K rows: neighbours with similar delays share sectors.
     """
     tile, pid_b = tile_of(tl.program_id(0), N * D, BLOCK)
     pid_b = pid_b.to(tl.int64)

@@ -57,7 +57,7 @@ def exp_scan_kernel(
 
     ``REVERSE`` is the adjoint: x is the gradient of y, time runs backward, the gain applies to the
     output, the gradients of the tails are added to the input, and the negative component is
-    carried with its sign turned; coupled states last theirs, and the second feeds the first.
+    carried with its sign turned; coupled states keep theirs, and the second feeds the first.
     Bytes per element in float32: x 4 (bool 1, bits 1/8), y 4.
     """
     ACC: tl.constexpr = decay_ptr.dtype.element_ty

@@ -168,7 +168,7 @@ def _judged(timer: Judge, trial: Trial, name: str) -> Row:
     try:
         verdict = dict(timer(trial))
         cost = float(verdict.pop("cost"))
-    except Exception as error:  # whatever it is, it is this configuration's and no end
+    except Exception as error:  # any failure is this configuration's; the sweep goes on
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return Row(trial, name, None, message)
     return Row(trial, name, cost, details=verdict)

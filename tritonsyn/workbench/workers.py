@@ -103,7 +103,7 @@ def _begin() -> None:
 def _answer(function: Callable[[Job], Result], job: Job) -> Result:
     try:
         return function(job)
-    except Exception as error:  # whatever it is, it is this configuration's and no end
+    except Exception as error:  # any failure is this configuration's; the others go on
         # The compiler quotes the source first and gives the reason at the end.
         reason = " ".join(str(error).split())[-300:]
         raise CompileError(f"{type(error).__name__}: {reason}") from None
