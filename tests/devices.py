@@ -6,6 +6,7 @@ tensors of the CPU or copies from there. Launches are recorded, and have nothing
 elsewhere.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,11 +58,6 @@ def invented() -> Iterator[None]:
             stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
         stack.enter_context(patch(projection, "_initialized", _uninitialized))
         yield
-
-
-def _uninitialized(name: str, values: torch.Tensor, init: object) -> torch.nn.Parameter:
-    """A layer's parameter, which nothing fills."""
-    return torch.nn.Parameter(values)
 
 
 def parameter(value: float, *shape: int) -> torch.nn.Parameter:
@@ -141,3 +137,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # Autograd has a thread for the device, which may abort the process while the interpreter ends.
+    sys.stdout.flush()
+    os._exit(0)
