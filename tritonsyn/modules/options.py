@@ -3,7 +3,6 @@
 The defaults are in the constructors of the base classes only.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar
@@ -52,7 +51,7 @@ class LayerOptions(TypedDict, total=False):
     backend: str | None
 
 
-def defaults_of(constructor: Callable[..., None]) -> dict[str, inspect.Parameter]:
+def _defaults_of(constructor: Callable[..., None]) -> dict[str, inspect.Parameter]:
     """The parameters of a constructor that have a default."""
     parameters = inspect.signature(constructor).parameters
     return {n: p for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
@@ -64,28 +63,55 @@ def lists_options_of(base: type) -> Callable[[_Function], _Function]:
     def declare(constructor: _Function) -> _Function:
         own = inspect.signature(constructor)
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        listed = [*named, *defaults_of(base.__init__).values()]  # type: ignore[misc]
+        listed = [*named, *_defaults_of(base.__init__).values()]  # type: ignore[misc]
         constructor.__signature__ = own.replace(parameters=listed)  # type: ignore[attr-defined]
         return constructor
 
     return declare
 
 
-def with_partial_signature(
-    function: Callable[..., Any], constants: Sequence[str], options: dict[str, inspect.Parameter]
+def partialconstructor_of(
+    constants: Sequence[str], constructor: Callable[..., None]
 ) -> Callable[..., Any]:
-    """A copy of ``partialconstructor`` that shows these constants, and options, all positional."""
+    """The ``partialconstructor`` of a synapse with these constants, all of it positional."""
+    kind, options = inspect.Parameter.POSITIONAL_OR_KEYWORD, _defaults_of(constructor)
+    shown = [inspect.Parameter(name, kind, annotation=Constant) for name in constants]
+    physics = inspect.Signature([*shown, *(options[n].replace(kind=kind) for n in PARTIAL)])
 
-    @functools.wraps(function)
-    def partialconstructor(cls: type, *constants: Any, **options: Any) -> Any:
-        return function(cls, *constants, **options)
+    def partialconstructor(cls: Any, *constants: Any, **options: Any) -> Callable[..., Any]:
+        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    own = inspect.signature(function)
-    shown = [
-        inspect.Parameter("cls", kind),
-        *(inspect.Parameter(name, kind, annotation=Constant) for name in constants),
-        *(options[name].replace(kind=kind) for name in PARTIAL),
-    ]
-    partialconstructor.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
+        given here is shared by all that it makes.
+        """
+        given = physics.bind(*constants, **options)
+        given.apply_defaults()
+
+        def make(
+            shape: Sequence[int] | int,
+            step_time: float,
+            delay: float,
+            batch_size: int,
+            **factory: Any,
+        ) -> Any:
+            run = {"delay": delay, "batch_size": batch_size}
+            return cls(shape, step_time, **run, **given.arguments, **factory)
+
+        return make
+
+    of_class = [inspect.Parameter("cls", kind), *physics.parameters.values()]
+    signature = inspect.Signature(of_class, return_annotation=Callable[..., Any])
+    partialconstructor.__signature__ = signature  # type: ignore[attr-defined]
     return partialconstructor
+
+
+def rebuilding(name: str, rule: Callable[[str, Any], Any], doc: str) -> Any:
+    """A property kept as ``_name``; setting checks the value and calls ``_rebuild`` with it."""
+
+    def get(module: Any) -> Any:
+        return getattr(module, f"_{name}")
+
+    def change(module: Any, value: Any) -> None:
+        module._rebuild(**{name: rule(name, value)})
+
+    return property(get, change, doc=doc)

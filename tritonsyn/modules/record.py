@@ -13,11 +13,13 @@ from .. import checks, ops
 from ..backend import check_backend
 from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
-from ..ops.common import as_tensor
+from ..ops.common import as_coefficient
 from ..ops.operator import traced_as
 from ..values import ReadRule, Slot, compute_dtype, record_size
+from .options import rebuilding
 
 Interpolation = Callable[..., Tensor]
+_REBUILDS = "Setting it rebuilds the record and keeps the newest observations."
 _SAVED = ("storage", "pointer", "times")
 """Keys of a record in a state."""
 
@@ -31,6 +33,11 @@ def ordinary_tensors() -> Iterator[None]:
             yield
     else:
         yield
+
+
+def recorded_unless(inplace: bool) -> torch.set_grad_enabled:
+    """Records a graph where that is on, but not of what is asked to write in place."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and not inplace)
 
 
 @traced_as(ops.hold)
@@ -96,32 +103,11 @@ class RecordTensor(nn.Module):
 
     # -- properties ---------------------------------------------------------------------------
 
-    @property
-    def dt(self) -> float:
-        """Time between observations. Setting it rebuilds the record and keeps the newest ones."""
-        return self._dt
-
-    @dt.setter
-    def dt(self, value: float) -> None:
-        self._retime(checks.positive("dt", value), self._duration, self._inclusive)
-
-    @property
-    def duration(self) -> float:
-        """Time spanned. Setting it rebuilds the record and keeps the newest observations."""
-        return self._duration
-
-    @duration.setter
-    def duration(self, value: float) -> None:
-        self._retime(self._dt, checks.nonnegative("duration", value), self._inclusive)
-
-    @property
-    def inclusive(self) -> bool:
-        """Whether an observation exactly ``duration`` ago is kept. Setting it rebuilds too."""
-        return self._inclusive
-
-    @inclusive.setter
-    def inclusive(self, value: bool) -> None:
-        self._retime(self._dt, self._duration, checks.flag("inclusive", value))
+    dt: float = rebuilding("dt", checks.positive, f"Time between observations. {_REBUILDS}")
+    duration: float = rebuilding("duration", checks.nonnegative, f"Time spanned. {_REBUILDS}")
+    inclusive: bool = rebuilding(
+        "inclusive", checks.flag, f"Whether one exactly ``duration`` ago is kept. {_REBUILDS}"
+    )
 
     @property
     def recordsz(self) -> int:
@@ -149,10 +135,6 @@ class RecordTensor(nn.Module):
         position = self._buffers["position"]
         return self._cursor if position is None else _as_kept(position)
 
-    @cursor.setter
-    def cursor(self, value: Slot) -> None:
-        self._move_to(value)
-
     def _move_to(self, value: Slot) -> None:
         # Called by name where it may be compiled: torch 2.11 does not trace a property's setter,
         # but calls it after the graph, where it could refuse nothing.
@@ -164,19 +146,6 @@ class RecordTensor(nn.Module):
             self.position.copy_(value)
         else:
             self.position.fill_(value)
-
-    @property
-    def latest(self) -> Tensor:
-        """Newest observation: reading peeks, setting pushes, deleting steps the pointer back."""
-        return self.peek()
-
-    @latest.setter
-    def latest(self, value: Tensor) -> None:
-        self.push(value)
-
-    @latest.deleter
-    def latest(self) -> None:
-        self.decr(1)
 
     @property
     def value(self) -> Tensor:
@@ -294,7 +263,7 @@ class RecordTensor(nn.Module):
         slot = self._slot(checks.integer("offset", offset))
         check_record("record", self.storage)
         check_input("value", obs, self.storage.shape[1:], self.storage.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+        with recorded_unless(inplace):
             self.replace_storage(ops.push(self.storage, obs, slot, backend=self.backend))
 
     def writerange(
@@ -344,7 +313,7 @@ class RecordTensor(nn.Module):
 
     def append(self, rows: Tensor, steps: int, inplace: bool = False) -> None:
         """Does what :meth:`extend` does, for rows that are known to fit."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+        with recorded_unless(inplace):
             slot = self._slot(rows.shape[0] - steps)
             self.replace_storage(ops.write_rows(self.storage, rows, slot))
         self.advance(steps)
@@ -363,6 +332,13 @@ class RecordTensor(nn.Module):
     def decr(self, pos: int = 1) -> int:
         """Moves the pointer back; returns where it is."""
         return self.incr(-checks.integer("pos", pos))
+
+    latest: Tensor = property(  # type: ignore[assignment]
+        peek,
+        push,
+        decr,  # type: ignore[arg-type]
+        "Newest observation: reading peeks, setting pushes, deleting steps the pointer back.",
+    )
 
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""
@@ -497,8 +473,7 @@ class RecordTensor(nn.Module):
         else:
             value = checks.positive(wanted, value)
         rate = self._dt / value if mode == "expdecay" else self._dt * value
-        rate = as_tensor(rate, dtype, device)
-        return rate if rate.ndim == 0 else rate.expand(self.shape[1:]).reshape(-1)
+        return as_coefficient(rate, self.shape[1:], dtype, device)
 
     def _select_with(
         self,
@@ -525,17 +500,19 @@ class RecordTensor(nn.Module):
         )
         return torch.where(between, value, neighbours[0])
 
-    def _retime(self, step_time: float, duration: float, inclusive: bool) -> None:
-        """Rebuilds the storage for other times, newest observations kept, older ones zero."""
-        slots = record_size(step_time, duration, inclusive)
+    def _rebuild(self, **changed: Any) -> None:
+        """Takes over other times: newest observations are kept, and older ones are zero."""
+        times = [changed.get(n, getattr(self, n)) for n in ("dt", "duration", "inclusive")]
+        slots = record_size(*times)
         if slots != self.recordsz:
             kept = min(slots, self.recordsz)
             with ordinary_tensors():
                 newest = self.storage.detach().roll(-self.pointer, 0)[-kept:]
                 storage = newest.new_zeros(slots, *self.shape)
                 storage[-kept:] = newest
-            self.storage, self.cursor = storage, 0
-        self._dt, self._duration, self._inclusive = step_time, duration, inclusive
+            self.storage = storage
+            self._move_to(0)
+        self._dt, self._duration, self._inclusive = times
 
     # -- state --------------------------------------------------------------------------------
 
@@ -608,7 +585,7 @@ class RecordTensor(nn.Module):
             saved = state_dict[prefix + "storage"].detach()
             assign = local_metadata.get("assign_to_params_buffers", False)
             self._replace(saved if assign else saved.to(self.storage))
-            self.cursor = int(state_dict[prefix + "pointer"])
+            self._move_to(int(state_dict[prefix + "pointer"]))
 
     def __getstate__(self) -> dict[str, Any]:
         # A storage with a graph can neither be copied nor pickled; its values can.

@@ -1,9 +1,8 @@
 """The single-exponential, double-exponential and alpha current synapses."""
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,14 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops
 from ..backend import check_backend
 from ..checks import Constant, check_device, check_input, check_packed, check_selector
-from ..ops.common import as_tensor
+from ..ops.common import as_coefficient, as_tensor
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
-from .options import SynapseOptions, defaults_of, lists_options_of, with_partial_signature
-from .record import RecordTensor, ordinary_tensors
+from .options import SynapseOptions, lists_options_of, partialconstructor_of, rebuilding
+from .record import RecordTensor, ordinary_tensors, recorded_unless
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
 _SPIKE_MODES = ("previous", "nearest")
+_REBUILDS = "Setting it rebuilds the records and clears."
 
 
 class Coefficients(NamedTuple):
@@ -110,37 +110,13 @@ class ExponentialCurrent(nn.Module):
         record.reset(0)
         return record
 
-    @classmethod
-    def partialconstructor(cls, *constants: Any, **options: Any) -> SynapseConstructor:
-        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
-
-        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
-        given here is shared by all that it makes.
-        """
-        given = inspect.signature(cls.partialconstructor).bind(*constants, **options)
-        given.apply_defaults()
-        make = cast(Callable[..., ExponentialCurrent], cls)
-
-        def constructor(
-            shape: Sequence[int] | int,
-            step_time: float,
-            delay: float,
-            batch_size: int,
-            **factory: Any,
-        ) -> ExponentialCurrent:
-            physics = given.arguments
-            return make(shape, step_time, delay=delay, batch_size=batch_size, **physics, **factory)
-
-        return constructor
+    partialconstructor: ClassVar[Callable[..., SynapseConstructor]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "_constants" in cls.__dict__ and "partialconstructor" not in cls.__dict__:
-            shared = vars(ExponentialCurrent)["partialconstructor"].__func__
-            own = with_partial_signature(
-                shared, cls._constants, defaults_of(ExponentialCurrent.__init__)
-            )
-            setattr(cls, own.__name__, classmethod(own))
+            made = partialconstructor_of(cls._constants, ExponentialCurrent.__init__)
+            setattr(cls, made.__name__, classmethod(made))
 
     # -- constants ----------------------------------------------------------------------------
 
@@ -186,36 +162,27 @@ class ExponentialCurrent(nn.Module):
             if gain.dtype == dtype and gain.device == device:
                 return self._fixed
             self._fixed = None
-        constants = {name: getattr(self, name) for name in self._constants}
-        if not all(isinstance(value, float) for value in constants.values()):
-            tensors = {n: self._as_coefficient(v, dtype, device) for n, v in constants.items()}
-            return self._coefficients_of(tensors, torch.exp, lambda value: value)
-        with ordinary_tensors():
-            made = self._coefficients_of(
-                constants, math.exp, lambda value: as_tensor(value, dtype, device)
-            )
-        if not torch.compiler.is_compiling():
+        constants: dict[str, Any] = {name: getattr(self, name) for name in self._constants}
+        numbers = all(isinstance(value, float) for value in constants.values())
+        if not numbers:
+            size = self._shape, dtype, device
+            constants = {n: as_coefficient(v, *size) for n, v in constants.items()}
+        # Coupled components have one time constant, and so one decay.
+        rates = {name: self._dt / constants[name] for _, name in self._components}
+        exp: Callable[[Any], Any] = math.exp if numbers else torch.exp
+        decays = [exp(-rate) for rate in rates.values()]
+        gain = self._gain(constants)
+        if numbers:
+            with ordinary_tensors():
+                gain = as_tensor(gain, dtype, device)
+                decays = [as_tensor(decay, dtype, device) for decay in decays]
+                rates = {name: as_tensor(rate, dtype, device) for name, rate in rates.items()}
+        in_order = tuple(rates[name] for _, name in self._components)
+        dynamics = Dynamics(gain, tuple(decays), in_order[0] if self._coupled else None)
+        made = Coefficients(dynamics, in_order)
+        if numbers and not torch.compiler.is_compiling():
             self._fixed = made
         return made
-
-    def _as_coefficient(self, value: Constant, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A constant as a tensor, 0-d or ``[N]``."""
-        value = as_tensor(value, dtype, device)
-        return value.reshape(()) if value.numel() == 1 else value.expand(self._shape).reshape(-1)
-
-    def _coefficients_of(
-        self,
-        constants: dict[str, Any],
-        exp: Callable[[Any], Any],
-        as_tensor: Callable[[Any], Tensor],
-    ) -> Coefficients:
-        rate_of = {name: self._dt / constants[name] for _, name in self._components}
-        rates = {name: as_tensor(rate) for name, rate in rate_of.items()}
-        # Coupled components have one time constant, and so one decay.
-        decays = tuple(as_tensor(exp(-rate)) for rate in rate_of.values())
-        coupling = rates[self._components[0][1]] if self._coupled else None
-        dynamics = Dynamics(as_tensor(self._gain(constants)), decays, coupling)
-        return Coefficients(dynamics, tuple(rates[name] for _, name in self._components))
 
     # -- properties ---------------------------------------------------------------------------
 
@@ -234,32 +201,9 @@ class ExponentialCurrent(nn.Module):
         """Shape of the group with the batch first."""
         return (self._batchsz, *self._shape)
 
-    @property
-    def batchsz(self) -> int:
-        """Batch size. Setting it rebuilds the records and clears."""
-        return self._batchsz
-
-    @batchsz.setter
-    def batchsz(self, value: int) -> None:
-        self._rebuild(self._dt, self._delay, checks.positive_integer("batchsz", value))
-
-    @property
-    def dt(self) -> float:
-        """Length of a step, ms. Setting it rebuilds the records and clears."""
-        return self._dt
-
-    @dt.setter
-    def dt(self, value: float) -> None:
-        self._rebuild(checks.positive("dt", value), self._delay, self._batchsz)
-
-    @property
-    def delay(self) -> float:
-        """Longest supported delay, ms. Setting it rebuilds the records and clears."""
-        return self._delay
-
-    @delay.setter
-    def delay(self, value: float) -> None:
-        self._rebuild(self._dt, checks.nonnegative("delay", value), self._batchsz)
+    batchsz: int = rebuilding("batchsz", checks.positive_integer, f"Batch size. {_REBUILDS}")
+    dt: float = rebuilding("dt", checks.positive, f"Length of a step, ms. {_REBUILDS}")
+    delay: float = rebuilding("delay", checks.nonnegative, f"Longest delay, ms. {_REBUILDS}")
 
     @property
     def inplace(self) -> bool:
@@ -302,11 +246,13 @@ class ExponentialCurrent(nn.Module):
             f"batch_size={self._batchsz}, inplace={self._inplace}"
         )
 
-    def _rebuild(self, step_time: float, delay: float, batch_size: int) -> None:
+    def _rebuild(self, **changed: Any) -> None:
+        """Makes the records anew, for another step, longest delay or batch size."""
+        dt, delay, batchsz = (changed.get(n, getattr(self, n)) for n in ("dt", "delay", "batchsz"))
         for name, record in zip(self._record_names(), self._records(), strict=True):
-            blank = record.storage.new_zeros(batch_size, *self._shape)
-            self._modules[name] = self._new_record(step_time, delay, blank)
-        self._dt, self._delay, self._batchsz = step_time, delay, batch_size
+            blank = record.storage.new_zeros(batchsz, *self._shape)
+            self._modules[name] = self._new_record(dt, delay, blank)
+        self._dt, self._delay, self._batchsz = dt, delay, batchsz
         self._fixed = None
 
     # -- records ------------------------------------------------------------------------------
@@ -405,12 +351,14 @@ class ExponentialCurrent(nn.Module):
     def _advanced(self, x: Tensor | PackedSpikes, dtype: torch.dtype | None) -> Any:
         """Advances by a sequence and returns the currents in ``dtype``; None without one."""
         self.check_sequence(x)
-        with self._graph_of_sequence():
+        with recorded_unless(self._inplace):
             dynamics = self.coefficients().dynamics
             newest = [record.peek().flatten(1) for record in self.component_records()]
             starts = [state.to(dynamics.gain.dtype) for state in newest]
-            how: dict[str, Any] = {"last": self._last(x), "dtype": dtype, "backend": self._backend}
-            y, tails = ops.scan(_rows(x), dynamics, starts, **how)
+            last = min(x.shape[0], self.spike_.recordsz)
+            y, tails = ops.scan(
+                _rows(x), dynamics, starts, last=last, dtype=dtype, backend=self._backend
+            )
             if x.shape[0]:
                 self._extend(x, tails)
         return y
@@ -456,7 +404,7 @@ class ExponentialCurrent(nn.Module):
     def _scan_components(
         self, x: Tensor | PackedSpikes, coefficients: Coefficients
     ) -> list[Tensor]:
-        with self._graph_of_sequence():
+        with recorded_unless(self._inplace):
             run = self._run(x, coefficients)
             sequences = run.components()
             self._extend(x, [sequence[-run.last :] for sequence in sequences])
@@ -477,7 +425,7 @@ class ExponentialCurrent(nn.Module):
         """
         run = self._run(x, coefficients)
         y, tails = ops.project_sequence(run, taps, strategy=strategy, graph=not self._inplace)
-        with self._graph_of_sequence():
+        with recorded_unless(self._inplace):
             self._extend(x, tails)
         return y
 
@@ -491,14 +439,6 @@ class ExponentialCurrent(nn.Module):
         if tuple(x.shape[1:]) != self.batchedshape:
             allowed = ", ".join(str(size) for size in ("T", *self.batchedshape))
             raise ValueError(f"x has shape {tuple(x.shape)}, but must have ({allowed})")
-
-    def _graph_of_sequence(self) -> torch.set_grad_enabled:
-        """Records a graph where that is on, but not for modules that write in place."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self._inplace)
-
-    def _last(self, x: Tensor | PackedSpikes) -> int:
-        """The number of the sequence's steps that the records will hold."""
-        return min(x.shape[0], self.spike_.recordsz)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -515,7 +455,7 @@ class ExponentialCurrent(nn.Module):
 
     def _extend(self, x: Tensor | PackedSpikes, tails: Sequence[Tensor]) -> None:
         """Takes the end of a sequence into the records."""
-        steps, last = x.shape[0], self._last(x)
+        steps, last = x.shape[0], tails[0].shape[0]
         for record, tail in zip(self.component_records(), tails, strict=True):
             record.append(tail.view(last, *self.batchedshape), steps)
         if isinstance(x, PackedSpikes):
@@ -542,11 +482,29 @@ class ExponentialCurrent(nn.Module):
         rule = self._rule(self._spike_mode, self._spike_overbound)
         return self._read((self.spike_,), (None,), selector, rule)
 
-    def _currents_at(self, selector: Tensor, *components: int) -> Tensor:
-        """The read of one component, or of the current that they make."""
+    def current_at(self, selector: Tensor) -> Tensor:
+        r"""Currents at times before the present, between steps moved on from the earlier one.
+
+        Each component decays with its own time constant, and a rise feeds its current, as between
+        steps of length :math:`a`, the time since the earlier one.
+
+        Args:
+            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating.
+
+        Returns:
+            Currents in nA, shaped like the selector with its batch broadcast; outside of
+            ``[0, delay]`` the overbound value, NaN for a NaN time. Differentiable to the recorded
+            currents and to the selector: the derivative to a delay is :math:`I / \tau` for each
+            exponential component, and :math:`I / \tau - (A / \tau) \exp(-a / \tau)` for an alpha
+            function.
+        """
+        return self._currents_at(selector)
+
+    def _currents_at(self, selector: Tensor, component: int | None = None) -> Tensor:
+        """The read of one component; of the current that all make, if none is named."""
         rates, records = self.coefficients().rates, self.component_records()
-        chosen = [records[i] for i in components], [rates[i] for i in components]
-        return self._read(*chosen, selector, self._current_rule)
+        chosen = slice(None) if component is None else slice(component, component + 1)
+        return self._read(records[chosen], rates[chosen], selector, self._current_rule)
 
     @property
     def _current_rule(self) -> ReadRule:
@@ -593,6 +551,7 @@ class _OneTimeConstant(ExponentialCurrent):
     """Synapses with one time constant, and a gain of the charge over it."""
 
     _constants = ("spike_charge", "time_constant")
+    current_: RecordTensor
     spike_charge: Constant
     time_constant: Constant
 
@@ -612,6 +571,12 @@ class _OneTimeConstant(ExponentialCurrent):
     @staticmethod
     def _gain(constants: dict[str, Any]) -> Any:
         return constants["spike_charge"] / constants["time_constant"]
+
+    current: Tensor = _newest(
+        "current_",
+        "Present current ``[B, *shape]``, nA. Setting replaces the newest observation, and leaves "
+        "the rise of an alpha function.",
+    )
 
 
 class SingleExponentialCurrent(_OneTimeConstant):
@@ -661,24 +626,6 @@ class SingleExponentialCurrent(_OneTimeConstant):
     """  # noqa: E501
 
     _components = (("current_", "time_constant"),)
-    current_: RecordTensor
-
-    current: Tensor = _newest(
-        "current_", "Present current ``[B, *shape]``, nA. Setting replaces the newest observation."
-    )
-
-    def current_at(self, selector: Tensor) -> Tensor:
-        r"""Currents at times before the present, between steps decayed from the earlier one.
-
-        Args:
-            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating.
-
-        Returns:
-            Currents in nA, shaped like the selector with its batch broadcast; outside of
-            ``[0, delay]`` the overbound value, NaN for a NaN time. Differentiable to the recorded
-            currents and to the selector: the derivative to a delay is :math:`I / \tau`.
-        """
-        return self._currents_at(selector, 0)
 
 
 class DoubleExponentialCurrent(ExponentialCurrent):
@@ -764,13 +711,6 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         "neg_current_", "Present negative component, nA. Setting replaces the newest observation."
     )
 
-    def current_at(self, selector: Tensor) -> Tensor:
-        """Currents at times before the present: each component decayed with its own constant.
-
-        Shapes, bounds and gradients as :meth:`SingleExponentialCurrent.current_at`.
-        """
-        return self._currents_at(selector, 0, 1)
-
     def pos_current_at(self, selector: Tensor) -> Tensor:
         """The positive component at times before the present."""
         return self._currents_at(selector, 0)
@@ -812,17 +752,4 @@ class AlphaCurrent(_OneTimeConstant):
 
     _components = (("rise_", "time_constant"), ("current_", "time_constant"))
     _coupled = True
-    current_: RecordTensor
     rise_: RecordTensor
-
-    current: Tensor = _newest(
-        "current_", "Present current, nA. Setting replaces the newest one and leaves the rise."
-    )
-
-    def current_at(self, selector: Tensor) -> Tensor:
-        r"""Currents at times before the present, between steps following the alpha function.
-
-        Shapes and bounds as :meth:`SingleExponentialCurrent.current_at`; the derivative to a delay
-        is :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)`.
-        """
-        return self._currents_at(selector, 0, 1)

@@ -1,7 +1,7 @@
 """What the differentiable operations share: flat views, ownership of gradients, reductions."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from types import ModuleType
@@ -107,6 +107,14 @@ def as_tensor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -
     if isinstance(value, Tensor):
         return value.to(device, dtype)
     return torch.full((), value, dtype=dtype, device=device)
+
+
+def as_coefficient(
+    value: float | Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A constant that broadcasts to the synapses' shape as a tensor, 0-d or ``[N]``."""
+    value = as_tensor(value, dtype, device)
+    return value.reshape(()) if value.numel() == 1 else value.expand(shape).reshape(-1)
 
 
 @operator(fake=torch.empty_like)
