@@ -108,33 +108,27 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
     return value.lower()
 
 
-def constant(
-    name: str,
-    value: object,
-    shape: Sequence[int],
-    rule: Callable[[Tensor], Tensor],
-    rule_in_words: str,
-) -> Constant:
+def constant(name: str, value: object, shape: Sequence[int], above_zero: bool) -> Constant:
     """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
 
-    Every value must be finite and obey the rule. Reads the values of a tensor on the host, except
-    on the meta device, which holds none.
+    Every value must be finite, and greater than 0 or at least not 0. Reads the values of a tensor
+    on the host, except on the meta device, which holds none.
     """
+    rule = "greater than 0" if above_zero else "nonzero"
     if not isinstance(value, Tensor):
         number = finite(name, value)
-        if not rule(torch.tensor(number, dtype=torch.float64, device="cpu")):
-            raise ValueError(f"{name} must be {rule_in_words}, but is {number}")
+        if number == 0 or (above_zero and number < 0):
+            raise ValueError(f"{name} must be {rule}, but is {number}")
         return number
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating, but is {value.dtype}")
     check_broadcast(name, value, shape)
-    if value.is_meta:
-        return value
-    with torch.no_grad():
-        good = value.isfinite() & rule(value)
-        if not good.all():
-            worst = value[~good].flatten()[0].item()
-            raise ValueError(f"{name} must be finite and {rule_in_words}, but holds {worst}")
+    if not value.is_meta:
+        with torch.no_grad():
+            bad = ~value.isfinite() | (value <= 0 if above_zero else value == 0)
+        if bad.any():
+            worst = value[bad].flatten()[0].item()
+            raise ValueError(f"{name} must be finite and {rule}, but holds {worst}")
     return value
 
 

@@ -46,6 +46,13 @@ def _as_kept(position: Tensor) -> Tensor:
     return position
 
 
+def _named(interp: Interpolation | str) -> Interpolation | str:
+    """The mode's name where it is one of the known ones, else the function."""
+    if callable(interp):
+        return next((name for name, known in INTERPOLATIONS.items() if known is interp), interp)
+    return checks.one_of("interp", interp, tuple(INTERPOLATIONS))
+
+
 class RecordTensor(nn.Module):
     r"""Observations of the last ``duration``, one per ``step_time``, in a ring buffer.
 
@@ -195,9 +202,8 @@ class RecordTensor(nn.Module):
             ValueError: ``length`` is not between 1 and K, or the offset's shape is wrong.
         """
         slots = self._range_slots(length, offset, forward)
-        if slots.ndim == 1:
-            return self.storage.index_select(0, slots).movedim(0, -1)
-        return self.storage.gather(0, slots).movedim(0, -1)
+        read = self.storage.index_select if slots.ndim == 1 else self.storage.gather
+        return read(0, slots).movedim(0, -1)
 
     def select(
         self,
@@ -234,15 +240,30 @@ class RecordTensor(nn.Module):
         tolerance = checks.nonnegative("tolerance", tolerance)
         sel = self._as_selector(time, limit, tolerance)
         pointer = self._slot(checks.integer("offset", offset) - 1)
-        mode, kwargs = self._named(interp or interp_nearest), interp_kwargs or {}
-        if callable(mode):
-            return self._select_with(mode, sel, pointer, limit, tolerance, kwargs)
-        rate = self._rate(mode, kwargs)
-        mode = "expdecay" if mode == "expratedecay" else mode
-        rule = ReadRule(mode, self._dt, limit, tolerance)
-        value, (self.storage,) = ops.select(
+        rule = ReadRule("previous", self._dt, limit, tolerance)
+        mode, kwargs = _named(interp or interp_nearest), interp_kwargs or {}
+        if isinstance(mode, str):
+            rate = self._rate(mode, kwargs)
+            mode = "expdecay" if mode == "expratedecay" else mode
+            return self._select(sel, pointer, rule._replace(mode=mode), rate)
+        # A user's function, of both neighbours and the time between.
+        older, newer = (
+            self._select(sel.detach(), pointer, rule._replace(mode=side))
+            for side in ("previous", "next")
+        )
+        sample_at = ops.time_since_older(sel, rule, self.recordsz)
+        # It is not used at an observation, where its slope may be infinite.
+        between = sample_at > 0
+        inner = torch.where(between, sample_at, 0.5 * self._dt)
+        return torch.where(between, mode(older, newer, inner, self._dt, **kwargs), older)
+
+    def _select(
+        self, sel: Tensor, pointer: Slot, rule: ReadRule, rate: Tensor | None = None
+    ) -> Tensor:
+        value, (storage,) = ops.select(
             (self.storage,), sel, (rate,), (pointer,), rule, backend=self.backend
         )
+        self.replace_storage(storage)
         return value
 
     # -- writing ------------------------------------------------------------------------------
@@ -271,8 +292,7 @@ class RecordTensor(nn.Module):
     ) -> None:
         """Replaces several observations, stacked last in order of time: ``[*shape, length]``.
 
-        They end ``offset`` steps before the pointer, or begin there if ``forward``. A tensor
-        ``offset`` (integer, of an observation's shape) gives each element its own range.
+        The range is that of :meth:`readrange`.
 
         Raises:
             ValueError: the shape is wrong, or there are more observations than slots.
@@ -282,13 +302,10 @@ class RecordTensor(nn.Module):
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
         slots = self._range_slots(obs.shape[-1], offset, forward)
         rows = obs.movedim(-1, 0).to(self.storage.dtype)
-        graph = torch.is_grad_enabled() and not inplace
-        with ordinary_tensors(), torch.set_grad_enabled(graph):
-            storage = self.storage if graph else self.storage.detach()
-            if slots.ndim == 1:
-                self.storage = storage.index_copy(0, slots, rows)
-            else:
-                self.storage = storage.scatter(0, slots, rows)
+        with ordinary_tensors(), recorded_unless(inplace):
+            storage = self.storage if torch.is_grad_enabled() else self.storage.detach()
+            write = storage.index_copy if slots.ndim == 1 else storage.scatter
+            self.storage = write(0, slots, rows)
 
     def extend(self, rows: Tensor, steps: int | None = None, inplace: bool = False) -> None:
         """Pushes several observations, stacked first in order of time: ``[L, *shape]``.
@@ -450,14 +467,6 @@ class RecordTensor(nn.Module):
         sel = torch.full(ones, number, dtype=torch.float64, device=self.storage.device)
         return sel.expand(1, *self.shape[1:])
 
-    @staticmethod
-    def _named(interp: Interpolation | str) -> Interpolation | str:
-        """The mode's name where it is one of the known ones, else the function."""
-        if callable(interp):
-            names = [name for name, function in INTERPOLATIONS.items() if function is interp]
-            return names[0] if names else interp
-        return checks.one_of("interp", interp, tuple(INTERPOLATIONS))
-
     def _rate(self, mode: str, kwargs: dict[str, Any]) -> Tensor | None:
         """Steps over time constant, for the modes that decay."""
         wanted = {"expdecay": "time_constant", "expratedecay": "rate_constant"}.get(mode)
@@ -474,31 +483,6 @@ class RecordTensor(nn.Module):
             value = checks.positive(wanted, value)
         rate = self._dt / value if mode == "expdecay" else self._dt * value
         return as_coefficient(rate, self.shape[1:], dtype, device)
-
-    def _select_with(
-        self,
-        interp: Interpolation,
-        sel: Tensor,
-        pointer: Slot,
-        limit: float,
-        tolerance: float,
-        kwargs: dict[str, Any],
-    ) -> Tensor:
-        """A read with a user's function of both neighbours and the time between."""
-        neighbours = []
-        for mode in ("previous", "next"):
-            rule = ReadRule(mode, self._dt, limit, tolerance)
-            value, (self.storage,) = ops.select(
-                (self.storage,), sel.detach(), (None,), (pointer,), rule, backend=self.backend
-            )
-            neighbours.append(value)
-        sample_at = ops.time_since_older(sel, rule, self.recordsz)
-        # The function is not used at an observation, where its slope may be infinite.
-        between = sample_at > 0
-        value = interp(
-            *neighbours, torch.where(between, sample_at, 0.5 * self._dt), self._dt, **kwargs
-        )
-        return torch.where(between, value, neighbours[0])
 
     def _rebuild(self, **changed: Any) -> None:
         """Takes over other times: newest observations are kept, and older ones are zero."""
@@ -566,17 +550,9 @@ class RecordTensor(nn.Module):
             )
         return None
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.check_state(state_dict, prefix)
+        local_metadata, _, missing_keys, unexpected_keys, _ = args
         own = {prefix + key for key in _SAVED}
         unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in own]
         found = [key for key in ("storage", "pointer") if prefix + key in state_dict]

@@ -31,10 +31,6 @@ class Coefficients(NamedTuple):
     """Step over time constant of each component."""
 
 
-def _positive(value: Tensor) -> Tensor:
-    return value > 0
-
-
 def _newest(name: str, doc: str) -> Any:
     """A property: the newest observation of this record, which setting replaces."""
 
@@ -135,9 +131,7 @@ class ExponentialCurrent(nn.Module):
 
     def _checked_constant(self, name: str, value: Any) -> Constant:
         """The constant if it obeys its own rule and those between constants."""
-        if name == self._constants[0]:
-            return checks.constant(name, value, self._shape, Tensor.bool, "nonzero")
-        return checks.constant(name, value, self._shape, _positive, "greater than 0")
+        return checks.constant(name, value, self._shape, above_zero=name != self._constants[0])
 
     def check_constants(self) -> None:
         """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
@@ -342,20 +336,20 @@ class ExponentialCurrent(nn.Module):
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
         """
-        return self._advanced(x, self._dtype).view(x.shape)
+        return self._advanced(x, wanted=True).view(x.shape)
 
     def advance(self, x: Tensor | PackedSpikes) -> None:
         """Advances as :meth:`scan` does, for the state alone: no currents are written."""
-        self._advanced(x, None)
+        self._advanced(x, wanted=False)
 
-    def _advanced(self, x: Tensor | PackedSpikes, dtype: torch.dtype | None) -> Any:
-        """Advances by a sequence and returns the currents in ``dtype``; None without one."""
+    def _advanced(self, x: Tensor | PackedSpikes, wanted: bool) -> Any:
+        """Advances by a sequence and returns the currents; None where they are not wanted."""
         self.check_sequence(x)
         with recorded_unless(self._inplace):
             dynamics = self.coefficients().dynamics
             newest = [record.peek().flatten(1) for record in self.component_records()]
             starts = [state.to(dynamics.gain.dtype) for state in newest]
-            last = min(x.shape[0], self.spike_.recordsz)
+            last, dtype = min(x.shape[0], self.spike_.recordsz), newest[0].dtype if wanted else None
             y, tails = ops.scan(
                 _rows(x), dynamics, starts, last=last, dtype=dtype, backend=self._backend
             )
@@ -380,10 +374,10 @@ class ExponentialCurrent(nn.Module):
         if steps == 0:
             empty = self.component_records()[0].storage.new_empty(0, *self.batchedshape)
             return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 :])
-        coefficients = self.coefficients()
+        coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
         sequences = self._scan_components(x, coefficients)
         delayed = ops.select_scan(
-            sequences, sel, coefficients.rates, self._current_rule, steps, backend=self._backend
+            sequences, sel, coefficients.rates, rule, steps, backend=self._backend
         )
         states = [sequence[slots - 1 :] for sequence in sequences]
         return coefficients.dynamics.current(states), delayed
@@ -440,18 +434,14 @@ class ExponentialCurrent(nn.Module):
             allowed = ", ".join(str(size) for size in ("T", *self.batchedshape))
             raise ValueError(f"x has shape {tuple(x.shape)}, but must have ({allowed})")
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.component_records()[0].storage.dtype
-
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
         records = self.component_records()
         slots, histories = records[0].recordsz, None
         if not all(record.at_rest and not record.storage.requires_grad for record in records):
             histories = [record.history(slots).flatten(2) for record in records]
-        dynamics, rows = coefficients.dynamics, _rows(x)
-        return ops.Run(rows, dynamics, histories, slots, self._dtype, self._backend)
+        dtype, dynamics = records[0].storage.dtype, coefficients.dynamics
+        return ops.Run(_rows(x), dynamics, histories, slots, dtype, self._backend)
 
     def _extend(self, x: Tensor | PackedSpikes, tails: Sequence[Tensor]) -> None:
         """Takes the end of a sequence into the records."""
@@ -459,9 +449,9 @@ class ExponentialCurrent(nn.Module):
         for record, tail in zip(self.component_records(), tails, strict=True):
             record.append(tail.view(last, *self.batchedshape), steps)
         if isinstance(x, PackedSpikes):
-            newest = PackedSpikes(x.words[steps - last :], (last, *x.shape[1:])).dense()
+            newest = PackedSpikes(x.words[-last:], (last, *x.shape[1:])).dense()
         else:
-            newest = x[steps - last :].detach() != 0
+            newest = x[-last:]
         self.spike_.append(newest, steps, inplace=True)
 
     spike: Tensor = _newest(
@@ -483,10 +473,10 @@ class ExponentialCurrent(nn.Module):
         return self._read((self.spike_,), (None,), selector, rule)
 
     def current_at(self, selector: Tensor) -> Tensor:
-        r"""Currents at times before the present, between steps moved on from the earlier one.
+        r"""Currents at times before the present, between steps as the synapse has them.
 
-        Each component decays with its own time constant, and a rise feeds its current, as between
-        steps of length :math:`a`, the time since the earlier one.
+        A time :math:`a` after the earlier step each exponential component has decayed with its own
+        time constant, and an alpha function is :math:`(I + (a / \tau) A) \exp(-a / \tau)`.
 
         Args:
             selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating.
@@ -494,25 +484,20 @@ class ExponentialCurrent(nn.Module):
         Returns:
             Currents in nA, shaped like the selector with its batch broadcast; outside of
             ``[0, delay]`` the overbound value, NaN for a NaN time. Differentiable to the recorded
-            currents and to the selector: the derivative to a delay is :math:`I / \tau` for each
-            exponential component, and :math:`I / \tau - (A / \tau) \exp(-a / \tau)` for an alpha
+            currents and to the selector: the derivative to a delay is :math:`I / \tau` of each
+            exponential component, and :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)` of an alpha
             function.
         """
-        return self._currents_at(selector)
+        return self._currents_at(selector, self.component_records(), self.coefficients().rates)
 
-    def _currents_at(self, selector: Tensor, component: int | None = None) -> Tensor:
-        """The read of one component; of the current that all make, if none is named."""
-        rates, records = self.coefficients().rates, self.component_records()
-        chosen = slice(None) if component is None else slice(component, component + 1)
-        return self._read(records[chosen], rates[chosen], selector, self._current_rule)
+    def _currents_at(
+        self, selector: Tensor, records: Sequence[RecordTensor], rates: Sequence[Tensor]
+    ) -> Tensor:
+        return self._read(records, rates, selector, self.delay_rule(self._current_overbound))
 
-    @property
-    def _current_rule(self) -> ReadRule:
-        return self.delay_rule()._replace(overbound=self._current_overbound)
-
-    def delay_rule(self) -> ReadRule:
+    def delay_rule(self, overbound: float | None = None) -> ReadRule:
         """How currents are read between steps; beyond the longest delay as at it."""
-        return self._rule("alpha" if self._coupled else "expdecay", None)
+        return self._rule("alpha" if self._coupled else "expdecay", overbound)
 
     def _rule(self, mode: str, overbound: float | None) -> ReadRule:
         return ReadRule(mode, self._dt, self._delay, self._interp_tol, overbound)
@@ -713,11 +698,15 @@ class DoubleExponentialCurrent(ExponentialCurrent):
 
     def pos_current_at(self, selector: Tensor) -> Tensor:
         """The positive component at times before the present."""
-        return self._currents_at(selector, 0)
+        return self._component_at(selector, 0)
 
     def neg_current_at(self, selector: Tensor) -> Tensor:
         """The negative component at times before the present."""
-        return self._currents_at(selector, 1)
+        return self._component_at(selector, 1)
+
+    def _component_at(self, selector: Tensor, component: int) -> Tensor:
+        record, rate = self.component_records()[component], self.coefficients().rates[component]
+        return self._currents_at(selector, (record,), (rate,))
 
 
 class AlphaCurrent(_OneTimeConstant):
