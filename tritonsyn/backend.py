@@ -73,17 +73,17 @@ def _triton_obstacle(device_type: str) -> str | None:
     """Why Triton kernels cannot run on tensors of this device; None where they can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if device_type == "cuda" and interpreting():
+    if device_type not in ("cpu", "cuda"):
+        return f"tritonsyn has no Triton kernels for device type {device_type!r}"
+    if interpreting():
         return None
-    if device_type == "cuda" and torch.version.hip:
-        return "this is PyTorch for ROCm, and the kernels are written and tested for NVIDIA's GPUs"
-    if device_type == "cpu" and not interpreting():
+    if device_type == "cpu":
         return (
             "the tensors are on the CPU and Triton's interpreter is off "
             "(set TRITON_INTERPRET=1 before the start to run the kernels there, slowly)"
         )
-    if device_type not in ("cpu", "cuda"):
-        return f"tritonsyn has no Triton kernels for device type {device_type!r}"
+    if torch.version.hip:
+        return "this is PyTorch for ROCm, and the kernels are written and tested for NVIDIA's GPUs"
     return None
 
 

@@ -231,13 +231,6 @@ def check_sequence(x: object) -> None:
         raise ValueError("x must have time as its first axis, but has no axis")
 
 
-def check_initial(initial: object, shape: tuple[int, ...], device: torch.device) -> None:
-    """An initial state is None, or floating and of the shape of a step."""
-    if initial is not None:
-        check_floating("the initial state", initial)
-        check_input("the initial state", initial, shape, device, owner="input")
-
-
 def check_coefficient(name: str, value: object, device: torch.device) -> None:
     """``value`` is a finite number or a dense real tensor that holds values."""
     if not isinstance(value, Tensor):
@@ -267,22 +260,16 @@ def check_layer(x: Tensor | PackedSpikes, weight: Tensor, delay: Tensor, bias: o
         check_input("bias", bias, weight.shape[:1], x.device)
 
 
-def check_strategy(strategy: str, x: Tensor | PackedSpikes, decays: Sequence[Tensor]) -> None:
-    """The strategy is known, and can take this input and these time constants."""
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, but is {strategy!r}")
-    if strategy != "events":
-        return
-    if x.dtype != torch.bool:
-        reason = f"x is {x.dtype}"
-    elif any(decay.ndim for decay in decays):
-        reason = "the time constants differ between inputs"
-    else:
-        return
-    raise ValueError(
-        "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
-        f"but {reason}"
-    )
+def check_strategy(strategy: str, x: Tensor | PackedSpikes, decays: Sequence[Tensor]) -> str:
+    """The strategy, if it is known and can take this input and these time constants."""
+    strategy, spikes = one_of("strategy", strategy, STRATEGIES), x.dtype == torch.bool
+    if strategy == "events" and not (spikes and all(decay.ndim == 0 for decay in decays)):
+        reason = "the time constants differ between inputs" if spikes else f"x is {x.dtype}"
+        raise ValueError(
+            "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
+            f"but {reason}"
+        )
+    return strategy
 
 
 def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.device) -> Tensor:

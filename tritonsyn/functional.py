@@ -4,6 +4,10 @@ The interpolations have the signature that :meth:`tritonsyn.RecordTensor.select`
 ``f(prev_data, next_data, sample_at, step_time, **kwargs)``: ``prev_data`` is the observation
 before the sample, ``next_data`` the one a ``step_time`` later, ``sample_at`` the time from the
 first to the sample. All are plain tensor expressions, broadcast and differentiable.
+
+The operations check their arguments before they change anything, and name the one that they refuse.
+Those with an argument ``backend`` take ``"auto"``, ``"triton"`` or ``"reference"`` there, and None
+for the package's default.
 """
 
 import math
@@ -16,7 +20,7 @@ from torch import Tensor
 from . import checks, ops
 from .checks import Constant
 from .ops import Ring
-from .ops.common import as_tensor
+from .ops.common import as_coefficient, as_tensor
 from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 
 __all__ = [
@@ -115,7 +119,6 @@ def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = Non
         record: ``[K, B, ...]``, contiguous; float64, float32, bfloat16, float16 or bool.
         value: ``[B, ...]`` of any real dtype, converted; a bool record holds ``value != 0``.
         slot: a number, or a 0-d integer tensor on the record's device, which is not checked.
-        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         The record, without a graph where gradients are disabled. Differentiable (first order) to
@@ -170,7 +173,6 @@ def step(
         coupling: of two components that share the one decay; the first then takes the input, and
             the second, which is the current, is :math:`d\,(I + \mathrm{coupling}\,A)`. As ``gain``.
         graph: whether to record an autograd graph where gradients are enabled.
-        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(current, components)``: the first component, the first minus the second, or the second
@@ -195,11 +197,11 @@ def step(
             raise TypeError(f"ring.arrivals must be torch.int32, but is {ring.arrivals.dtype}")
     checks.check_input("x", x, shape[1:], device)
     coupled = coupling is not None
+    counts = {"gain": 1, "decays": len(ring.components) - coupled, "coupling": 1}
     factors = {"gain": (gain,), "decays": decays} | ({"coupling": (coupling,)} if coupled else {})
     constants: list[Any] = []
     for name, values in factors.items():
-        count = len(ring.components) - coupled if name == "decays" else 1
-        constants += checks.check_coefficients(name, values, count, shape, device)
+        constants += checks.check_coefficients(name, values, counts[name], shape, device)
     dynamics = Dynamics.of(constants, coupled)
     return ops.step(x, ring, dynamics, graph=graph, backend=backend)
 
@@ -222,7 +224,6 @@ def select(
             ``"expdecay"`` needs them, others take None.
         pointers: for each record the slot that is written next.
         rule: how a time becomes a value.
-        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(value, records)``: ``[B, *shape]`` or ``[B, *shape, D]``, and the records, which carry
@@ -252,7 +253,6 @@ def select_scan(
             the K observations from row t on.
         sel, rates, rule: as for :func:`select`, the same at every step.
         steps: how many.
-        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``[steps, B, *shape]`` or ``[steps, B, *shape, D]``. Differentiable (first order) to
@@ -291,7 +291,6 @@ def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
 
     Args:
         x: ``[T, B, *shape]``, dense; a spike is ``x != 0``.
-        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         The packed spikes, which scans and layers take in place of dense ones.
@@ -338,7 +337,6 @@ def exp_scan(
         gain: factor :math:`g` of the input.
         initial: :math:`y_0`, of shape ``x.shape[1:]``; None at rest.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
-        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(y, final)``: the sequence, shaped like ``x``, and its last value, which continues it:
@@ -351,7 +349,7 @@ def exp_scan(
         TypeError, ValueError: wrong kind, shape or device.
     """
     constants = {"gain": gain, "decay": decay}
-    y, (final,) = _sequence_scan(x, constants, [initial], dtype, backend)
+    y, (final,) = _sequence_scan(x, constants, (initial,), dtype, backend)
     return y, final
 
 
@@ -375,8 +373,7 @@ def double_exp_scan(
     """
     initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "rise": rise}
-    y, (pos, neg) = _sequence_scan(x, constants, initials, dtype, backend)
-    return y, (pos, neg)
+    return _sequence_scan(x, constants, initials, dtype, backend)
 
 
 def alpha_scan(
@@ -401,8 +398,7 @@ def alpha_scan(
     """
     initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "ratio": ratio}
-    y, (rise, current) = _sequence_scan(x, constants, initials, dtype, backend)
-    return y, (rise, current)
+    return _sequence_scan(x, constants, initials, dtype, backend)
 
 
 def _sequence_scan(
@@ -411,7 +407,7 @@ def _sequence_scan(
     initials: Sequence[Tensor | None],
     dtype: torch.dtype | None,
     backend: str | None,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Any]:
     """A scan of a sequence ``[T, ...]`` of any rank: ``(y, final component values)``.
 
     The last axes, which any coefficient spans, are the synapses, and the others the batch.
@@ -420,7 +416,9 @@ def _sequence_scan(
     shape = tuple(x.shape)
     _check_as_many("initial", initials, len(constants) - 1)
     for initial in initials:
-        checks.check_initial(initial, shape[1:], x.device)
+        if initial is not None:
+            checks.check_floating("the initial state", initial)
+            checks.check_input("the initial state", initial, shape[1:], x.device, owner="input")
     dtype = _output_dtype(dtype, x, *initials)
     acc = compute_dtype(dtype)
     inner = _synapse_axes(shape, constants.values())
@@ -433,13 +431,13 @@ def _sequence_scan(
     starts = [None if s is None else s.to(acc).reshape(rows) for s in initials]
     flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], *rows)
     last = min(shape[0], 1)
-    y, tails = ops.scan(flat, dynamics, starts, last=last, dtype=dtype, backend=backend)
-    if last:
-        finals = [tail[-1] for tail in tails]
-    else:
-        zeros = torch.zeros(rows, dtype=acc, device=x.device)
-        finals = [zeros.clone() if start is None else start.clone() for start in starts]
-    return y.view(shape), [final.reshape(shape[1:]) for final in finals]
+    y, finals = ops.scan(flat, dynamics, starts, last=last, dtype=dtype, backend=backend)
+    if not last:
+        finals = [
+            torch.zeros(rows, dtype=acc, device=x.device) if s is None else s.clone()
+            for s in starts
+        ]
+    return y.view(shape), tuple(final.reshape(shape[1:]) for final in finals)
 
 
 def _check_as_many(name: str, values: object, components: int) -> None:
@@ -480,8 +478,7 @@ def _dynamics(
         while tensor.ndim > len(synapses) and tensor.shape[0] == 1:
             tensor = tensor[0]
         checks.check_broadcast(name, tensor, synapses)
-        whole = tensor.numel() != 1
-        made.append(tensor.expand(synapses).reshape(-1) if whole else tensor.reshape(()))
+        made.append(as_coefficient(tensor, synapses, dtype, device))
     return Dynamics.of(made, coupled="ratio" in constants)
 
 
@@ -523,7 +520,6 @@ def delayed_linear(
             ``K = ceil(max_delay / step_time) + 1``; None at rest.
         strategy: as for :class:`tritonsyn.DelayedLinear`.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
-        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(y, final)``: ``[T, B, out]``, and what continues it as ``initial``.
@@ -546,30 +542,24 @@ def delayed_linear(
     slots = record_size(step_time, max_delay, inclusive=True)
     if initial is not None:
         _check_as_many("initial", initial, len(constants) - 1)
-    histories, size = initial or (), (slots, *x.shape[1:])
-    for i, history in enumerate(histories):
+    size = slots, *x.shape[1:]
+    for i, history in enumerate(initial or ()):
         checks.check_input(f"initial[{i}]", history, size, x.device)
-    dtype = _output_dtype(dtype, x, *histories)
+    dtype = _output_dtype(dtype, x, *(initial or ()))
     dynamics = _dynamics(constants, size[2:], compute_dtype(dtype), x.device)
-    checks.check_strategy(strategy, x, dynamics.decays)
+    strategy = checks.check_strategy(strategy, x, dynamics.decays)
     rates = [_rate(dynamics.decay(state)) for state in range(dynamics.states)]
     rule = ReadRule("expdecay" if ratio is None else "alpha", step_time, max_delay)
     taps = ops.taps(weight, delay, rates, rule, slots)
     run = ops.Run(x, dynamics, initial, slots, dtype, backend)
     y, tails = ops.project_sequence(run, taps, strategy=strategy)
     y = y.to(dtype)
-    final = _last_of(histories, tails, size, dtype)
-    return (y if bias is None else (y + bias).to(y.dtype)), final
-
-
-def _last_of(
-    histories: Sequence[Tensor], tails: Sequence[Tensor], size: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    """The last K values of each component, ``[K, B, in]``, once a sequence ended in ``tails``."""
-    zeros = torch.zeros(size, dtype=dtype, device=tails[0].device)
-    before = [history.to(dtype) for history in histories] or [zeros] * len(tails)
-    pairs = zip(before, tails, strict=True)
-    return tuple(torch.cat((old[new.shape[0] :], new.to(dtype))) for old, new in pairs)
+    before = initial or [y.new_zeros(size)] * len(tails)
+    final = tuple(
+        torch.cat((old[new.shape[0] :].to(dtype), new.to(dtype)))
+        for old, new in zip(before, tails, strict=True)
+    )
+    return (y if bias is None else (y + bias).to(dtype)), final
 
 
 def _rate(factor: Tensor) -> Tensor:

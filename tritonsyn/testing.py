@@ -21,6 +21,10 @@ __all__ = ["assert_close_as_torch", "assert_identical", "guarded", "poison", "po
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _GARBAGE = -1
 """All bits set: a NaN of every floating dtype, and no valid bool."""
+_NORMS: dict[str, Callable[[Tensor], float]] = {
+    "maximum": lambda x: x.abs().max().item(),
+    "root mean square": lambda x: x.square().mean().sqrt().item(),
+}
 
 
 def poison(tensor: Tensor) -> Tensor:
@@ -113,16 +117,8 @@ def assert_close_as_torch(
     actual, exact, plain = (t[finite] for t in (actual, exact, plain))
     if not exact.numel():
         return
-    for name, norm in (("maximum", _maximum), ("root mean square", _root_mean_square)):
+    for name, norm in _NORMS.items():
         error, size = norm(actual - exact), norm(exact) if scale is None else scale
         allowed = factor * norm(plain - exact) + rounding * size
         # Written so that a NaN fails.
         assert error <= allowed, f"{name} of the error is {error:.3g}, allowed is {allowed:.3g}"
-
-
-def _maximum(x: Tensor) -> float:
-    return x.abs().max().item()
-
-
-def _root_mean_square(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()

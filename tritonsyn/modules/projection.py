@@ -197,9 +197,9 @@ class DelayedProjection(nn.Module):
         if rows.shape[0] == 0:
             return self._raised(self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0]))
         coefficients = synapse.coefficients()
-        checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
+        strategy = checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
         taps = self._taps(coefficients)
-        return self._finished(synapse.scan_projected(rows, coefficients, taps, self.strategy))
+        return self._finished(synapse.scan_projected(rows, coefficients, taps, strategy))
 
     def _finished(self, y: Tensor) -> Tensor:
         """The bias added, in the dtype of the records and the form of the outputs."""

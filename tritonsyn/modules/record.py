@@ -4,7 +4,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -337,9 +337,7 @@ class RecordTensor(nn.Module):
 
     def history(self, length: int) -> Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
-        if not 0 <= checks.integer("length", length) <= self.recordsz:
-            raise ValueError(f"length must be in 0 to {self.recordsz}, but is {length}")
-        return self.storage.index_select(0, ops.row_slots(self._slot(length), length, self.storage))
+        return self.storage.index_select(0, self._range_slots(length, 1, least=0))
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
@@ -438,10 +436,12 @@ class RecordTensor(nn.Module):
     def _slot(self, offset: int) -> Slot:
         return (self.cursor - offset) % self.recordsz
 
-    def _range_slots(self, length: int, offset: int | Tensor, forward: bool) -> Tensor:
+    def _range_slots(
+        self, length: int, offset: int | Tensor, forward: bool = False, least: int = 1
+    ) -> Tensor:
         """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
-        if not 1 <= checks.integer("length", length) <= self.recordsz:
-            raise ValueError(f"length must be in 1 to {self.recordsz}, but is {length}")
+        if not least <= checks.integer("length", length) <= self.recordsz:
+            raise ValueError(f"length must be in {least} to {self.recordsz}, but is {length}")
         steps = torch.arange(length, device=self.storage.device)
         if isinstance(offset, Tensor):
             if offset.is_floating_point():
@@ -515,40 +515,33 @@ class RecordTensor(nn.Module):
         return torch.tensor([self._dt, self._duration], dtype=torch.float64, device="cpu")
 
     def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Raises if a saved state does not fit, before anything is loaded."""
+        """Raises ``RuntimeError`` if a saved state does not fit, before anything is loaded."""
+
+        def refuse(key: str, why: str) -> NoReturn:
+            raise RuntimeError(f"{prefix}{key} of the saved state {why}")
+
         if not {prefix + "storage", prefix + "pointer"} <= state_dict.keys():
             return
-        problem = self._misfit(*(state_dict.get(prefix + key) for key in _SAVED))
-        if problem:
-            raise RuntimeError(prefix + problem)
-
-    def _misfit(self, saved: Any, pointer: Any, times: Any) -> str | None:
-        """Why a saved state is not one of this record; None if it is."""
-        own, of_record = self.storage, "of the saved state"
+        saved, pointer = state_dict[prefix + "storage"], state_dict[prefix + "pointer"]
+        times = state_dict.get(prefix + "times")
+        own, own_times = self.storage, self._times()
         if not isinstance(saved, Tensor):
-            return f"storage {of_record} is not a tensor: {saved!r:.80}"
+            refuse("storage", f"is not a tensor: {saved!r:.80}")
         try:
             index = operator.index(pointer)
         except TypeError:
-            return f"pointer {of_record} is not an integer: {pointer!r:.80}"
+            refuse("pointer", f"is not an integer: {pointer!r:.80}")
         if saved.shape != own.shape:
-            return (
-                f"storage {of_record} has shape {tuple(saved.shape)} (slots, batch, group), but "
-                f"this record has {tuple(own.shape)}: delay, step time, batch size or shape differ"
-            )
-        if times is not None and not torch.equal(times.cpu(), self._times()):
-            return (
-                f"times {of_record} are step time and delay {times.tolist()}, "
-                f"but this record has {self._times().tolist()}"
-            )
+            given = f"has shape {tuple(saved.shape)} (slots, batch, group)"
+            wanted = f"{tuple(own.shape)}: delay, step time, batch size or shape differ"
+            refuse("storage", f"{given}, but this record has {wanted}")
+        if times is not None and not torch.equal(times.cpu(), own_times):
+            given = f"are step time and delay {times.tolist()}"
+            refuse("times", f"{given}, but this record has {own_times.tolist()}")
         if not (saved.is_floating_point() if own.is_floating_point() else saved.dtype == own.dtype):
-            return f"storage {of_record} is {saved.dtype}, but this record is {own.dtype}"
+            refuse("storage", f"is {saved.dtype}, but this record is {own.dtype}")
         if not 0 <= index < self.recordsz:
-            return (
-                f"pointer {of_record} is {index}, "
-                f"but this record has slots 0 to {self.recordsz - 1}"
-            )
-        return None
+            refuse("pointer", f"is {index}, but this record has slots 0 to {self.recordsz - 1}")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.check_state(state_dict, prefix)

@@ -625,9 +625,6 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     :math:`\frac{\tau_d \tau_r}{\tau_d - \tau_r} \ln\frac{\tau_d}{\tau_r}` after it.
 
     Args:
-        shape: shape of the group, an integer or a sequence of them.
-        step_time: length of a step :math:`\Delta t`, ms, > 0.
-        spike_charge: charge of a spike :math:`Q`, pC, not 0.
         tc_decay: time constant of the decay :math:`\tau_d`, ms, > ``tc_rise``.
         tc_rise: time constant of the rise :math:`\tau_r`, ms, > 0.
 
@@ -720,15 +717,8 @@ class AlphaCurrent(_OneTimeConstant):
     :math:`Q\,s / \tau^2\,\exp(-s / \tau)`, which peaks at :math:`s = \tau`. Between steps it is
     :math:`(I + (a / \tau) A) \exp(-a / \tau)`, a time :math:`a` after the earlier one.
 
-    Args:
-        shape: shape of the group, an integer or a sequence of them.
-        step_time: length of a step :math:`\Delta t`, ms, > 0.
-        spike_charge: charge of a spike :math:`Q`, pC, not 0.
-        time_constant: :math:`\tau`, ms, > 0.
-
-    The records are ``current_`` (:math:`I`), ``rise_`` (:math:`A`) and ``spike_``. The other
-    arguments, the errors and the kinds of value a constant takes are those of
-    :class:`SingleExponentialCurrent`.
+    The records are ``current_`` (:math:`I`), ``rise_`` (:math:`A`) and ``spike_``. The arguments
+    and the errors are those of :class:`SingleExponentialCurrent`.
 
     Example:
         >>> synapse = AlphaCurrent(1, 1.0, spike_charge=10.0, time_constant=2.0)
