@@ -284,13 +284,9 @@ def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.d
     if sel.layout != torch.strided:
         raise TypeError(f"{name} must be dense, but its layout is {sel.layout}")
     batch, *inner = shape
-    given = tuple(sel.shape)
-    depth = len(shape)
-    if (
-        len(given) not in (depth, depth + 1)
-        or given[0] not in (1, batch)
-        or list(given[1:depth]) != inner
-    ):
+    given, depth = tuple(sel.shape), len(shape)
+    fits = len(given) in (depth, depth + 1) and list(given[1:depth]) == inner
+    if not fits or given[0] not in (1, batch):
         allowed = ", ".join(str(size) for size in inner)
         first = "1" if batch == 1 else f"1 or {batch}"
         raise ValueError(

@@ -11,7 +11,7 @@ for the package's default.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from . import checks, ops
 from .checks import Constant
 from .ops import Ring
-from .ops.common import as_coefficient, as_tensor
+from .ops.common import as_coefficient
 from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 
 __all__ = [
@@ -421,7 +421,9 @@ def _sequence_scan(
             checks.check_input("the initial state", initial, shape[1:], x.device, owner="input")
     dtype = _output_dtype(dtype, x, *initials)
     acc = compute_dtype(dtype)
-    inner = _synapse_axes(shape, constants.values())
+    constants = _trimmed(constants, x.device)
+    spans = [value.ndim for value in constants.values() if isinstance(value, Tensor)]
+    inner = min(max(spans, default=0), len(shape) - 1)
     if isinstance(x, PackedSpikes):
         # Words are of whole rows of the batch: coefficients that differ along it need the spikes.
         x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (x.dense(), inner)
@@ -452,16 +454,15 @@ def _output_dtype(dtype: torch.dtype | None, *sources: Tensor | PackedSpikes | N
     return checks.record_dtype(floating[0] if dtype is None and floating else dtype)
 
 
-def _synapse_axes(shape: tuple[int, ...], coefficients: Iterable[Constant]) -> int:
-    """How many of the last axes the coefficients span."""
-    spans = [0]
-    for value in coefficients:
-        if isinstance(value, Tensor) and value.numel() > 1:
-            sizes = list(value.shape)
-            while sizes[0] == 1:
-                sizes.pop(0)
-            spans.append(len(sizes))
-    return min(max(spans), len(shape) - 1)
+def _trimmed(constants: dict[str, Constant], device: torch.device) -> dict[str, Constant]:
+    """Constants that hold values, without leading axes of one element."""
+    trimmed = {}
+    for name, value in constants.items():
+        checks.check_coefficient(name, value, device)
+        while isinstance(value, Tensor) and value.shape[:1] == (1,):
+            value = value[0]
+        trimmed[name] = value
+    return trimmed
 
 
 def _dynamics(
@@ -471,14 +472,10 @@ def _dynamics(
     device: torch.device,
 ) -> Dynamics:
     """The dynamics of constants that become 0-d or ``[N]``; a ratio couples the states."""
-    made = []
     for name, value in constants.items():
-        checks.check_coefficient(name, value, device)
-        tensor = as_tensor(value, dtype, device)
-        while tensor.ndim > len(synapses) and tensor.shape[0] == 1:
-            tensor = tensor[0]
-        checks.check_broadcast(name, tensor, synapses)
-        made.append(as_coefficient(tensor, synapses, dtype, device))
+        if isinstance(value, Tensor):
+            checks.check_broadcast(name, value, synapses)
+    made = [as_coefficient(value, synapses, dtype, device) for value in constants.values()]
     return Dynamics.of(made, coupled="ratio" in constants)
 
 
@@ -546,6 +543,7 @@ def delayed_linear(
     for i, history in enumerate(initial or ()):
         checks.check_input(f"initial[{i}]", history, size, x.device)
     dtype = _output_dtype(dtype, x, *(initial or ()))
+    constants = _trimmed(constants, x.device)
     dynamics = _dynamics(constants, size[2:], compute_dtype(dtype), x.device)
     strategy = checks.check_strategy(strategy, x, dynamics.decays)
     rates = [_rate(dynamics.decay(state)) for state in range(dynamics.states)]

@@ -107,11 +107,8 @@ def partialconstructor_of(
 
 def rebuilding(name: str, rule: Callable[[str, Any], Any], doc: str) -> Any:
     """A property kept as ``_name``; setting checks the value and calls ``_rebuild`` with it."""
-
-    def get(module: Any) -> Any:
-        return getattr(module, f"_{name}")
-
-    def change(module: Any, value: Any) -> None:
-        module._rebuild(**{name: rule(name, value)})
-
-    return property(get, change, doc=doc)
+    return property(
+        lambda module: getattr(module, f"_{name}"),
+        lambda module, value: module._rebuild(**{name: rule(name, value)}),
+        doc=doc,
+    )

@@ -16,14 +16,11 @@ from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
 
 def _of_the_synapse(name: str, doc: str) -> Any:
     """A property that gets and sets the synapse's."""
-
-    def get(layer: "DelayedProjection") -> Any:
-        return getattr(layer.synapse, name)
-
-    def change(layer: "DelayedProjection", value: Any) -> None:
-        setattr(layer.synapse, name, value)
-
-    return property(get, change, doc=doc)
+    return property(
+        lambda layer: getattr(layer.synapse, name),
+        lambda layer, value: setattr(layer.synapse, name, value),
+        doc=doc,
+    )
 
 
 class DelayedProjection(nn.Module):

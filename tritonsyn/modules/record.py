@@ -463,9 +463,8 @@ class RecordTensor(nn.Module):
                 f"time must be within the record, {-tolerance} to {limit + tolerance}, "
                 f"but is {number}"
             )
-        ones = (1,) * len(self.shape)
-        sel = torch.full(ones, number, dtype=torch.float64, device=self.storage.device)
-        return sel.expand(1, *self.shape[1:])
+        shape, device = (1, *self.shape[1:]), self.storage.device
+        return torch.full(shape, number, dtype=torch.float64, device=device)
 
     def _rate(self, mode: str, kwargs: dict[str, Any]) -> Tensor | None:
         """Steps over time constant, for the modes that decay."""

@@ -33,14 +33,11 @@ class Coefficients(NamedTuple):
 
 def _newest(name: str, doc: str) -> Any:
     """A property: the newest observation of this record, which setting replaces."""
-
-    def get(synapse: "ExponentialCurrent") -> Tensor:
-        return getattr(synapse, name).peek()
-
-    def change(synapse: "ExponentialCurrent", value: Tensor) -> None:
-        getattr(synapse, name).write(value, 1, synapse.inplace)
-
-    return property(get, change, doc=doc)
+    return property(
+        lambda synapse: getattr(synapse, name).peek(),
+        lambda synapse, value: getattr(synapse, name).write(value, 1, synapse.inplace),
+        doc=doc,
+    )
 
 
 class ExponentialCurrent(nn.Module):
@@ -659,18 +656,17 @@ class DoubleExponentialCurrent(ExponentialCurrent):
 
     def _checked_constant(self, name: str, value: Any) -> Constant:
         constant = super()._checked_constant(name, value)
-        others = {"tc_decay": "tc_rise", "tc_rise": "tc_decay"}
-        if name in others and hasattr(self, others[name]):
-            given = {name: constant, others[name]: getattr(self, others[name])}
+        names = ("tc_decay", "tc_rise")
+        decay, rise = (constant if n == name else getattr(self, n, None) for n in names)
+        if name in names and decay is not None and rise is not None:
             with torch.no_grad():
-                greater = given["tc_decay"] > given["tc_rise"]
-                if isinstance(greater, Tensor):
-                    greater = greater.is_meta or bool(greater.all())
-                if not greater:
-                    raise ValueError(
-                        f"tc_decay must be greater than tc_rise, but tc_decay is "
-                        f"{given['tc_decay']} and tc_rise is {given['tc_rise']}"
-                    )
+                greater = decay > rise
+            if isinstance(greater, Tensor):
+                greater = greater.is_meta or bool(greater.all())
+            if not greater:
+                raise ValueError(
+                    f"tc_decay must be greater than tc_rise, but they are {decay} and {rise}"
+                )
         return constant
 
     @staticmethod
