@@ -132,6 +132,11 @@ def constant(name: str, value: object, shape: Sequence[int], above_zero: bool) -
     return value
 
 
+def misshapen(name: str, x: Tensor | PackedSpikes, wanted: object) -> ValueError:
+    """The error for a tensor of the wrong shape."""
+    return ValueError(f"{name} has shape {tuple(x.shape)}, but must have {wanted}")
+
+
 def check_graph(name: str, value: object) -> None:
     """Raises for a tensor with a graph, which a module cannot keep; a parameter has none."""
     learned = isinstance(value, Tensor) and value.requires_grad
@@ -148,12 +153,11 @@ def check_saved_shapes(
     """Raises for a saved state with tensors of other shapes, before anything is loaded."""
     for name, tensor in present.items():
         saved = state_dict.get(prefix + name)
-        if tensor is None or not isinstance(saved, Tensor) or saved.shape == tensor.shape:
-            continue
-        raise RuntimeError(
-            f"{prefix}{name} of the saved state has shape {tuple(saved.shape)}, "
-            f"but this module has {tuple(tensor.shape)}"
-        )
+        if tensor is not None and isinstance(saved, Tensor) and saved.shape != tensor.shape:
+            raise RuntimeError(
+                f"{prefix}{name} of the saved state has shape {tuple(saved.shape)}, "
+                f"but this module has {tuple(tensor.shape)}"
+            )
 
 
 def check_broadcast(name: str, value: Tensor, shape: Sequence[int]) -> None:
@@ -181,7 +185,7 @@ def check_input(
     if x.layout != torch.strided:
         raise TypeError(f"{name} must be dense, but its layout is {x.layout}")
     if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, but must have {tuple(shape)}")
+        raise misshapen(name, x, tuple(shape))
     check_device(name, x, device, owner)
     return x
 
@@ -214,10 +218,7 @@ def check_packed(name: str, x: object) -> None:
         raise TypeError(f"{name}.words must be a dense int32 tensor, but is {words!r:.80}")
     needed = (*shape[:2], words_per_row(x.synapses))
     if tuple(words.shape) != needed:
-        raise ValueError(
-            f"{name}.words has shape {tuple(words.shape)}, but must have {needed} "
-            f"for spikes {shape}"
-        )
+        raise misshapen(f"{name}.words", words, f"{needed} for spikes {shape}")
 
 
 def check_sequence(x: object) -> None:
@@ -246,15 +247,12 @@ def check_layer(x: Tensor | PackedSpikes, weight: Tensor, delay: Tensor, bias: o
     """The input is a sequence of at least one step; weight, delay and bias make a layer for it."""
     check_sequence(x)
     if len(x.shape) != 3 or x.shape[0] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, in) with T >= 1")
+        raise misshapen("x", x, "(T, B, in) with T >= 1")
     for name, value in (("weight", weight), ("delay", delay)):
         check_floating(name, value)
         if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
-            allowed = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, but must have {allowed} "
-                f"for an input {tuple(x.shape)}"
-            )
+            wanted = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
+            raise misshapen(name, value, f"{wanted} for an input {tuple(x.shape)}")
         check_device(name, value, x.device, owner="input")
     if bias is not None:
         check_input("bias", bias, weight.shape[:1], x.device)
@@ -289,10 +287,8 @@ def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.d
     if not fits or given[0] not in (1, batch):
         allowed = ", ".join(str(size) for size in inner)
         first = "1" if batch == 1 else f"1 or {batch}"
-        raise ValueError(
-            f"{name} has shape {given}, but must have ({first}, {allowed}) or "
-            f"({first}, {allowed}, D) with D times for each element"
-        )
+        each = f"({first}, {allowed}, D) with D times for each element"
+        raise misshapen(name, sel, f"({first}, {allowed}) or {each}")
     check_device(name, sel, device)
     return sel if sel.is_floating_point() else sel.to(torch.get_default_dtype())
 
@@ -309,9 +305,7 @@ def check_record(name: str, record: object) -> Tensor:
             f"{name} is {record.dtype}, but records are kept in {allowed} or torch.bool"
         )
     if record.ndim < 2 or record.shape[0] < 1:
-        raise ValueError(
-            f"{name} has shape {tuple(record.shape)}, but must have (K, B, ...), K >= 1"
-        )
+        raise misshapen(name, record, "(K, B, ...), K >= 1")
     if not record.is_contiguous():
         raise ValueError(f"{name} has strides {record.stride()}, but must be contiguous")
     return record
@@ -349,30 +343,23 @@ def check_records(
 
 
 def check_coefficients(
-    name: str,
-    values: Sequence[Tensor | None],
-    components: int,
-    shape: torch.Size,
-    device: torch.device,
-    or_none: bool = False,
+    name: str, values: Sequence[Tensor | None], count: int, record: Tensor, or_none: bool = False
 ) -> list[Tensor | None]:
-    """As many as there are components, 0-d or one for each synapse of records of this shape.
+    """So many coefficients, each 0-d or with one for each synapse of the record.
 
     Returned 0-d or ``[N]``.
     """
     if not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be a sequence of {components}, but is {values!r:.80}")
-    if len(values) != components:
-        raise ValueError(f"{name} must be {components}, but there are {len(values)}")
+        raise TypeError(f"{name} must be a sequence of {count}, but is {values!r:.80}")
+    if len(values) != count:
+        raise ValueError(f"{name} must be {count}, but there are {len(values)}")
     for value in values:
         if value is None and or_none:
             continue
         value = check_floating(name, value)
-        if value.shape not in (torch.Size(), shape[2:]):
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, but must have () or {tuple(shape[2:])}"
-            )
-        check_device(name, value, device)
+        if value.shape not in (torch.Size(), record.shape[2:]):
+            raise misshapen(name, value, f"() or {tuple(record.shape[2:])}")
+        check_device(name, value, record.device)
     return [v.reshape(-1) if v is not None and v.ndim else v for v in values]
 
 

@@ -201,7 +201,7 @@ def step(
     factors = {"gain": (gain,), "decays": decays} | ({"coupling": (coupling,)} if coupled else {})
     constants: list[Any] = []
     for name, values in factors.items():
-        constants += checks.check_coefficients(name, values, counts[name], shape, device)
+        constants += checks.check_coefficients(name, values, counts[name], ring.components[0])
     dynamics = Dynamics.of(constants, coupled)
     return ops.step(x, ring, dynamics, graph=graph, backend=backend)
 
@@ -232,8 +232,8 @@ def select(
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
-    shape = checks.check_records("records", records, pointers)
-    sel, rates = _checked_read(sel, rates, rule, len(records), shape, records[0].device)
+    checks.check_records("records", records, pointers)
+    sel, rates = _checked_read(sel, rates, rule, records)
     return ops.select(records, sel, rates, pointers, rule, backend=backend)
 
 
@@ -268,22 +268,18 @@ def select_scan(
     steps = checks.integer("steps", steps)
     if not 1 <= steps <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
-    sel, rates = _checked_read(sel, rates, rule, len(rows), shape, rows[0].device)
+    sel, rates = _checked_read(sel, rates, rule, rows)
     return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
 
 
 def _checked_read(
-    sel: Tensor,
-    rates: Sequence[Tensor | None],
-    rule: ReadRule,
-    components: int,
-    shape: torch.Size,
-    device: torch.device,
+    sel: Tensor, rates: Sequence[Tensor | None], rule: ReadRule, records: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Times and rates for a read of records of this shape, once all that it takes fits."""
-    rates = checks.check_coefficients("rates", rates, components, shape, device, or_none=True)
+    """Times and rates for a read of these records, once all that it takes fits."""
+    first = records[0]
+    rates = checks.check_coefficients("rates", rates, len(records), first, or_none=True)
     checks.check_rule(rule, rates)
-    return checks.check_selector("sel", sel, shape[1:], device), rates
+    return checks.check_selector("sel", sel, first.shape[1:], first.device), rates
 
 
 def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
@@ -301,7 +297,7 @@ def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     if not isinstance(x, Tensor) or x.layout != torch.strided:
         raise TypeError(f"x must be a dense tensor, but is {x!r:.80}")
     if x.ndim < 3:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but must have (T, B, *shape)")
+        raise checks.misshapen("x", x, "(T, B, *shape)")
     return ops.pack_spikes(x, backend=backend)
 
 
@@ -371,9 +367,8 @@ def double_exp_scan(
     ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything
     else is as for :func:`exp_scan`.
     """
-    initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "rise": rise}
-    return _sequence_scan(x, constants, initials, dtype, backend)
+    return _sequence_scan(x, constants, initial, dtype, backend)
 
 
 def alpha_scan(
@@ -396,15 +391,14 @@ def alpha_scan(
     :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else is as for
     :func:`exp_scan`.
     """
-    initials = (None, None) if initial is None else initial
     constants = {"gain": gain, "decay": decay, "ratio": ratio}
-    return _sequence_scan(x, constants, initials, dtype, backend)
+    return _sequence_scan(x, constants, initial, dtype, backend)
 
 
 def _sequence_scan(
     x: Tensor | PackedSpikes,
     constants: dict[str, Constant],
-    initials: Sequence[Tensor | None],
+    initials: Sequence[Tensor | None] | None,
     dtype: torch.dtype | None,
     backend: str | None,
 ) -> tuple[Tensor, Any]:
@@ -414,7 +408,9 @@ def _sequence_scan(
     """
     checks.check_sequence(x)
     shape = tuple(x.shape)
-    _check_as_many("initial", initials, len(constants) - 1)
+    states = len(constants) - 1
+    initials = (None,) * states if initials is None else initials
+    _check_as_many("initial", initials, states)
     for initial in initials:
         if initial is not None:
             checks.check_floating("the initial state", initial)

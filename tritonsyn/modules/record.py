@@ -20,8 +20,6 @@ from .options import rebuilding
 
 Interpolation = Callable[..., Tensor]
 _REBUILDS = "Setting it rebuilds the record and keeps the newest observations."
-_SAVED = ("storage", "pointer", "times")
-"""Keys of a record in a state."""
 
 
 @traced_as(nullcontext)
@@ -322,10 +320,7 @@ class RecordTensor(nn.Module):
         if steps < rows.shape[0]:
             raise ValueError(f"steps must be at least the {rows.shape[0]} rows, but is {steps}")
         if rows.shape[0] > self.recordsz:
-            raise ValueError(
-                f"rows have shape {tuple(rows.shape)}, but must have (L, *{self.shape}) with L in "
-                f"0 to {self.recordsz}"
-            )
+            raise checks.misshapen("rows", rows, f"(L, *{self.shape}), L in 0 to {self.recordsz}")
         self.append(rows, steps, inplace)
 
     def append(self, rows: Tensor, steps: int, inplace: bool = False) -> None:
@@ -545,11 +540,11 @@ class RecordTensor(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.check_state(state_dict, prefix)
         local_metadata, _, missing_keys, unexpected_keys, _ = args
-        own = {prefix + key for key in _SAVED}
+        needed = [prefix + "storage", prefix + "pointer"]
+        own, missing = [*needed, prefix + "times"], [k for k in needed if k not in state_dict]
         unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in own]
-        found = [key for key in ("storage", "pointer") if prefix + key in state_dict]
-        missing_keys.extend(prefix + key for key in ("storage", "pointer") if key not in found)
-        if len(found) == 2:
+        missing_keys += missing
+        if not missing:
             saved = state_dict[prefix + "storage"].detach()
             assign = local_metadata.get("assign_to_params_buffers", False)
             self._replace(saved if assign else saved.to(self.storage))

@@ -303,18 +303,16 @@ class ExponentialCurrent(nn.Module):
         components, spikes = self.component_records(), self.spike_
         x = check_input("input", inputs[0], self.batchedshape, spikes.storage.device)
         dynamics, _ = kwargs.get("coefficients") or self.coefficients()
-        ring = ops.Ring(*_places(components), spikes.storage, spikes.cursor, self._arrivals())
+        # A counter for pointers on the device, which compiled code advances as the records do.
+        arrivals = None if torch.compiler.is_compiling() else self._buffers["arrivals"]
+        ring = ops.Ring(*_places(components), spikes.storage, spikes.cursor, arrivals)
         backend = kwargs.get("backend", self._backend)
         current, storages = ops.step(x, ring, dynamics, graph=not self._inplace, backend=backend)
         _replace(components, storages)
-        if ring.arrivals is None:
+        if arrivals is None:
             for record in (*components, spikes):
                 record.advance()
         return current
-
-    def _arrivals(self) -> Tensor | None:
-        """The counter for pointers on the device; None if the records advance them."""
-        return None if torch.compiler.is_compiling() else self._buffers["arrivals"]
 
     def scan(self, x: Tensor | PackedSpikes) -> Tensor:
         """Advances by T steps at once.
@@ -428,8 +426,8 @@ class ExponentialCurrent(nn.Module):
         else:
             check_input("x", x, getattr(x, "shape", ()), self.spike_.storage.device)
         if tuple(x.shape[1:]) != self.batchedshape:
-            allowed = ", ".join(str(size) for size in ("T", *self.batchedshape))
-            raise ValueError(f"x has shape {tuple(x.shape)}, but must have ({allowed})")
+            sizes = ", ".join(str(size) for size in ("T", *self.batchedshape))
+            raise checks.misshapen("x", x, f"({sizes})")
 
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
@@ -485,12 +483,8 @@ class ExponentialCurrent(nn.Module):
             exponential component, and :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)` of an alpha
             function.
         """
-        return self._currents_at(selector, self.component_records(), self.coefficients().rates)
-
-    def _currents_at(
-        self, selector: Tensor, records: Sequence[RecordTensor], rates: Sequence[Tensor]
-    ) -> Tensor:
-        return self._read(records, rates, selector, self.delay_rule(self._current_overbound))
+        rule = self.delay_rule(self._current_overbound)
+        return self._read(self.component_records(), self.coefficients().rates, selector, rule)
 
     def delay_rule(self, overbound: float | None = None) -> ReadRule:
         """How currents are read between steps; beyond the longest delay as at it."""
@@ -699,7 +693,7 @@ class DoubleExponentialCurrent(ExponentialCurrent):
 
     def _component_at(self, selector: Tensor, component: int) -> Tensor:
         record, rate = self.component_records()[component], self.coefficients().rates[component]
-        return self._currents_at(selector, (record,), (rate,))
+        return self._read((record,), (rate,), selector, self.delay_rule(self._current_overbound))
 
 
 class AlphaCurrent(_OneTimeConstant):
