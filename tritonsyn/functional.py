@@ -507,8 +507,7 @@ def delayed_linear(
         bias: ``[out]`` or None.
         decay, rise, ratio, gain: as for these scans, numbers or ``[in]``; not both of ``rise`` and
             ``ratio``.
-        step_time: length of a step.
-        max_delay: longest delay.
+        step_time, max_delay: length of a step, and the longest delay.
         initial: the last K values of each component, ``[K, B, in]`` oldest first, with
             ``K = ceil(max_delay / step_time) + 1``; None at rest.
         strategy: as for :class:`tritonsyn.DelayedLinear`.

@@ -1,4 +1,4 @@
-"""Options that several constructors share: their types, and signatures that list each of them.
+"""What several modules share: types of options, signatures that list them, properties.
 
 The defaults are in the constructors of the base classes only.
 """

@@ -111,7 +111,7 @@ class RecordTensor(nn.Module):
     dt: float = rebuilding("dt", checks.positive, f"Time between observations. {_REBUILDS}")
     duration: float = rebuilding("duration", checks.nonnegative, f"Time spanned. {_REBUILDS}")
     inclusive: bool = rebuilding(
-        "inclusive", checks.flag, f"Whether one exactly ``duration`` ago is kept. {_REBUILDS}"
+        "inclusive", checks.flag, f"Whether what is ``duration`` old is kept. {_REBUILDS}"
     )
 
     @property
