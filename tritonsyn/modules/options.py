@@ -105,10 +105,21 @@ def partialconstructor_of(
     return partialconstructor
 
 
-def rebuilding(name: str, rule: Callable[[str, Any], Any], doc: str) -> Any:
-    """A property kept as ``_name``; setting checks the value and calls ``_rebuild`` with it."""
-    return property(
-        lambda module: getattr(module, f"_{name}"),
-        lambda module, value: module._rebuild(**{name: rule(name, value)}),
-        doc=doc,
-    )
+def setting(
+    name: str, doc: str, rule: Callable[[str, Any], Any] | None = None, rebuilds: str = ""
+) -> Any:
+    """A property kept as ``_name``, which can be set if there is a rule for its values.
+
+    ``rebuilds`` says what setting does besides, by ``_rebuild`` of the module.
+    """
+
+    def change(module: Any, value: Any) -> None:
+        checked = rule(name, value) if rule else value
+        if rebuilds:
+            module._rebuild(**{name: checked})
+        else:
+            setattr(module, f"_{name}", checked)
+
+    doc = f"{doc} {rebuilds}".strip()
+    # Not an attrgetter, which torch.compile does not trace.
+    return property(lambda module: getattr(module, f"_{name}"), change if rule else None, doc=doc)

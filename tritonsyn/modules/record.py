@@ -16,7 +16,7 @@ from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.common import as_coefficient
 from ..ops.operator import traced_as
 from ..values import ReadRule, Slot, compute_dtype, record_size
-from .options import rebuilding
+from .options import setting
 
 Interpolation = Callable[..., Tensor]
 _REBUILDS = "Setting it rebuilds the record and keeps the newest observations."
@@ -108,10 +108,10 @@ class RecordTensor(nn.Module):
 
     # -- properties ---------------------------------------------------------------------------
 
-    dt: float = rebuilding("dt", checks.positive, f"Time between observations. {_REBUILDS}")
-    duration: float = rebuilding("duration", checks.nonnegative, f"Time spanned. {_REBUILDS}")
-    inclusive: bool = rebuilding(
-        "inclusive", checks.flag, f"Whether what is ``duration`` old is kept. {_REBUILDS}"
+    dt: float = setting("dt", "Time between observations.", checks.positive, _REBUILDS)
+    duration: float = setting("duration", "Time spanned.", checks.nonnegative, _REBUILDS)
+    inclusive: bool = setting(
+        "inclusive", "Whether what is ``duration`` old is kept.", checks.flag, _REBUILDS
     )
 
     @property

@@ -14,7 +14,7 @@ from ..backend import check_backend
 from ..checks import Constant, check_device, check_input, check_packed, check_selector
 from ..ops.common import as_coefficient, as_tensor
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
-from .options import SynapseOptions, lists_options_of, partialconstructor_of, rebuilding
+from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, ordinary_tensors, recorded_unless
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -177,10 +177,13 @@ class ExponentialCurrent(nn.Module):
 
     # -- properties ---------------------------------------------------------------------------
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the group, without the batch."""
-        return self._shape
+    shape: tuple[int, ...] = setting("shape", "Shape of the group, without the batch.")
+    batchsz: int = setting("batchsz", "Batch size.", checks.positive_integer, _REBUILDS)
+    dt: float = setting("dt", "Length of a step, ms.", checks.positive, _REBUILDS)
+    delay: float = setting("delay", "Longest delay, ms.", checks.nonnegative, _REBUILDS)
+    inplace: bool = setting("inplace", "Streaming: steps record no autograd graph.", checks.flag)
+    interp_tol: float = setting("interp_tol", "A time this close to an observation, ms, reads it.")
+    capturable: bool = setting("capturable", "Whether the pointers are kept on the device.")
 
     @property
     def count(self) -> int:
@@ -191,29 +194,6 @@ class ExponentialCurrent(nn.Module):
     def batchedshape(self) -> tuple[int, ...]:
         """Shape of the group with the batch first."""
         return (self._batchsz, *self._shape)
-
-    batchsz: int = rebuilding("batchsz", checks.positive_integer, f"Batch size. {_REBUILDS}")
-    dt: float = rebuilding("dt", checks.positive, f"Length of a step, ms. {_REBUILDS}")
-    delay: float = rebuilding("delay", checks.nonnegative, f"Longest delay, ms. {_REBUILDS}")
-
-    @property
-    def inplace(self) -> bool:
-        """Streaming: steps record no autograd graph."""
-        return self._inplace
-
-    @inplace.setter
-    def inplace(self, value: bool) -> None:
-        self._inplace = checks.flag("inplace", value)
-
-    @property
-    def interp_tol(self) -> float:
-        """A time this close to an observation, ms, reads it."""
-        return self._interp_tol
-
-    @property
-    def capturable(self) -> bool:
-        """Whether the pointers are kept on the device."""
-        return self._capturable
 
     @property
     def backend(self) -> str | None:
