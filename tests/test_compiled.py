@@ -511,3 +511,25 @@ def test_the_last_program_of_a_step_moves_the_pointers(device, each_backend, sma
         assert captured.arrivals.item() == 0
     for name, value in plain.state_dict().items():
         assert torch.equal(captured.state_dict()[name], value)
+
+
+def test_compiled_code_reads_settings():
+    """Those of a synapse and of a record, as plain numbers."""
+    synapse = DoubleExponentialCurrent(
+        3,
+        0.5,
+        spike_charge=1.0,
+        tc_decay=6.0,
+        tc_rise=3.0,
+        delay=2.0,
+        batch_size=4,
+        capturable=True,
+    )
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def scaled(x):
+        numbers = synapse.dt + synapse.delay + synapse.batchsz + synapse.spike_.duration
+        return x * (numbers + synapse.shape[0]) if not synapse.inplace else x
+
+    torch._dynamo.reset()
+    assert scaled(torch.ones(())) == 0.5 + 2.0 + 4 + 2.0 + 3

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import checks, ops
 from .checks import Constant
 from .ops import Ring
-from .ops.common import as_coefficient
+from .ops.common import as_tensor
 from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 
 __all__ = [
@@ -417,15 +417,14 @@ def _sequence_scan(
             checks.check_input("the initial state", initial, shape[1:], x.device, owner="input")
     dtype = _output_dtype(dtype, x, *initials)
     acc = compute_dtype(dtype)
-    constants = _trimmed(constants, x.device)
-    spans = [value.ndim for value in constants.values() if isinstance(value, Tensor)]
-    inner = min(max(spans, default=0), len(shape) - 1)
+    coefficients = _as_tensors(constants, acc, x.device)
+    inner = min(max(value.ndim for value in coefficients.values()), len(shape) - 1)
     if isinstance(x, PackedSpikes):
         # Words are of whole rows of the batch: coefficients that differ along it need the spikes.
         x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (x.dense(), inner)
     synapses = shape[len(shape) - inner :]
     rows = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
-    dynamics = _dynamics(constants, synapses, acc, x.device)
+    dynamics = _dynamics(coefficients, synapses)
     starts = [None if s is None else s.to(acc).reshape(rows) for s in initials]
     flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], *rows)
     last = min(shape[0], 1)
@@ -450,29 +449,26 @@ def _output_dtype(dtype: torch.dtype | None, *sources: Tensor | PackedSpikes | N
     return checks.record_dtype(floating[0] if dtype is None and floating else dtype)
 
 
-def _trimmed(constants: dict[str, Constant], device: torch.device) -> dict[str, Constant]:
-    """Constants that hold values, without leading axes of one element."""
-    trimmed = {}
+def _as_tensors(
+    constants: dict[str, Constant], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Constants that hold values, as tensors without leading axes of one element."""
+    made = {}
     for name, value in constants.items():
         checks.check_coefficient(name, value, device)
-        while isinstance(value, Tensor) and value.shape[:1] == (1,):
-            value = value[0]
-        trimmed[name] = value
-    return trimmed
+        tensor = as_tensor(value, dtype, device)
+        while tensor.shape[:1] == (1,):
+            tensor = tensor[0]
+        made[name] = tensor
+    return made
 
 
-def _dynamics(
-    constants: dict[str, Constant],
-    synapses: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Dynamics:
-    """The dynamics of constants that become 0-d or ``[N]``; a ratio couples the states."""
-    for name, value in constants.items():
-        if isinstance(value, Tensor):
-            checks.check_broadcast(name, value, synapses)
-    made = [as_coefficient(value, synapses, dtype, device) for value in constants.values()]
-    return Dynamics.of(made, coupled="ratio" in constants)
+def _dynamics(coefficients: dict[str, Tensor], synapses: tuple[int, ...]) -> Dynamics:
+    """The dynamics of coefficients that become 0-d or ``[N]``; a ratio couples the states."""
+    for name, value in coefficients.items():
+        checks.check_broadcast(name, value, synapses)
+    made = [v.expand(synapses).reshape(-1) if v.ndim else v for v in coefficients.values()]
+    return Dynamics.of(made, coupled="ratio" in coefficients)
 
 
 def delayed_linear(
@@ -538,8 +534,7 @@ def delayed_linear(
     for i, history in enumerate(initial or ()):
         checks.check_input(f"initial[{i}]", history, size, x.device)
     dtype = _output_dtype(dtype, x, *(initial or ()))
-    constants = _trimmed(constants, x.device)
-    dynamics = _dynamics(constants, size[2:], compute_dtype(dtype), x.device)
+    dynamics = _dynamics(_as_tensors(constants, compute_dtype(dtype), x.device), size[2:])
     strategy = checks.check_strategy(strategy, x, dynamics.decays)
     rates = [_rate(dynamics.decay(state)) for state in range(dynamics.states)]
     rule = ReadRule("expdecay" if ratio is None else "alpha", step_time, max_delay)
