@@ -440,8 +440,8 @@ def test_wrong_arguments_are_refused(options, message):
     [
         (torch.zeros(3, BATCH, INPUTS + 1), "x has shape"),
         (torch.zeros(INPUTS), "x has shape"),
-        (torch.zeros(3, BATCH, INPUTS, dtype=torch.complex64), "x must be bool, integer"),
-        ([1.0], "x must be a tensor"),
+        (torch.zeros(3, BATCH, INPUTS, dtype=torch.complex64), "x must be a dense real tensor"),
+        ([1.0], "x must be a dense real tensor or PackedSpikes"),
     ],
 )
 def test_a_refused_input_changes_nothing(x, message):

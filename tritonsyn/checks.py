@@ -194,11 +194,16 @@ def check_floating(name: str, x: object) -> Tensor:
     """``x`` is a dense floating tensor."""
     if isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided:
         return x
-    kind = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-    raise TypeError(f"{name} must be a dense floating tensor, but is {kind}")
+    raise TypeError(f"{name} must be a dense floating tensor, but is {_kind(x)}")
 
 
-def check_device(name: str, x: Tensor, device: torch.device, owner: str = "record") -> None:
+def _kind(x: object) -> str:
+    return f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def check_device(
+    name: str, x: Tensor | PackedSpikes, device: torch.device, owner: str = "record"
+) -> None:
     """``x`` is on this device."""
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}, but the {owner} is on {device}")
@@ -227,7 +232,7 @@ def check_sequence(x: object) -> None:
         check_packed("x", x)
         return
     if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
-        raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {x!r:.80}")
+        raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {_kind(x)}")
     if x.ndim < 1:
         raise ValueError("x must have time as its first axis, but has no axis")
 
@@ -238,7 +243,7 @@ def check_coefficient(name: str, value: object, device: torch.device) -> None:
         finite(name, value)
         return
     if value.is_complex() or value.layout != torch.strided:
-        raise TypeError(f"{name} must be dense and real, but is {value.dtype}, {value.layout}")
+        raise TypeError(f"{name} must be dense and real, but is {_kind(value)}")
     if value.is_meta and device.type != "meta":
         raise ValueError(f"{name} is on meta, where tensors hold no values")
 

@@ -140,6 +140,10 @@ class RecordTensor(nn.Module):
         position = self._buffers["position"]
         return self._cursor if position is None else _as_kept(position)
 
+    @cursor.setter
+    def cursor(self, value: Slot) -> None:
+        self._move_to(value)
+
     def _move_to(self, value: Slot) -> None:
         # Called by name where it may be compiled: torch 2.11 does not trace a property's setter,
         # but calls it after the graph, where it could refuse nothing.
@@ -151,6 +155,13 @@ class RecordTensor(nn.Module):
             self.position.copy_(value)
         else:
             self.position.fill_(value)
+
+    latest: Tensor = property(  # type: ignore[assignment]
+        lambda record: record.peek(),
+        lambda record, value: record.push(value),
+        lambda record: record.decr(1),
+        "Newest observation: reading peeks, setting pushes, deleting steps the pointer back.",
+    )
 
     @property
     def value(self) -> Tensor:
@@ -342,13 +353,6 @@ class RecordTensor(nn.Module):
     def decr(self, pos: int = 1) -> int:
         """Moves the pointer back; returns where it is."""
         return self.incr(-checks.integer("pos", pos))
-
-    latest: Tensor = property(  # type: ignore[assignment]
-        peek,
-        push,
-        decr,  # type: ignore[arg-type]
-        "Newest observation: reading peeks, setting pushes, deleting steps the pointer back.",
-    )
 
     def advance(self, steps: int = 1) -> None:
         """Moves the pointer forward without asking the device where it is."""

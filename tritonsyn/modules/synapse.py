@@ -11,7 +11,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 
 from .. import checks, ops
 from ..backend import check_backend
-from ..checks import Constant, check_device, check_input, check_packed, check_selector
+from ..checks import Constant, check_input, check_selector
 from ..ops.common import as_coefficient, as_tensor
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
@@ -283,7 +283,7 @@ class ExponentialCurrent(nn.Module):
         components, spikes = self.component_records(), self.spike_
         x = check_input("input", inputs[0], self.batchedshape, spikes.storage.device)
         dynamics, _ = kwargs.get("coefficients") or self.coefficients()
-        # A counter for pointers on the device, which compiled code advances as the records do.
+        # Counts for pointers on the device; where it is None the records advance theirs.
         arrivals = None if torch.compiler.is_compiling() else self._buffers["arrivals"]
         ring = ops.Ring(*_places(components), spikes.storage, spikes.cursor, arrivals)
         backend = kwargs.get("backend", self._backend)
@@ -400,11 +400,8 @@ class ExponentialCurrent(nn.Module):
 
     def check_sequence(self, x: Tensor | PackedSpikes) -> None:
         """Raises ``TypeError`` or ``ValueError`` unless ``x`` is an input for :meth:`scan`."""
-        if isinstance(x, PackedSpikes):
-            check_packed("x", x)
-            check_device("x", x.words, self.spike_.storage.device)
-        else:
-            check_input("x", x, getattr(x, "shape", ()), self.spike_.storage.device)
+        checks.check_sequence(x)
+        checks.check_device("x", x, self.spike_.storage.device)
         if tuple(x.shape[1:]) != self.batchedshape:
             sizes = ", ".join(str(size) for size in ("T", *self.batchedshape))
             raise checks.misshapen("x", x, f"({sizes})")
