@@ -10,7 +10,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 import torch
@@ -43,10 +42,7 @@ def poisoned_empty() -> Iterator[None]:
     """Within the block ``torch.empty`` and ``torch.empty_like`` return garbage, always."""
 
     def poisoned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def allocate(*args: Any, **kwargs: Any) -> Tensor:
-            return poison(function(*args, **kwargs))
-
-        return allocate
+        return lambda *args, **kwargs: poison(function(*args, **kwargs))
 
     with (
         mock.patch.object(torch, "empty", poisoned(torch.empty)),
