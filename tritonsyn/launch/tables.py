@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..system import write_whole
 
 VARIABLE = "TRITONSYN_CACHE_DIR"
@@ -24,10 +26,10 @@ Entries = dict[str, dict[str, Any]]
 """``{"config": {...}, "timer": ..., "cost": ...}`` by key."""
 
 
-def key(kernel: str, dtype: str, work: tuple[int, ...]) -> str:
+def key(kernel: str, dtype: torch.dtype | str, work: tuple[int, ...]) -> str:
     """The key of settings in a table: sizes are rounded up to a power of two."""
     buckets = "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in work)
-    return f"{kernel} {dtype} {buckets}"
+    return f"{kernel} {str(dtype).removeprefix('torch.')} {buckets}"
 
 
 def folder() -> Path:
