@@ -20,7 +20,6 @@ from tritonsyn.workbench.inspect import (
     StreamReport,
     all_kernels,
     all_streams,
-    occupancy,
     report,
     resident_warps,
 )
@@ -102,7 +101,12 @@ def test_every_stream_is_seen(outcomes):
     """In some variant, so that what is declared is held to the code."""
     reports = [outcome for _, outcome in outcomes if isinstance(outcome, Report)]
     for kernel, streams in all_streams().items():
-        seen = {name for report in reports if report.kernel == kernel for name in report.streams}
+        seen = {
+            name
+            for report in reports
+            if report.job.variant.kernel == kernel
+            for name in report.streams
+        }
         assert seen == streams.pointers.keys(), kernel
 
 
@@ -202,17 +206,16 @@ def test_machine_instructions_are_counted_in_whole_and_in_loops():
 )
 def test_occupancy_of_known_cases(target, registers, num_warps, shared, warps):
     assert resident_warps(target, registers, num_warps, shared) == warps
-    share = occupancy(target, registers, num_warps, shared)
-    assert share == warps / LIMITS[target].warps
+    job = Job(Variant("ring_push_kernel", (), (), True), target, LaunchConfig(32))
+    assert made(job=job, resident_warps=warps).occupancy == warps / LIMITS[target].warps
 
 
-def made(**changes):
+def made(aligned=True, **changes):
     values = {
-        "kernel": "ring_push_kernel", "target": "sm_90",
-        "config": {"BLOCK": 1024, "num_warps": 4}, "types": {}, "aligned": True, "registers": 20,
-        "spills": 0, "shared": 0, "instructions": 50, "in_loops": 0, "virtual": 50,
-        "elements": 1024, "loops": False, "streams": {}, "loads": {}, "stores": {},
-        "resident_warps": 64, "occupancy": 1.0,
+        "job": Job(Variant("ring_push_kernel", (), (), aligned), "sm_90", LaunchConfig(1024)),
+        "types": {}, "registers": 20, "spills": 0, "shared": 0, "instructions": 50, "in_loops": 0,
+        "virtual": 50, "elements": 1024, "loops": False, "streams": {}, "loads": {}, "stores": {},
+        "resident_warps": 64,
     }  # fmt: skip
     return Report(**{**values, **changes})
 
@@ -226,7 +229,7 @@ def stream(itemsize, moved, bits):
     [
         ({}, None),
         ({"spills": 8}, "8 bytes per thread are spilled"),
-        ({"occupancy": 0.0}, "not even one program fits"),
+        ({"resident_warps": 0}, "not even one program fits"),
         ({"streams": {"x_ptr": stream(4, 8.0, 128)}}, "x_ptr moves 8 bytes .*, not 4"),
         # A loop that the compiler has unrolled; but not every stream as often.
         ({"streams": {"x_ptr": stream(4, 8.0, 128)}, "loops": True}, None),

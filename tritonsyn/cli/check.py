@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from .common import Bar, UserError, needs_triton, settings
+from ..workbench import inspect
+from .common import SEVERAL, UserError, bar, needs_triton, settings
 
 _EPILOG = """\
 Each line is one variant of a kernel (element types of its streams) on one target:
@@ -35,14 +35,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--target",
-        nargs="+",
-        action="extend",
+        **SEVERAL,
         metavar="sm_NN",
         help="architectures to compile for (default: sm_80 sm_90 sm_100)",
     )
-    parser.add_argument(
-        "--kernel", nargs="+", action="extend", metavar="NAME", help="only these kernels"
-    )
+    parser.add_argument("--kernel", **SEVERAL, metavar="NAME", help="only these kernels")
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects")
     parser.set_defaults(run=run)
 
@@ -50,21 +47,15 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compiles, prints, and returns the exit status."""
     needs_triton()
-    from ..workbench import inspect
-
-    def bar(jobs: Sequence[Any], outcomes: Iterable[inspect.Outcome]) -> Any:
-        return Bar(outcomes, len(jobs), quiet=arguments.json)
-
+    targets = arguments.target or inspect.USUAL_TARGETS
+    progress = partial(bar, quiet=arguments.json)
     try:
-        outcomes = inspect.check(
-            arguments.target or inspect.USUAL_TARGETS, arguments.kernel, progress=bar
-        )
+        outcomes = inspect.check(targets, arguments.kernel, progress=progress)
     except ValueError as error:
         raise UserError(str(error)) from None
     rows = [inspect.as_dict(*outcome) for outcome in outcomes]
     if arguments.json:
-        json.dump(rows, sys.stdout, indent=1)
-        print()
+        print(json.dumps(rows, indent=1))
     else:
         _print(rows)
     return int(any(row["findings"] for row in rows))
@@ -86,16 +77,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 _TITLES = (
-    "target",
-    "variant",
-    "configuration",
-    "registers",
-    "spills",
-    "shared",
-    "loads",
-    "stores",
-    "bytes",
-    "occupancy",
+    *("target", "variant", "configuration", "registers", "spills", "shared"),
+    *("loads", "stores", "bytes", "occupancy"),
 )
 _LINE = "{:<7} {:<42} {:<32} {:>9} {:>6} {:>6} {:<18} {:<14} {:<9} {:>9}"
 _WIDEST = 42

@@ -1,13 +1,15 @@
 """What the commands share."""
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
-Item = TypeVar("Item")
+Items = TypeVar("Items", bound=Iterable[Any])
 
 USUAL_SHAPE = "1000x64x1024"
 """Steps, samples and synapses where none are given."""
+SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}
+"""What makes an option take several values, and several times."""
 
 
 class UserError(Exception):
@@ -20,23 +22,13 @@ def needs_triton() -> None:
         raise UserError("this command compiles kernels, and the package triton is not installed")
 
 
-class Bar(Iterable[Item]):
+def bar(items: Items, total: int, quiet: bool = False) -> Items:
     """The items, with a bar on stderr if they take longer than 2 s and tqdm is installed."""
+    if quiet or importlib.util.find_spec("tqdm") is None:
+        return items
+    from tqdm import tqdm
 
-    def __init__(self, items: Iterable[Item], total: int, quiet: bool = False) -> None:
-        self._items: Any = items
-        if not quiet and importlib.util.find_spec("tqdm") is not None:
-            from tqdm import tqdm
-
-            self._items = tqdm(items, total=total, delay=2, unit="config")
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self._items)
-
-    def note(self, text: str) -> None:
-        """Puts a remark behind the bar."""
-        if hasattr(self._items, "set_postfix_str"):
-            self._items.set_postfix_str(text)
+    return tqdm(items, total=total, delay=2, unit="config")
 
 
 def settings(config: dict[str, int]) -> str:

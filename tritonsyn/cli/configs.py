@@ -2,9 +2,16 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
+import torch
+
+from ..launch import tables
+from ..launch.config import HEURISTICS, check_name, choose, names
+from ..workbench import Shape
+from ..workbench.calls import CALLS, DTYPES
+from ..workbench.inspect import TARGETS
+from ..workbench.record import main_launch
 from .common import USUAL_SHAPE, UserError, needs_triton, settings
 
 
@@ -37,20 +44,17 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the settings."""
     needs_triton()
-    from ..workbench import Shape
-
     try:
         shape = Shape.parse(arguments.shape)
         devices = _devices(arguments.device)
         rows = _chosen(shape, arguments.dtype, devices)
-        entries = _entries(devices)
+        entries = [item for device in devices for item in tables.read(tables.path(device)).items()]
     except ValueError as error:
         raise UserError(str(error)) from None
     if arguments.diff:
         rows = [row for row in rows if row["config"] != row["heuristic"]]
     if arguments.json:
-        json.dump(rows, sys.stdout, indent=1)
-        print()
+        print(json.dumps(rows, indent=1))
         return
     print(f"{' / '.join(devices) or 'no GPU'}, shape {shape}, {arguments.dtype}")
     for row in rows:
@@ -59,17 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"  {'':<26} {settings(row['heuristic']):<34} is what the heuristic says")
     if not rows:
         print("  all as the heuristics say")
-    for key, entry in entries.items():
+    for key, entry in entries:
         print(f"  cached: {key}: {settings(entry['config'])} ({entry['timer']})")
 
 
 def _devices(given: str | None) -> tuple[str, ...]:
-    import torch
-
-    from ..launch import tables
-    from ..launch.config import names
-    from ..workbench.inspect import TARGETS
-
     if not given:
         return names(torch.device("cuda", 0))
     if given not in TARGETS and not tables.has_table(given):
@@ -80,13 +78,8 @@ def _devices(given: str | None) -> tuple[str, ...]:
     return (given,)
 
 
-def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:
-    from ..launch.config import HEURISTICS, choose
-    from ..workbench.calls import CALLS, DTYPES
-    from ..workbench.inspect import check_names
-    from ..workbench.record import main_launch
-
-    check_names("dtype", [dtype], DTYPES)
+def _chosen(shape: Shape, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:
+    check_name("dtype", dtype, DTYPES)
     rows = []
     for kernel in (name for name, call in CALLS.items() if dtype in call.dtypes):
         launch = main_launch(kernel, shape, dtype)
@@ -95,9 +88,3 @@ def _chosen(shape: Any, dtype: str, devices: tuple[str, ...]) -> list[dict[str, 
         place = {"kernel": kernel, "config": config.as_dict(), "origin": origin}
         rows.append({**place, "heuristic": heuristic})
     return rows
-
-
-def _entries(devices: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    from ..launch import tables
-
-    return {key: e for device in devices for key, e in tables.read(tables.path(device)).items()}

@@ -5,12 +5,15 @@ import contextlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .common import USUAL_SHAPE, Bar, UserError, needs_triton, settings
-
-if TYPE_CHECKING:
-    from ..workbench import Row
+from ..launch.config import check_name
+from ..workbench import Row, Shape, best, install, sweep
+from ..workbench.calls import CALLS, DTYPES
+from ..workbench.search import trials
+from ..workbench.spaces import read_spaces
+from ..workbench.timers import DeviceTimer, StaticTimer
+from .common import SEVERAL, USUAL_SHAPE, UserError, bar, needs_triton, settings
 
 _EPILOG = f"""\
 Shapes are TxBxN: steps of a sequence, samples of a batch, synapses of a group; or TxBxIxOxK, with
@@ -42,22 +45,11 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--kernel",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="kernels (default: all that take the dtypes)",
+        "--kernel", **SEVERAL, metavar="NAME", help="kernels (default: all that take the dtypes)"
     )
-    parser.add_argument(
-        "--shape",
-        nargs="+",
-        action="extend",
-        metavar="TxBxN[xOxK]",
-        help=f"shapes (default: {USUAL_SHAPE})",
-    )
-    parser.add_argument(
-        "--dtype", nargs="+", action="extend", metavar="NAME", help="dtypes (default: float32)"
-    )
+    shapes = f"shapes (default: {USUAL_SHAPE})"
+    parser.add_argument("--shape", **SEVERAL, metavar="TxBxN[xOxK]", help=shapes)
+    parser.add_argument("--dtype", **SEVERAL, metavar="NAME", help="dtypes (default: float32)")
     parser.add_argument(
         "--space", default="default", metavar="FILE", help="settings to try, or 'default'"
     )
@@ -78,10 +70,6 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Sweeps, prints the winners, draws, and installs if asked to."""
     needs_triton()
-    from ..workbench import Shape, sweep
-    from ..workbench.search import trials
-    from ..workbench.spaces import read_spaces
-
     try:
         shapes = [Shape.parse(text) for text in arguments.shape or [USUAL_SHAPE]]
         dtypes = arguments.dtype or ["float32"]
@@ -103,10 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:
     """The kernels that have a space and take all of the dtypes."""
-    from ..workbench.calls import CALLS, DTYPES
-    from ..workbench.inspect import check_names
-
-    check_names("dtype", dtypes, DTYPES)
+    for dtype in dtypes:
+        check_name("dtype", dtype, DTYPES)
     named = [k for k in spaces or CALLS if set(dtypes) <= set(CALLS[k].dtypes)]
     if not named:
         raise ValueError(f"no kernel of the space takes all of the dtypes {', '.join(dtypes)}")
@@ -114,8 +100,6 @@ def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str
 
 
 def _timer(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
-    from ..workbench.timers import DeviceTimer, StaticTimer
-
     if arguments.timer == "device":
         return DeviceTimer()
     timer = stack.enter_context(StaticTimer(arguments.target))
@@ -123,21 +107,21 @@ def _timer(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
     return timer
 
 
-def _with_best(rows: "Iterable[Row]", total: int) -> "Iterator[Row]":
+def _with_best(rows: Iterable[Row], total: int) -> Iterator[Row]:
     """The rows, with a bar that tells the least cost so far, of the kernel that is under way."""
     least: dict[str, float] = {}
-    bar = Bar(rows, total)
-    for row in bar:
+    rows = bar(rows, total)
+    for row in rows:
         kernel = row.trial.kernel
         if row.cost is not None and row.cost < least.get(kernel, float("inf")):
             least[kernel] = row.cost
-            bar.note(f"{kernel}: {settings(row.trial.config.as_dict())}: {row.cost:.3g}")
+            if hasattr(rows, "set_postfix_str"):
+                words = settings(row.trial.config.as_dict())
+                rows.set_postfix_str(f"{kernel}: {words}: {row.cost:.3g}")
         yield row
 
 
-def _conclude(rows: "list[Row]", timer: Any, arguments: argparse.Namespace) -> None:
-    from ..workbench import best, install
-
+def _conclude(rows: list[Row], timer: Any, arguments: argparse.Namespace) -> None:
     winners = best(rows)
     unit = "ms" if arguments.timer == "device" else "(1 is the best conceivable)"
     for (kernel, shape, dtype), row in winners.items():

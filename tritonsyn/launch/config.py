@@ -1,7 +1,7 @@
 """How kernels are launched, as data: an override, else what was tuned, else a heuristic."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -243,14 +243,19 @@ def choose(
 
     Raises ``ValueError`` for an unknown kernel, or for a cache that cannot be read.
     """
-    if kernel not in HEURISTICS:
-        raise ValueError(f"kernel is {kernel!r}, but must be one of {', '.join(HEURISTICS)}")
-    key = tables.key(kernel, str(dtype).removeprefix("torch."), work)
+    check_name("kernel", kernel, HEURISTICS)
+    key = tables.key(kernel, dtype, work)
     for origin, path in tables.tables(devices):
         entry = tables.read(path).get(key)
         if entry is not None:
             return from_dict(entry["config"], str(path)), f"{origin} {path}"
     return HEURISTICS[kernel](work, dtype), "heuristic"
+
+
+def check_name(what: str, name: str, allowed: Iterable[str]) -> None:
+    """``ValueError`` for a name that is not among the allowed, with a list of those."""
+    if name not in allowed:
+        raise ValueError(f"{what} is {name!r}, but must be one of {', '.join(allowed)}")
 
 
 def from_dict(values: Any, origin: str) -> LaunchConfig:
@@ -279,10 +284,8 @@ def forget() -> None:
 def override_config(config: LaunchConfig, *kernels: str) -> Iterator[None]:
     """These kernels, or all, use this configuration until the block ends; for tests and sweeps."""
     global _overrides
-    previous, _overrides = (
-        _overrides,
-        {**_overrides, **dict.fromkeys(kernels or HEURISTICS, config)},
-    )
+    previous = _overrides
+    _overrides = {**previous, **dict.fromkeys(kernels or HEURISTICS, config)}
     try:
         yield
     finally:

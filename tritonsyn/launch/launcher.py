@@ -44,7 +44,7 @@ class Launch(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """All that Triton takes by name."""
-        return {**self.constants, **_settings(self.kernel.fn, self.config)}
+        return {**self.constants, **settings(self.kernel.fn, self.config)}
 
     def run(self) -> None:
         """Runs the kernel on the GPU of its tensors."""
@@ -134,7 +134,7 @@ def launch(
 
 
 @lru_cache(maxsize=4096)
-def _settings(function: Any, config: LaunchConfig) -> dict[str, int]:
+def settings(function: Any, config: LaunchConfig) -> dict[str, int]:
     """The part of a configuration that Triton takes: its own options, and the kernel's tiles.
 
     Cached by the kernel's function, because Triton's own object is slow to hash.

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ..launch import tables
-from ..launch.config import LaunchConfig, from_dict
+from ..launch.config import LaunchConfig, check_name, from_dict
 from .calls import CALLS
 from .record import Pointer, Variant, variants
 from .workers import CompileError, Workers
@@ -24,17 +25,9 @@ class Job(NamedTuple):
     """What is to be compiled."""
 
     variant: Variant
-    target: str
-    """``"sm_90"``."""
+    target: str  # "sm_90"
     config: LaunchConfig
-    machine_code: bool = True
-    """Whether to count the instructions of the machine code, not only its registers and memory."""
-
-    @property
-    def number(self) -> int:
-        """The number of the variant among those of its kernel."""
-        same = [v for v in variants() if v.kernel == self.variant.kernel]
-        return same.index(self.variant) if self.variant in same else -1
+    machine_code: bool = True  # count its instructions, besides its registers and memory
 
 
 # -- what is said of a kernel ------------------------------------------------------------------
@@ -45,13 +38,10 @@ class StreamReport:
     """An array that a kernel goes through in order."""
 
     itemsize: int
-    loads: int
-    """Of each element; those that it needs."""
+    loads: int  # of each element; those that it needs
     stores: int
-    moved: float
-    """Bytes that the code moves per element."""
-    bits: int
-    """The narrowest access."""
+    moved: float  # bytes that the code moves per element
+    bits: int  # the narrowest access
 
     @property
     def minimum(self) -> int:
@@ -61,38 +51,27 @@ class StreamReport:
 
 @dataclass(frozen=True)
 class Report:
-    """One variant of a kernel, compiled for one target in one configuration."""
+    """What became of a job."""
 
-    kernel: str
-    target: str
-    config: dict[str, int]
-    types: dict[str, str]
-    """Element type of each pointer."""
-    aligned: bool
-    registers: int
-    """Per thread."""
-    spills: int
-    """Bytes per thread in local memory."""
-    shared: int
-    """Bytes per program."""
-    instructions: int
-    """Of the machine code as it stands; 0 if unread."""
-    in_loops: int
-    """Those of them that stand in a loop."""
-    virtual: int
-    """Instructions of the PTX, from which the machine code is made."""
-    elements: int
-    """Of a stream, that a program touches in one pass of its code."""
-    loops: bool
-    """Whether the PTX has a loop."""
+    job: Job
+    types: dict[str, str]  # of elements, by pointer
+    registers: int  # per thread
+    spills: int  # bytes per thread in local memory
+    shared: int  # bytes per program
+    instructions: int  # of the machine code as it stands; 0 if unread
+    in_loops: int  # those of them that stand in a loop
+    virtual: int  # instructions of the PTX, from which the machine code is made
+    elements: int  # of a stream, that a program touches in one pass of its code
+    loops: bool  # whether the PTX has a loop
     streams: dict[str, StreamReport]
-    loads: dict[int, int]
-    """Global loads in the PTX by their width in bits."""
+    loads: dict[int, int]  # global loads in the PTX by their width in bits
     stores: dict[int, int]
-    resident_warps: int
-    """Warps that a multiprocessor holds at once."""
-    occupancy: float
-    """The same as a part of what it can hold."""
+    resident_warps: int  # that a multiprocessor holds at once
+
+    @property
+    def occupancy(self) -> float:
+        """The resident warps as a part of what a multiprocessor can hold, 0 to 1."""
+        return self.resident_warps / LIMITS[self.job.target].warps
 
     @property
     def copies(self) -> int:
@@ -122,29 +101,18 @@ class Report:
         fills whole sectors. Unaligned variants are exempt from the last.
         """
         found = [f"{self.spills} bytes per thread are spilled"] if self.spills else []
-        if not self.occupancy:
+        if not self.resident_warps:
             found.append("not even one program fits on a multiprocessor")
+        config = self.job.config
+        of_a_thread = max(1, self.elements // config.UNROLL // (32 * config.num_warps))
         for name, stream in self.streams.items():
             moved = stream.moved / self.copies
             if moved != stream.minimum:
                 found.append(f"{name} moves {moved:g} bytes per element, not {stream.minimum}")
-            widest = self._widest(stream)
-            if self.aligned and stream.bits < widest:
+            widest = min(128, 8 * stream.itemsize * of_a_thread)
+            if self.job.variant.aligned and stream.bits < widest:
                 found.append(f"{name} is accessed in {stream.bits} bits, not {widest}")
         return found
-
-    def _widest(self, stream: StreamReport) -> int:
-        row = self.elements // self.config.get("UNROLL", 1)
-        return min(128, 8 * stream.itemsize * max(1, row // (32 * self.config["num_warps"])))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {
-            **asdict(self),
-            "bytes_per_element": self.bytes_per_element,
-            "minimum": self.minimum,
-            "findings": self.findings(),
-        }
 
 
 # -- how many warps of it fit on a multiprocessor ------------------------------------------------
@@ -160,10 +128,8 @@ class Limits(NamedTuple):
 
     warps: int
     blocks: int
-    shared: int
-    """Bytes of shared memory, all blocks together."""
-    reserved: int
-    """Bytes of shared memory that the system takes for each block."""
+    shared: int  # bytes of shared memory, all blocks together
+    reserved: int  # bytes of shared memory that the system takes for each block
     multiprocessors: int
 
 
@@ -195,11 +161,6 @@ def resident_warps(target: str, registers: int, num_warps: int, shared: int) -> 
     return min(limits.blocks, by_registers, by_warps, by_shared) * num_warps
 
 
-def occupancy(target: str, registers: int, num_warps: int, shared: int) -> float:
-    """:func:`resident_warps` as a part of what the multiprocessor can hold, 0 to 1."""
-    return resident_warps(target, registers, num_warps, shared) / LIMITS[target].warps
-
-
 # -- how it is found out, in a process without the interpreter ---------------------------------
 
 
@@ -226,63 +187,58 @@ def _modules() -> list[Any]:
     return [importlib.import_module(module.name) for module in found]
 
 
-class _NoGpu:
+def _no_gpu(target: str) -> Any:
     """A driver for Triton that compiles for an architecture and launches nothing."""
+    from triton.backends.compiler import GPUTarget
 
-    def __init__(self, target: str) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self._target = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-
-    def get_current_device(self) -> int:
-        return int(self._target.arch)
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return self._target
+    gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    return SimpleNamespace(
+        get_current_device=lambda: gpu.arch,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: gpu,
+    )
 
 
 def report(job: Job) -> Report:
     """What a variant of a kernel becomes; raises whatever the compiler raises."""
     from triton.runtime import driver
 
-    from ..launch.launcher import Launch
+    from ..launch.launcher import settings
 
     variant, config = job.variant, job.config
     kernel = all_kernels()[variant.kernel]
-    launch = Launch(kernel, (1,), (), dict(variant.constants), (), None, config)  # type: ignore[arg-type]
-    driver.set_active(_NoGpu(job.target))
-    compiled = kernel.warmup(*variant.arguments, grid=(1,), **launch.options)
+    options = {**dict(variant.constants), **settings(kernel.fn, config)}
+    driver.set_active(_no_gpu(job.target))
+    compiled = kernel.warmup(*variant.arguments, grid=(1,), **options)
     ptx, shared = compiled.asm["ptx"], int(compiled.metadata.shared)
     used, counted = _machine_code(compiled.asm["cubin"], job.machine_code)
-    arguments = dict(zip(kernel.arg_names, variant.arguments, strict=False)) | launch.options
-    pointers = {n: a for n, a in arguments.items() if isinstance(a, Pointer)}
-    found = accesses(ptx, _passed(kernel.arg_names, arguments))
+
+    given = dict(zip(kernel.arg_names, variant.arguments, strict=False))
+    # A compiled kernel takes neither absent arguments, nor numbers that are 1.
+    found = accesses(ptx, [name for name, argument in given.items() if argument not in (None, 1)])
     declared = all_streams()[variant.kernel]
+    arguments = given | options
     elements = math.prod(arguments[f] if isinstance(f, str) else f for f in declared.elements)
-    streams = {
-        name: StreamReport(
-            itemsize=pointers[name].dtype.itemsize,
-            loads=stream.loads,
-            stores=stream.stores,
-            moved=sum(a.bits // 8 * count for a, count in found.items() if a.pointer == name)
-            * 32
-            * config.num_warps
-            / elements,
-            bits=min((a.bits for a in found if a.pointer == name), default=0),
+    streams = {}
+    for name, stream in declared.pointers.items():
+        pointer = given[name]
+        if not isinstance(pointer, Pointer) or (
+            stream.condition is not None and stream.condition not in arguments.items()
+        ):
+            continue
+        own = [(access.bits, count) for access, count in found.items() if access.pointer == name]
+        moved = sum(bits // 8 * count for bits, count in own) * 32 * config.num_warps / elements
+        narrowest = min((bits for bits, _ in own), default=0)
+        streams[name] = StreamReport(
+            pointer.dtype.itemsize, stream.loads, stream.stores, moved, narrowest
         )
-        for name, stream in declared.pointers.items()
-        if name in pointers
-        and (stream.condition is None or arguments[stream.condition[0]] == stream.condition[1])
-    }
     return Report(
-        kernel=variant.kernel,
-        target=job.target,
-        config=config.as_dict(),
-        types={n: str(a.dtype).removeprefix("torch.") for n, a in pointers.items()},
-        aligned=variant.aligned,
+        job,
+        types={
+            n: str(a.dtype).removeprefix("torch.")
+            for n, a in given.items()
+            if isinstance(a, Pointer)
+        },
         registers=used["REG"],
         spills=used["STACK"] + used["LOCAL"],
         shared=shared,
@@ -295,24 +251,13 @@ def report(job: Job) -> Report:
         loads=_widths(found, store=False),
         stores=_widths(found, store=True),
         resident_warps=resident_warps(job.target, used["REG"], config.num_warps, shared),
-        occupancy=occupancy(job.target, used["REG"], config.num_warps, shared),
     )
-
-
-def _passed(names: Sequence[str], arguments: dict[str, Any]) -> list[str]:
-    """The arguments that a compiled kernel takes: neither absent ones, nor numbers that are 1."""
-    return [n for n in names if isinstance(a := arguments[n], Pointer) or (_number(a) and a != 1)]
-
-
-def _number(value: Any) -> bool:
-    return type(value) is int
 
 
 class Access(NamedTuple):
     """A global load or store."""
 
-    pointer: str
-    """The argument that its address comes from; ``"?"`` where that is not one of them."""
+    pointer: str  # the argument that its address comes from; "?" where that is not one of them
     store: bool
     bits: int
 
@@ -366,11 +311,11 @@ def has_loop(ptx: str) -> bool:
 
 
 def _widths(found: Counter[Access], store: bool) -> dict[int, int]:
-    widths: dict[int, int] = {}
-    for access, count in sorted(found.items(), key=lambda item: -item[0].bits):
+    widths: Counter[int] = Counter()
+    for access, count in found.items():
         if access.store == store:
-            widths[access.bits] = widths.get(access.bits, 0) + count
-    return widths
+            widths[access.bits] += count
+    return dict(sorted(widths.items(), reverse=True))
 
 
 def _machine_code(cubin: bytes, read: bool) -> tuple[dict[str, int], tuple[int, int]]:
@@ -418,15 +363,17 @@ def check(
     targets: Sequence[str] = USUAL_TARGETS,
     kernels: Sequence[str] | None = None,
     machine_code: bool = True,
-    progress: Callable[[Sequence[Job], Iterable[Outcome]], Iterable[Outcome]] | None = None,
+    progress: Callable[[Iterable[Outcome], int], Iterable[Outcome]] | None = None,
 ) -> list[Outcome]:
     """Compiles the kernels (None: all) for the targets; needs no GPU.
 
-    ``progress`` may wrap the outcomes as they come. ``machine_code`` as in :class:`Job`. Raises
-    ``ValueError`` for an unknown kernel or target, with those that exist.
+    ``progress`` may wrap the outcomes as they come, and is told their number. ``machine_code`` as
+    in :class:`Job`. Raises ``ValueError`` for an unknown kernel or target, with those that exist.
     """
-    check_names("kernel", kernels or [], CALLS)
-    check_names("target", targets, TARGETS)
+    for kernel in kernels or []:
+        check_name("kernel", kernel, CALLS)
+    for target in targets:
+        check_name("target", target, TARGETS)
     jobs = [
         Job(variant, target, config, machine_code)
         for kernel in kernels or CALLS
@@ -437,40 +384,40 @@ def check(
     ]
     with Workers(report) as compilers:
         outcomes = zip(jobs, compilers.map(jobs), strict=True)
-        return list(progress(jobs, outcomes) if progress else outcomes)
+        return list(progress(outcomes, len(jobs)) if progress else outcomes)
 
 
 def as_dict(job: Job, outcome: Report | CompileError) -> dict[str, Any]:
     """An outcome as plain data; where the kernel did not compile, its figures are None."""
-    if isinstance(outcome, Report):
-        return {"variant": job.number, **outcome.as_dict()}
-    return {
-        "kernel": job.variant.kernel,
-        "variant": job.number,
+    variant = job.variant
+    known = {
+        "kernel": variant.kernel,
+        "variant": [v for v in variants() if v.kernel == variant.kernel].index(variant),
         "target": job.target,
         "config": job.config.as_dict(),
-        "aligned": job.variant.aligned,
-        "types": {},
-        "streams": {},
-        "findings": [f"does not compile: {outcome}"],
-        **dict.fromkeys(("registers", "spills", "shared", "occupancy", "loads", "stores")),
+        "aligned": variant.aligned,
     }
-
-
-def check_names(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
-    """``ValueError`` for a name that is not among the allowed, with a list of those."""
-    for name in names:
-        if name not in allowed:
-            raise ValueError(f"{what} is {name!r}, but must be one of {', '.join(allowed)}")
+    if isinstance(outcome, CompileError):
+        figures = dict.fromkeys(("registers", "spills", "shared", "occupancy", "loads", "stores"))
+        findings = [f"does not compile: {outcome}"]
+        return {**known, "types": {}, "streams": {}, **figures, "findings": findings}
+    return {
+        **known,
+        **{name: value for name, value in asdict(outcome).items() if name != "job"},
+        "occupancy": outcome.occupancy,
+        "bytes_per_element": outcome.bytes_per_element,
+        "minimum": outcome.minimum,
+        "findings": outcome.findings(),
+    }
 
 
 def shipped_configs(variant: Variant) -> list[LaunchConfig]:
     """The configurations in which tritonsyn itself launches a variant: heuristics and tables."""
     launches = variants()[variant]
     configs = [launch.config.with_chunks(1) for launch in launches]  # chunks are in the grid only
-    starts = {f"{n.name} {str(n.dtype).removeprefix('torch.')} " for n in launches}
+    starts = tuple({tables.key(launch.name, launch.dtype, ()) for launch in launches})
     for path in tables.shipped():
         for key, entry in tables.read(path).items():
-            if key.startswith(tuple(starts)):
+            if key.startswith(starts):
                 configs.append(from_dict(entry["config"], str(path)))
     return list(dict.fromkeys(configs))

@@ -22,7 +22,8 @@ _WORST = 4.0  # times the best: all beyond has one colour
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Writes a PNG. Raises ``ValueError`` where no configuration worked."""
-    panels = _panels([row for row in rows if row.cost is not None])
+    worked = sorted((row for row in rows if row.cost is not None), key=_place)
+    panels = [list(panel) for _, panel in groupby(worked, _place)]
     if not panels:
         raise ValueError("no configuration worked, so there is nothing to draw")
     columns = min(3, len(panels))
@@ -53,27 +54,18 @@ def _place(row: Row) -> tuple[str, str, str]:
     return row.trial.kernel, str(row.trial.shape), row.trial.dtype
 
 
-def _tile(row: Row) -> tuple[int, int, int]:
-    config = row.trial.config
-    return config.BLOCK, config.BLOCK_R, config.BLOCK_C
-
-
-def _panels(rows: Sequence[Row]) -> list[list[Row]]:
-    return [list(group) for _, group in groupby(sorted(rows, key=_place), key=_place)]
-
-
 def _panel(axis: Axes, rows: Sequence[Row]) -> AxesImage:
     """Tiles down, warps and unrolling across; of several chunks the best counts."""
-    tiles = sorted({_tile(row) for row in rows})
-    others = sorted({(r.trial.config.num_warps, r.trial.config.UNROLL) for r in rows})
-    costs = [[math.nan] * len(others) for _ in tiles]
+    costs: dict[tuple[tuple[int, ...], tuple[int, int]], float] = {}
     for row in rows:
         config = row.trial.config
-        line = costs[tiles.index(_tile(row))]
-        index = others.index((config.num_warps, config.UNROLL))
-        line[index] = min(row.cost or math.nan, *(c for c in [line[index]] if c == c), math.inf)
-    least = min(cost for line in costs for cost in line if cost == cost)
-    relative = [[cost / least for cost in line] for line in costs]
+        tile = config.BLOCK, config.BLOCK_R, config.BLOCK_C
+        place = tile, (config.num_warps, config.UNROLL)
+        costs[place] = min(row.cost or math.nan, costs.get(place, math.inf))
+    tiles = sorted({tile for tile, _ in costs})
+    others = sorted({other for _, other in costs})
+    least = min(costs.values())
+    relative = [[costs.get((t, o), math.nan) / least for o in others] for t in tiles]
     image = axis.imshow(relative, cmap="cividis_r", vmin=1, vmax=_WORST, aspect="auto")
     for y, line in enumerate(relative):
         for x, value in enumerate(line):

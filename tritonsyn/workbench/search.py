@@ -3,18 +3,19 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..launch import tables
-from ..launch.config import HEURISTICS, LaunchConfig, Work, forget
+from ..launch.config import HEURISTICS, LaunchConfig, Work, check_name, forget
 from ..system import write_whole
 from .calls import CALLS, Shape
 from .record import main_launch
 from .spaces import SETTINGS, Space, configs_of, default_configs
+from .workers import side_by_side
 
 if TYPE_CHECKING:
     from ..launch.launcher import Launch
@@ -78,45 +79,36 @@ class Row:
             raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-Judge = Callable[[Trial], Mapping[str, float]]
-"""A timer: the cost of a trial, the lower the better, and what else is worth a note."""
+Spaces = Space | Mapping[str, Sequence[LaunchConfig]]
+"""The values to try of each setting, or the configurations by kernel."""
+Timer = Callable[[Trial], Mapping[str, float]]
+"""The cost of a trial, the lower the better, and whatever else is worth a note.
+
+A timer may have a ``name``, which stands in every row (a sweep does not go on from the rows of
+another name), and say how many trials it can judge at once (``parallel``, 1 unless given).
+"""
 Progress = Callable[[Iterable[Row], int], Iterable[Row]]
 
 
 def trials(
-    kernels: Sequence[str],
-    shapes: Sequence[Shape],
-    dtypes: Sequence[str],
-    space: Space | Mapping[str, Sequence[LaunchConfig]] | None = None,
+    kernels: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[str], space: Spaces | None
 ) -> list[Trial]:
-    """Everything that a sweep tries; ``ValueError`` for names that do not exist, with a list.
-
-    ``space`` gives the values to try of each setting, or the configurations by kernel; None is the
-    default space of each kernel.
-    """
+    """Everything that a sweep tries, each once; ``ValueError`` as for :func:`sweep`."""
     for kernel in kernels:
-        if kernel not in CALLS:
-            raise ValueError(f"kernel is {kernel!r}, but must be one of {', '.join(CALLS)}")
-        allowed = CALLS[kernel].dtypes
+        check_name("kernel", kernel, CALLS)
         for dtype in dtypes:
-            if dtype not in allowed:
-                names = ", ".join(allowed)
-                raise ValueError(f"dtype of {kernel} is {dtype!r}, but must be one of {names}")
-    found = []
-    for kernel in kernels:
-        for shape in shapes:
-            for dtype in dtypes:
-                configs = _configs(kernel, shape, dtype, space)
-                found += [Trial(kernel, shape, dtype, config) for config in configs]
-    return found
+            check_name(f"dtype of {kernel}", dtype, CALLS[kernel].dtypes)
+    found = [
+        Trial(kernel, shape, dtype, config)
+        for kernel in kernels
+        for shape in shapes
+        for dtype in dtypes
+        for config in _configs(kernel, shape, dtype, space)
+    ]
+    return list(dict.fromkeys(found))
 
 
-def _configs(
-    kernel: str,
-    shape: Shape,
-    dtype: str,
-    space: Space | Mapping[str, Sequence[LaunchConfig]] | None,
-) -> Sequence[LaunchConfig]:
+def _configs(kernel: str, shape: Shape, dtype: str, space: Spaces | None) -> Sequence[LaunchConfig]:
     if space is None:
         launch = main_launch(kernel, shape, dtype)
         return default_configs(kernel, launch.work, launch.dtype)
@@ -131,40 +123,37 @@ def sweep(
     kernels: Sequence[str],
     shapes: Sequence[Shape],
     dtypes: Sequence[str] = ("float32",),
-    space: Space | Mapping[str, Sequence[LaunchConfig]] | None = None,
+    space: Spaces | None = None,
     *,
-    timer: Judge,
+    timer: Timer,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Judges every configuration of a space for every kernel, shape and dtype.
 
-    A configuration that fails becomes a row with an error, and the sweep goes on. With ``out``, a
-    folder, rows go to ``results.jsonl`` one by one as they come, each a line of JSON, and rows that
-    are there already are not tried again.
+    ``space`` None is the default space of each kernel. A configuration that fails becomes a row
+    with an error, and the sweep goes on. With ``out``, a folder, rows go to ``results.jsonl`` one
+    by one as they come, each a line of JSON, and rows that are there already are not tried again.
 
     ``timer`` is a ``StaticTimer`` or ``DeviceTimer`` of :mod:`tritonsyn.workbench.timers`, or any
     callable that takes a :class:`Trial` and returns ``{"cost": ...}``. Raises ``ValueError`` for
-    unknown names, a broken space or a folder with another file of this name, ``OSError`` if a row
-    cannot be written; rows before it stay readable.
+    unknown names, with a list of those that exist, a broken space or a folder with another file of
+    this name, ``OSError`` if a row cannot be written; rows before it stay readable.
     """
-    wanted = list(dict.fromkeys(trials(kernels, shapes, dtypes, space)))
+    wanted = trials(kernels, shapes, dtypes, space)
     name = str(getattr(timer, "name", getattr(timer, "__name__", "timer")))
+    judge = partial(_judged, timer, name)
     with _results(out) as (past, add):
         done = {row.trial: row for row in past if row.timer == name}
         pending = [trial for trial in wanted if trial not in done]
-
-        def judge(trial: Trial) -> Row:
-            return _judged(timer, trial, name)
-
-        with _mapped(judge, pending, getattr(timer, "parallel", 1)) as rows:
+        with closing(side_by_side(judge, pending, getattr(timer, "parallel", 1))) as rows:
             for row in progress(rows, len(pending)) if progress else rows:
                 add(row)
                 done[row.trial] = row
     return [done[trial] for trial in wanted]
 
 
-def _judged(timer: Judge, trial: Trial, name: str) -> Row:
+def _judged(timer: Timer, name: str, trial: Trial) -> Row:
     try:
         verdict = dict(timer(trial))
         cost = float(verdict.pop("cost"))
@@ -175,49 +164,23 @@ def _judged(timer: Judge, trial: Trial, name: str) -> Row:
 
 
 @contextmanager
-def _mapped(
-    judge: Callable[[Trial], Row], pending: Sequence[Trial], parallel: int
-) -> Iterator[Iterator[Row]]:
-    """Rows in order; on the way out what has not begun is dropped."""
-    if parallel <= 1:
-        yield map(judge, pending)
-        return
-    pool = ThreadPoolExecutor(parallel)
-    try:
-        yield pool.map(judge, pending)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _results(out: Path | None) -> Iterator[tuple[list[Row], Callable[[Row], None]]]:
+def _results(out: Path | None) -> Iterator[tuple[list[Row], Callable[[Row], object]]]:
     """The rows of earlier sweeps, and what adds one; one sweep at a time in a folder."""
     if out is None:
         yield [], lambda row: None
         return
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.jsonl"
-    with _alone(out / "results.lock"):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(tables.locked(out / "results.lock", wait=False))
+        except BlockingIOError:
+            raise ValueError(f"another sweep writes to {out}") from None
         past = read_rows(path)
         # Anew, because a sweep that was cut off may have left half a line.
         write_whole(path, "".join(map(_line, past)))
-        with path.open("a", encoding="utf-8") as file:
-
-            def add(row: Row) -> None:
-                file.write(_line(row))
-                file.flush()
-
-            yield past, add
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(tables.locked(lock, wait=False))
-        except BlockingIOError:
-            raise ValueError(f"another sweep writes to {lock.parent}") from None
-        yield
+        file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))  # by lines
+        yield past, lambda row: file.write(_line(row))
 
 
 def _line(row: Row) -> str:
@@ -259,8 +222,7 @@ def install(rows: Iterable[Row], device: str) -> Path:
     entries = {}
     for (kernel, _, _), row in best(rows).items():
         launch = row.trial.launch
-        dtype = str(launch.dtype).removeprefix("torch.")
-        entries[tables.key(kernel, dtype, launch.work)] = {
+        entries[tables.key(kernel, launch.dtype, launch.work)] = {
             "config": row.trial.config.as_dict(),
             "timer": row.timer,
             "cost": row.cost,

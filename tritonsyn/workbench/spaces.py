@@ -19,32 +19,20 @@ SETTINGS = tuple(field.name for field in fields(LaunchConfig))
 # Elements of a thread: fewer waste lanes or width, more overflow the registers.
 _FEWEST, _MOST = 2, 16
 
+
+def _tiles(
+    block: list[int], outputs: list[int], inputs: list[int], unroll: tuple[int, ...] = (1,)
+) -> Space:
+    tile = {"BLOCK_R": outputs, "BLOCK_C": inputs}
+    return {"BLOCK": block, "num_warps": [4, 8], "UNROLL": unroll, **tile}
+
+
 _SPIKES: Space = {"BLOCK": [32, 64, 128, 256], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4]}
-_PROJECTIONS: dict[str, Space] = {
-    "shift_sum_kernel": {
-        "BLOCK": [128, 256],
-        "num_warps": [4, 8],
-        "UNROLL": [2, 4, 8],
-        "BLOCK_R": [4, 8, 16],
-    },
-    "shift_dot_kernel": {
-        "BLOCK": [64, 128, 256],
-        "num_warps": [4, 8],
-        "BLOCK_R": [4, 8],
-        "BLOCK_C": [2, 4, 8],
-    },
-    "temporal_gemm_kernel": {
-        "BLOCK": [32, 64, 128],
-        "num_warps": [4, 8],
-        "BLOCK_R": [32, 64],
-        "BLOCK_C": [16, 32, 64],
-    },
-    "temporal_gemm_dot_kernel": {
-        "BLOCK": [32, 64],
-        "num_warps": [4, 8],
-        "BLOCK_R": [32, 64],
-        "BLOCK_C": [32, 64],
-    },
+_PROJECTIONS = {
+    "shift_sum_kernel": _tiles([128, 256], [4, 8, 16], [1], unroll=(2, 4, 8)),
+    "shift_dot_kernel": _tiles([64, 128, 256], [4, 8], [2, 4, 8]),
+    "temporal_gemm_kernel": _tiles([32, 64, 128], [32, 64], [16, 32, 64]),
+    "temporal_gemm_dot_kernel": _tiles([32, 64], [32, 64], [32, 64]),
     "spike_sum_kernel": _SPIKES,
     "spike_dot_kernel": _SPIKES,
 }

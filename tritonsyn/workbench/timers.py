@@ -1,33 +1,19 @@
 """How a sweep judges a configuration: by its code, or by the time that it takes."""
 
 import math
-from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 
-from ..launch.config import SCANS
-from .inspect import LIMITS, TARGETS, Job, Report, check_names, report
+from ..launch.config import SCANS, check_name
+from .inspect import LIMITS, TARGETS, Job, Report, report
 from .record import Variant, launches_of
 from .search import Trial
 from .workers import Workers
 
-
-class Timer(Protocol):
-    """What judges trials. Any callable will do; these attributes are optional."""
-
-    name: str
-    """Stands in every row; results of timers of other names are not resumed from."""
-    device: str
-    """Under which ``--install`` keeps the winner: a GPU's name, or an architecture."""
-    parallel: int
-    """Trials that may be judged at once; 1 unless given."""
-
-    def __call__(self, trial: Trial) -> Mapping[str, float]:
-        """``{"cost": ...}``, the lower the better, and whatever else is worth a note."""
+_FIGURES = ("registers", "spills", "shared", "occupancy", "instructions", "bytes_per_element")
 
 
-class StaticTimer:
+class StaticTimer(Workers[Job, Report]):
     """Ranks by the compiled code, for a GPU that need not be there. It measures nothing.
 
     The cost is 1 for code that nothing holds back, and more the more of these apply, multiplied:
@@ -48,41 +34,21 @@ class StaticTimer:
     """
 
     def __init__(self, target: str = "sm_90") -> None:
-        check_names("target", [target], TARGETS)
+        check_name("target", target, TARGETS)
+        super().__init__(report)
         self.name = f"static {target}"
         self.device = target
-        self._compilers = Workers(report)
-        self.parallel = self._compilers.count
         self._reports: dict[Job, Report] = {}
-
-    def __enter__(self) -> "StaticTimer":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._compilers.__exit__(*exception)
 
     def __call__(self, trial: Trial) -> dict[str, float]:
         """The cost, and the figures of the code that it comes from."""
-        report = self._report(trial)
-        if not report.resident_warps:
-            raise ValueError("not even one program fits on a multiprocessor")
-        return {
-            "cost": round(_cost(report, trial), 4),
-            "registers": report.registers,
-            "spills": report.spills,
-            "shared": report.shared,
-            "occupancy": report.occupancy,
-            "instructions": report.instructions,
-            "bytes_per_element": report.bytes_per_element,
-        }
-
-    def _report(self, trial: Trial) -> Report:
         # Chunks are a matter of the grid: the code is the same.
-        variant = Variant.of(trial.launch, trial.shape)
-        job = Job(variant, self.device, trial.config.with_chunks(1))
-        found = self._reports.get(job) or self._compilers.run(job)
-        self._reports[job] = found
-        return found
+        job = Job(Variant.of(trial.launch, trial.shape), self.device, trial.config.with_chunks(1))
+        found = self._reports[job] = self._reports.get(job) or self.run(job)
+        if not found.resident_warps:
+            raise ValueError("not even one program fits on a multiprocessor")
+        figures = {name: getattr(found, name) for name in _FIGURES}
+        return {"cost": round(_cost(found, trial), 4), **figures}
 
 
 _IN_FLIGHT = 20 * 1024
@@ -91,13 +57,11 @@ _PER_CLOCK = 15  # bytes from memory per clock
 
 
 def _cost(report: Report, trial: Trial) -> float:
-    threads = 32 * report.config["num_warps"]
-    multiprocessors = LIMITS[report.target].multiprocessors
-    programs = trial.programs
-    by_grid = programs * report.config["num_warps"] / multiprocessors
-    warps = min(report.resident_warps, by_grid)
+    threads = 32 * trial.config.num_warps
+    # Warps of the whole grid for each multiprocessor, of which some are resident at once.
+    warps = trial.programs * trial.config.num_warps / LIMITS[report.job.target].multiprocessors
     loaded = sum(bits // 8 * count for bits, count in report.loads.items())
-    flight = min(1.0, max(loaded, 1) * 32 * warps / _IN_FLIGHT)
+    flight = min(1.0, max(loaded, 1) * 32 * min(report.resident_warps, warps) / _IN_FLIGHT)
 
     accesses = [*report.loads.items(), *report.stores.items()]
     moved = sum(bits // 8 * count for bits, count in accesses)
@@ -109,7 +73,7 @@ def _cost(report: Report, trial: Trial) -> float:
     bytes_per_element = report.minimum or moved / by_thread
     issue = min(1.0, bytes_per_element / _PER_CLOCK / (per_element / _ISSUED))
 
-    waves = programs / multiprocessors / (report.resident_warps / report.config["num_warps"])
+    waves = warps / report.resident_warps
     tail = waves / math.ceil(waves) if waves > 1 else 1.0
     spilled = 2 if report.spills else 1
     return _traffic(report, trial) * spilled / (flight * (1 + width) / 2 * issue * tail)

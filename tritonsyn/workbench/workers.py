@@ -5,16 +5,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
+Self = TypeVar("Self", bound="Workers[Any, Any]")
 
 # Whatever pool begins a process changes what the whole process shows to its children.
 _beginning = threading.Lock()
@@ -24,16 +24,30 @@ class CompileError(Exception):
     """A kernel did not compile; the message is the compiler's, in one line."""
 
 
+def side_by_side(
+    function: Callable[[Job], Result], jobs: Iterable[Job], parallel: int
+) -> Generator[Result]:
+    """Results in order, from so many threads; none begins another job once the iterator closes."""
+    if parallel == 1:
+        yield from map(function, jobs)
+        return
+    with ThreadPoolExecutor(parallel) as threads:
+        try:
+            yield from threads.map(function, jobs)
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
 class Workers(Generic[Job, Result]):
     """A few processes that run a function of a job. A context manager; leaving it ends them."""
 
-    def __init__(self, function: Callable[[Job], Result], count: int | None = None) -> None:
+    def __init__(self, function: Callable[[Job], Result], parallel: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        self.count = count or min(8, cores)
+        self.parallel = parallel or min(8, cores)
         self._function = function
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Workers[Job, Result]":
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -54,18 +68,14 @@ class Workers(Generic[Job, Result]):
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Result | CompileError]:
         """Runs jobs side by side; results in order, an error in the place of its result."""
-        with ThreadPoolExecutor(self.count) as threads:
-            try:
-                yield from threads.map(self._result_or_error, jobs)
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
 
-    def _result_or_error(self, job: Job) -> Result | CompileError:
-        try:
-            return self.run(job)
-        except CompileError as error:
-            return error
+        def outcome(job: Job) -> Result | CompileError:
+            try:
+                return self.run(job)
+            except CompileError as error:
+                return error
+
+        return side_by_side(outcome, jobs, self.parallel)
 
     def _submit(self, job: Job) -> "Future[Result]":
         with _beginning, _afresh():
@@ -75,7 +85,7 @@ class Workers(Generic[Job, Result]):
                 except BrokenProcessPool:  # by an earlier job
                     pass
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, spawn, _begin)
+            self._pool = ProcessPoolExecutor(self.parallel, spawn, _begin)
             return self._pool.submit(_answer, self._function, job)
 
 
