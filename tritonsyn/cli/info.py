@@ -6,6 +6,10 @@ import os
 import platform
 from typing import Any
 
+import torch
+
+from .. import __version__, backend
+from ..launch import tables
 from ..system import package_version
 
 
@@ -31,23 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def facts() -> dict[str, dict[str, Any]]:
-    import torch
-
-    from .. import __version__, backend
-    from ..launch import tables
-
-    cuda = torch.cuda.is_available()
-    devices: dict[str, Any] = {"cpu": platform.processor() or platform.machine()}
-    if cuda:
-        for index in range(torch.cuda.device_count()):
-            devices[f"cuda:{index}"] = torch.cuda.get_device_name(index)
-    backends: dict[str, Any] = {}
-    for name in ("cpu", "cuda"):
-        if name == "cuda" and not cuda:
-            backends[name] = "no CUDA device on this machine"
-            continue
-        chosen, reason = backend.explain(torch.device(name))
-        backends[name] = f"{chosen}: {reason}"
+    gpus = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     return {
         "versions": {
             "tritonsyn": __version__,
@@ -56,14 +44,23 @@ def facts() -> dict[str, dict[str, Any]]:
             "triton": package_version("triton"),
             "numpy": package_version("numpy"),
         },
-        "devices": devices,
-        "backend": {"default": backend.get_backend(), **backends},
+        "devices": {"cpu": platform.processor() or platform.machine(), **gpus},
+        "backend": {
+            "default": backend.get_backend(),
+            "cpu": _runs("cpu"),
+            "cuda": _runs("cuda") if gpus else "no CUDA device on this machine",
+        },
         "caches": {"compiled kernels": _triton_cache(), "launch settings": str(tables.folder())},
         "environment": {
             name: os.environ.get(name)
             for name in (backend.VARIABLE, tables.VARIABLE, "TRITON_INTERPRET", "TRITON_CACHE_DIR")
         },
     }
+
+
+def _runs(device: str) -> str:
+    """Which backend runs on a device, and why."""
+    return "{}: {}".format(*backend.explain(torch.device(device)))
 
 
 def _triton_cache() -> str | None:

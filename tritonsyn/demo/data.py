@@ -48,14 +48,11 @@ def encode(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     brightness = images.unsqueeze(2)
     phase = torch.rand(count, ROWS, 1, images.shape[2], generator=generator)
     step = torch.arange(ROW_STEPS).view(1, 1, -1, 1)
-    copies = []
-    for copy in range(COPIES):
-        u = (phase + copy / COPIES) % 1.0
-        before, after = brightness * step + u, brightness * (step + 1) + u
-        copies.append(after.floor() - before.floor())
-    spikes = torch.cat(copies, -1).reshape(count, ROWS * ROW_STEPS, INPUTS)
-    quiet = torch.zeros(count, QUIET_STEPS, INPUTS)
-    return torch.cat((spikes, quiet), 1).transpose(0, 1).contiguous()
+    u = torch.cat([(phase + copy / COPIES) % 1.0 for copy in range(COPIES)], -1)
+    rate = brightness.repeat(1, 1, 1, COPIES)
+    spikes = (rate * (step + 1) + u).floor() - (rate * step + u).floor()
+    spikes = spikes.reshape(count, ROWS * ROW_STEPS, INPUTS).transpose(0, 1)
+    return torch.cat((spikes, torch.zeros(QUIET_STEPS, count, INPUTS)))
 
 
 def encode_test(images: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,6 @@
 import json
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,19 @@ from ..system import package_version, write_whole
 from . import data, picture
 from .train import Run, train
 
+_PACKAGES = ("tritonsyn", "torch", "triton", "snntorch", "scikit-learn")
+
 
 def run(epochs: int, seed: int, device: torch.device, out: Path) -> dict[str, Any]:
     """Trains both networks and writes ``metrics.json`` and ``demo.png`` into ``out``."""
     started = time.perf_counter()
-    with _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small operations: threads would wait for each other
+    try:
         learned = train(epochs, seed, device, frozen=False)
         frozen = train(epochs, seed, device, frozen=True)
+    finally:
+        torch.set_num_threads(threads)
     metrics = _metrics(learned, frozen, seed, device, time.perf_counter() - started)
     write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     picture.draw(learned, frozen, data.load(seed)[1], out / "demo.png")
@@ -30,17 +34,6 @@ def run(epochs: int, seed: int, device: torch.device, out: Path) -> dict[str, An
     print(f"delays frozen at zero: {frozen.test_accuracy:.1%}; delays are worth {gain:.1f} points")
     print(f"wrote {out / 'metrics.json'} and {out / 'demo.png'}")
     return metrics
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The work is many small operations: threads that wait for each other would slow it down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _metrics(
@@ -61,9 +54,6 @@ def _metrics(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            **{
-                package: package_version(package)
-                for package in ("tritonsyn", "torch", "triton", "snntorch", "scikit-learn")
-            },
+            **{package: package_version(package) for package in _PACKAGES},
         },
     }

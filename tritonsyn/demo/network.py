@@ -65,11 +65,6 @@ def _layer(
 ) -> DelayedLinear:
     """A delayed dense layer; its delays are learned, or ``frozen`` at zero."""
 
-    def delays(tensor: torch.Tensor) -> torch.Tensor:
-        # Drawn also where frozen, so that both networks start from the same weights.
-        drawn = tensor.uniform_(0.0, delay)
-        return torch.zeros_like(drawn) if frozen else drawn
-
     layer = DelayedLinear(
         inputs,
         outputs,
@@ -79,9 +74,10 @@ def _layer(
         bias=True,
         weight_init=lambda tensor: tensor.normal_(0.0, scale / inputs**0.5),
         bias_init=nn.init.zeros_,
-        delay_init=delays,
+        delay_init=lambda tensor: tensor.uniform_(0.0, delay),
     )
-    layer.delay.requires_grad_(not frozen)
+    if frozen:  # after its delays were drawn, so that both networks start from the same weights
+        layer.delay.requires_grad_(False).zero_()
     return layer
 
 

@@ -124,19 +124,12 @@ def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _walk(work: Work, unroll: int) -> LaunchConfig:
-    size = work[-1]
+    steps, size = work
     block = 32 if size <= 32768 else 64
     # Of odd rows each element is loaded by itself, and its address takes a register.
-    unroll = min(unroll, 8) if _odd(size) else unroll
-    return _in_chunks(work, LaunchConfig(block, num_warps=1, UNROLL=unroll))
-
-
-def _in_chunks(work: Work, config: LaunchConfig) -> LaunchConfig:
-    steps, size = work
-    programs = -(-size // config.BLOCK)
+    config = LaunchConfig(block, num_warps=1, UNROLL=min(unroll, 8) if _odd(size) else unroll)
     # What passes between chunks is a scan of its own, over as many steps as there are chunks.
-    most = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
-    return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
+    return _in_parts(config, -(-size // block), min(steps // _SHORTEST_CHUNK, math.isqrt(steps)))
 
 
 def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -185,7 +178,7 @@ def _spike_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _in_parts(config: LaunchConfig, programs: int, most: int) -> LaunchConfig:
-    """A reduction of so many programs, in parts that keep the GPU busy."""
+    """The work of so many programs, in parts that keep the GPU busy, and at most so many."""
     return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
 
 

@@ -1,6 +1,6 @@
 """Public calls at a shape, for each kernel: what ``check`` compiles and ``tune`` times."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,11 @@ from ..modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExpo
 
 FLOATING = ("float32", "float64", "bfloat16", "float16")
 DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
+_KINDS: dict[str, tuple[Callable[..., Any], dict[str, float]]] = {
+    "single": (SingleExponentialCurrent, {"spike_charge": 1.0, "time_constant": 5.0}),
+    "double": (DoubleExponentialCurrent, {"spike_charge": 1.0, "tc_decay": 6.0, "tc_rise": 2.0}),
+    "alpha": (AlphaCurrent, {"spike_charge": 1.0, "time_constant": 5.0}),
+}
 _SLOTS = 21  # of the records: 20 steps of delay
 _RATE = 0.02  # spikes per input and step
 
@@ -73,24 +78,25 @@ class Site(NamedTuple):
             full = torch.full(size, value, device=self.device)
             return torch.nn.Parameter(full) if learned else full if each else value
 
+        made, constants = _KINDS[kind]
+        options |= {name: constant(value) for name, value in constants.items()}
         options |= {"delay": self.shape.delay, "batch_size": self.shape.batch}
-        options |= {"dtype": self.dtype, "device": self.device, "spike_charge": constant(1.0)}
-        if kind == "double":
-            options |= {"tc_decay": constant(6.0), "tc_rise": constant(2.0)}
-            return DoubleExponentialCurrent(self.shape.synapses, 1.0, **options)
-        made = {"single": SingleExponentialCurrent, "alpha": AlphaCurrent}[kind]
-        return made(self.shape.synapses, 1.0, time_constant=constant(5.0), **options)
+        options |= {"dtype": self.dtype, "device": self.device}
+        return made(self.shape.synapses, 1.0, **options)
 
     def record(self, **options: Any) -> RecordTensor:
         """A record of zeros."""
         return RecordTensor(1.0, self.shape.delay, torch.zeros_like(self.values()), **options)
 
 
+Function = Callable[..., object]
+"""Takes a site and options."""
+
+
 class Call(NamedTuple):
     """A call of public functions or modules, in which kernels are launched."""
 
-    function: Callable[..., object]
-    """Takes a site and the options."""
+    function: Function
     dtypes: tuple[str, ...] = FLOATING
     options: dict[str, Any] = {}  # noqa: RUF012 (no one changes it)
 
@@ -198,7 +204,7 @@ def project(
 
 
 _ARITHMETIC = ("float32", "float64")
-_LEARNED = {"learned": True, "graph": True}
+_LEARNED: dict[str, Any] = {"learned": True, "graph": True}
 
 CALLS = {
     "ring_push_kernel": Call(write, (*FLOATING, "bool")),
@@ -221,7 +227,7 @@ CALLS = {
 }
 """By kernel, the call in which it is tuned, and the dtypes of the state for which it can be."""
 
-STEMS: dict[Callable[..., object], tuple[str, ...]] = {
+STEMS: dict[Function, tuple[str, ...]] = {
     write: ("record",),
     pack: ("record",),
     step: ("step",),
@@ -236,56 +242,57 @@ LARGE, LONG, ODD = Shape(1000, 64, 4096), Shape(4000, 16, 64), Shape(300, 3, 37,
 """Sizes on which heuristics settle, those of a sequence in chunks, and no multiples of 16."""
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-_DOUBLE = {"kind": "double", "learned": True, "each": True}
-_ALPHA = {"kind": "alpha", "learned": True}
+_DOUBLE: dict[str, Any] = {"kind": "double", "learned": True, "each": True}
+_ALPHA: dict[str, Any] = {"kind": "alpha", "learned": True}
 
 
-def variants() -> Iterator[tuple[Call, Shape, torch.dtype]]:
+def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     """Calls that together take every branch of a kernel on a dtype, a flag or an absent pointer."""
+    found = []
 
-    def at(dtype: torch.dtype, *functions: Callable[..., object], **options: Any) -> Iterator[Any]:
-        for function in functions:
-            yield Call(function, options=options), LARGE, dtype
+    def at(dtype: torch.dtype, function: Function, shape: Shape = LARGE, **options: Any) -> None:
+        found.append((Call(function, options=options), shape, dtype))
 
     for dtype, value in ((F32, F32), (F64, torch.uint8), (BF16, torch.int64), (torch.bool, BF16)):
-        yield from at(dtype, write, value=value)
-    yield from at(F64, write)
-    yield from at(BF16, write, capturable=True)
+        at(dtype, write, value=value)
+    at(F64, write)
+    at(BF16, write, capturable=True)
     for dtype in (torch.bool, F32, torch.int64):
-        yield from at(dtype, pack)
-    yield from at(F32, step)
-    yield from at(F32, step, x=F32, graph=False)
-    yield from at(BF16, step, x=BF16, kind="double")
-    yield from at(F16, step, x=F32, each=True, unused=True)
-    yield from at(F32, step, x=torch.uint8, **_DOUBLE)
-    yield from at(F64, step, x=F64, **_DOUBLE, capturable=True)
-    for dtype, mode in ((torch.bool, "previous"), (torch.bool, "nearest")):
-        yield from at(dtype, select, mode=mode, graph=False)
+        at(dtype, pack)
+    at(F32, step)
+    at(F32, step, x=F32, graph=False)
+    at(BF16, step, x=BF16, kind="double")
+    at(F16, step, x=F32, each=True, unused=True)
+    at(F32, step, x=torch.uint8, **_DOUBLE)
+    at(F64, step, x=F64, **_DOUBLE, capturable=True)
+    for mode in ("previous", "nearest"):
+        at(torch.bool, select, mode=mode, graph=False)
     for dtype, mode in ((F16, "linear"), (F32, "next"), (F32, "linear"), (F32, "nearest")):
-        yield from at(dtype, select, mode=mode)
-    yield from at(F64, select, capturable=True)
-    yield from at(F32, delayed, graph=False)
-    yield from at(F32, delayed, times=3, **_DOUBLE)
-    yield from at(BF16, delayed, kind="double", current_overbound=None, learned=True)
-    yield from at(F64, delayed, **_DOUBLE, capturable=True, times=2)
-    yield from at(F16, delayed, time=F32, each=True, learned=True)
-    yield from at(F32, scan, x=torch.bool)
-    yield from at(F32, scan, **_LEARNED)
-    yield from at(BF16, scan, packed=True, **_DOUBLE, graph=True)
-    yield from at(F16, scan, x=BF16, **_DOUBLE, graph=True, again=True)
-    yield from at(F64, scan, **_DOUBLE, graph=True)
+        at(dtype, select, mode=mode)
+    at(F64, select, capturable=True)
+    at(F32, delayed, graph=False)
+    at(F32, delayed, times=3, **_DOUBLE)
+    at(BF16, delayed, kind="double", current_overbound=None, learned=True)
+    at(F64, delayed, **_DOUBLE, capturable=True, times=2)
+    at(F16, delayed, time=F32, each=True, learned=True)
+    at(F32, scan, x=torch.bool)
+    at(F32, scan, **_LEARNED)
+    at(BF16, scan, packed=True, **_DOUBLE, graph=True)
+    at(F16, scan, x=BF16, **_DOUBLE, graph=True, again=True)
+    at(F64, scan, **_DOUBLE, graph=True)
     for dtype in (F32, BF16, F64):
-        yield from at(dtype, project, graph=True)
-        yield from at(dtype, project, steps=True)
+        at(dtype, project, graph=True)
+        at(dtype, project, steps=True)
     for precision in ("highest", "high", "medium"):
-        yield from at(F32, project, strategy="gemm", precision=precision, graph=True)
+        at(F32, project, strategy="gemm", precision=precision, graph=True)
     for dtype in (F16, F64):
-        yield from at(dtype, project, strategy="gemm", graph=True)
+        at(dtype, project, strategy="gemm", graph=True)
     for dtype in (F32, F64):
-        yield from at(dtype, project, strategy="events", graph=True)
+        at(dtype, project, strategy="events", graph=True)
     for each in (False, True):
-        yield from at(F32, step, x=F32, **_ALPHA, each=each)
-        yield from at(F32, delayed, **_ALPHA, each=each)
-    yield from at(F32, scan, **_ALPHA, graph=True)
-    yield Call(scan, options={**_DOUBLE, "graph": True, "again": True}), LONG, F32
-    yield Call(scan, options={**_ALPHA, "graph": True, "each": True}), LONG, F32
+        at(F32, step, x=F32, **_ALPHA, each=each)
+        at(F32, delayed, **_ALPHA, each=each)
+    at(F32, scan, **_ALPHA, graph=True)
+    at(F32, scan, LONG, **_DOUBLE, graph=True, again=True)
+    at(F32, scan, LONG, **_ALPHA, graph=True, each=True)
+    return found

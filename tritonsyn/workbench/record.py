@@ -1,7 +1,7 @@
 """Launches of public calls, as values: what is compiled and timed is what is launched."""
 
 import threading
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,10 +68,8 @@ def record(
     """The launches of a call. On a GPU they also run, so that each reads what it would read."""
     from ..launch.launcher import recording
 
-    with _lock, ExitStack() as stack:
-        if device.type != "cuda":
-            stack.enter_context(pretend_triton())
-        launches = stack.enter_context(recording(run=device.type == "cuda"))
+    gpu = device.type == "cuda"
+    with _lock, nullcontext() if gpu else pretend_triton(), recording(run=gpu) as launches:
         call(Site(shape, dtype, device))
     return launches
 
@@ -87,9 +85,7 @@ def launches_of(
 
     The last of them does the main part of the work: before it chunks of a scan make their carries.
     """
-    with _lock, ExitStack() as stack:
-        if config is not None:
-            stack.enter_context(override_config(config, kernel))
+    with _lock, override_config(config, kernel) if config else nullcontext():
         launches = record(CALLS[kernel], shape, getattr(torch, dtype), device)
     return [launch for launch in launches if launch.name == kernel]
 

@@ -16,8 +16,6 @@ Space = Mapping[str, Iterable[int]]
 
 SETTINGS = tuple(field.name for field in fields(LaunchConfig))
 """The names of all settings."""
-# Elements of a thread: fewer waste lanes or width, more overflow the registers.
-_FEWEST, _MOST = 2, 16
 
 
 def _tiles(
@@ -41,22 +39,19 @@ _PROJECTIONS = {
 def default_configs(kernel: str, work: Work, dtype: torch.dtype) -> list[LaunchConfig]:
     """What a sweep tries unless told otherwise: the heuristic's choice and all around it."""
     usual = HEURISTICS[kernel](work, dtype)
+    space: Space
     if kernel in _PROJECTIONS:
         around = configs_of({**_PROJECTIONS[kernel], "chunks": [usual.chunks]})
     else:
-        around = _of_streams(usual, kernel in SCANS)
+        if kernel in SCANS:
+            chunks = sorted({1, usual.chunks, 2 * usual.chunks})
+            space = {"BLOCK": [64, 128, 256, 512], "num_warps": [1, 2, 4]}
+            space |= {"UNROLL": [1, 2, 4, 8, 16], "chunks": chunks}
+        else:
+            space = {"BLOCK": [128, 256, 512, 1024, 2048, 4096], "num_warps": [1, 2, 4, 8]}
+        # Elements of a thread: fewer waste lanes or width, more overflow the registers.
+        around = [c for c in configs_of(space) if 2 <= c.BLOCK / (32 * c.num_warps) <= 16]
     return list(dict.fromkeys([usual, *around]))
-
-
-def _of_streams(usual: LaunchConfig, scan: bool) -> list[LaunchConfig]:
-    """For kernels that go through arrays in order: what gives threads neither little nor much."""
-    space: Space = {
-        "BLOCK": [64, 128, 256, 512] if scan else [128, 256, 512, 1024, 2048, 4096],
-        "num_warps": [1, 2, 4] if scan else [1, 2, 4, 8],
-        "UNROLL": [1, 2, 4, 8, 16] if scan else [1],
-        "chunks": sorted({1, usual.chunks, 2 * usual.chunks}) if scan else [1],
-    }
-    return [c for c in configs_of(space) if _FEWEST <= c.BLOCK / (32 * c.num_warps) <= _MOST]
 
 
 def configs_of(space: Space, origin: str = "space") -> list[LaunchConfig]:
