@@ -37,8 +37,7 @@ def folder() -> Path:
     given = os.environ.get(VARIABLE)
     if given:
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tritonsyn"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonsyn"
 
 
 def path(device: str) -> Path:
@@ -48,9 +47,8 @@ def path(device: str) -> Path:
 
 def tables(devices: tuple[str, ...]) -> list[tuple[str, Path]]:
     """The tables of a device in the order in which they count, each with its origin."""
-    return [("user's cache", path(device)) for device in devices] + [
-        ("shipped table", _SHIPPED / _file(device)) for device in devices
-    ]
+    folders = (("user's cache", folder()), ("shipped table", _SHIPPED))
+    return [(origin, where / _file(device)) for origin, where in folders for device in devices]
 
 
 def shipped() -> list[Path]:

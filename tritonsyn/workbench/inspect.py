@@ -214,6 +214,7 @@ def report(job: Job) -> Report:
     used, counted = _machine_code(compiled.asm["cubin"], job.machine_code)
 
     given = dict(zip(kernel.arg_names, variant.arguments, strict=False))
+    pointers = {n: a for n, a in given.items() if isinstance(a, Pointer)}
     # A compiled kernel takes neither absent arguments, nor numbers that are 1.
     found = accesses(ptx, [name for name, argument in given.items() if argument not in (None, 1)])
     declared = all_streams()[variant.kernel]
@@ -221,24 +222,18 @@ def report(job: Job) -> Report:
     elements = math.prod(arguments[f] if isinstance(f, str) else f for f in declared.elements)
     streams = {}
     for name, stream in declared.pointers.items():
-        pointer = given[name]
-        if not isinstance(pointer, Pointer) or (
-            stream.condition is not None and stream.condition not in arguments.items()
+        if name not in pointers or not (
+            stream.condition is None or stream.condition in arguments.items()
         ):
             continue
         own = [(access.bits, count) for access, count in found.items() if access.pointer == name]
         moved = sum(bits // 8 * count for bits, count in own) * 32 * config.num_warps / elements
         narrowest = min((bits for bits, _ in own), default=0)
-        streams[name] = StreamReport(
-            pointer.dtype.itemsize, stream.loads, stream.stores, moved, narrowest
-        )
+        size = pointers[name].dtype.itemsize
+        streams[name] = StreamReport(size, stream.loads, stream.stores, moved, narrowest)
     return Report(
         job,
-        types={
-            n: str(a.dtype).removeprefix("torch.")
-            for n, a in given.items()
-            if isinstance(a, Pointer)
-        },
+        types={n: str(a.dtype).removeprefix("torch.") for n, a in pointers.items()},
         registers=used["REG"],
         spills=used["STACK"] + used["LOCAL"],
         shared=shared,
@@ -267,32 +262,30 @@ _LOAD_STORE = re.compile(
     r"[^;]*?\[\s*(%\w+)"
 )
 _COPY = re.compile(r"\bcp\.async\S*\s+\[[^]]*\],\s*\[\s*(%\w+)[^]]*\],\s*(\w+)")
+_POINTER = re.compile(r"\.param \.u64 \.ptr \S+ \.align \d+ \w+_param_(\d+)")
 _PARAMETER = re.compile(r"\bld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\]")
 _ASSIGNED = re.compile(r"^\s+(?:@!?%\w+\s+)?(?!ld|st|cp|atom)[\w.]+\s+(%rd\d+),\s*(.*);", re.M)
 
 
 def accesses(ptx: str, passed: Sequence[str]) -> Counter[Access]:
     """Global loads and stores in PTX, by the pointers among the arguments that were passed."""
-    origins = {
-        register: {passed[int(number)]}
-        for register, number in _PARAMETER.findall(ptx)
-        if register.startswith("%rd") and int(number) < len(passed)
-    }
+    names = {str(number): name for number, name in enumerate(passed)}
+    pointers = names.keys() & _POINTER.findall(ptx)
+    origins = {r: names[number] for r, number in _PARAMETER.findall(ptx) if number in pointers}
     sources: dict[str, set[str]] = {}
     for register, operands in _ASSIGNED.findall(ptx):
         sources.setdefault(register, set()).update(re.findall(r"%rd\d+", operands))
-    pointers = set(re.findall(r"\.param \.u64 \.ptr \S+ \.align \d+ \w+_param_(\d+)", ptx))
-    names = {passed[int(number)] for number in pointers if int(number) < len(passed)}
 
     def origin(register: str) -> str:
         """Follows a register through everything that it was computed from."""
-        seen, todo = set(), [register]
+        seen: set[str] = set()
+        todo = [register]
         while todo:
             at = todo.pop()
             if at not in seen:
                 seen.add(at)
                 todo += sources.get(at, ())
-        found = {n for r in seen for n in origins.get(r, ())} & names
+        found = {origins[r] for r in seen & origins.keys()}
         return found.pop() if len(found) == 1 else "?"
 
     counts: Counter[Access] = Counter()

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType
@@ -39,54 +39,48 @@ def side_by_side(
 
 
 class Workers(Generic[Job, Result]):
-    """A few processes that run a function of a job. A context manager; leaving it ends them."""
+    """A function of a job, run in other processes. A context manager; leaving it ends them.
+
+    A process has one job at a time, so that a crash is that job's alone.
+    """
 
     def __init__(self, function: Callable[[Job], Result], parallel: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self.parallel = parallel or min(8, cores)
         self._function = function
-        self._pool: ProcessPoolExecutor | None = None
+        self._idle: list[ProcessPoolExecutor] = []  # of one process each
 
     def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        for process in self._idle:
+            process.shutdown()
 
     def run(self, job: Job) -> Result:
         """Runs one job; raises :class:`CompileError`, also where its process crashes."""
-        try:
-            return self._submit(job).result()
-        except BrokenProcessPool:
-            pass  # by this job or by a neighbour, which shows when it runs alone
-        with Workers(self._function, 1) as alone:
-            try:
-                return alone._submit(job).result()
-            except BrokenProcessPool:
-                raise CompileError("the compiler crashed") from None
+        outcome = self._outcome(job)
+        if isinstance(outcome, CompileError):
+            raise outcome
+        return outcome
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Result | CompileError]:
         """Runs jobs side by side; results in order, an error in the place of its result."""
+        return side_by_side(self._outcome, jobs, self.parallel)
 
-        def outcome(job: Job) -> Result | CompileError:
-            try:
-                return self.run(job)
-            except CompileError as error:
-                return error
-
-        return side_by_side(outcome, jobs, self.parallel)
-
-    def _submit(self, job: Job) -> "Future[Result]":
+    def _outcome(self, job: Job) -> Result | CompileError:
         with _beginning, _afresh():
-            if self._pool is not None:
-                try:
-                    return self._pool.submit(_answer, self._function, job)
-                except BrokenProcessPool:  # by an earlier job
-                    pass
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.parallel, spawn, _begin)
-            return self._pool.submit(_answer, self._function, job)
+            if not self._idle:
+                spawn = multiprocessing.get_context("spawn")
+                self._idle.append(ProcessPoolExecutor(1, spawn, _begin))
+            process = self._idle.pop()
+            future = process.submit(_answer, self._function, job)
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            return CompileError("the compiler crashed")
+        self._idle.append(process)
+        return outcome
 
 
 @contextmanager
@@ -110,10 +104,10 @@ def _begin() -> None:
     os.dup2(nowhere, 2)
 
 
-def _answer(function: Callable[[Job], Result], job: Job) -> Result:
+def _answer(function: Callable[[Job], Result], job: Job) -> Result | CompileError:
     try:
         return function(job)
     except Exception as error:  # any failure is this configuration's; the others go on
         # The compiler quotes the source first and gives the reason at the end.
         reason = " ".join(str(error).split())[-300:]
-        raise CompileError(f"{type(error).__name__}: {reason}") from None
+        return CompileError(f"{type(error).__name__}: {reason}")
