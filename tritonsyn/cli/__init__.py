@@ -11,7 +11,13 @@ from .common import UserError
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 well, 1 for findings of a check, 2 for what the
     user can mend."""
-    arguments = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="tritonsyn", description="Exponential current synapses for PyTorch, on Triton kernels."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (info, demo, check, tune, configs):
+        command.add(commands)
+    arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments) or 0
     except (UserError, BackendError) as error:
@@ -20,13 +26,3 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ntritonsyn: interrupted", file=sys.stderr)
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tritonsyn", description="Exponential current synapses for PyTorch, on Triton kernels."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (info, demo, check, tune, configs):
-        command.add(commands)
-    return parser

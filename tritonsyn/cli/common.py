@@ -6,10 +6,8 @@ from typing import Any, TypeVar
 
 Items = TypeVar("Items", bound=Iterable[Any])
 
-USUAL_SHAPE = "1000x64x1024"
-"""Steps, samples and synapses where none are given."""
-SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}
-"""What makes an option take several values, and several times."""
+USUAL_SHAPE = "1000x64x1024"  # steps, samples and synapses where none are given
+SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}  # options that take several values
 
 
 class UserError(Exception):

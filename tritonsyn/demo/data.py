@@ -7,17 +7,13 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-ROWS = 8
-"""Rows of an image; each is shown for :data:`ROW_STEPS` steps."""
-ROW_STEPS = 3
-QUIET_STEPS = 4
-"""Steps after the last row, in which the network decides."""
-COPIES = 2
-"""Input neurons for each pixel of a row; their spikes fall at different phases."""
+ROWS = 8  # of an image
+ROW_STEPS = 3  # for which each row is shown
+QUIET_STEPS = 4  # after the last row, in which the network decides
+COPIES = 2  # input neurons for each pixel of a row; their spikes fall at different phases
 INPUTS = ROWS * COPIES
 STEPS = ROWS * ROW_STEPS + QUIET_STEPS
-STEP_TIME = 1.0
-"""Length of a step, ms."""
+STEP_TIME = 1.0  # ms
 _TEST_SEED = 12345
 
 

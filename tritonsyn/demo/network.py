@@ -13,8 +13,7 @@ from .data import INPUTS, QUIET_STEPS, STEP_TIME
 
 HIDDEN = 128
 CLASSES = 10
-CHARGE = 7.0
-"""Charge of a spike, pC."""
+CHARGE = 7.0  # of a spike, pC
 
 
 class Network(nn.Module):

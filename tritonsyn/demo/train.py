@@ -20,10 +20,8 @@ class Run:
 
     network: Network
     initial_delays: list[torch.Tensor]
-    accuracy: list[float] = field(default_factory=list)
-    """On the test set, after each epoch."""
-    loss: list[float] = field(default_factory=list)
-    """On the training set, mean of each epoch."""
+    accuracy: list[float] = field(default_factory=list)  # on the test set, after each epoch
+    loss: list[float] = field(default_factory=list)  # on the training set, mean of each epoch
     seconds: float = 0.0
 
     @property

@@ -22,13 +22,10 @@ class Launch(NamedTuple):
 
     kernel: Any
     grid: Grid
-    arguments: tuple[Argument, ...]
-    """Its run-time arguments, in order."""
-    constants: dict[str, Any]
-    """Its compile-time arguments by name, and Triton's options, without those of ``config``."""
+    arguments: tuple[Argument, ...]  # of run time, in order
+    constants: dict[str, Any]  # of compile time, and Triton's options, without those of ``config``
     work: Work
-    dtype: torch.dtype
-    """With the work, what the configuration is looked up by."""
+    dtype: torch.dtype  # with the work, what the configuration is looked up by
     config: LaunchConfig
 
     @property

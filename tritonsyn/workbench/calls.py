@@ -28,10 +28,8 @@ class Shape(NamedTuple):
     steps: int
     batch: int
     synapses: int
-    outputs: int | None = None
-    """Of a projection; None: as many as inputs."""
-    slots: int | None = None
-    """Whole steps that delays can be; None: 21."""
+    outputs: int | None = None  # of a projection; None: as many as inputs
+    slots: int | None = None  # whole steps that delays can be; None: 21
 
     def __str__(self) -> str:
         return "x".join(str(size) for size in self if size is not None)
@@ -54,19 +52,18 @@ class Shape(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Where a call is made: its sizes, the dtype of its state, and the device."""
+    """Where a call is made: its sizes, the dtype of its state, the device, a graph or none."""
 
     shape: Shape
     dtype: torch.dtype
     device: torch.device
+    graph: bool
 
-    def values(
-        self, *sizes: int, dtype: torch.dtype | None = None, graph: bool = False
-    ) -> torch.Tensor:
+    def values(self, *sizes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Numbers of these sizes: by default a row of the batch."""
         size = sizes or (self.shape.batch, self.shape.synapses)
         values = (torch.rand(size, device=self.device) * 2).to(dtype or self.dtype)
-        return values.requires_grad_(graph and values.is_floating_point())
+        return values.requires_grad_(self.graph and values.is_floating_point())
 
     def synapse(
         self, kind: str = "single", learned: bool = False, each: bool = False, **options: Any
@@ -89,8 +86,7 @@ class Site(NamedTuple):
         return RecordTensor(1.0, self.shape.delay, torch.zeros_like(self.values()), **options)
 
 
-Function = Callable[..., object]
-"""Takes a site and options."""
+Function = Callable[..., object]  # of a site and options
 
 
 class Call(NamedTuple):
@@ -99,10 +95,12 @@ class Call(NamedTuple):
     function: Function
     dtypes: tuple[str, ...] = FLOATING
     options: dict[str, Any] = {}  # noqa: RUF012 (no one changes it)
+    graph: bool = True  # gradients are enabled, and taken to the inputs
 
-    def __call__(self, site: Site) -> None:
+    def __call__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         """Makes the tensors and calls."""
-        self.function(site, **self.options)
+        with torch.set_grad_enabled(self.graph):
+            self.function(Site(shape, dtype, device, self.graph), **self.options)
 
 
 def _backward(*results: torch.Tensor) -> None:
@@ -113,58 +111,49 @@ def _backward(*results: torch.Tensor) -> None:
 def write(site: Site, value: torch.dtype | None = None, capturable: bool = False) -> None:
     """A record is written, and the gradient of what was written is taken out."""
     record = site.record(capturable=capturable)
-    record.push(site.values(dtype=value, graph=True))
+    record.push(site.values(dtype=value))
     _backward(record.read(1))
 
 
-def step(
-    site: Site, x: torch.dtype = torch.bool, graph: bool = True, unused: bool = False, **group: Any
-) -> None:
+def step(site: Site, x: torch.dtype = torch.bool, unused: bool = False, **group: Any) -> None:
     """A step of a group, from a row in the middle of a sequence, and its gradient.
 
     ``unused``: the gradient comes by way of the record alone.
     """
     synapse = site.synapse(**group)
-    rows = site.values(2, *site.shape[1:3], dtype=x, graph=graph)
-    with torch.set_grad_enabled(graph):
-        current = synapse(rows[1])
-        _backward(synapse.current if unused else current)
+    current = synapse(site.values(2, *site.shape[1:3], dtype=x)[1])
+    _backward(synapse.current if unused else current)
 
 
-def delayed(
-    site: Site, time: torch.dtype | None = None, times: int = 1, graph: bool = True, **group: Any
-) -> None:
+def delayed(site: Site, time: torch.dtype | None = None, times: int = 1, **group: Any) -> None:
     """A delayed read of the currents, and its gradients."""
     synapse = site.synapse(**group)
-    sel = site.values(*site.shape[1:3], times, dtype=time, graph=graph)
-    with torch.set_grad_enabled(graph):
-        synapse(site.values(graph=graph))
-        _backward(synapse.current_at(sel))
+    sel = site.values(*site.shape[1:3], times, dtype=time)
+    synapse(site.values())
+    _backward(synapse.current_at(sel))
 
 
-def select(site: Site, mode: str = "linear", graph: bool = True, **options: Any) -> None:
+def select(site: Site, mode: str = "linear", **options: Any) -> None:
     """A read of a record in a mode of interpolation, and its gradients."""
     record = site.record(**options)
     time = torch.float32 if site.dtype == torch.bool else site.dtype
-    record.push(site.values(graph=graph))
-    _backward(record.select(site.values(dtype=time, graph=graph), mode))
+    record.push(site.values())
+    _backward(record.select(site.values(dtype=time), mode))
 
 
 def scan(
     site: Site,
     x: torch.dtype | None = None,
     packed: bool = False,
-    graph: bool = False,
     again: bool = False,
     **group: Any,
 ) -> None:
     """A sequence through a group, and its gradients; ``again``: another that goes on from there."""
     synapse = site.synapse(**group)
-    sequence: Any = site.values(*site.shape[:3], dtype=x, graph=graph)
+    sequence: Any = site.values(*site.shape[:3], dtype=x)
     if packed:
         sequence = functional.pack_spikes(sequence)
-    with torch.set_grad_enabled(graph):
-        _backward(*(synapse.scan(sequence) for _ in range(2 if again else 1)))
+    _backward(*(synapse.scan(sequence) for _ in range(2 if again else 1)))
 
 
 def pack(site: Site) -> None:
@@ -173,11 +162,7 @@ def pack(site: Site) -> None:
 
 
 def project(
-    site: Site,
-    strategy: str = "shift",
-    precision: str = "highest",
-    graph: bool = False,
-    steps: bool = False,
+    site: Site, strategy: str = "shift", precision: str = "highest", steps: bool = False
 ) -> None:
     """Sequences, or ``steps`` one by one, through a delayed layer, and their gradients."""
     shape = site.shape
@@ -192,38 +177,37 @@ def project(
         device=site.device,
         dtype=site.dtype,
     )
-    x = site.values(*shape[:3], graph=graph and strategy != "events")
+    x = site.values(*shape[:3])
     x = x < 2 * _RATE if strategy == "events" else x
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        with torch.set_grad_enabled(graph):
-            _backward(layer(x[0]) if steps else layer.scan(x))
+        _backward(layer(x[0]) if steps else layer.scan(x))
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 _ARITHMETIC = ("float32", "float64")
-_LEARNED: dict[str, Any] = {"learned": True, "graph": True}
+_LEARNED: dict[str, Any] = {"learned": True}
 
 CALLS = {
     "ring_push_kernel": Call(write, (*FLOATING, "bool")),
     "ring_take_kernel": Call(write),
     "pack_bits_kernel": Call(pack, DTYPES),
-    "transpose_bits_kernel": Call(project, _ARITHMETIC, {"strategy": "events", "graph": True}),
+    "transpose_bits_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
     "synapse_step_fwd_kernel": Call(step),
     "synapse_step_bwd_kernel": Call(step, options={"x": torch.float32}),
-    "select_fwd_kernel": Call(delayed, options={"graph": False}),
+    "select_fwd_kernel": Call(delayed, graph=False),
     "select_bwd_kernel": Call(delayed),
     "batch_dot_kernel": Call(delayed, options={"learned": True, "each": True}),
-    "exp_scan_kernel": Call(scan),
+    "exp_scan_kernel": Call(scan, graph=False),
     "exp_scan_constants_kernel": Call(scan, options=_LEARNED),
-    "shift_sum_kernel": Call(project),
-    "shift_dot_kernel": Call(project, options={"graph": True}),
-    "temporal_gemm_kernel": Call(project, options={"strategy": "gemm"}),
-    "temporal_gemm_dot_kernel": Call(project, options={"strategy": "gemm", "graph": True}),
-    "spike_sum_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
-    "spike_dot_kernel": Call(project, _ARITHMETIC, {"strategy": "events", "graph": True}),
+    "shift_sum_kernel": Call(project, graph=False),
+    "shift_dot_kernel": Call(project),
+    "temporal_gemm_kernel": Call(project, options={"strategy": "gemm"}, graph=False),
+    "temporal_gemm_dot_kernel": Call(project, options={"strategy": "gemm"}),
+    "spike_sum_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}, graph=False),
+    "spike_dot_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
 }
 """By kernel, the call in which it is tuned, and the dtypes of the state for which it can be."""
 
@@ -250,8 +234,8 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     """Calls that together take every branch of a kernel on a dtype, a flag or an absent pointer."""
     found = []
 
-    def at(dtype: torch.dtype, function: Function, shape: Shape = LARGE, **options: Any) -> None:
-        found.append((Call(function, options=options), shape, dtype))
+    def at(dtype: torch.dtype, function: Function, graph: bool = True, **options: Any) -> None:
+        found.append((Call(function, options=options, graph=graph), LARGE, dtype))
 
     for dtype, value in ((F32, F32), (F64, torch.uint8), (BF16, torch.int64), (torch.bool, BF16)):
         at(dtype, write, value=value)
@@ -275,24 +259,24 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(BF16, delayed, kind="double", current_overbound=None, learned=True)
     at(F64, delayed, **_DOUBLE, capturable=True, times=2)
     at(F16, delayed, time=F32, each=True, learned=True)
-    at(F32, scan, x=torch.bool)
+    at(F32, scan, graph=False, x=torch.bool)
     at(F32, scan, **_LEARNED)
-    at(BF16, scan, packed=True, **_DOUBLE, graph=True)
-    at(F16, scan, x=BF16, **_DOUBLE, graph=True, again=True)
-    at(F64, scan, **_DOUBLE, graph=True)
+    at(BF16, scan, packed=True, **_DOUBLE)
+    at(F16, scan, x=BF16, **_DOUBLE, again=True)
+    at(F64, scan, **_DOUBLE)
     for dtype in (F32, BF16, F64):
-        at(dtype, project, graph=True)
-        at(dtype, project, steps=True)
+        at(dtype, project)
+        at(dtype, project, graph=False, steps=True)
     for precision in ("highest", "high", "medium"):
-        at(F32, project, strategy="gemm", precision=precision, graph=True)
+        at(F32, project, strategy="gemm", precision=precision)
     for dtype in (F16, F64):
-        at(dtype, project, strategy="gemm", graph=True)
+        at(dtype, project, strategy="gemm")
     for dtype in (F32, F64):
-        at(dtype, project, strategy="events", graph=True)
+        at(dtype, project, strategy="events")
     for each in (False, True):
         at(F32, step, x=F32, **_ALPHA, each=each)
         at(F32, delayed, **_ALPHA, each=each)
-    at(F32, scan, **_ALPHA, graph=True)
-    at(F32, scan, LONG, **_DOUBLE, graph=True, again=True)
-    at(F32, scan, LONG, **_ALPHA, graph=True, each=True)
+    at(F32, scan, **_ALPHA)
+    for options in ({**_DOUBLE, "again": True}, {**_ALPHA, "each": True}):
+        found.append((Call(scan, options=options), LONG, F32))
     return found

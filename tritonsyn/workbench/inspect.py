@@ -345,8 +345,7 @@ def instructions(sass: str) -> tuple[int, int]:
 
 # -- everything at once ------------------------------------------------------------------------
 
-TARGETS = tuple(LIMITS)
-"""The architectures that can be compiled for."""
+TARGETS = tuple(LIMITS)  # that can be compiled for
 USUAL_TARGETS = ("sm_80", "sm_90", "sm_100")
 
 Outcome = tuple[Job, Report | CompileError]

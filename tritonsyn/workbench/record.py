@@ -11,13 +11,12 @@ import torch
 from ..backend import pretend_triton
 from ..launch.config import LaunchConfig, override_config
 from . import calls
-from .calls import CALLS, Call, Shape, Site
+from .calls import CALLS, Call, Shape
 
 if TYPE_CHECKING:
     from ..launch.launcher import Launch
 
-META = torch.device("meta")
-"""Tensors without values, and so of any size."""
+META = torch.device("meta")  # tensors without values, and so of any size
 _lock = threading.RLock()  # recording and overriding hold for all threads
 
 
@@ -37,11 +36,10 @@ class Variant(NamedTuple):
     """One way in which a kernel is called, as far as the compiler can tell."""
 
     kernel: str
+    # Those of run time. A number stands for all that are specialised alike.
     arguments: tuple[Pointer | int | None, ...]
-    """Those of run time. A number stands for all that are specialised alike."""
     constants: tuple[tuple[str, Any], ...]
-    aligned: bool
-    """Whether the sizes of the call are multiples of 16, and so are all addresses."""
+    aligned: bool  # the sizes of the call are multiples of 16, and so are all addresses
 
     @classmethod
     def of(cls, launch: "Launch", shape: Shape) -> "Variant":
@@ -70,7 +68,7 @@ def record(
 
     gpu = device.type == "cuda"
     with _lock, nullcontext() if gpu else pretend_triton(), recording(run=gpu) as launches:
-        call(Site(shape, dtype, device))
+        call(shape, dtype, device)
     return launches
 
 

@@ -15,7 +15,6 @@ Space = Mapping[str, Iterable[int]]
 """Values to try of each setting; what is left out is as ``LaunchConfig`` has it."""
 
 SETTINGS = tuple(field.name for field in fields(LaunchConfig))
-"""The names of all settings."""
 
 
 def _tiles(
