@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..launch import tables
-from ..launch.config import HEURISTICS, check_name, choose, names
+from ..launch.config import HEURISTICS, check_names, choose, names
 from ..workbench import Shape
 from ..workbench.calls import CALLS, DTYPES
 from ..workbench.inspect import TARGETS
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _devices(given: str | None) -> tuple[str, ...]:
     if not given:
         return names(torch.device("cuda", 0))
-    if given not in TARGETS and not tables.has_table(given):
+    if given not in TARGETS and not any(path.exists() for _, path in tables.tables((given,))):
         raise ValueError(
             f"nothing is tuned for the device {given!r} in {tables.folder()}, and it is not one of "
             f"the architectures {', '.join(TARGETS)}"
@@ -79,7 +79,7 @@ def _devices(given: str | None) -> tuple[str, ...]:
 
 
 def _chosen(shape: Shape, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:
-    check_name("dtype", dtype, DTYPES)
+    check_names("dtype", [dtype], DTYPES)
     rows = []
     for kernel in (name for name, call in CALLS.items() if dtype in call.dtypes):
         launch = main_launch(kernel, shape, dtype)

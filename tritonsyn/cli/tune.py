@@ -1,13 +1,13 @@
 """``tritonsyn tune``: tries launch settings, and keeps a row of each."""
 
 import argparse
-import contextlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..launch.config import check_name
+from ..launch.config import check_names
 from ..workbench import Row, Shape, best, install, sweep
 from ..workbench.calls import CALLS, DTYPES
 from ..workbench.search import trials
@@ -76,8 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         spaces = None if arguments.space == "default" else read_spaces(Path(arguments.space))
         kernels = arguments.kernel or _kernels(dtypes, spaces)
         trials(kernels, shapes, dtypes, spaces)  # refuses before anything is written
-        with contextlib.ExitStack() as stack:
-            timer = _timer(arguments, stack)
+        with _timer(arguments) as timer:
             rows = sweep(
                 kernels, shapes, dtypes, spaces, timer=timer, out=arguments.out, progress=_with_best
             )
@@ -91,18 +90,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:
     """The kernels that have a space and take all of the dtypes."""
-    for dtype in dtypes:
-        check_name("dtype", dtype, DTYPES)
+    check_names("dtype", dtypes, DTYPES)
     named = [k for k in spaces or CALLS if set(dtypes) <= set(CALLS[k].dtypes)]
     if not named:
         raise ValueError(f"no kernel of the space takes all of the dtypes {', '.join(dtypes)}")
     return named
 
 
-def _timer(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
+def _timer(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
     if arguments.timer == "device":
-        return DeviceTimer()
-    timer = stack.enter_context(StaticTimer(arguments.target))
+        return nullcontext(DeviceTimer())
+    timer = StaticTimer(arguments.target)
     print(f"ranking by the compiled code for {timer.device}: an estimate, nothing is measured")
     return timer
 

@@ -52,13 +52,8 @@ def _draw_spikes(axes: Axes, spikes: torch.Tensor) -> None:
         mine = neuron // half == copy
         axes.scatter(step[mine] * STEP_TIME, neuron[mine] + 1, s=34, marker="|", color=colour)
     _shade_quiet(axes)
-    axes.set(
-        title="Its spikes",
-        xlabel="time (ms)",
-        ylabel="input neuron",
-        xlim=(-1, STEPS * STEP_TIME),
-        ylim=(0, spikes.shape[1] + 1),
-    )
+    axes.set(title="Its spikes", xlabel="time (ms)", ylabel="input neuron")
+    axes.set(xlim=(-1, STEPS * STEP_TIME), ylim=(0, spikes.shape[1] + 1))
 
 
 @torch.no_grad()

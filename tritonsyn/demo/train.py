@@ -35,8 +35,8 @@ def train(epochs: int, seed: int, device: torch.device, frozen: bool, quiet: boo
     torch.manual_seed(seed)
     training, test = load(seed)
     network = Network(frozen).to(device)
-    run = Run(network, [layer.delay.detach().cpu().clone() for layer in network.layers()])
     delays = [layer.delay for layer in network.layers()]
+    run = Run(network, [delay.detach().cpu().clone() for delay in delays])
     others = [p for p in network.parameters() if not any(p is delay for delay in delays)]
     optimizer = torch.optim.Adam(
         [{"params": others, "lr": _RATE}, {"params": delays, "lr": _DELAY_RATE}]
@@ -74,10 +74,8 @@ def _batches(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Shuffled batches of freshly drawn spike trains and their labels."""
     order = torch.randperm(len(digits.labels), generator=generator)
-    spikes = encode(digits.images[order], generator)
-    labels = digits.labels[order]
-    slices = [slice(i * BATCH, (i + 1) * BATCH) for i in range(count)]
-    return [(spikes[:, part], labels[part]) for part in slices]
+    spikes, labels = encode(digits.images[order], generator), digits.labels[order]
+    return list(zip(spikes.split(BATCH, 1), labels.split(BATCH), strict=True))[:count]
 
 
 @torch.no_grad()

@@ -236,7 +236,7 @@ def choose(
 
     Raises ``ValueError`` for an unknown kernel, or for a cache that cannot be read.
     """
-    check_name("kernel", kernel, HEURISTICS)
+    check_names("kernel", [kernel], HEURISTICS)
     key = tables.key(kernel, dtype, work)
     for origin, path in tables.tables(devices):
         entry = tables.read(path).get(key)
@@ -245,10 +245,11 @@ def choose(
     return HEURISTICS[kernel](work, dtype), "heuristic"
 
 
-def check_name(what: str, name: str, allowed: Iterable[str]) -> None:
+def check_names(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
     """``ValueError`` for a name that is not among the allowed, with a list of those."""
-    if name not in allowed:
-        raise ValueError(f"{what} is {name!r}, but must be one of {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{what} is {name!r}, but must be one of {', '.join(allowed)}")
 
 
 def from_dict(values: Any, origin: str) -> LaunchConfig:

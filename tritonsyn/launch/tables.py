@@ -56,11 +56,6 @@ def shipped() -> list[Path]:
     return sorted(_SHIPPED.glob("*.json"))
 
 
-def has_table(device: str) -> bool:
-    """Whether a device has a table."""
-    return any(path.exists() for _, path in tables((device,)))
-
-
 def _file(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower().replace("_", "")).strip("-") + ".json"
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ..launch import tables
-from ..launch.config import LaunchConfig, check_name, from_dict
+from ..launch.config import LaunchConfig, check_names, from_dict
 from .calls import CALLS
 from .record import Pointer, Variant, variants
 from .workers import CompileError, Workers
@@ -362,10 +362,8 @@ def check(
     ``progress`` may wrap the outcomes as they come, and is told their number. ``machine_code`` as
     in :class:`Job`. Raises ``ValueError`` for an unknown kernel or target, with those that exist.
     """
-    for kernel in kernels or []:
-        check_name("kernel", kernel, CALLS)
-    for target in targets:
-        check_name("target", target, TARGETS)
+    check_names("kernel", kernels or (), CALLS)
+    check_names("target", targets, TARGETS)
     jobs = [
         Job(variant, target, config, machine_code)
         for kernel in kernels or CALLS

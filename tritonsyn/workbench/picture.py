@@ -22,19 +22,14 @@ _WORST = 4.0  # times the best: all beyond has one colour
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Writes a PNG. Raises ``ValueError`` where no configuration worked."""
-    worked = sorted((row for row in rows if row.cost is not None), key=_place)
+    worked = sorted((row for row in rows if row.cost), key=_place)
     panels = [list(panel) for _, panel in groupby(worked, _place)]
     if not panels:
         raise ValueError("no configuration worked, so there is nothing to draw")
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(5.4 * columns, 3.6 * lines + 0.7),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (5.4 * columns, 3.6 * lines + 0.7)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
         image = _panel(axis, panel)
     for axis in list(axes.flat)[len(panels) :]:
@@ -56,7 +51,7 @@ def _place(row: Row) -> tuple[str, str, str]:
 
 def _panel(axis: Axes, rows: Sequence[Row]) -> AxesImage:
     """Tiles down, warps and unrolling across; of several chunks the best counts."""
-    costs: dict[tuple[tuple[int, ...], tuple[int, int]], float] = {}
+    costs: dict[tuple[tuple[int, int, int], tuple[int, int]], float] = {}
     for row in rows:
         config = row.trial.config
         tile = config.BLOCK, config.BLOCK_R, config.BLOCK_C
@@ -67,16 +62,14 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> AxesImage:
     least = min(costs.values())
     relative = [[costs.get((t, o), math.nan) / least for o in others] for t in tiles]
     image = axis.imshow(relative, cmap="cividis_r", vmin=1, vmax=_WORST, aspect="auto")
-    for y, line in enumerate(relative):
-        for x, value in enumerate(line):
-            if value == value:
-                colour = "white" if value > 2.5 else _INK
-                text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
-                axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
-            if value == 1:
-                axis.add_patch(
-                    Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2)
-                )
+    for (tile, other), cost in costs.items():
+        x, y, value = others.index(other), tiles.index(tile), cost / least
+        colour = "white" if value > 2.5 else _INK
+        text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
+        axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
+        if value == 1:
+            corner = (x - 0.5, y - 0.5)
+            axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=_BEST, linewidth=2))
     unrolled = any(unroll > 1 for _, unroll in others)
     names = [f"{warps}, {unroll}" if unrolled else f"{warps}" for warps, unroll in others]
     axis.set_xticks(range(len(others)), names, rotation=90 if unrolled else 0, fontsize=8)

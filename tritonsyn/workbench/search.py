@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..launch import tables
-from ..launch.config import HEURISTICS, LaunchConfig, Work, check_name, forget
+from ..launch.config import HEURISTICS, LaunchConfig, Work, check_names, forget
 from ..system import write_whole
 from .calls import CALLS, Shape
 from .record import main_launch
@@ -94,10 +94,9 @@ def trials(
     kernels: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[str], space: Spaces | None
 ) -> list[Trial]:
     """Everything that a sweep tries, each once; ``ValueError`` as for :func:`sweep`."""
+    check_names("kernel", kernels, CALLS)
     for kernel in kernels:
-        check_name("kernel", kernel, CALLS)
-        for dtype in dtypes:
-            check_name(f"dtype of {kernel}", dtype, CALLS[kernel].dtypes)
+        check_names(f"dtype of {kernel}", dtypes, CALLS[kernel].dtypes)
     found = [
         Trial(kernel, shape, dtype, config)
         for kernel in kernels

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..launch.config import SCANS, check_name
+from ..launch.config import SCANS, check_names
 from .inspect import LIMITS, TARGETS, Job, Report, report
 from .record import Variant, launches_of
 from .search import Trial
@@ -34,7 +34,7 @@ class StaticTimer(Workers[Job, Report]):
     """
 
     def __init__(self, target: str = "sm_90") -> None:
-        check_name("target", target, TARGETS)
+        check_names("target", [target], TARGETS)
         super().__init__(report)
         self.name = f"static {target}"
         self.device = target
