@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -41,9 +41,7 @@ class LaunchConfig:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, but is {value!r}")
-        for name in ("BLOCK", "num_warps", "BLOCK_R", "BLOCK_C"):
-            value = getattr(self, name)
-            if value & (value - 1):
+            if name in ("BLOCK", "num_warps", "BLOCK_R", "BLOCK_C") and value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, but is {value}")
         if self.num_warps > 32:
             raise ValueError(f"num_warps must be at most 32, but is {self.num_warps}")
@@ -57,7 +55,6 @@ class LaunchConfig:
         return asdict(self)
 
 
-_LARGEST, _SMALLEST = 1024, 32
 # Programs that keep a large GPU busy; fewer than this and time is cut into chunks.
 _BUSY = 1024
 # A chunk shorter than this spends more on its carries than it saves: on an H100, 256 sequences of
@@ -65,7 +62,7 @@ _BUSY = 1024
 _SHORTEST_CHUNK = 1024
 
 
-def _tile(size: int, largest: int = _LARGEST, smallest: int = _SMALLEST) -> int:
+def _tile(size: int, largest: int = 1024, smallest: int = 32) -> int:
     """A power of two, no larger than the work."""
     return min(largest, max(smallest, 1 << max(size - 1, 0).bit_length()))
 
@@ -111,25 +108,16 @@ def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
-def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Bytes in flight decide, not their width: measured on an H100 from 256 to 262,144 sequences.
-    # Sixteen steps of a double synapse do not fit in the registers in float64, nor, from bits, in
-    # half precision.
-    return _walk(work, unroll={2: 12, 4: 16, 8: 8}[dtype.itemsize])
-
-
-def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Twice the state of the scan, so fewer steps in flight fit in the registers.
-    return _walk(work, unroll=4 if dtype.itemsize == 8 else 8)
-
-
-def _walk(work: Work, unroll: int) -> LaunchConfig:
+def _scan(unroll: dict[int, int], work: Work, dtype: torch.dtype) -> LaunchConfig:
+    """``unroll`` goes by the bytes of an element."""
     steps, size = work
     block = 32 if size <= 32768 else 64
     # Of odd rows each element is loaded by itself, and its address takes a register.
-    config = LaunchConfig(block, num_warps=1, UNROLL=min(unroll, 8) if _odd(size) else unroll)
+    ahead = min(unroll[dtype.itemsize], 8 if _odd(size) else 16)
     # What passes between chunks is a scan of its own, over as many steps as there are chunks.
-    return _in_parts(config, -(-size // block), min(steps // _SHORTEST_CHUNK, math.isqrt(steps)))
+    chunks = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
+    config = LaunchConfig(block, num_warps=1, UNROLL=ahead)
+    return _in_parts(config, -(-size // block), chunks)
 
 
 def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -194,8 +182,11 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "select_fwd_kernel": _read,
     "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,
-    "exp_scan_kernel": _scan,
-    "exp_scan_constants_kernel": _scan_constants,
+    # Bytes in flight decide, not their width: measured on an H100 from 256 to 262,144 sequences.
+    # Sixteen steps of a double synapse do not fit in the registers in float64, nor, from bits, in
+    # half precision. The gradient of constants has twice the state, so fewer steps fit.
+    "exp_scan_kernel": partial(_scan, {2: 12, 4: 16, 8: 8}),
+    "exp_scan_constants_kernel": partial(_scan, {2: 8, 4: 8, 8: 4}),
     "shift_sum_kernel": _shift_sum,
     "shift_dot_kernel": _shift_dot,
     "temporal_gemm_kernel": _gemm,
