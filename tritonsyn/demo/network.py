@@ -54,13 +54,7 @@ class Network(nn.Module):
 
 
 def _layer(
-    inputs: int,
-    outputs: int,
-    synapse: SynapseConstructor,
-    *,
-    delay: float,
-    scale: float,
-    frozen: bool,
+    inputs: int, outputs: int, synapse: SynapseConstructor, delay: float, scale: float, frozen: bool
 ) -> DelayedLinear:
     """A delayed dense layer; its delays are learned, or ``frozen`` at zero."""
 

@@ -166,7 +166,7 @@ def _spike_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _in_parts(config: LaunchConfig, programs: int, most: int) -> LaunchConfig:
-    """The work of so many programs, in parts that keep the GPU busy, and at most so many."""
+    """The work of so many programs is cut into parts that keep the GPU busy, at most ``most``."""
     return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
 
 

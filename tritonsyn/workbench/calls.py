@@ -142,16 +142,12 @@ def select(site: Site, mode: str = "linear", **options: Any) -> None:
 
 
 def scan(
-    site: Site,
-    x: torch.dtype | None = None,
-    packed: bool = False,
-    again: bool = False,
-    **group: Any,
+    site: Site, x: torch.dtype | None = None, bits: bool = False, again: bool = False, **group: Any
 ) -> None:
     """A sequence through a group, and its gradients; ``again``: another that goes on from there."""
     synapse = site.synapse(**group)
     sequence: Any = site.values(*site.shape[:3], dtype=x)
-    if packed:
+    if bits:
         sequence = functional.pack_spikes(sequence)
     _backward(*(synapse.scan(sequence) for _ in range(2 if again else 1)))
 
@@ -261,7 +257,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F16, delayed, time=F32, each=True, learned=True)
     at(F32, scan, graph=False, x=torch.bool)
     at(F32, scan, **_LEARNED)
-    at(BF16, scan, packed=True, **_DOUBLE)
+    at(BF16, scan, bits=True, **_DOUBLE)
     at(F16, scan, x=BF16, **_DOUBLE, again=True)
     at(F64, scan, **_DOUBLE)
     for dtype in (F32, BF16, F64):
