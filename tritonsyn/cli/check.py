@@ -77,8 +77,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 _TITLES = (
-    *("target", "variant", "configuration", "registers", "spills", "shared"),
-    *("loads", "stores", "bytes", "occupancy"),
+    "target variant configuration registers spills shared loads stores bytes occupancy".split()
 )
 _LINE = "{:<7} {:<42} {:<32} {:>9} {:>6} {:>6} {:<18} {:<14} {:<9} {:>9}"
 _WIDEST = 42

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .common import UserError
 
 NEEDS = {
@@ -54,9 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     train(arguments.epochs, arguments.seed, device, arguments.out)
 
 
-def _device(name: str) -> Any:
-    import torch
-
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

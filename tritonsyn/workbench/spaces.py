@@ -20,10 +20,13 @@ SETTINGS = tuple(field.name for field in fields(LaunchConfig))
 def _tiles(
     block: list[int], outputs: list[int], inputs: list[int], unroll: tuple[int, ...] = (1,)
 ) -> Space:
+    """Of a projection; ``block`` counts places, as ``BLOCK`` does."""
     tile = {"BLOCK_R": outputs, "BLOCK_C": inputs}
     return {"BLOCK": block, "num_warps": [4, 8], "UNROLL": unroll, **tile}
 
 
+_STREAMS: Space = {"BLOCK": [128, 256, 512, 1024, 2048, 4096], "num_warps": [1, 2, 4, 8]}
+_SCANS = {"BLOCK": [64, 128, 256, 512], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4, 8, 16]}
 _SPIKES: Space = {"BLOCK": [32, 64, 128, 256], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4]}
 _PROJECTIONS = {
     "shift_sum_kernel": _tiles([128, 256], [4, 8, 16], [1], unroll=(2, 4, 8)),
@@ -38,18 +41,13 @@ _PROJECTIONS = {
 def default_configs(kernel: str, work: Work, dtype: torch.dtype) -> list[LaunchConfig]:
     """What a sweep tries unless told otherwise: the heuristic's choice and all around it."""
     usual = HEURISTICS[kernel](work, dtype)
-    space: Space
     if kernel in _PROJECTIONS:
         around = configs_of({**_PROJECTIONS[kernel], "chunks": [usual.chunks]})
     else:
-        if kernel in SCANS:
-            chunks = sorted({1, usual.chunks, 2 * usual.chunks})
-            space = {"BLOCK": [64, 128, 256, 512], "num_warps": [1, 2, 4]}
-            space |= {"UNROLL": [1, 2, 4, 8, 16], "chunks": chunks}
-        else:
-            space = {"BLOCK": [128, 256, 512, 1024, 2048, 4096], "num_warps": [1, 2, 4, 8]}
+        space = {**_SCANS, "chunks": sorted({1, usual.chunks, 2 * usual.chunks})}
+        around = configs_of(space if kernel in SCANS else _STREAMS)
         # Elements of a thread: fewer waste lanes or width, more overflow the registers.
-        around = [c for c in configs_of(space) if 2 <= c.BLOCK / (32 * c.num_warps) <= 16]
+        around = [c for c in around if 2 <= c.BLOCK / (32 * c.num_warps) <= 16]
     return list(dict.fromkeys([usual, *around]))
 
 
