@@ -9,7 +9,7 @@ from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exac
 from tritonsyn.launch import read as launch
 from tritonsyn.ops.common import implementation
 from tritonsyn.testing import assert_close_as_torch, assert_identical
-from tritonsyn.values import ReadRule, compute_dtype
+from tritonsyn.values import Reading, ReadRule, compute_dtype
 
 MODES = ("previous", "nearest", "next", "linear", "expdecay")
 COPIES = ("previous", "nearest", "next")  # their values are observations
@@ -47,14 +47,18 @@ def times(rows, synapses, selectors, rule, dtype=F32, seed=30):
     return sel.to(dtype)
 
 
-def check(device, name, records, *arguments, first=(), identical=False, margin=64):
+def check(
+    device, name, records, sel, rates, pointers, rule, *want,
+    steps=1, first=(), identical=False, margin=64,
+):  # fmt: skip
     """As accurate as PyTorch with the same times; the same where nothing is computed."""
-    call = (*first, records, *arguments)
+    reading = Reading(sel, rates, pointers, rule, steps)
+    call = (*first, records, reading, *want)
     actual = by_kernel(device, "read", name, *call, margin=margin)
     plain = by_reference("read", name, *call)
     # The times keep their dtype: it decides what counts as an observation.
-    sel, rates, *rest = arguments
-    truth = by_reference("read", name, *exact(first), exact(records), sel, exact(rates), *rest)
+    precise = reading._replace(rates=exact(rates))
+    truth = by_reference("read", name, *exact(first), exact(records), precise, *want)
     scale = max((float(r.to(F64).abs().max()) for r in records if r.numel()), default=0.0)
     for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
         if identical or not p.is_floating_point():
@@ -146,8 +150,9 @@ def test_a_sequence_is_read_at_every_step(device, small_tiles, count, mode, rows
     sel, pointers = times(rows, 40, 1, rule, F64), [0] * count
     dvalue = uniform(steps * 2, 40, 1, seed=60)
     want = (True, mode in RATED)
-    check(device, "select", records, sel, rates, pointers, rule, *want, steps)
-    check(device, "select_backward", records, sel, rates, pointers, rule, steps, first=(dvalue,))
+    check(device, "select", records, sel, rates, pointers, rule, *want, steps=steps)
+    arguments = (sel, rates, pointers, rule)
+    check(device, "select_backward", records, *arguments, steps=steps, first=(dvalue,))
 
 
 def test_slots_may_be_kept_on_the_device(device):
@@ -163,18 +168,23 @@ def test_times_that_are_expanded_or_strided(device):
     rule = rule_of("previous")
     record = records_of(1, 5, 3, 4, F32)[0].to(device)
     shared = times(1, 4, 2, rule).to(device)
-    expected, _, _ = launch.select([record], shared.repeat(3, 1, 1), [None], [1], rule)
-    actual, _, _ = launch.select([record], shared.expand(3, 4, 2), [None], [1], rule)
+
+    def select(sel):
+        return launch.select([record], Reading(sel, [None], [1], rule))[0]
+
+    expected = select(shared.repeat(3, 1, 1))
+    actual = select(shared.expand(3, 4, 2))
     assert_identical(actual, expected)
     strided = shared.repeat(3, 1, 1).permute(2, 1, 0).contiguous().permute(2, 1, 0)
-    assert_identical(launch.select([record], strided, [None], [1], rule)[0], expected)
+    assert_identical(select(strided), expected)
 
 
 def test_several_selectors_that_share_observations_all_count(device):
     """The adjoint adds up: every selector of every synapse hits the same slot."""
     rule = rule_of("previous", step=1.0)
     drecord = torch.zeros(5, 2, 3)
-    arguments = (torch.ones(2, 3, 7), [drecord], torch.full((1, 3, 7), 2.0), [None], [0], rule)
+    reading = Reading(torch.full((1, 3, 7), 2.0), [None], [0], rule)
+    arguments = (torch.ones(2, 3, 7), [drecord], reading)
     after = by_kernel(device, "read", "select_backward", *arguments).arguments[1]
     assert after[2].eq(7.0).all()
     assert not after[[0, 1, 3, 4]].any()
@@ -206,7 +216,7 @@ def read(device, backend, rule, sel, slots, rate=None):
     module = implementation("read", device, backend)
     record, sel = staircase(slots, compute_dtype(sel.dtype)).to(device), sel.to(device)
     rate = None if rate is None else torch.tensor(rate, dtype=record.dtype, device=device)
-    value, _, _ = module.select([record], sel.view(1, 1, -1), [rate], [0], rule)
+    (value,) = module.select([record], Reading(sel.view(1, 1, -1), [rate], [0], rule))
     return value.view(-1).cpu()
 
 
@@ -267,7 +277,7 @@ def test_cpu_and_kernel_read_the_same_slot(device, large_tiles, step, tolerance,
     record = staircase(slots, dtype) + 1
     for mode in ("previous", "nearest"):
         rule = rule_of(mode, step, slots, tolerance, overbound=-1.0)
-        arguments = ([record], sel, [None], [0], rule)
+        arguments = ([record], Reading(sel, [None], [0], rule))
         expected = by_reference("read", "select", *arguments).returned[0]
         assert_identical(by_kernel(device, "read", "select", *arguments).returned[0], expected)
 
@@ -319,9 +329,8 @@ def test_a_pair_follows_the_alpha_function(device, backend):
     # The newer observations lie in slot 0 and are read by no time but 0.
     records = [torch.tensor([[[9.0]], [[v]]], dtype=F64, device=device) for v in (rise, current)]
     given = torch.tensor(rate, dtype=F64, device=device)
-    value, slope, rate_slopes = module.select(
-        records, sel, [given, given], [1, 1], rule, True, True
-    )
+    reading = Reading(sel, [given, given], [1, 1], rule)
+    value, slope, *rate_slopes = module.select(records, reading, True, True)
     x = later * rate
     expected = (rise * x + current) * torch.exp(-x)
     torch.testing.assert_close(value.view(-1).cpu(), expected, rtol=1e-13, atol=1e-14)
@@ -337,7 +346,7 @@ def test_at_an_observation_its_neighbours_do_not_count(device, backend, slope):
     rule, module = rule_of("linear", 1.0, 4), implementation("read", device, backend)
     record = torch.tensor([math.inf, 2.0, math.nan, 4.0], device=device).view(4, 1, 1)
     sel = torch.tensor([[[0.0, 2.0]]], device=device)
-    value, _, _ = module.select([record], sel, [None], [0], rule, slope)
+    value, *_ = module.select([record], Reading(sel, [None], [0], rule), slope)
     assert value.view(-1).tolist() == [4.0, 2.0]
 
 
@@ -364,13 +373,13 @@ def test_nan_times_read_nan_and_no_spike(device, backend, mode, overbound):
     sel = torch.tensor([[[float("nan"), 1.3, -9.0]]], device=device)
     rate = torch.tensor(0.7, device=device)
     record = torch.ones(5, 1, 1, device=device)
-    value, slope, _ = module.select([record], sel, [rate], [0], rule, True)
+    value, slope = module.select([record], Reading(sel, [rate], [0], rule), True)
     outside = 1.0 if overbound is None else overbound
     torch.testing.assert_close(
         value.view(-1).cpu(), torch.tensor([float("nan"), 1.0, outside]), equal_nan=True
     )
     assert slope.view(-1)[[0, 2]].tolist() == [0.0, 0.0]
-    spike, _, _ = module.select([record.bool()], sel, [None], [0], rule_of("nearest"))
+    (spike,) = module.select([record.bool()], Reading(sel, [None], [0], rule_of("nearest")))
     assert spike.view(-1).tolist() == [False, True, True]
 
 
@@ -382,7 +391,7 @@ def test_slopes_at_observations_are_those_from_the_left(device, backend, slots, 
     record = (uniform(slots, 1, 1) * 4 - 2).to(device)
     sel = (torch.arange(slots, dtype=F64) * 1.3).view(1, 1, -1).to(device)
     rate = torch.tensor(0.7, dtype=F64, device=device)
-    _, slope, _ = module.select([record], sel, [rate], [0], rule, True)
+    _, slope = module.select([record], Reading(sel, [rate], [0], rule), True)
     ago = record.view(-1).cpu().flip(0)
     if mode == "expdecay":
         expected = ago * 0.7 / 1.3
@@ -399,7 +408,8 @@ def test_offsets_pass_the_range_of_int32(device):
     record = torch.zeros(3, 2, 2**29, dtype=torch.bool, device=device)
     record[0] = True
     sel = torch.full((1, 2**29, 1), 2.0, dtype=F16, device=device)
-    value, _, _ = launch.select([record], sel, [None], [0], rule_of("previous", 1.0, 3))
+    rule = rule_of("previous", 1.0, 3)
+    (value,) = launch.select([record], Reading(sel, [None], [0], rule))
     assert value.all()
-    value, _, _ = launch.select([record], sel, [None], [2], rule_of("previous", 1.0, 3))
+    (value,) = launch.select([record], Reading(sel, [None], [2], rule))
     assert not value.any()

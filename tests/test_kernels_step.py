@@ -18,7 +18,7 @@ from against import (
 from tritonsyn.backend import interpreting
 from tritonsyn.launch import step as launch
 from tritonsyn.testing import assert_close_as_torch, assert_identical
-from tritonsyn.values import Dynamics, compute_dtype
+from tritonsyn.values import Dynamics, Ring, compute_dtype
 
 STATES = {"single": 1, "double": 2, "alpha": 2}
 KINDS = pytest.mark.parametrize("kind", STATES)
@@ -62,9 +62,10 @@ def check(device, name, *arguments, margin=64):
 
 def check_step(device, x, records, dynamics, pointers, spike_pointer, margin=64):
     spikes = uniform(*records[0].shape, seed=70) < 0.5
-    arguments = (x, records, spikes, dynamics, pointers, spike_pointer)
-    outcome = check(device, "step", *arguments, margin=margin)
-    _, *after, spikes_after = outcome.arguments[: len(records) + 2]
+    ring = Ring(records, pointers, spikes, spike_pointer)
+    outcome = check(device, "step", x, ring, dynamics, margin=margin)
+    after = outcome.arguments[1 : len(records) + 1]
+    spikes_after = next(t for t in outcome.arguments[1:] if t.dtype == torch.bool)
     states = zip(
         [*records, spikes], [*after, spikes_after], [*pointers, spike_pointer], strict=True
     )
@@ -130,8 +131,8 @@ def test_edges_of_tiles(device, small_tiles, batch, synapses, margin):
 def test_nan_input_is_a_spike_and_a_nan_current(device):
     x = torch.tensor([[float("nan"), 0.0, 1.0]])
     dynamics = dynamics_of("single", 3, F32)
-    arguments = (x, [torch.zeros(2, 1, 3)], torch.zeros(2, 1, 3).bool(), dynamics, [0], 0)
-    outcome = by_kernel(device, "step", "step", *arguments)
+    ring = Ring([torch.zeros(2, 1, 3)], [0], torch.zeros(2, 1, 3).bool(), 0)
+    outcome = by_kernel(device, "step", "step", x, ring, dynamics)
     assert outcome.returned[0].isnan().tolist() == [[True, False, False]]
     assert outcome.arguments[2][0].tolist() == [[True, False, True]]
 
@@ -190,7 +191,7 @@ def test_offsets_pass_the_range_of_int32(device):
     spikes = torch.zeros(3, 2, 2**29, dtype=torch.bool, device=device)
     x = torch.ones(2, 2**29, dtype=torch.bool, device=device)
     one, half = torch.ones((), device=device), torch.full((), 0.5, device=device)
-    y = launch.step(x, [record], spikes, Dynamics(one, (half,)), [2], 2)
+    y = launch.step(x, Ring([record], [2], spikes, 2), Dynamics(one, (half,)))
     assert torch.equal(y, torch.full_like(y, 1.5))
     assert torch.equal(record[2], y)
     assert spikes[2].all()

@@ -35,6 +35,21 @@ class ReadRule(NamedTuple):
     overbound: float | None = None
 
 
+class Reading(NamedTuple):
+    """A delayed read of one record, or of a pair: all that it needs but the records."""
+
+    sel: Tensor
+    """The times ``[1 or B, N, D]``."""
+    rates: Sequence[Tensor | None]
+    """Of each component the step over its time constant, 0-d or ``[N]``; None where none counts."""
+    pointers: Sequence[Slot]
+    """The slot of each record that is written next."""
+    rule: ReadRule
+    steps: int = 1
+    """Above 1, each record is a sequence ``[K - 1 + steps, B, N]``, oldest first, that is read at
+    every step; then pointers are 0."""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Arithmetic is float64 for float64 and float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -104,6 +119,20 @@ class Dynamics(NamedTuple):
     def current(self, states: Sequence[Tensor]) -> Tensor:
         """The same; the difference of two in new memory."""
         return states[0] - states[1] if self.inputs == 2 else self.current_(states)
+
+
+class Ring(NamedTuple):
+    """The records of a group of synapses, and the slot that each writes next."""
+
+    components: Sequence[Tensor]
+    """The record of each state: ``[K, B, *shape]``, floating."""
+    pointers: Sequence[Slot]
+    spikes: Tensor
+    """``[K, B, *shape]``, bool."""
+    spike_pointer: Slot
+    arrivals: Tensor | None = None
+    """An int32 zero, with which a step advances pointers that are kept on the device; None leaves
+    them, as numbers are left."""
 
 
 # A duration this close to a whole number of steps is that number (relative to one step).

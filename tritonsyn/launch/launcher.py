@@ -113,7 +113,7 @@ def launch(
     enable_fp_fusion: bool = True,
     **constants: Any,
 ) -> None:
-    """Launches a kernel with the settings for some work on elements of ``dtype``.
+    """Launches a kernel with the settings for some work on elements of ``dtype``, if there is any.
 
     ``arguments`` are its run-time arguments in order, ``constants`` its compile-time ones except
     those that the settings give. ``config`` replaces the settings that would be looked up.
@@ -122,6 +122,8 @@ def launch(
         config = config_for(kernel.fn.__name__, work, dtype, _device(arguments))
     if callable(grid):
         grid = grid(config)
+    if 0 in grid:
+        return
     constants["enable_fp_fusion"] = enable_fp_fusion
     made = Launch(kernel, grid, arguments, constants, work, dtype, config)
     if _recorded is not None:

@@ -10,8 +10,6 @@ from .launcher import covering, launch
 
 def push(record: Tensor, value: Tensor, slot: Slot) -> None:
     size = value.numel()
-    if size == 0:
-        return
     arguments = (value.contiguous(), record, slot, size)
     launch(ring_push_kernel, covering(size), *arguments, work=(size,), dtype=record.dtype)
 
@@ -19,7 +17,6 @@ def push(record: Tensor, value: Tensor, slot: Slot) -> None:
 def take(drecord: Tensor, slot: Slot) -> Tensor:
     taken = torch.empty_like(drecord[0])
     size = taken.numel()
-    if size:
-        arguments = (drecord, taken, slot, size)
-        launch(ring_take_kernel, covering(size), *arguments, work=(size,), dtype=drecord.dtype)
+    arguments = (drecord, taken, slot, size)
+    launch(ring_take_kernel, covering(size), *arguments, work=(size,), dtype=drecord.dtype)
     return taken

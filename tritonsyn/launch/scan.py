@@ -1,8 +1,7 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +12,17 @@ from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .config import LaunchConfig, config_for
 from .launcher import both, constant_arguments, covering, launch, tiles
 
+Input = Tensor | PackedSpikes
 Pair = Sequence[Tensor | None]
+
+
+class _Walk(NamedTuple):
+    """What the launches of one scan share."""
+
+    dynamics: Dynamics
+    last: int
+    """How many values of each state are kept."""
+    config: LaunchConfig
 
 
 def scan(
@@ -23,18 +32,10 @@ def scan(
     last: int,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    shape = _shape(x)
-    carried = dynamics.gain.dtype
-    y = None if dtype is None else torch.empty(shape, dtype=dtype, device=x.device)
-    tails = [
-        torch.empty((last, *shape[1:]), dtype=carried, device=x.device)
-        for _ in range(dynamics.states)
-    ]
-    narrower = _narrower(x, dtype or carried)
-    config = config_for("exp_scan_kernel", (shape[0], shape[1] * shape[2]), narrower, x.device)
-    if math.prod(shape):
-        carries = _carries(x, dynamics, initials, (), last, config, reverse=False)
-        _launch(x, y, tails, carries, (), dynamics, last, config, reverse=False)
+    y = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)
+    tails = _for_each(range(dynamics.states), last, x, dynamics)
+    walk = _Walk(dynamics, last, _config(x, dtype or dynamics.gain.dtype))
+    _launch(x, y, tails, _carries(x, initials, (), walk, reverse=False), (), walk, reverse=False)
     return y, tails
 
 
@@ -47,30 +48,21 @@ def scan_backward(
     dx_dtype: torch.dtype | None,
     want_initials: bool = True,
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
-    row, carried = dy.shape[1:], dynamics.gain.dtype
-    narrower = _narrower(dy, dx_dtype or dy.dtype)
-    config = config_for("exp_scan_kernel", (dy.shape[0], row.numel()), narrower, dy.device)
-    if dy.numel() == 0:
-        dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
-        zeros = dy.new_zeros(row, dtype=carried)
-        dinitials = [zeros.clone() for _ in range(dynamics.states)]
-        constants = [] if x is None else [zeros.clone() for _ in dynamics.constants]
-        return dx, dinitials if want_initials else [], constants
     dy = dy.contiguous()
     dtails = [None if d is None else d.contiguous() for d in dtails]
     last = max((d.shape[0] for d in dtails if d is not None), default=0)
+    walk = _Walk(dynamics, last, _config(dy, dx_dtype or dy.dtype))
     dx = None if dx_dtype is None else dy.new_empty(dy.shape, dtype=dx_dtype)
-    dcarries = _carries(dy, dynamics, (), dtails, last, config, reverse=True)
-    size = (config.chunks, *row)
+    dcarries = _carries(dy, (), dtails, walk, reverse=True)
     states = range(dynamics.states if want_initials else 0)
-    outs = [torch.empty(size, dtype=carried, device=dy.device) for _ in states]
+    outs = _for_each(states, walk.config.chunks, dy, dynamics)
     if dx is not None or want_initials:
-        _launch(dy, dx, dtails, dcarries, outs, dynamics, last, config, reverse=True)
+        _launch(dy, dx, dtails, dcarries, outs, walk, reverse=True)
     dinitials = _before_first([out[0] for out in outs], dynamics)
     if x is None:
         return dx, dinitials, []
-    carries = _carries(x, dynamics, initials, (), last, config, reverse=False)
-    return dx, dinitials, _constants(dy, dtails, last, x, dynamics, carries, dcarries, config)
+    carries = _carries(x, initials, (), walk, reverse=False)
+    return dx, dinitials, _constants(dy, dtails, x, carries, dcarries, walk)
 
 
 def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
@@ -83,32 +75,22 @@ def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
     return [z * (d * s) for z, d, s in zip(zs, dynamics.decays, signs, strict=False)]
 
 
-def _carries(
-    x: Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    initials: Pair,
-    tails: Pair,
-    last: int,
-    config: LaunchConfig,
-    reverse: bool,
-) -> Pair:
+def _carries(x: Input, initials: Pair, tails: Pair, walk: _Walk, reverse: bool) -> Pair:
     """The state that enters each chunk in the direction of the scan, ``[chunks, B, N]``.
 
     Each chunk runs from zero first; a scan over the chunks, whose decay is that of a whole chunk,
     adds up what they leave. A sequence in one chunk receives its initial state.
     """
     initials = [None if initial is None else initial.contiguous() for initial in initials]
+    dynamics, _, config = walk
     if config.chunks == 1:
         return initials
-    steps, *row = _shape(x)
-    shape, carried = (config.chunks, *row), dynamics.gain.dtype
-    left = [torch.empty(shape, dtype=carried, device=x.device) for _ in range(dynamics.states)]
-    given = tails if reverse else ()
-    _launch(x, None, given, (), left, dynamics, last, config, reverse)
-    length = _chunk_length(steps, config)
+    order = range(dynamics.states)
+    left = _for_each(order, config.chunks, x, dynamics)
+    _launch(x, None, tails, (), left, walk, reverse)
+    length = tiles(x.shape[0], config.chunks)
     carries: list[Tensor | None] = [None] * dynamics.states
     # Of two coupled states one feeds the other: it comes first, and backward that is the second.
-    order = range(dynamics.states)
     coupled = dynamics.coupling is not None
     for place in reversed(order) if coupled and reverse else order:
         feeding = carries[1 - place] if coupled else None
@@ -122,9 +104,8 @@ def _carries(
             source, target, fed = left[place][1:], carry[:-1], slice(1, None)
         if feeding is not None and dynamics.coupling is not None:
             source = torch.addcmul(source, feeding[fed], whole * (length * dynamics.coupling))
-        among = Dynamics(whole.new_ones(()), (whole,))
-        whole_length = config.with_chunks(1)
-        _launch(source, target, (), [initial], (), among, 0, whole_length, reverse)
+        among = _Walk(Dynamics(whole.new_ones(()), (whole,)), 0, config.with_chunks(1))
+        _launch(source, target, (), [initial], (), among, reverse)
         carries[place] = carry
     return carries
 
@@ -140,91 +121,88 @@ def _power(decay: Tensor, length: int) -> Tensor:
 
 
 def _constants(
-    dy: Tensor,
-    dtails: Pair,
-    last: int,
-    x: Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    carries: Pair,
-    dcarries: Pair,
-    config: LaunchConfig,
+    dy: Tensor, dtails: Pair, x: Input, carries: Pair, dcarries: Pair, walk: _Walk
 ) -> list[Tensor]:
     """Gradients of the constants, ``[B, N]``: partials of the chunks and their sum."""
-    shape, carried = (config.chunks, *dy.shape[1:]), dynamics.gain.dtype
-    dgain, *others = (
-        torch.empty(shape, dtype=carried, device=dy.device) for _ in dynamics.constants
-    )
-    data, constants, sizes, flags = _arguments(x, dynamics)
-    work = (dy.shape[0], dy[0].numel())
-    given = (data, dy, *both(dtails), *both(carries), *both(dcarries))
-    numbers = (dy.shape[0], _chunk_length(dy.shape[0], config), last, *sizes)
+    chunks = walk.config.chunks  # those of the scans that made the carries
+    dgain, *others = _for_each(walk.dynamics.constants, chunks, dy, walk.dynamics)
+    data, constants, numbers, options = _arguments(x, dy.dtype, walk)
     launch(
         exp_scan_constants_kernel,
-        # The chunks are those of the scans that made the carries.
-        lambda own: (tiles(work[1], own.BLOCK), config.chunks),
-        *(*given, *both(others), dgain, *constants, *numbers),
-        **{**flags, "work": work, "dtype": _narrower(x, dy.dtype)},
+        lambda own: (tiles(dy[0].numel(), own.BLOCK), chunks),
+        *(data, dy, *both(dtails), *both(carries), *both(dcarries)),
+        *(*both(others), dgain, *constants, *numbers),
+        **options,
     )
     return [partial.sum(0) for partial in (dgain, *others)]
 
 
 def _launch(
-    x: Tensor | PackedSpikes,
+    x: Input,
     y: Tensor | None,
     tails: Pair,
     carry_in: Pair,
     carry_out: Pair,
-    dynamics: Dynamics,
-    last: int,
-    config: LaunchConfig,
+    walk: _Walk,
     reverse: bool,
 ) -> None:
-    steps, *row = _shape(x)
-    data, constants, sizes, flags = _arguments(x, dynamics)
-    work = (steps, row[0] * row[1])
-    dtype = _narrower(x, dynamics.gain.dtype if y is None else y.dtype)
-    grid = (tiles(work[1], config.BLOCK), config.chunks)
-    tensors = (data, y, *both(tails), *both(carry_in), *both(carry_out), *constants)
-    numbers = (steps, _chunk_length(steps, config), last, *sizes)
-    options = {**flags, "REVERSE": reverse, "work": work, "dtype": dtype, "config": config}
-    launch(exp_scan_kernel, grid, *tensors, *numbers, **options)
+    dtype, config = walk.dynamics.gain.dtype if y is None else y.dtype, walk.config
+    data, constants, numbers, options = _arguments(x, dtype, walk)
+    launch(
+        exp_scan_kernel,
+        (tiles(options["work"][1], config.BLOCK), config.chunks),
+        *(data, y, *both(tails), *both(carry_in), *both(carry_out), *constants, *numbers),
+        REVERSE=reverse,
+        config=config,
+        **options,
+    )
 
 
 def _arguments(
-    x: Tensor | PackedSpikes, dynamics: Dynamics
+    x: Input, dtype: torch.dtype, walk: _Walk
 ) -> tuple[Tensor, list[Tensor | None], tuple[int, ...], dict[str, Any]]:
-    """The input's data, the constants, the sizes, and the flags, as the kernels take them."""
-    _, batch, synapses = _shape(x)
-    constants, flags = constant_arguments(dynamics)
-    flags["PACKED"] = isinstance(x, PackedSpikes)
+    """The input's data, the constants, the sizes, and what goes by name, as both kernels take them.
+
+    ``dtype`` is that of the other sequence.
+    """
+    steps, batch, synapses = x.shape
+    constants, options = constant_arguments(walk.dynamics)
+    options |= {
+        "PACKED": isinstance(x, PackedSpikes),
+        "work": (steps, batch * synapses),
+        "dtype": _narrower(x, dtype),
+    }
     sizes = (batch * synapses, synapses, words_per_row(synapses))
-    return data_of(x).contiguous(), constants, sizes, flags
+    numbers = (steps, tiles(steps, walk.config.chunks), walk.last, *sizes)
+    return data_of(x).contiguous(), constants, numbers, options
 
 
-def _shape(x: Tensor | PackedSpikes) -> tuple[int, int, int]:
-    """``(T, B, N)`` of values or bits."""
-    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+def _for_each(of: Sequence[Any], count: int, x: Input, dynamics: Dynamics) -> list[Tensor]:
+    """``count`` rows ``[count, B, N]`` in the dtype of the constants for each of some things."""
+    shape, dtype = (count, *x.shape[1:]), dynamics.gain.dtype
+    return [torch.empty(shape, dtype=dtype, device=x.device) for _ in of]
 
 
-def _narrower(x: Tensor | PackedSpikes, dtype: torch.dtype) -> torch.dtype:
+def _config(x: Input, dtype: torch.dtype) -> LaunchConfig:
+    """The settings of a scan from ``x`` to a sequence of a dtype, or back."""
+    steps, batch, synapses = x.shape
+    work = (steps, batch * synapses)
+    return config_for("exp_scan_kernel", work, _narrower(x, dtype), x.device)
+
+
+def _narrower(x: Input, dtype: torch.dtype) -> torch.dtype:
     """The dtype that tiles must suit: half precision, unless the arithmetic is double."""
     given = data_of(x).dtype
     halves = [d for d in (given, dtype) if d in (torch.float16, torch.bfloat16)]
     return halves[0] if halves and torch.float64 not in (given, dtype) else dtype
 
 
-def _chunk_length(steps: int, config: LaunchConfig) -> int:
-    return tiles(steps, config.chunks)
-
-
 def pack(x: Tensor) -> Tensor:
     rows, synapses = x.shape
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
-    if words.numel():
-        arguments = (x.contiguous(), words, rows, synapses, width)
-        size = words.numel()
-        launch(pack_bits_kernel, covering(size), *arguments, work=(size,), dtype=x.dtype)
+    size, arguments = words.numel(), (x.contiguous(), words, rows, synapses, width)
+    launch(pack_bits_kernel, covering(size), *arguments, work=(size,), dtype=x.dtype)
     return words
 
 
@@ -232,8 +210,7 @@ def transpose_bits(words: Tensor, synapses: int) -> Tensor:
     rows, width = words.shape
     high = words_per_row(rows)
     turned = torch.empty((synapses, high), dtype=torch.int32, device=words.device)
-    if turned.numel():
-        arguments = (words.contiguous(), turned, rows, synapses, width, high)
-        grid, work = covering(high, width), (width, high)
-        launch(transpose_bits_kernel, grid, *arguments, work=work, dtype=words.dtype)
+    arguments = (words.contiguous(), turned, rows, synapses, width, high)
+    grid, work = covering(high, width), (width, high)
+    launch(transpose_bits_kernel, grid, *arguments, work=work, dtype=words.dtype)
     return turned

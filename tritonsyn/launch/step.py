@@ -6,24 +6,15 @@ import torch
 from torch import Tensor
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
-from ..values import Dynamics, Slot
+from ..values import Dynamics, Ring, Slot
 from .launcher import both, constant_arguments, covering, launch
 
 
-def step(
-    x: Tensor,
-    records: Sequence[Tensor],
-    spikes: Tensor,
-    dynamics: Dynamics,
-    pointers: Sequence[Slot],
-    spike_pointer: Slot,
-    arrivals: Tensor | None = None,
-) -> Tensor:
+def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
+    records, pointers, spikes, spike_pointer, arrivals = ring
     slots, batch, synapses = records[0].shape
     y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
     size = y.numel()
-    if size == 0:
-        return y
     constants, flags = constant_arguments(dynamics)
     tensors = (x.contiguous(), y, spikes, *both(records), *constants, arrivals)
     numbers = (*both(pointers), spike_pointer, slots, size, synapses)
@@ -45,8 +36,6 @@ def step_backward(
     like = drecords[0][0]
     dx = None if dx_dtype is None else torch.empty_like(like, dtype=dx_dtype)
     zs = [torch.empty_like(like, dtype=dynamics.gain.dtype) for _ in drecords] if want_z else []
-    if size == 0:
-        return dx, zs
     constants, flags = constant_arguments(dynamics)
     dy = None if dy is None else dy.contiguous()
     tensors = (dy, dx, *both(drecords), *both(zs), *constants)

@@ -4,13 +4,14 @@ State goes in and comes out: an operation updates a record in place and returns 
 autograd graph if one is recorded.
 """
 
+from ..values import Ring
 from .common import hold
 from .delayed import Run, choose, project_sequence, project_step
 from .projection import Taps, taps
 from .read import select, select_scan, time_since_older
 from .record import push, read, row_slots, write_rows
 from .scan import pack_spikes, scan
-from .step import Ring, step
+from .step import step
 
 __all__ = [
     "Ring",

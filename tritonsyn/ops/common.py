@@ -1,59 +1,54 @@
 """What the differentiable operations share: flat views, ownership of gradients, reductions."""
 
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backend import resolve
-from ..values import Slot, words_per_row
+from ..values import Slot
 from .operator import operator, traced_as
 
 _OWNER = "_tritonsyn_owner"
 
 
-class Layout(NamedTuple):
-    """Shape, dtype and device of a record, kept for its gradient."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, record: Tensor) -> "Layout":
-        return cls(record.shape, record.dtype, record.device)
-
-    def slots(self, count: int) -> "Layout":
-        """The same with another number of slots."""
-        return self._replace(shape=torch.Size((count, *self.shape[1:])))
+def link(ctx: Any, *records: Tensor) -> None:
+    """Makes a Function a link in the chain of operations on these records, which it returns."""
+    ctx.mark_dirty(*records)
+    ctx.materialize_grads = False
+    ctx.record = records[0].shape, records[0].dtype, records[0].device
 
 
-def own_gradient(node: Any, gradient: Tensor | None, layout: Layout) -> Tensor:
-    """A gradient of the whole record that the backward of ``node`` may write to.
+def own_gradient(ctx: Any, gradient: Tensor | None, slots: int | None = None) -> Tensor:
+    """A gradient of the whole record that the backward pass of a link may write to.
 
-    Takes the gradient that the next operation in the chain handed over, makes zeros if there is
-    none yet, and copies one from elsewhere, such as a user's own operation on the record.
+    Takes the gradient that the next link handed over, makes zeros of the size of the record, or of
+    fewer ``slots``, if there is none yet, and copies one from elsewhere, such as a user's own
+    operation on the record.
     """
     if gradient is None:
-        return torch.zeros(layout.shape, dtype=layout.dtype, device=layout.device)
-    if getattr(gradient, _OWNER, None) is node:
+        shape, dtype, device = ctx.record
+        return torch.zeros((slots or shape[0], *shape[1:]), dtype=dtype, device=device)
+    if getattr(gradient, _OWNER, None) is ctx:
         return gradient
     return gradient.clone(memory_format=torch.contiguous_format)
 
 
-def hand_over(node: Any, gradient: Tensor, index: int) -> Tensor:
+def hand_over(node: Any, gradient: Tensor | None, index: int) -> Tensor | None:
     """Marks the gradient as owned by the operation that made input ``index``, and by no other.
 
     Another operation, such as a user's addition, may pass the same tensor on to several.
     ``index`` counts the tensors among the inputs of ``node``.
     """
-    setattr(gradient, _OWNER, node.next_functions[index][0])
+    if gradient is not None:
+        setattr(gradient, _OWNER, node.next_functions[index][0])
     return gradient
 
 
@@ -70,7 +65,7 @@ def chained(*tensors: Tensor | None) -> bool:
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a backward pass refuse second derivatives.
+    """Makes a backward pass refuse second derivatives, and skips it where no gradient arrives.
 
     Kernels record no graph: without this a gradient would count as a constant in whatever is
     computed from it, and second derivatives would be wrong in silence.
@@ -82,9 +77,31 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
             raise NotImplementedError(
                 "tritonsyn has no second derivatives; call backward or grad without create_graph"
             )
+        if all(gradient is None for gradient in gradients):
+            return (None,) * len(ctx.needs_input_grad)
         return backward(ctx, *gradients)
 
     return refusing
+
+
+def keep(ctx: Any, *groups: Sequence[Any]) -> None:
+    """Keeps groups of values for the backward pass, which gets them by :func:`kept`.
+
+    Tensors are where autograd sees writes to them. A gradient that does not arrive stays None.
+    """
+    values = list(itertools.chain(*groups))
+    ctx.save_for_backward(*[value if isinstance(value, Tensor) else None for value in values])
+    ctx.others = [None if isinstance(value, Tensor) else value for value in values]
+    ctx.sizes = list(map(len, groups))
+    ctx.materialize_grads = False  # set_materialize_grads, which Dynamo refuses
+
+
+def kept(ctx: Any) -> list[list[Any]]:
+    """The groups of values that :func:`keep` kept."""
+    pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+    values = [other if tensor is None else tensor for tensor, other in pairs]
+    ends = itertools.accumulate(ctx.sizes)
+    return [values[end - size : end] for size, end in zip(ctx.sizes, ends, strict=True)]
 
 
 def without_graph() -> AbstractContextManager[object]:
@@ -158,11 +175,7 @@ def _load(name: str, backend: str) -> ModuleType:
     return importlib.import_module(f"tritonsyn.{package}.{name}")
 
 
-def _asked_for(device: torch.device, requested: str | None) -> str | None:
-    return requested
-
-
-@traced_as(_asked_for)
+@traced_as(lambda device, requested: requested)
 def running(device: torch.device, requested: str | None) -> str | None:
     """The backend that forward and backward pass share, whatever the default is by then.
 
@@ -178,13 +191,3 @@ def implementation(name: str, device: torch.device, requested: str | None = None
     ``import tritonsyn`` loads no Triton.
     """
     return _load(name, resolve(device, requested))
-
-
-def _like_words(x, backend):  # type: ignore[no-untyped-def]
-    return x.new_empty((x.shape[0], words_per_row(x.shape[1])), dtype=torch.int32)
-
-
-@operator(fake=_like_words)
-def pack_rows(x: Tensor, backend: str | None) -> Tensor:
-    """Spikes ``[rows, N]`` as bits, ``[rows, ceil(N / 32)]``."""
-    return implementation("scan", x.device, backend).pack(x)

@@ -2,23 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..values import ReadRule, Slot, compute_dtype, locate
+from ..values import Reading, ReadRule, Slot, compute_dtype, locate
 from .common import (
-    Layout,
     chained,
     first_order,
     flat_record,
     hand_over,
     held,
     implementation,
+    keep,
+    kept,
+    link,
     over_synapses,
     own_gradient,
     running,
+    without_graph,
 )
 from .operator import operator, traced_as
 
@@ -56,14 +59,13 @@ def read_values(
     arguments are the fields of a :class:`ReadRule`.
     """
     rule = ReadRule(mode, step, limit, tolerance, overbound)
-    value, slope, rate_slopes = implementation("read", sel.device, backend).select(
-        records, sel, rates, pointers, rule, want_slope, want_rate_slopes, steps
-    )
-    return [value, *([] if slope is None else [slope]), *rate_slopes]
+    reading = Reading(sel, rates, pointers, rule, steps)
+    module = implementation("read", sel.device, backend)
+    return module.select(records, reading, want_slope, want_rate_slopes)
 
 
 def _like_records(dvalue, rows, sel, rates, *settings):  # type: ignore[no-untyped-def]
-    steps = settings[-2]
+    *_, steps, _ = settings
     shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
     return [dvalue.new_empty(shape) for _ in rates]
 
@@ -84,15 +86,11 @@ def read_adjoint(
     backend: str | None,
 ) -> Tensors:
     """The gradient of each record ``[rows, B, N]``."""
-    shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
-    # In half precision many small terms vanish in a large sum: it is rounded once.
-    acc = compute_dtype(dvalue.dtype)
-    sums = [dvalue.new_zeros(shape, dtype=acc) for _ in rates]
     rule = ReadRule(mode, step, limit, tolerance, overbound)
-    implementation("read", sel.device, backend).select_backward(
-        dvalue, sums, sel, rates, pointers, rule, steps
-    )
-    return [total.to(dvalue.dtype) for total in sums]
+    reading = Reading(sel, rates, pointers, rule, steps)
+    drecords = [d.zero_() for d in _like_records(dvalue, rows, sel, rates, steps, backend)]
+    _add_adjoint(drecords, dvalue, reading, backend)
+    return drecords
 
 
 @operator(fake=lambda a, b, backend: a.new_empty(a.shape[1:]))
@@ -101,204 +99,158 @@ def batch_dot(a: Tensor, b: Tensor, backend: str | None) -> Tensor:
     return implementation("read", a.device, backend).batch_dot(a, b)
 
 
-def _flat_sel(sel: Tensor, shape: torch.Size) -> Tensor:
-    """Times as ``[1 or B, N, D]``, also where the last axis is missing; ``shape`` the record's."""
-    if sel.ndim == len(shape) - 1:
-        sel = sel.unsqueeze(-1)
-    return sel.reshape(sel.shape[0], math.prod(shape[2:]), sel.shape[-1])
+def _add_adjoint(drecords: Tensors, dvalue: Tensor, reading: Reading, backend: str | None) -> None:
+    """Adds what the values give to the records' gradients ``[rows, B, N]``, in place."""
+    # In half precision many small terms vanish in a large sum: it is rounded once.
+    acc = compute_dtype(dvalue.dtype)
+    whole = acc == dvalue.dtype or reading.steps * reading.sel.shape[2] == 1
+    sums = drecords if whole else [torch.zeros_like(d, dtype=acc) for d in drecords]
+    implementation("read", dvalue.device, backend).select_backward(dvalue, sums, reading)
+    if not whole:
+        for drecord, total in zip(drecords, sums, strict=True):
+            drecord.add_(total)
 
 
-class _Reading(NamedTuple):
-    """The settings of a read."""
-
-    rule: ReadRule
-    steps: int
-    backend: str | None
+_Settings = tuple[ReadRule, int, str | None]
+"""Of a read: the rule, how many steps, the backend."""
 
 
 def _values(
-    reading: _Reading,
-    sel: Tensor,
-    pointers: Sequence[Slot],
-    rates: Sequence[Tensor | None],
     records: Sequence[Tensor],
-    wants_sel: bool = False,
-    wants_rates: bool = False,
+    reading: Reading,
+    backend: str | None,
+    want_slope: bool = False,
+    want_rate_slopes: bool = False,
 ) -> Tensors:
-    """The value ``[steps * B, N, D]`` and the derivatives that are wanted.
-
-    Reshaped outside the Functions: a view returned from a Function cannot be written in place.
-    """
-    rule, steps, backend = reading
-    rows, times = [flat_record(record) for record in records], _flat_sel(sel, records[0].shape)
-    operands = (rows, times, list(rates), list(pointers))
-    return read_values(*operands, *rule, steps, wants_sel, wants_rates, backend)
-
-
-def _forward(ctx: Any, reading: _Reading, sel: Tensor, tensors: Sequence[Any]) -> Tensor:
-    """The value of a read; keeps its derivatives where they will be asked for.
-
-    ``tensors`` holds a pointer, a rate and a record for each component, in this order.
-    """
-    count = len(tensors) // 3
-    pointers, rates, records = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
-    wants_rates = any(ctx.needs_input_grad[2 + count : 2 + 2 * count])
-    value, *slopes = _values(
-        reading, sel, pointers, rates, records, ctx.needs_input_grad[1], wants_rates
-    )
-    # By the attribute, because torch.compile does not know ctx.set_materialize_grads.
-    ctx.materialize_grads = False
-    ctx.reading, ctx.count, ctx.shape = reading, count, records[0].shape
-    on_device = [isinstance(pointer, Tensor) for pointer in pointers]
-    ctx.numbers = [None if there else p for p, there in zip(pointers, on_device, strict=True)]
-    kept = [p if there else None for p, there in zip(pointers, on_device, strict=True)]
-    ctx.save_for_backward(sel, *kept, *rates, *slopes)
-    return value
-
-
-class _Kept(NamedTuple):
-    """What the forward pass keeps for the backward pass."""
-
-    sel: Tensor
-    pointers: list[Slot]
-    rates: list[Tensor | None]
-    slopes: list[Tensor]
-
-    @classmethod
-    def of(cls, ctx: Any) -> "_Kept":
-        count = ctx.count
-        sel, *saved = ctx.saved_tensors
-        pairs = zip(saved[:count], ctx.numbers, strict=True)
-        pointers = [number if tensor is None else tensor for tensor, number in pairs]
-        return cls(sel, pointers, saved[count : 2 * count], saved[2 * count :])
-
-
-def _gradients(ctx: Any, dvalue: Tensor, kept: _Kept) -> list[Tensor | None]:
-    """Gradients of the times, of the pointers, which have none, and of the rates."""
-    backend, count = ctx.reading.backend, ctx.count
-    slopes, dsel = kept.slopes, None
-    if ctx.needs_input_grad[1]:
-        dsel = _selector_gradient(dvalue, slopes[0], kept.sel, backend)
-        slopes = slopes[1:]
-    drates: list[Tensor | None] = [None] * count
-    if slopes:
-        drates = [
-            over_synapses(batch_dot(dvalue.to(s.dtype).flatten(1), s.flatten(1), backend), rate)
-            for s, rate in zip(slopes, kept.rates, strict=True)
-            if rate is not None
-        ]
-    return [dsel, *(None for _ in range(count)), *drates]
-
-
-def _selector_gradient(dvalue: Tensor, slope: Tensor, sel: Tensor, backend: str | None) -> Tensor:
-    """``dvalue * slope``, summed over the rows that share a time."""
-    dvalue = dvalue.to(slope.dtype)
-    if sel.shape[0] == dvalue.shape[0]:
-        dsel = dvalue * slope
-    else:
-        shape = (dvalue.shape[0] // sel.shape[0], sel.numel())
-        dsel = batch_dot(dvalue.reshape(shape), slope.reshape(shape), backend)
-    return dsel.view(sel.shape).to(sel.dtype)
+    """:func:`read_values` of records ``[rows, B, *shape]``."""
+    sel, rates, pointers, rule, steps = reading
+    operands = ([flat_record(record) for record in records], sel, list(rates), list(pointers))
+    return read_values(*operands, *rule, steps, want_slope, want_rate_slopes, backend)
 
 
 class _Read(torch.autograd.Function):
-    """A read that leaves the records as they are."""
+    """A read that leaves the records as they are.
+
+    After the times it takes a pointer, a rate and a record for each component, in this order.
+    """
 
     @staticmethod
-    def forward(ctx: Any, reading: _Reading, sel: Tensor, *tensors: Any) -> Tensor:
-        return _forward(ctx, reading, sel, tensors)
+    def forward(ctx: Any, settings: _Settings, sel: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+        count = len(tensors) // 3
+        pointers, rates, records = tensors[:count], tensors[count:-count], tensors[-count:]
+        rule, steps, backend = settings
+        want_slope, want_rate_slopes = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2:-count])
+        reading = Reading(sel, rates, pointers, rule, steps)
+        value, *slopes = _values(records, reading, backend, want_slope, want_rate_slopes)
+        ctx.settings, ctx.count, ctx.shape = settings, count, records[0].shape
+        keep(ctx, [sel], pointers, rates, slopes)
+        return (value,)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dvalue: Tensor | None) -> tuple[Tensor | None, ...]:
-        count = ctx.count
-        if dvalue is None:
-            return (None,) * (2 + 3 * count)
-        kept = _Kept.of(ctx)
+    def backward(ctx: Any, dvalue: Tensor) -> tuple[Tensor | None, ...]:
+        count, shape = ctx.count, ctx.shape
         drecords: Sequence[Tensor | None] = [None] * count
-        if any(ctx.needs_input_grad[2 + 2 * count :]):
-            rule, steps, backend = ctx.reading
-            times = _flat_sel(kept.sel, ctx.shape)
-            operands = (dvalue, ctx.shape[0], times, list(kept.rates), kept.pointers)
-            sums = read_adjoint(*operands, *rule, steps, backend)
-            drecords = [total.view(ctx.shape) for total in sums]
-        return None, *_gradients(ctx, dvalue, kept), *drecords
+        if any(ctx.needs_input_grad[-count:]):
+            (sel,), pointers, rates, _ = kept(ctx)
+            rule, *others = ctx.settings
+            sums = read_adjoint(dvalue, shape[0], sel, rates, pointers, *rule, *others)
+            drecords = [total.view(shape) for total in sums]
+        return None, *_gradients(ctx, dvalue), *drecords
 
 
 class _ChainedRead(torch.autograd.Function):
     """A read of records that carry a graph, as a link in their chain; used in eager code only."""
 
     @staticmethod
-    def forward(ctx: Any, reading: _Reading, sel: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
-        value = _forward(ctx, reading, sel, tensors)
-        records = tensors[2 * ctx.count :]
-        ctx.layout = Layout.of(records[0])
-        ctx.mark_dirty(*records)
-        return (value, *records)
+    def forward(ctx: Any, settings: _Settings, sel: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+        value = _Read.forward(ctx, settings, sel, *tensors)
+        records = tensors[-ctx.count :]
+        link(ctx, *records)
+        return (*value, *records)
 
     @staticmethod
     @first_order
     def backward(
         ctx: Any, dvalue: Tensor | None, *drecords: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        count = ctx.count
-        owned = [
-            None if d is None and dvalue is None else own_gradient(ctx, d, ctx.layout)
-            for d in drecords
-        ]
-        gradients: Sequence[Tensor | None] = [None] * (1 + 2 * count)
+        gradients: Sequence[Tensor | None] = [None] * (1 + 2 * ctx.count)
+        chain = [None if d is None and dvalue is None else own_gradient(ctx, d) for d in drecords]
         if dvalue is not None:
-            kept = _Kept.of(ctx)
-            _add_to(ctx, [d for d in owned if d is not None], dvalue, kept)
-            gradients = _gradients(ctx, dvalue, kept)
-        chain = (None if d is None else hand_over(ctx, d, i - count) for i, d in enumerate(owned))
+            gradients = _gradients(ctx, dvalue)
+            flat = [flat_record(d) for d in chain if d is not None]
+            (sel,), pointers, rates, _ = kept(ctx)
+            rule, steps, backend = ctx.settings
+            _add_adjoint(flat, dvalue, Reading(sel, rates, pointers, rule, steps), backend)
+        for i, drecord in enumerate(chain, -ctx.count):
+            hand_over(ctx, drecord, i)
         return None, *gradients, *chain
 
 
-def _add_to(ctx: Any, drecords: Tensors, dvalue: Tensor, kept: _Kept) -> None:
-    """Adds what the values give to the records' gradients, in place."""
-    rule, steps, backend = ctx.reading
-    flat = [flat_record(d) for d in drecords]
-    sel, dtype = _flat_sel(kept.sel, ctx.shape), flat[0].dtype
-    # In half precision many small terms vanish in a large sum: it is rounded once.
-    acc = compute_dtype(dtype)
-    whole = acc == dtype or steps * sel.shape[2] == 1
-    sums = flat if whole else [torch.zeros_like(d, dtype=acc) for d in flat]
-    implementation("read", sel.device, backend).select_backward(
-        dvalue, sums, sel, kept.rates, kept.pointers, rule, steps
-    )
-    if not whole:
-        for d, total in zip(flat, sums, strict=True):
-            d.add_(total)
+def _gradients(ctx: Any, dvalue: Tensor) -> list[Tensor | None]:
+    """Gradients of the times, of the pointers, which have none, and of the rates."""
+    (sel,), _, rates, slopes = kept(ctx)
+    count, (_, _, backend), dsel = ctx.count, ctx.settings, None
+    if ctx.needs_input_grad[1]:
+        dsel = _in_rows(dvalue, slopes.pop(0), sel.shape[0], backend).view(sel.shape).to(sel.dtype)
+    drates: list[Tensor | None] = [None] * count
+    if slopes:
+        drates = [
+            None if rate is None else over_synapses(_in_rows(dvalue, slope, 1, backend), rate)
+            for slope, rate in zip(slopes, rates, strict=True)
+        ]
+    return [dsel, *[None] * count, *drates]
 
 
-def _as_tensors(pointers: Sequence[Slot], device: torch.device) -> list[Slot]:
-    return [torch.as_tensor(pointer, device=device) for pointer in pointers]
+def _in_rows(dvalue: Tensor, slope: Tensor, rows: int, backend: str | None) -> Tensor:
+    """``dvalue * slope``, summed over what shares one of some rows."""
+    dvalue = dvalue.to(slope.dtype)
+    if rows == dvalue.shape[0]:
+        return dvalue * slope
+    shape = (dvalue.shape[0] // rows, rows * math.prod(dvalue.shape[1:]))
+    return batch_dot(dvalue.reshape(shape), slope.reshape(shape), backend)
 
 
-@traced_as(_as_tensors)
-def _operands(pointers: Sequence[Slot], device: torch.device) -> Sequence[Slot]:
-    """Pointers as an operator takes them: tensors where it is registered."""
-    return pointers
+def _traced_operands(
+    pointers: Sequence[Slot], rates: Sequence[Tensor | None], records: Sequence[Tensor]
+) -> Any:
+    """Where a Function is traced it takes pointers as tensors, no tensor twice (the two states of
+    an alpha function have one rate), and no record that it marks dirty."""
+    pointers = [torch.as_tensor(pointer, device=records[0].device) for pointer in pointers]
+    return pointers, [None if rate is None else rate.view(rate.shape) for rate in rates], _Read
 
 
-def _as_views(rates: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if rate is None else rate.view(rate.shape) for rate in rates]
+@traced_as(_traced_operands)
+def _operands(
+    pointers: Sequence[Slot], rates: Sequence[Tensor | None], records: Sequence[Tensor]
+) -> Any:
+    """Pointers and rates as the read takes them, and its Function: a link in the records' chain
+    where they have one."""
+    linked = any(record.requires_grad for record in records)
+    return pointers, rates, _ChainedRead if linked else _Read
 
 
-@traced_as(_as_views)
-def _distinct(rates: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Rates, each a tensor of its own where a Function is traced, which takes none twice.
+def _read(
+    function: Any, records: Sequence[Tensor], reading: Reading, backend: str | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The value ``[steps * B, N, D]`` of a read, and the records after it.
 
-    The two states of an alpha function have one rate.
+    Reshaped outside the Functions: a view returned from a Function cannot be written in place.
     """
-    return rates
+    sel, rates, pointers, rule, steps = reading
+    if records[0].is_floating_point() and chained(sel, *rates, *records):
+        settings = rule, steps, running(sel.device, backend)
+        value, *linked = function.apply(settings, sel, *map(held, pointers), *rates, *records)
+        return value, linked or records
+    with without_graph():
+        return _values(records, reading, backend)[0], records
 
 
-@traced_as(lambda records: False)
-def _linked(records: Sequence[Tensor]) -> bool:
-    """Whether a read has to be a link in the chain of operations on these records."""
-    return any(record.requires_grad for record in records)
+def _flat_sel(sel: Tensor, record: Tensor) -> Tensor:
+    """Times for a record as ``[1 or B, N, D]``, also where the last axis is missing."""
+    if sel.ndim == record.ndim - 1:
+        sel = sel.unsqueeze(-1)
+    return sel.reshape(sel.shape[0], math.prod(record.shape[2:]), sel.shape[-1])
 
 
 def select(
@@ -311,17 +263,9 @@ def select(
     backend: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.select`, with rates that are 0-d or ``[N]``."""
-    reading = _Reading(rule, 1, running(sel.device, backend))
-    pointers = _operands(pointers, sel.device)
-    if records[0].is_floating_point() and chained(sel, *rates, *records):
-        operands = (reading, sel, *map(held, pointers), *_distinct(rates), *records)
-        if _linked(records):
-            value, *records = _ChainedRead.apply(*operands)
-        else:
-            value = _Read.apply(*operands)
-    else:
-        with torch.no_grad():
-            value = _values(reading, sel, pointers, rates, records)[0]
+    pointers, rates, function = _operands(pointers, rates, records)
+    reading = Reading(_flat_sel(sel, records[0]), rates, pointers, rule)
+    value, records = _read(function, records, reading, backend)
     return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
 
 
@@ -346,11 +290,7 @@ def select_scan(
 ) -> Tensor:
     """:func:`tritonsyn.functional.select_scan`, with rates that are 0-d or ``[N]``."""
     sequences = [sequence.contiguous() for sequence in sequences]
-    reading = _Reading(rule, steps, running(sel.device, backend))
-    pointers = _operands([0] * len(sequences), sel.device)
-    if chained(sel, *rates, *sequences):
-        value = _Read.apply(reading, sel, *pointers, *_distinct(rates), *sequences)
-    else:
-        with torch.no_grad():
-            value = _values(reading, sel, pointers, rates, sequences)[0]
+    pointers, rates, _ = _operands([0] * len(sequences), rates, sequences)
+    reading = Reading(_flat_sel(sel, sequences[0]), rates, pointers, rule, steps)
+    value, _ = _read(_Read, sequences, reading, backend)
     return value.view(steps, sequences[0].shape[1], *sel.shape[1:])

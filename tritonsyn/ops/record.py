@@ -6,7 +6,6 @@ record has one owner at a time: a read adds into it in place, a push takes its s
 zeros. Each costs the size of one observation, whatever the number of slots is.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,46 +13,56 @@ from torch import Tensor
 
 from ..values import Slot
 from .common import (
-    Layout,
     chained,
     first_order,
     hand_over,
     held,
     implementation,
+    link,
     own_gradient,
     unchained,
 )
 from .operator import traced_as
 
 
-class _Push(torch.autograd.Function):
+class _Write(torch.autograd.Function):
+    """``way.push`` writes what ``way.take`` takes out in backward."""
+
     @staticmethod
-    def forward(ctx: Any, record: Tensor, value: Tensor, slot: Slot, ring: ModuleType) -> Tensor:
-        ring.push(record, value, slot)
-        ctx.mark_dirty(record)
-        ctx.set_materialize_grads(False)
-        ctx.slot, ctx.ring, ctx.value_dtype = held(slot), ring, value.dtype
+    def forward(ctx: Any, record: Tensor, value: Tensor, slots: Slot, way: Any) -> Tensor:
+        way.push(record, value, slots)
+        link(ctx, record)
+        ctx.slots, ctx.way, ctx.value_dtype = held(slots), way, value.dtype
         return record
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, drecord: Tensor | None) -> tuple[Tensor | None, ...]:
-        if drecord is None:
-            return None, None, None, None
-        drecord = own_gradient(ctx, drecord, Layout.of(drecord))
-        dvalue = ctx.ring.take(drecord, ctx.slot)
+    def backward(ctx: Any, drecord: Tensor) -> tuple[Tensor | None, ...]:
+        drecord = own_gradient(ctx, drecord)
+        dvalue = ctx.way.take(drecord, ctx.slots).to(ctx.value_dtype)
         wanted = ctx.needs_input_grad[1]
-        drecord = hand_over(ctx, drecord, 0)
-        return drecord, dvalue.to(ctx.value_dtype) if wanted else None, None, None
+        return hand_over(ctx, drecord, 0), dvalue if wanted else None, None, None
+
+
+class _Rows:
+    """Several slots written and taken, as one slot is by ``launch`` and ``reference``."""
+
+    @staticmethod
+    def push(record: Tensor, rows: Tensor, slots: Tensor) -> None:
+        record.index_copy_(0, slots, rows.to(record.dtype))
+
+    @staticmethod
+    def take(drecord: Tensor, slots: Tensor) -> Tensor:
+        taken = drecord.index_select(0, slots)
+        drecord.index_fill_(0, slots, 0.0)
+        return taken
 
 
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
-        ctx.mark_dirty(record)
-        ctx.set_materialize_grads(False)
+        link(ctx, record)
         ctx.slot = held(slot)
-        ctx.layout = Layout.of(record)
         return record, _row(record, slot)
 
     @staticmethod
@@ -61,9 +70,7 @@ class _Read(torch.autograd.Function):
     def backward(
         ctx: Any, drecord: Tensor | None, dvalue: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        if drecord is None and dvalue is None:
-            return None, None
-        drecord = own_gradient(ctx, drecord, ctx.layout)
+        drecord = own_gradient(ctx, drecord)
         if dvalue is None:
             pass
         elif isinstance(ctx.slot, Tensor):
@@ -71,28 +78,6 @@ class _Read(torch.autograd.Function):
         else:
             drecord[ctx.slot].add_(dvalue)
         return hand_over(ctx, drecord, 0), None
-
-
-class _WriteRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
-        slots = row_slots(slot, rows.shape[0], record)
-        record.index_copy_(0, slots, rows.to(record.dtype))
-        ctx.mark_dirty(record)
-        ctx.set_materialize_grads(False)
-        ctx.slots, ctx.rows_dtype = slots, rows.dtype
-        return record
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, drecord: Tensor | None) -> tuple[Tensor | None, ...]:
-        if drecord is None:
-            return None, None, None
-        drecord = own_gradient(ctx, drecord, Layout.of(drecord))
-        taken = drecord.index_select(0, ctx.slots).to(ctx.rows_dtype)
-        drecord.index_fill_(0, ctx.slots, 0.0)
-        drecord = hand_over(ctx, drecord, 0)
-        return drecord, taken if ctx.needs_input_grad[1] else None, None
 
 
 def _row(record: Tensor, slot: Slot) -> Tensor:
@@ -132,7 +117,7 @@ def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = Non
     """:func:`tritonsyn.functional.push`."""
     ring = implementation("record", record.device, backend)
     if record.is_floating_point() and chained(record, value):
-        return _Push.apply(record, value, slot, ring)
+        return _Write.apply(record, value, slot, ring)
     record = unchained(record)
     ring.push(record, value.detach(), slot)
     return record
@@ -161,11 +146,11 @@ def write_rows(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
     In place, around the end of the record; differentiable as :func:`push`.
     """
     if record.is_floating_point() and chained(record, rows):
-        return _WriteRows.apply(record, rows, slot)
+        return _Write.apply(record, rows, row_slots(slot, rows.shape[0], record), _Rows)
     record, rows = unchained(record), rows.detach()
     if isinstance(slot, Tensor):
-        slots = row_slots(slot, rows.shape[0], record)
-        return record.index_copy_(0, slots, rows.to(record.dtype))
+        _Rows.push(record, rows, row_slots(slot, rows.shape[0], record))
+        return record
     before_end = min(rows.shape[0], record.shape[0] - slot)
     record[slot : slot + before_end] = rows[:before_end]
     if before_end < rows.shape[0]:

@@ -2,33 +2,25 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, data_of, words_per_row
-from .common import chained, first_order, implementation, pack_rows, running, without_graph
+from .common import chained, first_order, implementation, keep, kept, running, without_graph
 from .operator import operator
 
 Tensors = list[Tensor]
 
 
-def _row(x: Tensor, shape: Sequence[int] | None) -> tuple[int, int]:
-    """``(B, N)`` of values or bits."""
-    if shape is None:
-        return x.shape[1], x.shape[2]
-    return shape[1], PackedSpikes(x, tuple(shape)).synapses
+def _like_scan(x, shape, constants, coupled, initials, last, dtype, backend):  # type: ignore[no-untyped-def]
+    steps, *row = x.shape if shape is None else shape
+    y = [] if dtype is None else [x.new_empty((steps, *row), dtype=dtype)]
+    return [*y, *(constants[0].new_empty((last, *row)) for _ in initials)]
 
 
-def _empty_scan(x, shape, constants, coupled, initials, last, dtype, backend):  # type: ignore[no-untyped-def]
-    row, carried = _row(x, shape), constants[0].dtype
-    y = [] if dtype is None else [x.new_empty((x.shape[0], *row), dtype=dtype)]
-    states = Dynamics.of(constants, coupled).states
-    return [*y, *(x.new_empty((last, *row), dtype=carried) for _ in range(states))]
-
-
-@operator(_empty_scan)
+@operator(_like_scan)
 def scan_forward(
     x: Tensor,
     shape: list[int] | None,
@@ -39,23 +31,25 @@ def scan_forward(
     dtype: torch.dtype | None,
     backend: str | None,
 ) -> Tensors:
-    """``[*y, *tails]`` of a scan; ``shape`` is that of packed spikes, ``dtype`` that of ``y``."""
+    """``[*y, *tails]`` of a scan; ``shape [T, B, N]`` is that of packed spikes, ``dtype`` that of
+    ``y``."""
+    if not x.shape[0]:
+        return _like_scan(x, shape, constants, coupled, initials, last, dtype, backend)
     module = implementation("scan", x.device, backend)
     dynamics = Dynamics.of(constants, coupled)
     y, tails = module.scan(_sequence(x, shape), dynamics, initials, last, dtype)
-    return [*([] if y is None else [y]), *tails]
+    return tails if y is None else [y, *tails]
 
 
-def _empty_scan_backward(  # type: ignore[no-untyped-def]
+def _like_gradients(  # type: ignore[no-untyped-def]
     dy, dtails, x, shape, constants, coupled, initials, dx_dtype, want_initials, backend
 ):
-    row, states = dy.shape[1:], Dynamics.of(constants, coupled).states
     dx = [] if dx_dtype is None else [dy.new_empty(dy.shape, dtype=dx_dtype)]
-    dinitials = [constants[0].new_empty(row) for _ in range(states if want_initials else 0)]
+    dinitials = [constants[0].new_empty(dy.shape[1:]) for _ in initials if want_initials]
     return [*dx, *dinitials, *(c.new_empty(c.shape) for c in constants if x is not None)]
 
 
-@operator(_empty_scan_backward)
+@operator(_like_gradients)
 def scan_backward(
     dy: Tensor,
     dtails: list[Tensor | None],
@@ -68,70 +62,56 @@ def scan_backward(
     want_initials: bool,
     backend: str | None,
 ) -> Tensors:
-    """``[*dx, *dinitials, *dconstants]``: the first only with a dtype, the last only with ``x``."""
-    module = implementation("scan", dy.device, backend)
-    sequence = None if x is None else _sequence(x, shape)
-    dx, dinitials, dconstants = module.scan_backward(
-        dy, dtails, sequence, Dynamics.of(constants, coupled), initials, dx_dtype, want_initials
+    """``[*dx, *dinitials, *dconstants]``: the input's without a dtype, and the constants' without
+    ``x``, are not wanted."""
+    dynamics = Dynamics.of(constants, coupled)
+    if not dy.shape[0]:
+        operands = (dy, dtails, x, shape, constants, coupled, initials)
+        return [d.zero_() for d in _like_gradients(*operands, dx_dtype, want_initials, backend)]
+    dx, dinitials, dconstants = implementation("scan", dy.device, backend).scan_backward(
+        *(dy, dtails, None if x is None else _sequence(x, shape)),
+        *(dynamics, initials, dx_dtype, want_initials),
     )
     totals = [d.sum(0) if c.ndim else d.sum() for d, c in zip(dconstants, constants, strict=False)]
     return [*([] if dx is None else [dx]), *dinitials, *totals]
 
 
-class _Scanning(NamedTuple):
-    """The settings of a scan."""
-
-    coupled: bool
-    last: int
-    dtype: torch.dtype | None
-    shape: list[int] | None
-    backend: str | None
-    constants: int
-    """How many there are."""
+_Settings = tuple[bool, int, torch.dtype | None, list[int] | None, str | None, int]
+"""Of a scan: whether it is coupled, last, dtype, shape, backend, and the number of constants."""
 
 
 class _Scan(torch.autograd.Function):
     """Of input, constants and initial states; the same in eager and in compiled code."""
 
     @staticmethod
-    def forward(ctx: Any, scanning: _Scanning, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
-        coupled, last, dtype, shape, backend, count = scanning
-        constants, initials = tensors[:count], tensors[count:]
-        results = scan_forward(
-            x, shape, list(constants), coupled, list(initials), last, dtype, backend
-        )
-        ctx.materialize_grads = False  # set_materialize_grads, which Dynamo refuses
-        ctx.scanning, ctx.x_dtype = scanning, x.dtype
-        ctx.y_layout = (x.shape[0], *results[-1].shape[1:]), dtype or constants[0].dtype
+    def forward(ctx: Any, settings: _Settings, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+        coupled, last, dtype, shape, backend, count = settings
+        constants, initials = list(tensors[:count]), list(tensors[count:])
+        results = scan_forward(x, shape, constants, coupled, initials, last, dtype, backend)
+        ctx.settings, ctx.x_dtype = settings, x.dtype
+        ctx.size = x.shape[0], *results[-1].shape[1:]
         # The input's gradient alone needs neither the input nor the initial states.
         ctx.learned = any(ctx.needs_input_grad[2 : 2 + count])
-        saved = (x, *initials) if ctx.learned else (None, *(None for _ in initials))
-        ctx.save_for_backward(*constants, *saved)
+        keep(ctx, constants, [x, *initials] if ctx.learned else [None] * (1 + len(initials)))
         return tuple(results)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        coupled, _, dtype, shape, backend, count = ctx.scanning
-        constants, (x, *initials) = list(ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
+        coupled, _, dtype, shape, backend, count = ctx.settings
+        constants, (x, *initials) = kept(ctx)
         dy, dtails = (None, gradients) if dtype is None else (gradients[0], gradients[1:])
-        states = len(initials)
-        if all(gradient is None for gradient in gradients):
-            return (None,) * (2 + count + states)
         if dy is None:
-            size, y_dtype = ctx.y_layout
-            dy = constants[0].new_zeros(size, dtype=y_dtype)
+            dy = constants[0].new_zeros(ctx.size, dtype=dtype)
         want_x, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + count :]
-        dx_dtype = ctx.x_dtype if want_x else None
         operands = (dy, list(dtails), x, shape, constants, coupled, initials)
+        dx_dtype = ctx.x_dtype if want_x else None
         results = scan_backward(*operands, dx_dtype, any(wanted), backend)
-        first = int(want_x)
-        dinitials: list[Tensor | None] = [None] * states
-        if any(wanted):
-            dinitials = [d if w else None for d, w in zip(results[first:], wanted, strict=False)]
-            first += states
-        dconstants = results[first:] if ctx.learned else [None] * count
-        return None, results[0] if want_x else None, *dconstants, *dinitials
+        dx = results[0] if want_x else None
+        dconstants = results[-count:] if ctx.learned else [None] * count
+        found = results[want_x:] if any(wanted) else [None] * len(wanted)
+        dinitials = [d if w else None for d, w in zip(found, wanted, strict=False)]
+        return None, dx, *dconstants, *dinitials
 
 
 def _sequence(x: Tensor, shape: Sequence[int] | None) -> Tensor | PackedSpikes:
@@ -154,18 +134,29 @@ def scan(
     ``dtype``, or None without a ``dtype``, and the ``last`` values of each state. Differentiable to
     everything floating; for the gradient to ``x`` nothing of the size of ``x`` is kept.
     """
-    data, shape = data_of(x), list(x.shape) if isinstance(x, PackedSpikes) else None
+    data = data_of(x)
+    shape = [*x.shape[:2], x.synapses] if isinstance(x, PackedSpikes) else None
     constants, coupled = list(dynamics.constants), dynamics.coupling is not None
     if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
         backend = running(data.device, backend)
-        scanning = _Scanning(coupled, last, dtype, shape, backend, len(constants))
-        results = list(_Scan.apply(scanning, data, *constants, *initials))
+        settings = coupled, last, dtype, shape, backend, len(constants)
+        results = list(_Scan.apply(settings, data, *constants, *initials))
     else:
         operands = (data, shape, constants, coupled, list(initials))
         with without_graph():
             results = scan_forward(*operands, last, dtype, backend)
     return (None, results) if dtype is None else (results[0], results[1:])
+
+
+def _like_words(x, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty((x.shape[0], words_per_row(x.shape[1])), dtype=torch.int32)
+
+
+@operator(_like_words)
+def pack_rows(x: Tensor, backend: str | None) -> Tensor:
+    """Spikes ``[rows, N]`` as bits, ``[rows, ceil(N / 32)]``."""
+    return implementation("scan", x.device, backend).pack(x)
 
 
 def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:

@@ -1,15 +1,13 @@
 """The step of an exponential synapse as a differentiable operation on its records."""
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, Slot
+from ..values import Dynamics, Ring
 from .common import (
-    Layout,
     chained,
     first_order,
     flat_observation,
@@ -17,123 +15,102 @@ from .common import (
     hand_over,
     held,
     implementation,
+    keep,
+    kept,
+    link,
     over_synapses,
     own_gradient,
+    running,
     unchained,
     without_graph,
 )
 from .operator import traced_as
+from .read import batch_dot
 from .record import read, row_slots, write_slots
-
-
-class Ring(NamedTuple):
-    """The records of a group of synapses, and the slot that each writes next."""
-
-    components: tuple[Tensor, ...]
-    """The record of each state: ``[K, B, *shape]``, floating."""
-    pointers: tuple[Slot, ...]
-    spikes: Tensor
-    """``[K, B, *shape]``, bool."""
-    spike_pointer: Slot
-    arrivals: Tensor | None = None
-    """An int32 zero, with which a step advances pointers that are kept on the device; None leaves
-    them, as numbers are left."""
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        modules: tuple[ModuleType, ModuleType],
-        ring: Ring,
-        coupled: bool,
-        x: Tensor,
-        *tensors: Tensor,
+        ctx: Any, backend: str, ring: Ring, coupled: bool, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        count = len(tensors) - len(ring.components)
-        constants, records = tensors[:count], tensors[count:]
-        wants_gain, *wants_others = ctx.needs_input_grad[4 : 4 + count]
+        states = len(ring.components)
+        constants, records = tensors[:-states], tensors[-states:]
+        wants_gain, *wants_others = ctx.needs_input_grad[4:-states]
         flat = [flat_record(record.detach()) for record in records]
         newest = []
         if any(wants_others):
             slots = [(pointer - 1) % flat[0].shape[0] for pointer in ring.pointers]
             newest = [read(record, slot)[1] for record, slot in zip(flat, slots, strict=True)]
-        ctx.pointers = tuple(map(held, ring.pointers))
-        y = _run(modules[0], ring, flat, x, Dynamics.of(constants, coupled))
-        ctx.mark_dirty(*records)
-        ctx.set_materialize_grads(False)
-        ctx.modules, ctx.coupled, ctx.x_dtype = modules, coupled, x.dtype
-        ctx.layout, ctx.count = Layout.of(records[0]), count
-        ctx.save_for_backward(*constants, *newest, *([x] if wants_gain else []))
-        return (y, *records)
+        kept_x = [x if wants_gain else None]
+        keep(ctx, kept_x, list(map(held, ring.pointers)), newest, constants)
+        ctx.backend, ctx.coupled, ctx.x_dtype = backend, coupled, x.dtype
+        link(ctx, *records)
+        return (_run(backend, ring, flat, x, Dynamics.of(constants, coupled)), *records)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, count = len(given), ctx.count
-        if dy is None and all(d is None for d in given):
-            return (None,) * (4 + count + states)
-        step, reads = ctx.modules
-        constants, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        dynamics = Dynamics.of(constants, ctx.coupled)
-        wants_x, wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[4 : 4 + count]
-        layout, pointers = ctx.layout, ctx.pointers
-        if all(d is None for d in given) and not any(ctx.needs_input_grad[4 + count :]):
+        (x,), pointers, newest, constants = kept(ctx)
+        states, dynamics = len(given), Dynamics.of(constants, ctx.coupled)
+        wants_x, *wanted = ctx.needs_input_grad[3:-states]
+        alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-states:])
+        if alone:
             # No step before or after this one takes part: one slot is enough for its gradient.
-            layout, pointers = layout.slots(1), (0,) * states
-        owned = [own_gradient(ctx, d, layout) for d in given]
-        flat = [flat_record(d) for d in owned]
-        dx, zs = step.step_backward(
-            dy, flat, dynamics, pointers, ctx.x_dtype if wants_x else None, any(wanted)
-        )
-        dconstants: list[Tensor | None] = [None] * count
-        if wanted[0]:
-            x = saved[-1].reshape(flat[0].shape[1:]).to(dynamics.gain.dtype)
-            z = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
-            dconstants[0] = over_synapses(reads.batch_dot(z, x), constants[0])
-        if any(wanted[1:]):
-            newest = [state.to(dynamics.gain.dtype) for state in saved[:states]]
-            pairs = zip(_sensitivities(zs, newest, dynamics), constants[1:], strict=True)
-            for i, (terms, like) in enumerate(pairs, 1):
-                first, *others = (reads.batch_dot(*term) for term in terms)
-                dconstants[i] = over_synapses(sum(others, first), like)
+            pointers = [0] * states
+        owned = [own_gradient(ctx, d, 1 if alone else None) for d in given]
+        flat, x_dtype = [flat_record(d) for d in owned], ctx.x_dtype if wants_x else None
+        module = implementation("step", owned[0].device, ctx.backend)
+        dx, zs = module.step_backward(dy, flat, dynamics, pointers, x_dtype, any(wanted))
+        dconstants = [
+            _gradient(terms, constant, ctx.backend)
+            for terms, constant in zip(_terms(zs, x, newest, dynamics), constants, strict=True)
+        ]
         if dx is not None:
-            dx = dx.view(ctx.layout.shape[1:])
-        drecords: list[Tensor | None] = [None] * states
-        if layout is ctx.layout:
-            drecords = [hand_over(ctx, d, i - states) for i, d in enumerate(owned)]
+            dx = dx.view(owned[0].shape[1:])
+        drecords = [None if alone else hand_over(ctx, d, i) for i, d in enumerate(owned, -states)]
         return None, None, None, dx, *dconstants, *drecords
 
 
 Terms = list[tuple[Tensor, Tensor]]
+"""Pairs of tensors ``[B, N]`` whose products add up to a gradient."""
 
 
-def _sensitivities(
-    zs: Sequence[Tensor], newest: Sequence[Tensor], dynamics: Dynamics
+def _terms(
+    zs: Sequence[Tensor], x: Tensor | None, newest: Sequence[Tensor], dynamics: Dynamics
 ) -> list[Terms]:
-    """For each decay, and for a coupling: pairs whose products add up to its gradient."""
-    if dynamics.coupling is None:
-        return [[pair] for pair in zip(zs, newest, strict=True)]
-    joined = torch.addcmul(newest[1], newest[0], dynamics.coupling)
-    return [[(zs[0], newest[0]), (zs[1], joined)], [(zs[1] * dynamics.decay(1), newest[0])]]
+    """The terms of each constant; none of the gain without ``x``, of others without ``newest``."""
+    terms: list[Terms] = [[] for _ in dynamics.constants]
+    states = [state.to(dynamics.gain.dtype) for state in newest]
+    if x is not None:
+        taking = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
+        terms[0] = [(taking, flat_observation(x).to(taking.dtype))]
+    if states and dynamics.coupling is not None:
+        joined = torch.addcmul(states[1], states[0], dynamics.coupling)
+        terms[1] = [(zs[0], states[0]), (zs[1], joined)]
+        terms[2] = [(zs[1] * dynamics.decay(1), states[0])]
+    elif states:
+        terms[1:] = [[pair] for pair in zip(zs, states, strict=True)]
+    return terms
+
+
+def _gradient(terms: Terms, constant: Tensor, backend: str) -> Tensor | None:
+    if not terms:
+        return None
+    first, *others = (batch_dot(*pair, backend) for pair in terms)
+    return over_synapses(sum(others, first), constant)
 
 
 def _run(
-    module: ModuleType, ring: Ring, flat: Sequence[Tensor], x: Tensor, dynamics: Dynamics
+    backend: str | None, ring: Ring, flat: Sequence[Tensor], x: Tensor, dynamics: Dynamics
 ) -> Tensor:
     """The step on flat tensors: the current ``[B, N]``.
 
     Reshaped outside the Function: a view returned from a Function cannot be written in place.
     """
-    return module.step(
-        flat_observation(x),
-        flat,
-        flat_record(ring.spikes),
-        dynamics,
-        ring.pointers,
-        ring.spike_pointer,
-        ring.arrivals,
-    )
+    _, pointers, spikes, spike_pointer, arrivals = ring
+    ring = Ring(flat, pointers, flat_record(spikes), spike_pointer, arrivals)
+    return implementation("step", x.device, backend).step(flat_observation(x), ring, dynamics)
 
 
 def _traced_step(
@@ -175,17 +152,15 @@ def step(
     x: Tensor, ring: Ring, dynamics: Dynamics, *, graph: bool = True, backend: str | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
-    device = ring.spikes.device
-    module = implementation("step", device, backend)
     torch.autograd.graph.increment_version(ring.spikes)
     if graph and chained(x, *dynamics.constants, *ring.components):
-        modules = (module, implementation("read", device, backend))
-        coupled = dynamics.coupling is not None
-        y, *records = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *ring.components)
+        # Backward runs where forward ran, whatever the default is by then.
+        backend, coupled = running(x.device, backend), dynamics.coupling is not None
+        y, *records = _Step.apply(backend, ring, coupled, x, *dynamics.constants, *ring.components)
         return _shaped(y, x), tuple(records)
     records = tuple([unchained(record) for record in ring.components])
     with without_graph():
-        y = _run(module, ring, [flat_record(record) for record in records], x, dynamics)
+        y = _run(backend, ring, [flat_record(record) for record in records], x, dynamics)
     return _shaped(y, x), records
 
 

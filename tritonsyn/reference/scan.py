@@ -26,9 +26,9 @@ def scan(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """T steps of the states at once.
 
-    ``x [T, B, N]`` or packed; constants 0-d or ``[N]``; ``initials``, of each state, ``[B, N]`` or
-    None. Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``) and the
-    ``last <= T`` values of each state in the dtype of the constants.
+    ``x [T, B, N]``, T >= 1, or packed; constants 0-d or ``[N]``; ``initials``, of each state,
+    ``[B, N]`` or None. Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``)
+    and the ``last <= T`` values of each state in the dtype of the constants.
     """
     states = _states(x, dynamics, initials)
     steps = states[0].shape[0]
@@ -40,31 +40,25 @@ def _states(x: Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair) -> lis
     """Each state ``[T, B, N]`` in the dtype of the constants."""
     values = dense(x)
 
-    def driven(place: int) -> Tensor:
-        injected = _scaled(values, dynamics.gain)
-        return _started(injected, initials[place], dynamics.decay(place))
-
-    def fed(coupling: Tensor) -> Tensor:
-        factor = dynamics.decay(1) * coupling
-        arriving = torch.empty_like(states[0])
-        torch.mul(states[0][:-1], factor, out=arriving[1:])
-        if arriving.numel():
+    def begin(place: int) -> Tensor:
+        """The input of a state, with what its initial value adds to the first step."""
+        initial = initials[place]
+        if place < dynamics.inputs:
+            arriving = _scaled(values, dynamics.gain)
+        else:
+            assert dynamics.coupling is not None
+            factor = dynamics.decay(place) * dynamics.coupling
+            arriving = torch.empty_like(states[0])
+            torch.mul(states[0][:-1], factor, out=arriving[1:])
             arriving[0] = 0.0 if initials[0] is None else initials[0] * factor
-        return _started(arriving, initials[1], dynamics.decay(1))
+        if initial is not None:
+            arriving[0].addcmul_(initial, dynamics.decay(place))
+        return arriving
 
-    states = [
-        _filtered(partial(driven, place), dynamics.decay(place)) for place in range(dynamics.inputs)
-    ]
-    if dynamics.coupling is not None:
-        states.append(_filtered(partial(fed, dynamics.coupling), dynamics.decay(1)))
+    states: list[Tensor] = []
+    for place in range(dynamics.states):
+        states.append(_filtered(partial(begin, place), dynamics.decay(place)))
     return states
-
-
-def _started(injected: Tensor, initial: Tensor | None, decay: Tensor) -> Tensor:
-    """The input of a state, plus the contribution of its initial value to the first step."""
-    if initial is not None and injected.numel():
-        injected[0].addcmul_(initial, decay)
-    return injected
 
 
 def _scaled(x: Tensor, factor: Tensor) -> Tensor:
@@ -78,7 +72,7 @@ def _filtered(begin: Callable[[], Tensor], decay: Tensor, reverse: bool = False)
     ``begin`` makes x, packed ``[T, B, N]``.
     """
     y = begin()
-    small = y.device.type == "cpu" and 0 < y.numel() <= _BLOCKS_ROW * y.shape[0]
+    small = y.device.type == "cpu" and y.numel() <= _BLOCKS_ROW * y.shape[0]
     if small and y.shape[0] >= _BLOCKS_STEPS:
         if _filter_blocks(y, decay, reverse):
             return y
@@ -186,12 +180,6 @@ def scan_backward(
     summed over what shares a value. ``dx_dtype`` None: the input's gradient is not wanted; without
     ``want_initials`` theirs are an empty list.
     """
-    if dy.shape[0] == 0:
-        zeros = dynamics.gain.new_zeros(dy.shape[1:])
-        dx = None if dx_dtype is None else dy.new_zeros(dy.shape, dtype=dx_dtype)
-        dinitials = [zeros.clone() for _ in range(dynamics.states)]
-        constants = [] if x is None else [zeros.clone() for _ in dynamics.constants]
-        return dx, dinitials if want_initials else [], constants
     # The adjoint is linear: where nothing but the input's gradient is wanted, the gain goes first.
     only_dx = x is None and not want_initials
     factor = dynamics.gain if only_dx else torch.ones_like(dynamics.gain)
@@ -220,19 +208,15 @@ def _constants(
     what a coupled state takes over.
     """
     values = dense(x)
-    real = as_real(values, dynamics.gain.dtype)
     total = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
-    gradients = [(total * real).sum(0)]
+    dgain = (total * as_real(values, dynamics.gain.dtype)).sum(0)
     states = _states(values, dynamics, initials)
-    before = [
-        _with_before(z, state, initial)
-        for z, state, initial in zip(zs, states, initials, strict=False)
-    ]
+    ddecays = list(map(_with_before, zs, states, initials))
     if dynamics.coupling is None:
-        return [*gradients, *before]
+        return [dgain, *ddecays]
     shared = _with_before(zs[1], states[0], initials[0])
-    ddecay = before[0] + before[1] + dynamics.coupling * shared
-    return [*gradients, ddecay, dynamics.decay(1) * shared]
+    ddecay = ddecays[0] + ddecays[1] + dynamics.coupling * shared
+    return [dgain, ddecay, dynamics.decay(1) * shared]
 
 
 def _with_before(z: Tensor, state: Tensor, initial: Tensor | None) -> Tensor:

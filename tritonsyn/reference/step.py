@@ -5,25 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, Slot
+from ..values import Dynamics, Ring, Slot
 
 
-def step(
-    x: Tensor,
-    records: Sequence[Tensor],
-    spikes: Tensor,
-    dynamics: Dynamics,
-    pointers: Sequence[Slot],
-    spike_pointer: Slot,
-    arrivals: Tensor | None = None,
-) -> Tensor:
-    """One step in place, of one or two states.
+def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
+    """One step in place, of one or two states: returns the current.
 
-    ``x [B, N]``; ``records`` of the states ``[K, B, N]``, whose newest slot ``pointer - 1`` is
-    read and whose slot ``pointer`` is written; ``spikes [K, B, N]`` bool; constants 0-d or ``[N]``.
-    With ``arrivals``, an int32 zero on the device, pointers that are kept there advance. Returns
-    the current.
+    ``x [B, N]``; of the records ``[K, B, N]`` the newest slot ``pointer - 1`` is read and the slot
+    ``pointer`` is written; constants 0-d or ``[N]``.
     """
+    records, pointers, spikes, spike_pointer, arrivals = ring
     spikes[int(spike_pointer)].copy_(x)
     slots = list(map(int, pointers))
     pairs = list(zip(records, slots, strict=True))
