@@ -6,8 +6,8 @@ autograd graph if one is recorded.
 
 from ..values import Ring
 from .common import hold
-from .delayed import Run, choose, project_sequence, project_step
-from .projection import Taps, taps
+from .delayed import Run, choose, project_sequence
+from .projection import Taps, project_step, taps
 from .read import select, select_scan, time_since_older
 from .record import push, read, row_slots, write_rows
 from .scan import pack_spikes, scan

@@ -1,4 +1,4 @@
-"""Synapses and the delayed projection of their currents over time: one step, and sequences.
+"""Synapses and the delayed projection of their currents, over sequences.
 
 Layers and the functional form share it: the choice of a strategy, the sequences that delayed reads
 see, and the state afterwards.
@@ -10,12 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, PackedSpikes, Slot, data_of, dense, readable
-from .common import chained
-from .operator import traced_as
-from .projection import Taps, project, project_record, project_spikes
-from .record import row_slots
-from .scan import scan
+from ..values import Dynamics, PackedSpikes, data_of, dense, readable
+from .projection import Taps, component, project, total, way_of
+from .scan import pack_spikes, scan
 from .strategy import Work, cheapest
 
 
@@ -61,27 +58,6 @@ class Run(NamedTuple):
         return sequences
 
 
-def _project_rows(
-    records: Sequence[Tensor], pointers: Sequence[Slot], taps: Taps, *, backend: str | None = None
-) -> Tensor:
-    """The same by way of copies of the records in order of time, which keep the graph."""
-    ordered = [
-        record.index_select(0, row_slots(pointer, record.shape[0], record))
-        for record, pointer in zip(records, pointers, strict=True)
-    ]
-    return project(ordered, taps, 1, strategy="shift", backend=backend)[0]
-
-
-@traced_as(_project_rows)
-def project_step(
-    records: Sequence[Tensor], pointers: Sequence[Slot], taps: Taps, *, backend: str | None = None
-) -> Tensor:
-    """``[B, O]`` of what the components' records ``[K, B, I]`` hold now; differentiable."""
-    wanted = chained(*taps.weights, *records)
-    way = _project_rows if wanted else project_record
-    return way(records, pointers, taps, backend=backend)
-
-
 def project_sequence(
     run: Run, taps: Taps, *, strategy: str, graph: bool = True
 ) -> tuple[Tensor, list[Tensor]]:
@@ -91,13 +67,13 @@ def project_sequence(
     the taps still do.
     """
     x, dynamics, histories, slots, _, backend = run
-    outputs = taps.back.shape[0]
-    chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest=histories is None)
+    outputs, at_rest = taps.back.shape[0], histories is None
+    chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)
     graph = graph and torch.is_grad_enabled()
     if chosen == "events":
         with torch.set_grad_enabled(graph):
             _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
-        return project_spikes(x, taps, dynamics, histories, slots, backend=backend), tails
+        return _project_spikes(run, taps), tails
     with torch.set_grad_enabled(graph):
         sequences = run.components()
     y = project(sequences, taps, x.shape[0], strategy=chosen, backend=backend)
@@ -124,3 +100,66 @@ def choose(
     past = 0 if at_rest else row * min(steps, slots - 1)
     finite = not x.dtype.is_floating_point
     return cheapest(Work(steps * row, past, slots, arrivals, finite), x.device)
+
+
+def _project_spikes(run: Run, taps: Taps) -> Tensor:
+    """The projected currents ``[T, B, O]`` of spikes, with work proportional to their number.
+
+    With one time constant for the group, which 0-d decays are, delaying and filtering commute: the
+    spikes arrive at the outputs, and are filtered there.
+    """
+    x, dynamics, histories, slots, _, backend = run
+    spikes = x if isinstance(x, PackedSpikes) else pack_spikes(x, backend=backend)
+    way = way_of("events", taps.back.device, backend)
+    gain, dtype = dynamics.gain, taps.weights[0].dtype
+    unit = torch.ones((), dtype=gain.dtype, device=gain.device)
+    if histories is not None:
+        histories = [history.to(dtype) for history in histories]
+        under_way = _under_way(histories, taps, dynamics)
+    parts = []
+    for i, weight in enumerate(taps.weights):
+        arriving = component(way, spikes, weight * gain, taps.back, slots)
+        alone = dynamics._replace(gain=unit).alone(i)
+        initials: list[Tensor | None] = [None] * alone.states
+        if histories is not None:
+            tap = Taps(taps.back, (weight,))
+            seen = histories[i + 1 - alone.states : i + 1]
+            initials = [project((h,), tap, 1, strategy="shift", backend=backend)[0] for h in seen]
+            for increments, through in under_way[i]:
+                tap = Taps(taps.back, (through,))
+                arriving = _add_past(arriving, increments, tap, backend)
+        parts.append(scan(arriving, alone, initials, dtype=dtype, backend=backend)[0])
+    return total(parts)
+
+
+def _under_way(
+    histories: Sequence[Tensor], taps: Taps, dynamics: Dynamics
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """The input from before the first step, and its weights, for the filter of each state.
+
+    A history is the decaying sum of its own increments, ``C[t] - decay * C[t-1]``. The filter of
+    two coupled states takes the increments of the first only; those of the second go through the
+    filter of the first state alone, whose decay is the same.
+    """
+    increments = [
+        history[1:] - dynamics.decay(i) * history[:-1] for i, history in enumerate(histories)
+    ]
+    if dynamics.coupling is None:
+        return [[pair] for pair in zip(increments, taps.weights, strict=True)]
+    rise, current = increments
+    current = current - dynamics.decay(1) * dynamics.coupling * histories[0][:-1]
+    first, second = taps.weights
+    return [[(rise, first), (current, second)], [(rise, second)]]
+
+
+def _add_past(arriving: Tensor, increments: Tensor, tap: Taps, backend: str | None) -> Tensor:
+    """Adds the increments ``[K - 1, B, I]`` from before the first step to what arrives."""
+    steps = min(arriving.shape[0], increments.shape[0])
+    if steps == 0:
+        return arriving
+    sequence = torch.cat((increments, increments.new_zeros(steps, *increments.shape[1:])))
+    connections = sequence[:steps].numel() * tap.back.shape[0]
+    work = Work(connections, 0, increments.shape[0] + 1, None, finite=False)
+    strategy = cheapest(work, arriving.device)
+    past = project((sequence,), tap, steps, strategy=strategy, backend=backend)
+    return torch.cat((arriving[:steps] + past, arriving[steps:]))

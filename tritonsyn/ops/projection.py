@@ -1,9 +1,8 @@
 """The delayed projection as a differentiable operation.
 
-Two identities make it cheap. Interpolation folds into the weight, so that a connection is one tap,
-a whole number of steps back; the tap and its gradients to weight, delay and time constants are
-plain tensor expressions of the size of the weight. With one time constant for the group, delaying
-and filtering commute: then spikes are projected and the result is filtered.
+Interpolation folds into the weight, so that a connection is one tap, a whole number of steps back;
+the tap and its gradients to weight, delay and time constants are plain tensor expressions of the
+size of the weight.
 """
 
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, PackedSpikes, ReadRule, Slot, locate
-from .common import chained, first_order, implementation, running
+from ..values import PackedSpikes, ReadRule, Slot, data_of, locate
+from .common import chained, first_order, implementation, keep, kept, running
 from .operator import operator, traced_as
-from .scan import pack_spikes, scan
-from .strategy import Work, cheapest, precision
+from .record import row_slots
+from .strategy import precision
 
 
 class Taps(NamedTuple):
@@ -53,46 +52,47 @@ def taps(
     return Taps(back, tuple([weight.contiguous() for weight in weights]))
 
 
-class _Way(NamedTuple):
-    """How a projection is computed, forward and backward."""
-
-    strategy: str
-    precision: str | None
-    backend: str | None
+Way = tuple[str, str | None, str | None]
+"""How a projection is computed, forward and backward: strategy, precision and backend."""
 
 
-def _way_at_run_time(strategy: str, device: torch.device, backend: str | None) -> _Way:
-    return _Way(strategy, None, backend)
-
-
-@traced_as(_way_at_run_time)
-def _way(strategy: str, device: torch.device, backend: str | None) -> _Way:
+@traced_as(lambda strategy, device, backend: (strategy, None, backend))
+def way_of(strategy: str, device: torch.device, backend: str | None) -> Way:
     """The way with the present precision and default backend, which compiled graphs look up when
     they run."""
-    return _Way(strategy, precision(), running(device, backend))
+    return strategy, precision(), running(device, backend)
 
 
-def _like_currents(sequence, weight, back, steps, strategy, digits, backend):  # type: ignore[no-untyped-def]
-    return weight.new_empty((steps, sequence.shape[1], weight.shape[0]))
+def _like_currents(sequence, shape, weight, back, slots, *way):  # type: ignore[no-untyped-def]
+    rows, batch, _ = sequence.shape
+    steps = rows + 1 - slots if shape is None else rows
+    return weight.new_empty((steps, batch, weight.shape[0]))
 
 
 @operator(fake=_like_currents)
 def project_component(
     sequence: Tensor,
+    shape: list[int] | None,
     weight: Tensor,
     back: Tensor,
-    steps: int,
+    slots: int,
     strategy: str,
     digits: str | None,
     backend: str | None,
 ) -> Tensor:
-    """The delayed projection ``[steps, B, O]`` of one component ``[K - 1 + steps, B, I]``."""
+    """The delayed projection ``[T, B, O]`` of one component ``[K - 1 + T, B, I]``.
+
+    Or with their ``shape`` of packed spikes ``[T, B, I]``, before which there are none.
+    """
     module = implementation("projection", back.device, backend)
+    if shape is not None:
+        return module.project_spikes(PackedSpikes(sequence, tuple(shape)), weight, back, slots)
+    steps = sequence.shape[0] + 1 - slots
     return module.project(sequence, weight, back, steps, strategy, digits or precision())
 
 
-def _like_operands(dy, sequence, weight, back, rows, dtype, strategy, digits, backend):  # type: ignore[no-untyped-def]
-    dsequence = dy.new_empty((rows, dy.shape[1], back.shape[1]), dtype=dtype)
+def _like_operands(dy, sequence, shape, weight, back, slots, dtype, *way):  # type: ignore[no-untyped-def]
+    dsequence = dy.new_empty((slots - 1 + dy.shape[0], dy.shape[1], back.shape[1]), dtype=dtype)
     dweight = dy.new_empty(back.shape)
     return [*([] if weight is None else [dsequence]), *([] if sequence is None else [dweight])]
 
@@ -101,9 +101,10 @@ def _like_operands(dy, sequence, weight, back, rows, dtype, strategy, digits, ba
 def project_component_backward(
     dy: Tensor,
     sequence: Tensor | None,
+    shape: list[int] | None,
     weight: Tensor | None,
     back: Tensor,
-    rows: int,
+    slots: int,
     dtype: torch.dtype,
     strategy: str,
     digits: str | None,
@@ -111,14 +112,17 @@ def project_component_backward(
 ) -> list[Tensor]:
     """``[*dsequence, *dweight]``; the gradient of each needs the other operand.
 
-    ``rows`` and ``dtype`` are those of the sequence.
+    ``dtype`` is that of the sequence.
     """
     module = implementation("projection", back.device, backend)
-    way = (strategy, digits or precision())
-    results = []
+    way, results = (strategy, digits or precision()), []
     if weight is not None:
+        rows = slots - 1 + dy.shape[0]
         results.append(module.project_input(dy, weight, back, rows, *way).to(dtype))
-    if sequence is not None:
+    if sequence is not None and shape is not None:
+        spikes = PackedSpikes(sequence, tuple(shape))
+        results.append(module.project_spikes_weight(dy, spikes, back, slots))
+    elif sequence is not None:
         results.append(module.project_weight(dy, sequence, back, *way))
     return results
 
@@ -126,71 +130,41 @@ def project_component_backward(
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, way: _Way, steps: int, back: Tensor, sequence: Tensor, weight: Tensor
+        ctx: Any,
+        way: Way,
+        shape: list[int] | None,
+        slots: int,
+        back: Tensor,
+        sequence: Tensor,
+        weight: Tensor,
     ) -> Tensor:
-        ctx.way, ctx.rows, ctx.sequence_dtype = way, sequence.shape[0], sequence.dtype
-        wants_sequence, wants_weight = ctx.needs_input_grad[3:]
+        ctx.way, ctx.shape, ctx.slots, ctx.sequence_dtype = way, shape, slots, sequence.dtype
+        wants_sequence, wants_weight = ctx.needs_input_grad[4:]
         # Each gradient needs the other operand.
-        ctx.save_for_backward(
-            back, sequence if wants_weight else None, weight if wants_sequence else None
-        )
-        return project_component(sequence, weight, back, steps, *way)
+        operands = sequence if wants_weight else None, weight if wants_sequence else None
+        keep(ctx, (back, *operands))
+        return project_component(sequence, shape, weight, back, slots, *way)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        back, sequence, weight = ctx.saved_tensors
-        results = project_component_backward(
-            dy, sequence, weight, back, ctx.rows, ctx.sequence_dtype, *ctx.way
-        )
+        ((back, sequence, weight),) = kept(ctx)
+        operands = (dy, sequence, ctx.shape, weight, back, ctx.slots, ctx.sequence_dtype)
+        results = project_component_backward(*operands, *ctx.way)
         dsequence = None if weight is None else results[0]
         dweight = None if sequence is None else results[-1]
-        return None, None, None, dsequence, dweight
+        return None, None, None, None, dsequence, dweight
 
 
-def _like_arriving(words, shape, back, weight, slots, backend):  # type: ignore[no-untyped-def]
-    return weight.new_empty((*words.shape[:2], weight.shape[0]))
-
-
-@operator(fake=_like_arriving)
-def project_arrivals(
-    words: Tensor, shape: list[int], back: Tensor, weight: Tensor, slots: int, backend: str | None
+def component(
+    way: Way, sequence: Tensor | PackedSpikes, weight: Tensor, back: Tensor, slots: int
 ) -> Tensor:
-    """The delayed projection ``[T, B, O]`` of packed spikes; ``shape`` is theirs."""
-    module = implementation("projection", back.device, backend)
-    return module.project_spikes(PackedSpikes(words, tuple(shape)), weight, back, slots)
-
-
-@operator(fake=lambda dv, words, shape, back, slots, backend: dv.new_empty(back.shape))
-def project_arrivals_backward(
-    dv: Tensor, words: Tensor, shape: list[int], back: Tensor, slots: int, backend: str | None
-) -> Tensor:
-    """The gradient of the weight."""
-    module = implementation("projection", back.device, backend)
-    return module.project_spikes_weight(dv, PackedSpikes(words, tuple(shape)), back, slots)
-
-
-class _ProjectArrivals(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        shape: list[int],
-        slots: int,
-        backend: str | None,
-        words: Tensor,
-        back: Tensor,
-        weight: Tensor,
-    ) -> Tensor:
-        ctx.shape, ctx.slots, ctx.backend = shape, slots, backend
-        ctx.save_for_backward(words, back)
-        return project_arrivals(words, shape, back, weight, slots, backend)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, dv: Tensor) -> tuple[Tensor | None, ...]:
-        words, back = ctx.saved_tensors
-        dweight = project_arrivals_backward(dv, words, ctx.shape, back, ctx.slots, ctx.backend)
-        return None, None, None, None, None, dweight
+    """What one component delivers, ``[T, B, O]``; differentiable to the sequence and the weight."""
+    data = data_of(sequence)
+    shape = list(sequence.shape) if isinstance(sequence, PackedSpikes) else None
+    if chained(data, weight):
+        return _Project.apply(way, shape, slots, back, data, weight)
+    return project_component(data, shape, weight, back, slots, *way)
 
 
 def project(
@@ -207,108 +181,39 @@ def project(
     ``gemm``. Returns ``[steps, B, O]`` in the dtype of the weights. Differentiable to sequences and
     weights.
     """
-    way = _way(strategy, taps.back.device, backend)
-    parts = []
-    for sequence, weight in zip(sequences, taps.weights, strict=True):
-        if chained(sequence, weight):
-            parts.append(_Project.apply(way, steps, taps.back, sequence, weight))
-        else:
-            parts.append(project_component(sequence, weight, taps.back, steps, *way))
-    return _total(parts)
+    way = way_of(strategy, taps.back.device, backend)
+    slots = sequences[0].shape[0] + 1 - steps
+    pairs = zip(sequences, taps.weights, strict=True)
+    return total([component(way, *pair, taps.back, slots) for pair in pairs])
 
 
-def project_record(
+def _project_rows(
     records: Sequence[Tensor], pointers: Sequence[Slot], taps: Taps, *, backend: str | None = None
 ) -> Tensor:
-    """The projection of what records ``[K, B, I]`` hold now, ``[B, O]``; carries no graph."""
+    """The same by way of copies of the records in order of time, which keep the graph."""
+    ordered = [
+        record.index_select(0, row_slots(pointer, record.shape[0], record))
+        for record, pointer in zip(records, pointers, strict=True)
+    ]
+    return project(ordered, taps, 1, strategy="shift", backend=backend)[0]
+
+
+@traced_as(_project_rows)
+def project_step(
+    records: Sequence[Tensor], pointers: Sequence[Slot], taps: Taps, *, backend: str | None = None
+) -> Tensor:
+    """``[B, O]`` of what the components' records ``[K, B, I]`` hold now; differentiable."""
+    if chained(*taps.weights, *records):
+        return _project_rows(records, pointers, taps, backend=backend)
     module = implementation("projection", taps.back.device, backend)
     with torch.no_grad():
         parts = [
             module.project(record, weight, taps.back, 1, "shift", "ieee", pointer)
             for record, pointer, weight in zip(records, pointers, taps.weights, strict=True)
         ]
-    return _total(parts)[0]
+    return total(parts)[0]
 
 
-def project_spikes(
-    spikes: Tensor | PackedSpikes,
-    taps: Taps,
-    dynamics: Dynamics,
-    histories: Sequence[Tensor] | None,
-    slots: int,
-    *,
-    backend: str | None = None,
-) -> Tensor:
-    """The projected currents of spikes ``[T, B, I]``, with work proportional to their number.
-
-    Delaying and filtering commute for 0-d decays: the spikes arrive at the outputs, and are
-    filtered there. ``histories`` are the states' last K values ``[K, B, I]``, oldest first, or None
-    at rest. Returns ``[T, B, O]`` in the dtype of the weights.
-    """
-    packed = spikes
-    if not isinstance(packed, PackedSpikes):
-        packed = pack_spikes(packed, backend=backend)
-    gain, dtype = dynamics.gain, taps.weights[0].dtype
-    unit = torch.ones((), dtype=gain.dtype, device=gain.device)
-    if histories is not None:
-        histories = [history.to(dtype) for history in histories]
-        under_way = _under_way(histories, taps, dynamics)
-    parts = []
-    for i, weight in enumerate(taps.weights):
-        arriving = _arriving(packed, taps.back, weight * gain, slots, backend)
-        alone = dynamics._replace(gain=unit).alone(i)
-        initials: list[Tensor | None] = [None] * alone.states
-        if histories is not None:
-            tap = Taps(taps.back, (weight,))
-            seen = histories[i + 1 - alone.states : i + 1]
-            initials = [project((h,), tap, 1, strategy="shift", backend=backend)[0] for h in seen]
-            for increments, way in under_way[i]:
-                arriving = _add_past(arriving, increments, Taps(taps.back, (way,)), backend)
-        parts.append(scan(arriving, alone, initials, dtype=dtype, backend=backend)[0])
-    return _total(parts)
-
-
-def _under_way(
-    histories: Sequence[Tensor], taps: Taps, dynamics: Dynamics
-) -> list[list[tuple[Tensor, Tensor]]]:
-    """The input from before the first step, and its weights, for the filter of each state.
-
-    A history is the decaying sum of its own increments, ``C[t] - decay * C[t-1]``. The filter of
-    two coupled states takes the increments of the first only; those of the second go through the
-    filter of the first state alone, whose decay is the same.
-    """
-    increments = [
-        history[1:] - dynamics.decay(i) * history[:-1] for i, history in enumerate(histories)
-    ]
-    if dynamics.coupling is None:
-        return [[pair] for pair in zip(increments, taps.weights, strict=True)]
-    rise, current = increments
-    current = current - dynamics.decay(1) * dynamics.coupling * histories[0][:-1]
-    first, second = taps.weights
-    return [[(rise, first), (current, second)], [(rise, second)]]
-
-
-def _arriving(
-    spikes: PackedSpikes, back: Tensor, weight: Tensor, slots: int, backend: str | None
-) -> Tensor:
-    """What spikes deliver to the outputs, ``[T, B, O]``."""
-    backend = running(back.device, backend)
-    return _ProjectArrivals.apply(list(spikes.shape), slots, backend, spikes.words, back, weight)
-
-
-def _add_past(arriving: Tensor, increments: Tensor, tap: Taps, backend: str | None) -> Tensor:
-    """Adds the increments ``[K - 1, B, I]`` from before the first step to what arrives."""
-    steps = min(arriving.shape[0], increments.shape[0])
-    if steps == 0:
-        return arriving
-    silence = increments.new_zeros(steps, *increments.shape[1:])
-    sequence = torch.cat((increments, silence))
-    connections = sequence[:steps].numel() * tap.back.shape[0]
-    work = Work(connections, 0, increments.shape[0] + 1, None, finite=False)
-    strategy = cheapest(work, arriving.device)
-    past = project((sequence,), tap, steps, strategy=strategy, backend=backend)
-    return torch.cat((arriving[:steps] + past, arriving[steps:]))
-
-
-def _total(parts: Sequence[Tensor]) -> Tensor:
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over the components, one or two."""
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]

@@ -1,5 +1,7 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -33,11 +35,14 @@ def project(
     sequence = sequence.to(weight.dtype)
     # For one step a gather of every connection costs more than a product with each slot.
     if strategy == "gemm" or steps == 1:
-        y = _temporal_gemm(sequence, _masked(weight, back, slots), steps)
+        y = sequence.new_zeros(steps, batch, weight.shape[0])
+        for k, part in enumerate(_masked(weight, back, slots)):
+            here = sequence[slots - 1 - k : rows - k]
+            y.flatten(0, 1).addmm_(here.flatten(0, 1), part.t())
         if _contained(y):
             return y
-    lines = _lines(sequence)
-    out = _shifted_sum(lines, weight, (slots - 1 - back) * batch, steps * batch)
+    offsets = (slots - 1 - back) * batch
+    out = _shifted_sum(_lines(sequence), weight, offsets, steps * batch)
     return _from_lines(out, steps, batch)
 
 
@@ -83,14 +88,10 @@ def project_weight(
             torch.mm(flat, rows.flatten(0, 1), out=product)
             torch.where(back == k, product, dweight, out=dweight)
         return dweight
-    if dy.numel() == 0 or sequence.numel() == 0:
-        return dy.new_zeros(back.shape)
-    lines, dlines = _lines(sequence), _lines(dy)
-    starts = (slots - 1 - back) * batch + _line_starts(lines)
-    windows = lines.view(-1).unfold(0, steps * batch, 1)
-    dweight = dy.new_empty(back.shape)
-    for row, start, dline in zip(dweight, starts, dlines, strict=True):
-        torch.mv(windows[start.long()], dline, out=row)
+    dweight = dy.new_zeros(back.shape)
+    shifted = _shifted(_lines(sequence), (slots - 1 - back) * batch, steps * batch)
+    for row, dline, windows in zip(dweight, _lines(dy), shifted, strict=False):
+        torch.mv(windows, dline, out=row)
     return dweight
 
 
@@ -108,16 +109,6 @@ def _masked(weight: Tensor, back: Tensor, slots: int) -> Tensor:
     return parts.scatter_(0, back.long().unsqueeze(0), weight.unsqueeze(0))
 
 
-def _temporal_gemm(sequence: Tensor, parts: Tensor, steps: int) -> Tensor:
-    """The sum over delays of a dense layer on the sequence, shifted by that delay."""
-    rows, batch, _ = sequence.shape
-    y = sequence.new_zeros(steps, batch, parts.shape[1])
-    for k, part in enumerate(parts):
-        here = sequence[rows - steps - k : rows - k]
-        y.flatten(0, 1).addmm_(here.flatten(0, 1), part.t())
-    return y
-
-
 def _lines(sequence: Tensor) -> Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
     return sequence.flatten(0, 1).t().contiguous()
@@ -129,20 +120,20 @@ def _from_lines(lines: Tensor, steps: int, batch: int) -> Tensor:
     return sequence.clone(memory_format=torch.contiguous_format)
 
 
-def _line_starts(lines: Tensor) -> Tensor:
-    """Place of each line's first element."""
-    count, length = lines.shape
-    return torch.arange(count, device=lines.device) * length
+def _shifted(lines: Tensor, offsets: Tensor, length: int) -> Iterator[Tensor]:
+    """For each row of ``offsets [R, C]`` the lines from there on, ``[C, length]``."""
+    if lines.numel() and length:
+        starts = torch.arange(lines.shape[0], device=lines.device) * lines.shape[1]
+        windows = lines.view(-1).unfold(0, length, 1)
+        for start in offsets + starts:
+            yield windows[start.long()]
 
 
 def _shifted_sum(lines: Tensor, weight: Tensor, offsets: Tensor, length: int) -> Tensor:
     """``out[r, j] = sum_c weight[r, c] * lines[c, j + offsets[r, c]]``, ``[R, length]``."""
     out = lines.new_zeros(weight.shape[0], length)
-    if out.numel() == 0 or lines.numel() == 0:
-        return out
-    windows = lines.view(-1).unfold(0, length, 1)
-    for line, weights, start in zip(out, weight, offsets + _line_starts(lines), strict=True):
-        torch.mv(windows[start.long()].t(), weights, out=line)
+    for line, weights, windows in zip(out, weight, _shifted(lines, offsets, length), strict=False):
+        torch.mv(windows.t(), weights, out=line)
     return out
 
 
@@ -158,38 +149,34 @@ def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: in
     # Rows beyond the end take what would arrive there.
     v = weight.new_zeros((steps + slots - 1) * batch * outputs)
     weights = weight.t().contiguous()
-    places = _arrivals(back, batch, v.numel())
-    for place, source in _events(spikes, outputs):
-        index = places[source].add_((place * outputs).unsqueeze(-1).to(places.dtype))
-        v.index_add_(0, index.view(-1), weights[source].view(-1))
+    for source, arrivals in _events(spikes, back, v.numel()):
+        v.index_add_(0, arrivals.view(-1), weights[source].view(-1))
     return v.view(steps + slots - 1, batch, outputs)[:steps]
 
 
 def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> Tensor:
     """Adjoint of :func:`project_spikes` to the weight, ``[O, I]`` in the dtype of ``dv``."""
-    steps, batch, outputs = dv.shape
+    _, batch, outputs = dv.shape
     padded = torch.cat((dv, dv.new_zeros(slots - 1, batch, outputs))).view(-1)
     dweight = dv.new_zeros(back.shape[1], outputs)
-    places = _arrivals(back, batch, padded.numel())
-    for place, source in _events(spikes, outputs):
-        index = places[source].add_((place * outputs).unsqueeze(-1).to(places.dtype))
-        taken = padded.index_select(0, index.view(-1)).view(index.shape)
+    for source, arrivals in _events(spikes, back, padded.numel()):
+        taken = padded.index_select(0, arrivals.view(-1)).view(arrivals.shape)
         dweight.index_add_(0, source, taken)
     return dweight.t().contiguous()
 
 
-def _arrivals(back: Tensor, batch: int, size: int) -> Tensor:
-    """``[I, O]``: distance from a spike's place ``[t, b, 0]`` to its arrival in ``[T, B, O]``."""
-    outputs = back.shape[0]
+def _events(spikes: PackedSpikes, back: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Spikes in groups: the input of each, and its places of arrival ``[spikes, O]``.
+
+    These are in ``[T, B, O]``, of ``size`` elements, flat.
+    """
+    outputs, batch = back.shape[0], spikes.shape[1]
     # int32 takes half the bytes.
     integer = torch.int32 if size < 2**31 else torch.int64
-    places = back.t().to(integer) * (batch * outputs)
-    return places.add_(torch.arange(outputs, dtype=integer, device=back.device)).contiguous()
-
-
-def _events(spikes: PackedSpikes, outputs: int) -> list[tuple[Tensor, Tensor]]:
-    """Spikes in groups: place ``t * B + b`` and input of each."""
+    later = back.t().to(integer) * (batch * outputs)
+    later = later.add_(torch.arange(outputs, dtype=integer, device=back.device)).contiguous()
     x = unpack_bits(spikes.words.flatten(0, 1), spikes.synapses)
-    places, sources = x.nonzero(as_tuple=True)
     group = max(1, _EXPANDED // max(outputs, 1))
-    return list(zip(places.split(group), sources.split(group), strict=True))
+    places, sources = (found.split(group) for found in x.nonzero(as_tuple=True))
+    for place, source in zip(places, sources, strict=True):
+        yield source, later[source].add_((place * outputs).unsqueeze(-1).to(integer))
