@@ -149,14 +149,13 @@ class _Read(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, dvalue: Tensor) -> tuple[Tensor | None, ...]:
-        count, shape = ctx.count, ctx.shape
+        count, shape, ((sel,), pointers, rates, slopes) = ctx.count, ctx.shape, kept(ctx)
         drecords: Sequence[Tensor | None] = [None] * count
         if any(ctx.needs_input_grad[-count:]):
-            (sel,), pointers, rates, _ = kept(ctx)
             rule, *others = ctx.settings
             sums = read_adjoint(dvalue, shape[0], sel, rates, pointers, *rule, *others)
             drecords = [total.view(shape) for total in sums]
-        return None, *_gradients(ctx, dvalue), *drecords
+        return None, *_gradients(ctx, dvalue, sel, rates, slopes), *drecords
 
 
 class _ChainedRead(torch.autograd.Function):
@@ -177,9 +176,9 @@ class _ChainedRead(torch.autograd.Function):
         gradients: Sequence[Tensor | None] = [None] * (1 + 2 * ctx.count)
         chain = [None if d is None and dvalue is None else own_gradient(ctx, d) for d in drecords]
         if dvalue is not None:
-            gradients = _gradients(ctx, dvalue)
+            (sel,), pointers, rates, slopes = kept(ctx)
+            gradients = _gradients(ctx, dvalue, sel, rates, slopes)
             flat = [flat_record(d) for d in chain if d is not None]
-            (sel,), pointers, rates, _ = kept(ctx)
             rule, steps, backend = ctx.settings
             _add_adjoint(flat, dvalue, Reading(sel, rates, pointers, rule, steps), backend)
         for i, drecord in enumerate(chain, -ctx.count):
@@ -187,9 +186,10 @@ class _ChainedRead(torch.autograd.Function):
         return None, *gradients, *chain
 
 
-def _gradients(ctx: Any, dvalue: Tensor) -> list[Tensor | None]:
+def _gradients(
+    ctx: Any, dvalue: Tensor, sel: Tensor, rates: Optionals, slopes: Tensors
+) -> list[Tensor | None]:
     """Gradients of the times, of the pointers, which have none, and of the rates."""
-    (sel,), _, rates, slopes = kept(ctx)
     count, (_, _, backend), dsel = ctx.count, ctx.settings, None
     if ctx.needs_input_grad[1]:
         dsel = _in_rows(dvalue, slopes.pop(0), sel.shape[0], backend).view(sel.shape).to(sel.dtype)

@@ -1,6 +1,5 @@
 """Exponential scans of whole sequences as differentiable operations."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,7 +160,5 @@ def pack_rows(x: Tensor, backend: str | None) -> Tensor:
 
 def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
-    shape = tuple(x.shape)
-    rows = x.detach().reshape(shape[0] * shape[1], math.prod(shape[2:]))
-    words = pack_rows(rows, backend)
-    return PackedSpikes(words.view(*shape[:2], words_per_row(math.prod(shape[2:]))), shape)
+    words = pack_rows(x.detach().flatten(0, 1).flatten(1), backend)
+    return PackedSpikes(words.view(*x.shape[:2], words.shape[1]), tuple(x.shape))
