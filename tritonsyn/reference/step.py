@@ -33,8 +33,8 @@ def _advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> li
     """The states one step later; the last one that is driven reuses the memory of the drive."""
     outs = [*(torch.empty_like(drive) for _ in range(dynamics.inputs - 1)), drive]
     states = [
-        _add_decayed(drive, state, dynamics.decay(i), out)
-        for i, (state, out) in enumerate(zip(before, outs, strict=False))
+        _add_decayed(drive, state, decay, out)
+        for state, decay, out in zip(before, dynamics.decays, outs, strict=False)
     ]
     if dynamics.coupling is not None:
         fed = torch.addcmul(before[1], before[0], dynamics.coupling)
