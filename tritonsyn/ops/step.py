@@ -1,6 +1,7 @@
 """The step of an exponential synapse as a differentiable operation on its records."""
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,24 +16,23 @@ from .common import (
     hand_over,
     held,
     implementation,
-    keep,
-    kept,
     link,
     over_synapses,
     own_gradient,
-    running,
     unchained,
     without_graph,
 )
 from .operator import traced_as
-from .read import batch_dot
 from .record import read, row_slots, write_slots
+
+Modules = tuple[ModuleType, ModuleType]
+"""The implementations of steps and of reads, which forward and backward pass share."""
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, backend: str, ring: Ring, coupled: bool, x: Tensor, *tensors: Tensor
+        ctx: Any, modules: Modules, ring: Ring, coupled: bool, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         states = len(ring.components)
         constants, records = tensors[:-states], tensors[-states:]
@@ -42,30 +42,30 @@ class _Step(torch.autograd.Function):
         if any(wants_others):
             slots = [(pointer - 1) % flat[0].shape[0] for pointer in ring.pointers]
             newest = [read(record, slot)[1] for record, slot in zip(flat, slots, strict=True)]
-        kept_x = [x if wants_gain else None]
-        keep(ctx, kept_x, list(map(held, ring.pointers)), newest, constants)
-        ctx.backend, ctx.coupled, ctx.x_dtype = backend, coupled, x.dtype
+        ctx.save_for_backward(x if wants_gain else None, *newest, *constants)
+        ctx.pointers = list(map(held, ring.pointers))
+        ctx.modules, ctx.coupled, ctx.x_dtype = modules, coupled, x.dtype
         link(ctx, *records)
-        return (_run(backend, ring, flat, x, Dynamics.of(constants, coupled)), *records)
+        return (_run(modules[0], ring, flat, x, Dynamics.of(constants, coupled)), *records)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        (x,), pointers, newest, constants = kept(ctx)
-        states, dynamics = len(given), Dynamics.of(constants, ctx.coupled)
+        states, (step, reads) = len(given), ctx.modules
         wants_x, *wanted = ctx.needs_input_grad[3:-states]
+        x, *saved = ctx.saved_tensors
+        newest, constants = saved[: -len(wanted)], saved[-len(wanted) :]
+        dynamics = Dynamics.of(constants, ctx.coupled)
         alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-states:])
-        if alone:
-            # No step before or after this one takes part: one slot is enough for its gradient.
-            pointers = [0] * states
+        # Where no step before or after takes part, one slot is enough for the gradient.
+        pointers = [0] * states if alone else ctx.pointers
         owned = [own_gradient(ctx, d, 1 if alone else None) for d in given]
         flat, x_dtype = [flat_record(d) for d in owned], ctx.x_dtype if wants_x else None
-        module = implementation("step", owned[0].device, ctx.backend)
-        dx, zs = module.step_backward(dy, flat, dynamics, pointers, x_dtype, any(wanted))
-        dconstants = [
-            _gradient(terms, constant, ctx.backend)
-            for terms, constant in zip(_terms(zs, x, newest, dynamics), constants, strict=True)
-        ]
+        dx, zs = step.step_backward(dy, flat, dynamics, pointers, x_dtype, any(wanted))
+        dconstants: list[Tensor | None] = [None] * len(wanted)
+        if zs:
+            pairs = zip(_terms(zs, x, newest, dynamics), constants, strict=True)
+            dconstants = [_gradient(terms, constant, reads) for terms, constant in pairs]
         if dx is not None:
             dx = dx.view(owned[0].shape[1:])
         drecords = [None if alone else hand_over(ctx, d, i) for i, d in enumerate(owned, -states)]
@@ -94,15 +94,15 @@ def _terms(
     return terms
 
 
-def _gradient(terms: Terms, constant: Tensor, backend: str) -> Tensor | None:
+def _gradient(terms: Terms, constant: Tensor, reads: ModuleType) -> Tensor | None:
     if not terms:
         return None
-    first, *others = (batch_dot(*pair, backend) for pair in terms)
+    first, *others = (reads.batch_dot(*pair) for pair in terms)
     return over_synapses(sum(others, first), constant)
 
 
 def _run(
-    backend: str | None, ring: Ring, flat: Sequence[Tensor], x: Tensor, dynamics: Dynamics
+    module: ModuleType, ring: Ring, flat: Sequence[Tensor], x: Tensor, dynamics: Dynamics
 ) -> Tensor:
     """The step on flat tensors: the current ``[B, N]``.
 
@@ -110,7 +110,7 @@ def _run(
     """
     _, pointers, spikes, spike_pointer, arrivals = ring
     ring = Ring(flat, pointers, flat_record(spikes), spike_pointer, arrivals)
-    return implementation("step", x.device, backend).step(flat_observation(x), ring, dynamics)
+    return module.step(flat_observation(x), ring, dynamics)
 
 
 def _traced_step(
@@ -152,15 +152,16 @@ def step(
     x: Tensor, ring: Ring, dynamics: Dynamics, *, graph: bool = True, backend: str | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
+    module = implementation("step", x.device, backend)
     torch.autograd.graph.increment_version(ring.spikes)
     if graph and chained(x, *dynamics.constants, *ring.components):
-        # Backward runs where forward ran, whatever the default is by then.
-        backend, coupled = running(x.device, backend), dynamics.coupling is not None
-        y, *records = _Step.apply(backend, ring, coupled, x, *dynamics.constants, *ring.components)
+        modules = module, implementation("read", x.device, backend)
+        coupled = dynamics.coupling is not None
+        y, *records = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *ring.components)
         return _shaped(y, x), tuple(records)
     records = tuple([unchained(record) for record in ring.components])
     with without_graph():
-        y = _run(backend, ring, [flat_record(record) for record in records], x, dynamics)
+        y = _run(module, ring, [flat_record(record) for record in records], x, dynamics)
     return _shaped(y, x), records
 
 

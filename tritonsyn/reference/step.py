@@ -15,12 +15,11 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
     ``pointer`` is written; constants 0-d or ``[N]``.
     """
     records, pointers, spikes, spike_pointer, arrivals = ring
+    gain, slots = dynamics.gain, list(map(int, pointers))
     spikes[int(spike_pointer)].copy_(x)
-    slots = list(map(int, pointers))
-    pairs = list(zip(records, slots, strict=True))
-    before = [record[slot - 1].to(dynamics.gain.dtype) for record, slot in pairs]
-    states = _advanced(before, scaled(x, dynamics.gain), dynamics)
-    for (record, slot), state in zip(pairs, states, strict=True):
+    before = [records[i][slot - 1].to(gain.dtype) for i, slot in enumerate(slots)]
+    states = _advanced(before, scaled(x, gain), dynamics)
+    for record, slot, state in zip(records, slots, states, strict=True):
         record[slot].copy_(state)
     if arrivals is not None:
         for pointer in (*pointers, spike_pointer):
@@ -31,14 +30,13 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
 
 def _advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> list[Tensor]:
     """The states one step later; the last one that is driven reuses the memory of the drive."""
-    outs = [*(torch.empty_like(drive) for _ in range(dynamics.inputs - 1)), drive]
-    states = [
-        _add_decayed(drive, state, decay, out)
-        for state, decay, out in zip(before, dynamics.decays, outs, strict=False)
-    ]
-    if dynamics.coupling is not None:
-        fed = torch.addcmul(before[1], before[0], dynamics.coupling)
-        states.append(fed.mul_(dynamics.decay(1)))
+    _, decays, coupling = dynamics
+    if len(decays) == 2:
+        first = _add_decayed(drive, before[0], decays[0], torch.empty_like(drive))
+        return [first, _add_decayed(drive, before[1], decays[1], drive)]
+    states = [_add_decayed(drive, before[0], decays[0], drive)]
+    if coupling is not None:
+        states.append(torch.addcmul(before[1], before[0], coupling).mul_(decays[0]))
     return states
 
 
@@ -78,20 +76,19 @@ def step_backward(
     ``z`` of the states that take the input, in ``dx_dtype`` (None: not wanted), and the ``z``
     (empty unless ``want_z``).
     """
-    decays = [dynamics.decay(i) for i in range(len(drecords))]
-    zs = []
+    gain, decays, coupling = dynamics
+    zs: list[Tensor] = []
     for drecord, mix, slot in zip(drecords, dynamics.mix, map(int, pointers), strict=True):
-        z = drecord[slot].to(dynamics.gain.dtype, copy=True)
+        z = drecord[slot].to(gain.dtype, copy=True)
         if dy is not None and mix:
             z.add_(dy, alpha=mix)
         drecord[slot].zero_()
+        drecord[slot - 1].add_(z * dynamics.decay(len(zs)))
         zs.append(z)
-    for drecord, decay, z, slot in zip(drecords, decays, zs, map(int, pointers), strict=True):
-        drecord[slot - 1].add_(z * decay)
-    if dynamics.coupling is not None:
-        drecords[0][int(pointers[0]) - 1].add_(zs[1] * (decays[1] * dynamics.coupling))
+    if coupling is not None:
+        drecords[0][int(pointers[0]) - 1].add_(zs[1] * (decays[0] * coupling))
     dx = None
     if dx_dtype is not None:
-        taking = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
-        dx = (taking * dynamics.gain).to(dx_dtype)
+        taking = zs[0] if len(decays) == 1 else zs[0] + zs[1]
+        dx = (taking * gain).to(dx_dtype)
     return dx, zs if want_z else []
