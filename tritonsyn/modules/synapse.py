@@ -232,7 +232,7 @@ class ExponentialCurrent(nn.Module):
 
     def component_records(self) -> tuple[RecordTensor, ...]:
         """The record of the current, or those of two components in the order of the dynamics."""
-        return tuple(self._modules[name] for name, _ in self._components)  # type: ignore[misc]
+        return tuple([self._modules[name] for name, _ in self._components])  # type: ignore[misc]
 
     def _record_names(self) -> list[str]:
         return [*(name for name, _ in self._components), "spike_"]
