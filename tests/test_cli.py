@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tritonsyn import cli
 from tritonsyn.cli import demo, info
@@ -25,6 +26,13 @@ def test_info_as_json(capsys, monkeypatch, tmp_path):
     assert facts["caches"]["compiled kernels"] == str(tmp_path)
     assert facts["backend"]["default"] == "reference"
     assert facts["backend"]["cpu"].startswith("reference: ")
+
+
+def test_info_where_a_driver_counts_gpus_that_it_cannot_start(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["info"]) == 0
+    assert "no CUDA device on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tritonsyn import cli
+from tritonsyn.cli import configs
 from tritonsyn.launch import config, tables
 from tritonsyn.launch.config import HEURISTICS, PASSES
 from tritonsyn.workbench import (
@@ -449,6 +450,17 @@ def test_configs_tells_what_differs(capsys):
     assert "nothing is tuned for the device 'NVIDIA Tset 1'" in capsys.readouterr().err
     assert cli.main(["configs", "--device", "sm_80", "--diff"]) == 0
     assert "all as the heuristics say" in capsys.readouterr().out
+
+
+def test_configs_shows_the_entry_that_counts(capsys, monkeypatch):
+    """That of the device, where its architecture has one for the same work, too."""
+    monkeypatch.setattr(configs, "names", lambda device: ("NVIDIA Test 2", "sm_90"))
+    key = tables.key(PUSH, "float32", (64 * 1024,))
+    tables.install("NVIDIA Test 2", {key: entry(64, 1)})
+    tables.install("sm_90", {key: entry(128, 1)})
+    assert cli.main(["configs", "--shape", "1x64x1024"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "cached:" in line)
+    assert f"{key}: 64 " in line
 
 
 @pytest.mark.parametrize(

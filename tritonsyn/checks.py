@@ -111,8 +111,8 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
 def constant(name: str, value: object, shape: Sequence[int], above_zero: bool) -> Constant:
     """A constant of the model: a number, or a floating tensor broadcastable to the group's shape.
 
-    Every value must be finite, and greater than 0 or at least not 0. Reads the values of a tensor
-    on the host, except on the meta device, which holds none.
+    Every value must be finite, and greater than 0 if ``above_zero``, else not 0. Reads the values
+    of a tensor on the host, except on the meta device, which holds none.
     """
     rule = "greater than 0" if above_zero else "nonzero"
     if not isinstance(value, Tensor):

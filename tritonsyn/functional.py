@@ -6,8 +6,6 @@ before the sample, ``next_data`` the one a ``step_time`` later, ``sample_at`` th
 first to the sample. All are plain tensor expressions, broadcast and differentiable.
 
 The operations check their arguments before they change anything, and name the one that they refuse.
-Those with an argument ``backend`` take ``"auto"``, ``"triton"`` or ``"reference"`` there, and None
-for the package's default.
 """
 
 import math
@@ -119,6 +117,7 @@ def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = Non
         record: ``[K, B, ...]``, contiguous; float64, float32, bfloat16, float16 or bool.
         value: ``[B, ...]`` of any real dtype, converted; a bool record holds ``value != 0``.
         slot: a number, or a 0-d integer tensor on the record's device, which is not checked.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         The record, without a graph where gradients are disabled. Differentiable (first order) to
@@ -173,6 +172,7 @@ def step(
         coupling: of two components that share the one decay; the first then takes the input, and
             the second, which is the current, is :math:`d\,(I + \mathrm{coupling}\,A)`. As ``gain``.
         graph: whether to record an autograd graph where gradients are enabled.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(current, components)``: the first component, the first minus the second, or the second
@@ -224,6 +224,7 @@ def select(
             ``"expdecay"`` needs them, others take None.
         pointers: for each record the slot that is written next.
         rule: how a time becomes a value.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(value, records)``: ``[B, *shape]`` or ``[B, *shape, D]``, and the records, which carry
@@ -253,6 +254,7 @@ def select_scan(
             the K observations from row t on.
         sel, rates, rule: as for :func:`select`, the same at every step.
         steps: how many.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``[steps, B, *shape]`` or ``[steps, B, *shape, D]``. Differentiable (first order) to
@@ -287,6 +289,7 @@ def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
 
     Args:
         x: ``[T, B, *shape]``, dense; a spike is ``x != 0``.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         The packed spikes, which scans and layers take in place of dense ones.
@@ -333,6 +336,7 @@ def exp_scan(
         gain: factor :math:`g` of the input.
         initial: :math:`y_0`, of shape ``x.shape[1:]``; None at rest.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(y, final)``: the sequence, shaped like ``x``, and its last value, which continues it:
@@ -508,6 +512,7 @@ def delayed_linear(
             ``K = ceil(max_delay / step_time) + 1``; None at rest.
         strategy: as for :class:`tritonsyn.DelayedLinear`.
         dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(y, final)``: ``[T, B, out]``, and what continues it as ``initial``.

@@ -48,7 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
         shape = Shape.parse(arguments.shape)
         devices = _devices(arguments.device)
         rows = _chosen(shape, arguments.dtype, devices)
-        entries = [item for device in devices for item in tables.read(tables.path(device)).items()]
+        entries: dict[str, Any] = {}
+        for device in reversed(devices):  # the first that has an entry counts
+            entries |= tables.read(tables.path(device))
     except ValueError as error:
         raise UserError(str(error)) from None
     if arguments.diff:
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"  {'':<26} {settings(row['heuristic']):<34} is what the heuristic says")
     if not rows:
         print("  all as the heuristics say")
-    for key, entry in entries:
+    for key, entry in entries.items():
         print(f"  cached: {key}: {settings(entry['config'])} ({entry['timer']})")
 
 

@@ -35,7 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def facts() -> dict[str, dict[str, Any]]:
-    gpus = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    # A driver may count GPUs that it cannot start.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(count)}
     return {
         "versions": {
             "tritonsyn": __version__,

@@ -26,8 +26,8 @@ def select(
         raise ValueError(
             f"sel must have fewer than 2**31 times per row of the batch, but has {row}"
         )
-    value = records[0].new_empty(rows, synapses, selectors)
-    acc = compute_dtype(value.dtype)
+    dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
+    value = torch.empty((rows, synapses, selectors), dtype=dtype, device=records[0].device)
     slope = torch.empty_like(value, dtype=acc) if want_slope else None
     rate_slopes = [torch.empty_like(value, dtype=acc) for _ in records] if want_rate_slopes else []
     times, rates, numbers, options = _arguments(records, reading)

@@ -114,7 +114,8 @@ def setting(
     """
 
     def change(module: Any, value: Any) -> None:
-        checked = rule(name, value) if rule else value
+        assert rule is not None
+        checked = rule(name, value)
         if rebuilds:
             module._rebuild(**{name: checked})
         else:

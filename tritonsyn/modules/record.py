@@ -111,7 +111,7 @@ class RecordTensor(nn.Module):
     dt: float = setting("dt", "Time between observations.", checks.positive, _REBUILDS)
     duration: float = setting("duration", "Time spanned.", checks.nonnegative, _REBUILDS)
     inclusive: bool = setting(
-        "inclusive", "Whether what is ``duration`` old is kept.", checks.flag, _REBUILDS
+        "inclusive", "Whether the one exactly ``duration`` ago is kept.", checks.flag, _REBUILDS
     )
 
     @property

@@ -109,6 +109,7 @@ class ExponentialCurrent(nn.Module):
         super().__init_subclass__(**kwargs)
         if "_constants" in cls.__dict__ and "partialconstructor" not in cls.__dict__:
             made = partialconstructor_of(cls._constants, ExponentialCurrent.__init__)
+            made.__qualname__ = f"{cls.__qualname__}.{made.__name__}"
             setattr(cls, made.__name__, classmethod(made))
 
     # -- constants ----------------------------------------------------------------------------
@@ -128,7 +129,8 @@ class ExponentialCurrent(nn.Module):
 
     def _checked_constant(self, name: str, value: Any) -> Constant:
         """The constant if it obeys its own rule and those between constants."""
-        return checks.constant(name, value, self._shape, above_zero=name != self._constants[0])
+        charge = name == self._constants[0]  # which may be negative
+        return checks.constant(name, value, self._shape, above_zero=not charge)
 
     def check_constants(self) -> None:
         """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
@@ -527,8 +529,7 @@ class _OneTimeConstant(ExponentialCurrent):
 
     current: Tensor = _newest(
         "current_",
-        "Present current ``[B, *shape]``, nA. Setting replaces the newest observation, and leaves "
-        "the rise of an alpha function.",
+        "Present current ``[B, *shape]``, nA. Setting replaces its newest observation, no other.",
     )
 
 
@@ -593,6 +594,9 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     :math:`\frac{\tau_d \tau_r}{\tau_d - \tau_r} \ln\frac{\tau_d}{\tau_r}` after it.
 
     Args:
+        shape: shape of the group, an integer or a sequence of them.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        spike_charge: charge of a spike :math:`Q`, pC, not 0.
         tc_decay: time constant of the decay :math:`\tau_d`, ms, > ``tc_rise``.
         tc_rise: time constant of the rise :math:`\tau_r`, ms, > 0.
 

@@ -20,7 +20,7 @@ _OWNER = "_tritonsyn_owner"
 
 
 def link(ctx: Any, *records: Tensor) -> None:
-    """Makes a Function a link in the chain of operations on these records, which it returns."""
+    """Makes a Function, which returns these records, a link in the chain of operations on them."""
     ctx.mark_dirty(*records)
     ctx.materialize_grads = False
     ctx.record = records[0].shape, records[0].dtype, records[0].device
@@ -87,7 +87,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 def keep(ctx: Any, *groups: Sequence[Any]) -> None:
     """Keeps groups of values for the backward pass, which gets them by :func:`kept`.
 
-    Tensors are where autograd sees writes to them. A gradient that does not arrive stays None.
+    Autograd saves the tensors, and so notices later writes to them. A gradient that does not arrive
+    stays None.
     """
     values = list(itertools.chain(*groups))
     ctx.save_for_backward(*[value if isinstance(value, Tensor) else None for value in values])

@@ -88,7 +88,8 @@ def read_adjoint(
     """The gradient of each record ``[rows, B, N]``."""
     rule = ReadRule(mode, step, limit, tolerance, overbound)
     reading = Reading(sel, rates, pointers, rule, steps)
-    drecords = [d.zero_() for d in _like_records(dvalue, rows, sel, rates, steps, backend)]
+    shape = (rows, dvalue.shape[0] // steps, dvalue.shape[1])
+    drecords = [dvalue.new_zeros(shape) for _ in rates]
     _add_adjoint(drecords, dvalue, reading, backend)
     return drecords
 

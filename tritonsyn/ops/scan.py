@@ -1,7 +1,7 @@
 """Exponential scans of whole sequences as differentiable operations."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,16 +67,25 @@ def scan_backward(
     if not dy.shape[0]:
         operands = (dy, dtails, x, shape, constants, coupled, initials)
         return [d.zero_() for d in _like_gradients(*operands, dx_dtype, want_initials, backend)]
-    dx, dinitials, dconstants = implementation("scan", dy.device, backend).scan_backward(
-        *(dy, dtails, None if x is None else _sequence(x, shape)),
-        *(dynamics, initials, dx_dtype, want_initials),
+    sequence = None if x is None else _sequence(x, shape)
+    module = implementation("scan", dy.device, backend)
+    dx, dinitials, dconstants = module.scan_backward(
+        dy, dtails, sequence, dynamics, initials, dx_dtype, want_initials
     )
     totals = [d.sum(0) if c.ndim else d.sum() for d, c in zip(dconstants, constants, strict=False)]
     return [*([] if dx is None else [dx]), *dinitials, *totals]
 
 
-_Settings = tuple[bool, int, torch.dtype | None, list[int] | None, str | None, int]
-"""Of a scan: whether it is coupled, last, dtype, shape, backend, and the number of constants."""
+class _Settings(NamedTuple):
+    """What a scan is told besides tensors."""
+
+    coupled: bool
+    last: int
+    dtype: torch.dtype | None
+    shape: list[int] | None
+    backend: str | None
+    constants: int
+    """How many there are."""
 
 
 class _Scan(torch.autograd.Function):
@@ -139,7 +148,7 @@ def scan(
     if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
         backend = running(data.device, backend)
-        settings = coupled, last, dtype, shape, backend, len(constants)
+        settings = _Settings(coupled, last, dtype, shape, backend, len(constants))
         results = list(_Scan.apply(settings, data, *constants, *initials))
     else:
         operands = (data, shape, constants, coupled, list(initials))

@@ -13,12 +13,15 @@ from ..values import Located, Reading, ReadRule, compute_dtype, locate
 _CACHED = 131072
 
 
-Weights = tuple[Tensor, Tensor | float | None, Tensor | None]
-"""How much an observation counts, and the derivatives of that to the time and to the rate.
+class Weights(NamedTuple):
+    """How much an observation counts, and the derivatives of that; None: 0, or not wanted.
 
-The value is ``sum(weight * tap)``, and the adjoint adds ``weight * dvalue``. A derivative is None
-where it is 0 or not wanted.
-"""
+    The value is ``sum(weight * tap)``, and the adjoint adds ``weight * dvalue``.
+    """
+
+    weight: Tensor
+    slope: Tensor | float | None
+    rate_slope: Tensor | None
 
 
 class Tap(NamedTuple):
@@ -72,7 +75,7 @@ def _decayed(
         weight.mul_(passed)
         for derivative in (d for d in (slope, rate_slope) if d is not None):
             derivative.mul_(passed - 1.0)
-    return weight, slope, rate_slope
+    return Weights(weight, slope, rate_slope)
 
 
 def _segment(
@@ -88,7 +91,10 @@ def _segment(
         far, share = far + ends, share + ends
         near = (far - 1).clamp_(min=0)
     share = share.to(dtype)
-    return Tap(far, lambda: (1.0 - share, rise, None)), Tap(near, lambda: (share, None, None))
+    return (
+        Tap(far, lambda: Weights(1.0 - share, rise, None)),
+        Tap(near, lambda: Weights(share, None, None)),
+    )
 
 
 def _sign(rule: ReadRule) -> int:
@@ -170,8 +176,9 @@ def select(
     the derivatives to the times and to each component's rate, ``[steps * B, N, D]`` each.
     """
     _, rates, pointers, rule, steps = reading
-    value = records[0].new_empty(steps * records[0].shape[1], *reading.sel.shape[1:])
-    acc = compute_dtype(value.dtype)
+    dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
+    shape = (steps * records[0].shape[1], *reading.sel.shape[1:])
+    value = torch.empty(shape, dtype=dtype, device=records[0].device)
     slopes = range(want_slope + len(records) * want_rate_slopes)
     outputs = [value, *(torch.empty_like(value, dtype=acc) for _ in slopes)]
     for window in _windows(records[0], reading):
@@ -211,7 +218,7 @@ def _component(record: Tensor, pointer: int, window: _Window, taps: tuple[Tap, .
     far_weight, rise, _ = first.weigh()
     # Subtracted first: neighbours are often close to each other.
     slope = None if rise is None else (tap - near).mul_(rise)
-    for value, weight in ((tap, far_weight), (near, others[0].weigh()[0])):
+    for value, weight in ((tap, far_weight), (near, others[0].weigh().weight)):
         value.mul_(weight)
         if slope is not None:
             # A neighbour that only the slope needs may hold anything.
@@ -275,7 +282,7 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
         for i, (drecord, rate) in enumerate(zip(drecords, rates, strict=True)):
             for tap in taps(rule, located, rate, window.slots, acc, second=i > 0):
                 index = window.addresses(tap.back, int(pointers[i]), drecord[0].numel())
-                share = (kept if tap.weigh is None else kept * tap.weigh()[0]).to(drecord.dtype)
+                share = (kept if tap.weigh is None else kept * tap.weigh().weight).to(drecord.dtype)
                 sign = _sign(rule) if i > 0 else 1
                 flat = window.flat(drecord)
                 flat.index_add_(0, index.reshape(-1), share.reshape(-1), alpha=sign)

@@ -78,12 +78,13 @@ def step_backward(
     """
     gain, decays, coupling = dynamics
     zs: list[Tensor] = []
-    for drecord, mix, slot in zip(drecords, dynamics.mix, map(int, pointers), strict=True):
+    for state, (drecord, slot) in enumerate(zip(drecords, map(int, pointers), strict=True)):
+        mix = dynamics.mix[state]
         z = drecord[slot].to(gain.dtype, copy=True)
         if dy is not None and mix:
             z.add_(dy, alpha=mix)
         drecord[slot].zero_()
-        drecord[slot - 1].add_(z * dynamics.decay(len(zs)))
+        drecord[slot - 1].add_(z * dynamics.decay(state))
         zs.append(z)
     if coupling is not None:
         drecords[0][int(pointers[0]) - 1].add_(zs[1] * (decays[0] * coupling))

@@ -28,7 +28,7 @@ def side_by_side(
     function: Callable[[Job], Result], jobs: Iterable[Job], parallel: int
 ) -> Generator[Result]:
     """Results in order, from so many threads; none begins another job once the iterator closes."""
-    if parallel == 1:
+    if parallel <= 1:
         yield from map(function, jobs)
         return
     with ThreadPoolExecutor(parallel) as threads:
