@@ -52,7 +52,7 @@ def scan_backward(
     dtails = [None if d is None else d.contiguous() for d in dtails]
     last = max((d.shape[0] for d in dtails if d is not None), default=0)
     walk = _Walk(dynamics, last, _config(dy, dx_dtype or dy.dtype))
-    dx = None if dx_dtype is None else dy.new_empty(dy.shape, dtype=dx_dtype)
+    dx = None if dx_dtype is None else torch.empty(dy.shape, dtype=dx_dtype, device=dy.device)
     dcarries = _carries(dy, (), dtails, walk, reverse=True)
     states = range(dynamics.states if want_initials else 0)
     outs = _for_each(states, walk.config.chunks, dy, dynamics)
