@@ -279,7 +279,7 @@ def spike_dot_kernel(
 
 STREAMS = {
     # In a record, neighbours in a row are apart by the number of inputs.
-    "shift_sum_kernel": streams("BLOCK_R", "BLOCK", "UNROLL", src=READ.where("RING", False)),
+    "shift_sum_kernel": streams("BLOCK_R", "BLOCK", "UNROLL", src=READ.where(RING=False)),
     "shift_dot_kernel": streams("BLOCK_R", "BLOCK_C", "BLOCK", src=READ),
     "temporal_gemm_kernel": streams("BLOCK"),
     "temporal_gemm_dot_kernel": streams("BLOCK"),

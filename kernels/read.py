@@ -277,12 +277,12 @@ def batch_dot_kernel(
 
 
 # With several times per synapse neighbouring synapses are apart: nothing is read in order.
-_IN_ORDER = READ.where("D", 1)
+_IN_ORDER = READ.where(D=1)
 
 STREAMS = {
     "select_fwd_kernel": streams(
         "BLOCK", sel=READ, value=WRITE, slope=WRITE, pos_rate_slope=WRITE,
-        neg_rate_slope=WRITE.where("DOUBLE", True),
+        neg_rate_slope=WRITE.where(DOUBLE=True),
     ),
     "select_bwd_kernel": streams("BLOCK", sel=_IN_ORDER, dvalue=_IN_ORDER),
     "batch_dot_kernel": streams("BLOCK", a=READ, b=READ),

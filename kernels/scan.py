@@ -262,7 +262,7 @@ def exp_scan_constants_kernel(
 
 
 # Lanes share the words of packed spikes: 1/8 byte per element, which the code gathers.
-_UNPACKED = READ.where("PACKED", False)
+_UNPACKED = READ.where(PACKED=False)
 
 STREAMS = {
     "exp_scan_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, y=WRITE),

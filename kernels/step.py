@@ -2,7 +2,8 @@
 
 One kernel serves every synapse: the double one is two components that share their input
 (``DOUBLE``), ``y = pos - neg``; in the alpha synapse (``coupling_ptr`` is given) the first state
-feeds the second, which is the current.
+feeds the second, which is the current. Records of half precision come with a carry for each state,
+its newest value before that was rounded into the record.
 """
 
 import triton
@@ -15,24 +16,31 @@ _POINTERS = ["pos_pointer", "neg_pointer", "spike_pointer"]
 
 
 @triton.jit
-def _newest(record_ptr, pointer, K, size, offs, mask, ACC: tl.constexpr):
-    """The observation before the slot that is written next."""
-    newest = ring_slot(pointer, 1, K).to(tl.int64) * size
-    return tl.load(record_ptr + newest + offs, mask=mask).to(ACC)
+def _newest(record_ptr, carry_ptr, pointer, K, size, offs, mask, ACC: tl.constexpr):
+    """The carry, or without one the observation before the slot that is written next."""
+    if carry_ptr is not None:
+        return tl.load(carry_ptr + offs, mask=mask)
+    else:
+        newest = ring_slot(pointer, 1, K).to(tl.int64) * size
+        return tl.load(record_ptr + newest + offs, mask=mask).to(ACC)
 
 
 @triton.jit
-def _advance(record_ptr, pointer, before, injected, decay, size, offs, mask):
-    """``record[pointer] = before * decay + injected``; returns what was stored."""
+def _advance(record_ptr, carry_ptr, pointer, before, injected, decay, size, offs, mask):
+    """``record[pointer] = before * decay + injected``; returns that, without a carry rounded."""
     value = before * decay + injected
     stored = value.to(record_ptr.dtype.element_ty)
     tl.store(record_ptr + pointer.to(tl.int64) * size + offs, stored, mask=mask)
-    return stored.to(injected.dtype)
+    if carry_ptr is not None:
+        tl.store(carry_ptr + offs, value, mask=mask)
+        return value
+    else:
+        return stored.to(injected.dtype)
 
 
 @triton.jit(do_not_specialize=_POINTERS)
 def synapse_step_fwd_kernel(
-    x_ptr, y_ptr, spike_ptr, pos_ptr, neg_ptr,
+    x_ptr, y_ptr, spike_ptr, pos_ptr, neg_ptr, pos_carry_ptr, neg_carry_ptr,
     gain_ptr, decay_ptr, rise_ptr, coupling_ptr, arrivals_ptr,
     pos_pointer, neg_pointer, spike_pointer,
     K, size, N,
@@ -46,9 +54,11 @@ def synapse_step_fwd_kernel(
     With a coupling ``M' = rise * (M + coupling * P)`` and ``y = M'``.
 
     ``x, y [size]`` with ``size = B * N``; records ``pos, neg, spike [K, size]``; coefficients
-    ``[1]`` or ``[N]``. ``arrivals [1]`` is zero before and after; unless it is None, pointers that
-    are kept on the device advance. Bytes per element in float32: x 4 (bool 1), spike 1, y 4,
-    pos 8, neg 8.
+    ``[1]`` or ``[N]``. Carries ``[size]``, each of which may be None, are P and M before and P' and
+    M' after; without them P and M are the newest observations. ``arrivals [1]`` is zero before and
+    after; unless it is None, pointers that are kept on the device advance. Bytes per element in
+    float32: x 4 (bool 1), spike 1, y 4, pos 8 (with a carry only written), neg 8, pos_carry 8,
+    neg_carry 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -63,17 +73,17 @@ def synapse_step_fwd_kernel(
     tl.store(spike_ptr + spike_slot.to(tl.int64) * size + offs, x != 0, mask=mask)
     injected = x.to(ACC) * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    pos = _newest(pos_ptr, pos_slot, K, size, offs, mask, ACC)
-    y = _advance(pos_ptr, pos_slot, pos, injected, decay, size, offs, mask)
+    pos = _newest(pos_ptr, pos_carry_ptr, pos_slot, K, size, offs, mask, ACC)
+    y = _advance(pos_ptr, pos_carry_ptr, pos_slot, pos, injected, decay, size, offs, mask)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        neg = _newest(neg_ptr, neg_slot, K, size, offs, mask, ACC)
+        neg = _newest(neg_ptr, neg_carry_ptr, neg_slot, K, size, offs, mask, ACC)
         if coupling_ptr is not None:
             neg += coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE) * pos
-            nothing = tl.zeros([BLOCK], ACC)
-            y = _advance(neg_ptr, neg_slot, neg, nothing, rise, size, offs, mask)
+            fed = tl.zeros([BLOCK], ACC)
+            y = _advance(neg_ptr, neg_carry_ptr, neg_slot, neg, fed, rise, size, offs, mask)
         else:
-            y -= _advance(neg_ptr, neg_slot, neg, injected, rise, size, offs, mask)
+            y -= _advance(neg_ptr, neg_carry_ptr, neg_slot, neg, injected, rise, size, offs, mask)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
     if arrivals_ptr is not None:
         # Advance the pointers only after every thread of every program has read them. No program
@@ -87,28 +97,33 @@ def synapse_step_fwd_kernel(
 
 
 @triton.jit
-def _retreat(drecord_ptr, pointer, dy, fed, decay, K, size, offs, mask):
+def _retreat(drecord_ptr, dcarry_ptr, pointer, dy, fed, decay, K, size, offs, mask):
     """Adjoint of a state's step: the written slot's gradient moves to the slot before it.
 
-    ``fed`` is what the other state's gradient adds to that slot, without decay.
+    With a carry it moves there, and joins what the carry's gradient was. ``fed`` is what the other
+    state's gradient adds, without decay.
     """
     written_ptr = drecord_ptr + pointer.to(tl.int64) * size + offs
     newest_ptr = drecord_ptr + ring_slot(pointer, 1, K).to(tl.int64) * size + offs
     element: tl.constexpr = drecord_ptr.dtype.element_ty
     z = dy + tl.load(written_ptr, mask=mask).to(dy.dtype)
+    if dcarry_ptr is not None:
+        z += tl.load(dcarry_ptr + offs, mask=mask)
+        tl.store(dcarry_ptr + offs, decay * z + fed, mask=mask)
     # The order matters where both are the same slot (K = 1): it is cleared, then added to. The
     # barriers are there because an element may be stored and loaded by different threads.
     tl.debug_barrier()
     tl.store(written_ptr, tl.zeros(dy.shape, element), mask=mask)
-    tl.debug_barrier()
-    carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z + fed
-    tl.store(newest_ptr, carried.to(element), mask=mask)
+    if dcarry_ptr is None:
+        tl.debug_barrier()
+        carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z + fed
+        tl.store(newest_ptr, carried.to(element), mask=mask)
     return z
 
 
 @triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
 def synapse_step_bwd_kernel(
-    dy_ptr, dx_ptr, dpos_ptr, dneg_ptr, pos_z_ptr, neg_z_ptr,
+    dy_ptr, dx_ptr, dpos_ptr, dneg_ptr, pos_dcarry_ptr, neg_dcarry_ptr, pos_z_ptr, neg_z_ptr,
     gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
     pos_pointer, neg_pointer,
     K, size, N,
@@ -123,8 +138,10 @@ def synapse_step_bwd_kernel(
     the first, and ``dx`` is the gain times the first state's ``z``.
 
     ``dy``, ``dx``, ``pos_z`` and ``neg_z`` ``[size]`` may each be absent (None); ``dpos, dneg
-    [K, size]`` are updated in place. Bytes per element in float32: dy 4, dx 4, pos_z 4, neg_z 4,
-    dpos 16, dneg 16 (two reads and two writes each, whatever K is).
+    [K, size]`` are updated in place. So are the gradients ``dcarry [size]`` of carries: where there
+    are any, ``z`` takes them too, and ``dP`` is theirs instead of a slot's. Bytes per element in
+    float32: dy 4, dx 4, pos_z 4, neg_z 4, dpos 16, dneg 16 (two reads and two writes each, whatever
+    K is; with a carry one of each), pos_dcarry 8, neg_dcarry 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -143,7 +160,9 @@ def synapse_step_bwd_kernel(
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
         dneg = dy if coupling_ptr is not None else -dy
         neg_slot = position(neg_pointer)
-        neg_z = _retreat(dneg_ptr, neg_slot, dneg, nothing, rise, K, size, offs, mask)
+        neg_z = _retreat(
+            dneg_ptr, neg_dcarry_ptr, neg_slot, dneg, nothing, rise, K, size, offs, mask
+        )
         if neg_z_ptr is not None:
             tl.store(neg_z_ptr + offs, neg_z, mask=mask)
         if coupling_ptr is not None:
@@ -151,7 +170,8 @@ def synapse_step_bwd_kernel(
             fed = rise * coupling * neg_z
             dy = nothing
             neg_z = nothing
-    z = _retreat(dpos_ptr, position(pos_pointer), dy, fed, decay, K, size, offs, mask)
+    pos_slot = position(pos_pointer)
+    z = _retreat(dpos_ptr, pos_dcarry_ptr, pos_slot, dy, fed, decay, K, size, offs, mask)
     if pos_z_ptr is not None:
         tl.store(pos_z_ptr + offs, z, mask=mask)
     z += neg_z
@@ -164,10 +184,14 @@ _BOTH = Stream(loads=2, stores=2)  # the slot that was written, and the one befo
 
 STREAMS = {
     "synapse_step_fwd_kernel": streams(
-        "BLOCK", x=READ, y=WRITE, spike=WRITE, pos=UPDATE, neg=UPDATE.where("DOUBLE", True)
+        "BLOCK", x=READ, y=WRITE, spike=WRITE,
+        pos=UPDATE.where(pos_carry_ptr=None), neg=UPDATE.where(DOUBLE=True, neg_carry_ptr=None),
+        pos_carry=UPDATE, neg_carry=UPDATE.where(DOUBLE=True),
     ),
     "synapse_step_bwd_kernel": streams(
-        "BLOCK", dy=READ, dx=WRITE, dpos=_BOTH, dneg=_BOTH.where("DOUBLE", True),
-        pos_z=WRITE, neg_z=WRITE.where("DOUBLE", True),
+        "BLOCK", dy=READ, dx=WRITE,
+        dpos=_BOTH.where(pos_dcarry_ptr=None), dneg=_BOTH.where(DOUBLE=True, neg_dcarry_ptr=None),
+        pos_dcarry=UPDATE, neg_dcarry=UPDATE.where(DOUBLE=True),
+        pos_z=WRITE, neg_z=WRITE.where(DOUBLE=True),
     ),
 }  # fmt: skip

@@ -13,12 +13,12 @@ class Stream(NamedTuple):
 
     loads: int = 0
     stores: int = 0
-    condition: tuple[str, Any] | None = None
-    """An argument and the value that makes the array a stream; None: it always is one."""
+    conditions: tuple[tuple[str, Any], ...] = ()
+    """Arguments and the values that they must have for the array to be a stream."""
 
-    def where(self, argument: str, value: Any) -> "Stream":
-        """The same, where an argument has this value."""
-        return self._replace(condition=(argument, value))
+    def where(self, **conditions: Any) -> "Stream":
+        """The same, where arguments have these values."""
+        return self._replace(conditions=tuple(conditions.items()))
 
 
 class Streams(NamedTuple):

@@ -104,7 +104,7 @@ def test_slots_may_be_kept_on_the_device(device):
     records = records_of(2, 4, 2, 3, F64)
     slots = [torch.tensor(slot) for slot in (0, 3, 2)]
     check_step(device, graded(2, 3), records, dynamics, slots[:2], slots[2])
-    check(device, "step_backward", graded(2, 3), records, dynamics, slots[:2], F64, True)
+    check(device, "step_backward", graded(2, 3), records, None, dynamics, slots[:2], F64, True)
 
 
 @KINDS
@@ -115,7 +115,7 @@ def test_coefficients_of_each_synapse(device, small_tiles, kind, per_synapse):
         records = records_of(STATES[kind], 2, batch, synapses, F32)
         x, pointers = graded(batch, synapses), [1, 0][: STATES[kind]]
         check_step(device, x, records, dynamics, pointers, 1)
-        check(device, "step_backward", x, records, dynamics, pointers, F32, True)
+        check(device, "step_backward", x, records, None, dynamics, pointers, F32, True)
 
 
 @pytest.mark.parametrize(("batch", "synapses"), SIZES)
@@ -124,7 +124,7 @@ def test_edges_of_tiles(device, small_tiles, batch, synapses, margin):
     dynamics = dynamics_of("double", synapses, F32, (True, True, False))
     records, x = records_of(2, 3, batch, synapses, F32), graded(batch, synapses)
     check_step(device, x, records, dynamics, [0, 2], 1, margin=margin)
-    arguments = (x, records, dynamics, [0, 2], F32, True)
+    arguments = (x, records, None, dynamics, [0, 2], F32, True)
     check(device, "step_backward", *arguments, margin=margin)
 
 
@@ -141,9 +141,9 @@ def test_input_and_gradient_may_have_any_strides(device):
     dynamics = dynamics_of("single", 3, F64)
     records = records_of(1, 2, 4, 3, F64)
     x = graded(3, 4, F64).t()
-    reference = by_reference("step", "step_backward", x, records, dynamics, [0], F64, False)
+    reference = by_reference("step", "step_backward", x, records, None, dynamics, [0], F64, False)
     moved = Dynamics.of([t.to(device) for t in dynamics.constants], coupled=False)
-    arguments = (x.to(device), [records[0].to(device)], moved, [0], F64, False)
+    arguments = (x.to(device), [records[0].to(device)], None, moved, [0], F64, False)
     dx, _ = launch.step_backward(*arguments)
     torch.testing.assert_close(dx.cpu(), reference.returned[0], rtol=1e-15, atol=0)
 
@@ -158,14 +158,14 @@ def test_adjoint_takes_every_dtype(device, kind, dtype, want_z, given):
     dy = graded(2, 5, dtype) if given else None
     pointers = [1, 2][: STATES[kind]]
     for dx_dtype in (None, dtype):
-        check(device, "step_backward", dy, drecords, dynamics, pointers, dx_dtype, want_z)
+        check(device, "step_backward", dy, drecords, None, dynamics, pointers, dx_dtype, want_z)
 
 
 @pytest.mark.parametrize("dx_dtype", [torch.float16, F64], ids=str)
 def test_adjoint_converts_to_the_dtype_of_the_input(device, dx_dtype):
     dynamics = dynamics_of("double", 5, F32)
     drecords = records_of(2, 3, 2, 5, F32)
-    check(device, "step_backward", graded(2, 5), drecords, dynamics, [0, 1], dx_dtype, False)
+    check(device, "step_backward", graded(2, 5), drecords, None, dynamics, [0, 1], dx_dtype, False)
 
 
 @KINDS
@@ -176,11 +176,60 @@ def test_adjoint_at_every_slot(device, kind, slots):
         pointers = [pointer, (pointer + 1) % slots][: STATES[kind]]
         drecords = records_of(STATES[kind], slots, 2, 3, F64)
         outcome = check(
-            device, "step_backward", graded(2, 3, F64), drecords, dynamics, pointers, F64, True
+            device,
+            "step_backward",
+            graded(2, 3, F64),
+            drecords,
+            None,
+            dynamics,
+            pointers,
+            F64,
+            True,
         )
         if slots > 1:  # the slot that was written has passed its gradient on
             after = outcome.arguments[1 : 1 + STATES[kind]]
             assert not any(d[p].any() for d, p in zip(after, pointers, strict=True))
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_step_with_carries(device, small_tiles, kind, dtype, slots):
+    """The states start from the carries, which take them as they are before they are rounded."""
+    batch, synapses, states = 3, 13, STATES[kind]
+    dynamics = dynamics_of(kind, synapses, dtype, (False, True, False))
+    records, x = records_of(states, slots, batch, synapses, dtype), graded(batch, synapses)
+    pointers, spikes = [slots - 1, 0][:states], torch.zeros(slots, batch, synapses).bool()
+    carries = [uniform(batch, synapses, seed=30 + i).to(F32) for i in range(states)]
+    ring = Ring(records, pointers, spikes, 0, None, carries)
+    outcome = check(device, "step", x, ring, dynamics)
+    after, carried = outcome.arguments[1 : 1 + states], outcome.arguments[2 + states :][:states]
+    for before, now, slot in zip(records, after, pointers, strict=True):
+        others = [place for place in range(slots) if place != slot]
+        assert_identical(now[others], before[others])
+    if dtype != BF16 or not interpreting():  # the interpreter cuts bfloat16 off
+        for now, slot, carry in zip(after, pointers, carried, strict=True):
+            assert_identical(now[slot], carry.to(dtype))
+        assert_identical(outcome.returned[0], dynamics.current(carried).to(dtype))
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["state_only", "dy"])
+def test_adjoint_with_carries(device, small_tiles, kind, dtype, given):
+    """The written slot is emptied, and what it held goes on in the carries; no other slot moves."""
+    batch, synapses, states = 3, 13, STATES[kind]
+    dynamics = dynamics_of(kind, synapses, dtype, (True, False, True))
+    drecords = records_of(states, 3, batch, synapses, dtype)
+    dcarries = [uniform(batch, synapses, seed=30 + i).to(F32) for i in range(states)]
+    dy, pointers = graded(batch, synapses, dtype) if given else None, [1, 2][:states]
+    operands = (dy, drecords, dcarries, dynamics, pointers, F32, given)
+    outcome = check(device, "step_backward", *operands)
+    after = outcome.arguments[given : given + states]
+    for before, now, slot in zip(drecords, after, pointers, strict=True):
+        others = [place for place in range(3) if place != slot]
+        assert_identical(now[others], before[others])
+        assert not now[slot].any()
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ from .values import (
     PackedSpikes,
     ReadRule,
     Slot,
+    compute_dtype,
     words_per_row,
 )
 
@@ -347,12 +348,24 @@ def check_records(
     return shape
 
 
+def check_carry(name: str, carry: object, record: Tensor) -> None:
+    """``carry`` is a packed observation of the record in the dtype of the arithmetic."""
+    carry = check_input(name, carry, record.shape[1:], record.device)
+    if carry.dtype != compute_dtype(record.dtype):
+        raise TypeError(
+            f"{name} must be {compute_dtype(record.dtype)}, in which a {record.dtype} record is "
+            f"computed, but is {carry.dtype}"
+        )
+    if not carry.is_contiguous():
+        raise ValueError(f"{name} has strides {carry.stride()}, but must be contiguous")
+
+
 def check_coefficients(
     name: str, values: Sequence[Tensor | None], count: int, record: Tensor, or_none: bool = False
 ) -> list[Tensor | None]:
     """So many coefficients, each 0-d or with one for each synapse of the record.
 
-    Returned 0-d or ``[N]``.
+    Returned 0-d or ``[N]``, in the dtype of the arithmetic.
     """
     if not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of {count}, but is {values!r:.80}")
@@ -365,7 +378,9 @@ def check_coefficients(
         if value.shape not in (torch.Size(), record.shape[2:]):
             raise misshapen(name, value, f"() or {tuple(record.shape[2:])}")
         check_device(name, value, record.device)
-    return [v.reshape(-1) if v is not None and v.ndim else v for v in values]
+    dtype = compute_dtype(record.dtype)
+    exact = [None if value is None else value.to(dtype) for value in values]
+    return [v.reshape(-1) if v is not None and v.ndim else v for v in exact]
 
 
 def check_rule(rule: ReadRule, rates: Sequence[Tensor | None]) -> None:

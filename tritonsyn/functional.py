@@ -166,7 +166,9 @@ def step(
     Args:
         x: the input ``[B, *shape]``, bool, integer or floating.
         ring: the records. That of spikes takes ``x != 0``. Pointers stay where they are, unless
-            the ring has ``arrivals``.
+            the ring has ``arrivals``. In half precision a step that changes a state by less than
+            its rounding is lost, and a long time constant never decays: ``carries``, of each
+            component ``[B, *shape]`` float32 and contiguous, keep what the records round.
         gain: factor :math:`g` of the input, a tensor, 0-d or ``[*shape]``.
         decays: factor :math:`d_c` of each component in a step, as ``gain``.
         coupling: of two components that share the one decay; the first then takes the input, and
@@ -175,9 +177,10 @@ def step(
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
-        ``(current, components)``: the first component, the first minus the second, or the second
-        of two coupled ones, ``[B, *shape]``, and the records of the components. Differentiable
-        (first order).
+        ``(current, state)``: the first component, the first minus the second, or the second of two
+        coupled ones, ``[B, *shape]``; and the records of the components, followed by the carries if
+        there are any. Differentiable (first order) to x, factors, records and carries; with
+        carries a step does not see the newest slots of the records.
 
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
@@ -195,6 +198,10 @@ def step(
         checks.check_input("ring.arrivals", ring.arrivals, (), device)
         if ring.arrivals.dtype != torch.int32:
             raise TypeError(f"ring.arrivals must be torch.int32, but is {ring.arrivals.dtype}")
+    if ring.carries is not None:
+        _check_as_many("ring.carries", ring.carries, len(ring.components))
+        for carry in ring.carries:
+            checks.check_carry("ring.carries", carry, ring.components[0])
     checks.check_input("x", x, shape[1:], device)
     coupled = coupling is not None
     counts = {"gain": 1, "decays": len(ring.components) - coupled, "coupling": 1}

@@ -133,6 +133,10 @@ class Ring(NamedTuple):
     arrivals: Tensor | None = None
     """An int32 zero, with which a step advances pointers that are kept on the device; None leaves
     them, as numbers are left."""
+    carries: Sequence[Tensor] | None = None
+    """Of each state ``[B, *shape]`` its newest value in the dtype of the arithmetic, before it was
+    rounded into its record: a step starts from there, and writes them. None where the records hold
+    it as it is."""
 
 
 # A duration this close to a whole number of steps is that number (relative to one step).

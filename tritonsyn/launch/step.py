@@ -11,12 +11,13 @@ from .launcher import both, constant_arguments, covering, launch
 
 
 def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
-    records, pointers, spikes, spike_pointer, arrivals = ring
+    records, pointers, spikes, spike_pointer, arrivals, carries = ring
     slots, batch, synapses = records[0].shape
     y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
     size = y.numel()
     constants, flags = constant_arguments(dynamics)
-    tensors = (x.contiguous(), y, spikes, *both(records), *constants, arrivals)
+    states = (*both(records), *both(carries or ()))
+    tensors = (x.contiguous(), y, spikes, *states, *constants, arrivals)
     numbers = (*both(pointers), spike_pointer, slots, size, synapses)
     grid = covering(size)
     launch(synapse_step_fwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=y.dtype)
@@ -26,6 +27,7 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
 def step_backward(
     dy: Tensor | None,
     drecords: Sequence[Tensor],
+    dcarries: Sequence[Tensor] | None,
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
@@ -38,7 +40,7 @@ def step_backward(
     zs = [torch.empty_like(like, dtype=dynamics.gain.dtype) for _ in drecords] if want_z else []
     constants, flags = constant_arguments(dynamics)
     dy = None if dy is None else dy.contiguous()
-    tensors = (dy, dx, *both(drecords), *both(zs), *constants)
+    tensors = (dy, dx, *both(drecords), *both(dcarries or ()), *both(zs), *constants)
     numbers = (*both(pointers), slots, size, synapses)
     grid, dtype = covering(size), like.dtype
     launch(synapse_step_bwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=dtype)

@@ -26,16 +26,21 @@ def link(ctx: Any, *records: Tensor) -> None:
     ctx.record = records[0].shape, records[0].dtype, records[0].device
 
 
-def own_gradient(ctx: Any, gradient: Tensor | None, slots: int | None = None) -> Tensor:
+def own_gradient(
+    ctx: Any,
+    gradient: Tensor | None,
+    shape: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """A gradient of the whole record that the backward pass of a link may write to.
 
-    Takes the gradient that the next link handed over, makes zeros of the size of the record, or of
-    fewer ``slots``, if there is none yet, and copies one from elsewhere, such as a user's own
-    operation on the record.
+    Takes the gradient that the next link handed over, makes zeros if there is none yet, of the
+    record's shape and dtype unless others are given, and copies one from elsewhere, such as a
+    user's own operation on the record.
     """
     if gradient is None:
-        shape, dtype, device = ctx.record
-        return torch.zeros((slots or shape[0], *shape[1:]), dtype=dtype, device=device)
+        record_shape, record_dtype, device = ctx.record
+        return torch.zeros(shape or record_shape, dtype=dtype or record_dtype, device=device)
     if getattr(gradient, _OWNER, None) is ctx:
         return gradient
     return gradient.clone(memory_format=torch.contiguous_format)

@@ -30,46 +30,51 @@ Modules = tuple[ModuleType, ModuleType]
 
 
 class _Step(torch.autograd.Function):
+    """``tensors`` are the constants, the records and, where there are any, the carries."""
+
     @staticmethod
     def forward(
         ctx: Any, modules: Modules, ring: Ring, coupled: bool, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        states = len(ring.components)
-        constants, records = tensors[:-states], tensors[-states:]
-        wants_gain, *wants_others = ctx.needs_input_grad[4:-states]
-        flat = [flat_record(record.detach()) for record in records]
-        newest = []
-        if any(wants_others):
-            slots = [(pointer - 1) % flat[0].shape[0] for pointer in ring.pointers]
-            newest = [read(record, slot)[1] for record, slot in zip(flat, slots, strict=True)]
+        count = len(_state(ring))
+        constants, state = tensors[:-count], tensors[-count:]
+        wants_gain, *wants_others = ctx.needs_input_grad[4:-count]
+        flat = _flat(ring, [tensor.detach() for tensor in state])
+        newest = _newest(flat) if any(wants_others) else []
         ctx.save_for_backward(x if wants_gain else None, *newest, *constants)
         ctx.pointers = list(map(held, ring.pointers))
         ctx.modules, ctx.coupled, ctx.x_dtype = modules, coupled, x.dtype
-        link(ctx, *records)
-        return (_run(modules[0], ring, flat, x, Dynamics.of(constants, coupled)), *records)
+        link(ctx, *state)
+        dynamics = Dynamics.of(constants, coupled)
+        return (modules[0].step(flat_observation(x), flat, dynamics), *state)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, (step, reads) = len(given), ctx.modules
-        wants_x, *wanted = ctx.needs_input_grad[3:-states]
+        count, states, (step, reads) = len(given), len(ctx.pointers), ctx.modules
+        wants_x, *wanted = ctx.needs_input_grad[3:-count]
         x, *saved = ctx.saved_tensors
         newest, constants = saved[: -len(wanted)], saved[-len(wanted) :]
         dynamics = Dynamics.of(constants, ctx.coupled)
-        alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-states:])
+        alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-count:])
+        shape = ctx.record[0][1:]
         # Where no step before or after takes part, one slot is enough for the gradient.
-        pointers = [0] * states if alone else ctx.pointers
-        owned = [own_gradient(ctx, d, 1 if alone else None) for d in given]
-        flat, x_dtype = [flat_record(d) for d in owned], ctx.x_dtype if wants_x else None
-        dx, zs = step.step_backward(dy, flat, dynamics, pointers, x_dtype, any(wanted))
+        pointers, size = ([0] * states, (1, *shape)) if alone else (ctx.pointers, None)
+        owned = [own_gradient(ctx, d, size) for d in given[:states]]
+        owned += [own_gradient(ctx, d, shape, dynamics.gain.dtype) for d in given[states:]]
+        drecords = [flat_record(d) for d in owned[:states]]
+        dcarries = [flat_observation(d) for d in owned[states:]] or None
+        x_dtype = ctx.x_dtype if wants_x else None
+        operands = (dy, drecords, dcarries, dynamics, pointers)
+        dx, zs = step.step_backward(*operands, x_dtype, any(wanted))
         dconstants: list[Tensor | None] = [None] * len(wanted)
         if zs:
             pairs = zip(_terms(zs, x, newest, dynamics), constants, strict=True)
             dconstants = [_gradient(terms, constant, reads) for terms, constant in pairs]
         if dx is not None:
-            dx = dx.view(owned[0].shape[1:])
-        drecords = [None if alone else hand_over(ctx, d, i) for i, d in enumerate(owned, -states)]
-        return None, None, None, dx, *dconstants, *drecords
+            dx = dx.view(shape)
+        dstate = [None if alone else hand_over(ctx, d, i) for i, d in enumerate(owned, -count)]
+        return None, None, None, dx, *dconstants, *dstate
 
 
 Terms = list[tuple[Tensor, Tensor]]
@@ -101,16 +106,30 @@ def _gradient(terms: Terms, constant: Tensor, reads: ModuleType) -> Tensor | Non
     return over_synapses(sum(others, first), constant)
 
 
-def _run(
-    module: ModuleType, ring: Ring, flat: Sequence[Tensor], x: Tensor, dynamics: Dynamics
-) -> Tensor:
-    """The step on flat tensors: the current ``[B, N]``.
+def _state(ring: Ring) -> tuple[Tensor, ...]:
+    """What a step updates and differentiates: the records and, where there are any, the carries."""
+    return (*ring.components, *(ring.carries or ()))
 
-    Reshaped outside the Function: a view returned from a Function cannot be written in place.
-    """
-    _, pointers, spikes, spike_pointer, arrivals = ring
-    ring = Ring(flat, pointers, flat_record(spikes), spike_pointer, arrivals)
-    return module.step(flat_observation(x), ring, dynamics)
+
+def _flat(ring: Ring, state: Sequence[Tensor]) -> Ring:
+    """The ring with this state and one axis of synapses."""
+    states = len(ring.components)
+    return Ring(
+        [flat_record(record) for record in state[:states]],
+        ring.pointers,
+        flat_record(ring.spikes),
+        ring.spike_pointer,
+        ring.arrivals,
+        [flat_observation(carry) for carry in state[states:]] or None,
+    )
+
+
+def _newest(ring: Ring) -> list[Tensor]:
+    """A copy of each state before a step."""
+    if ring.carries:
+        return [carry.clone() for carry in ring.carries]
+    pairs = zip(ring.components, ring.pointers, strict=True)
+    return [read(record, (pointer - 1) % record.shape[0])[1] for record, pointer in pairs]
 
 
 def _traced_step(
@@ -120,23 +139,29 @@ def _traced_step(
     constants = [c.view(x.shape[1:]) if c.ndim else c for c in dynamics.constants]
     dynamics = Dynamics.of(constants, dynamics.coupling is not None)
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-        pairs = list(zip(ring.components, ring.pointers, strict=True))
-        newest = [read(record, (p - 1) % record.shape[0])[1] for record, p in pairs]
-        stored = _advanced(x, newest, dynamics)
-        records = tuple(
-            write_slots(record, value.unsqueeze(0), row_slots(p, 1, record))
-            for (record, p), value in zip(pairs, stored, strict=True)
-        )
+        states = _advanced(x, _newest(ring), dynamics)
+        dtype = ring.components[0].dtype
+        if not ring.carries:
+            states = [state.to(dtype) for state in states]
+        triples = zip(ring.components, ring.pointers, states, strict=True)
+        records = [
+            write_slots(record, value.unsqueeze(0), row_slots(pointer, 1, record))
+            for record, pointer, value in triples
+        ]
+        carries = [
+            state if chained(carry, state) else unchained(carry).copy_(state)
+            for carry, state in zip(ring.carries or (), states, strict=False)
+        ]
         spikes = x.detach().unsqueeze(0)
         write_slots(ring.spikes, spikes, row_slots(ring.spike_pointer, 1, ring.spikes))
-        y = dynamics.current(stored)
-        y = y if dynamics.inputs == 2 else y.clone()
-    return y, records
+        # In memory of its own.
+        y = dynamics.current(states)
+        y = y.to(dtype) if dynamics.inputs == 2 else y.to(dtype, copy=True)
+    return y, (*records, *carries)
 
 
 def _advanced(x: Tensor, newest: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
-    """The states after a step, in the records' dtype."""
-    dtype = newest[0].dtype
+    """The states after a step, in the arithmetic's dtype."""
     states = [state.to(dynamics.gain.dtype) for state in newest]
     injected = dynamics.gain * x.to(dynamics.gain.dtype)
     advanced = [
@@ -144,7 +169,7 @@ def _advanced(x: Tensor, newest: Sequence[Tensor], dynamics: Dynamics) -> list[T
     ]
     if dynamics.coupling is not None:
         advanced.append((states[1] + dynamics.coupling * states[0]) * dynamics.decay(1))
-    return [state.to(dtype) for state in advanced]
+    return advanced
 
 
 @traced_as(_traced_step)
@@ -153,17 +178,21 @@ def step(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
     module = implementation("step", x.device, backend)
+    state = _state(ring)
+    linked = graph and chained(x, *dynamics.constants, *state)
     torch.autograd.graph.increment_version(ring.spikes)
-    if graph and chained(x, *dynamics.constants, *ring.components):
+    if linked:
         modules = module, implementation("read", x.device, backend)
         coupled = dynamics.coupling is not None
-        y, *records = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *ring.components)
-        return _shaped(y, x), tuple(records)
-    records = tuple([unchained(record) for record in ring.components])
+        y, *state = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *state)
+        return _shaped(y, x), tuple(state)
+    state = tuple([unchained(tensor) for tensor in state])
     with without_graph():
-        y = _run(module, ring, [flat_record(record) for record in records], x, dynamics)
-    return _shaped(y, x), records
+        y = module.step(flat_observation(x), _flat(ring, state), dynamics)
+    return _shaped(y, x), state
 
 
 def _shaped(y: Tensor, x: Tensor) -> Tensor:
+    """The current ``[B, N]`` as ``[B, *shape]``; outside the Function, because a view that one
+    returns cannot be written in place."""
     return y if y.shape == x.shape else y.view(x.shape)

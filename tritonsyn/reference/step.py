@@ -12,20 +12,27 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
     """One step in place, of one or two states: returns the current.
 
     ``x [B, N]``; of the records ``[K, B, N]`` the newest slot ``pointer - 1`` is read and the slot
-    ``pointer`` is written; constants 0-d or ``[N]``.
+    ``pointer`` is written; constants 0-d or ``[N]``. Where there are carries ``[B, N]``, they are
+    read instead of the newest slot, and take the states as they are before the record rounds them;
+    the current is then made of these.
     """
-    records, pointers, spikes, spike_pointer, arrivals = ring
-    gain, slots = dynamics.gain, list(map(int, pointers))
-    spikes[int(spike_pointer)].copy_(x)
-    before = [records[i][slot - 1].to(gain.dtype) for i, slot in enumerate(slots)]
+    records, pointers, spikes, spike_pointer, arrivals, carries = ring
+    gain, slots, dtype = dynamics.gain, list(map(int, pointers)), records[0].dtype
+    newest = [record[slot - 1] for record, slot in zip(records, slots, strict=True)]
+    before = [state.to(gain.dtype) for state in carries or newest]
     states = _advanced(before, scaled(x, gain), dynamics)
+    spikes[int(spike_pointer)].copy_(x)
     for record, slot, state in zip(records, slots, states, strict=True):
         record[slot].copy_(state)
+    for carry, state in zip(carries or (), states, strict=False):
+        carry.copy_(state)
+    if carries is None:
+        states = [state.to(dtype) for state in states]
     if arrivals is not None:
         for pointer in (*pointers, spike_pointer):
             if isinstance(pointer, Tensor):
                 pointer.add_(1).remainder_(len(spikes))
-    return dynamics.current_([state.to(records[0].dtype) for state in states])
+    return dynamics.current_(states).to(dtype)
 
 
 def _advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> list[Tensor]:
@@ -64,17 +71,18 @@ def _add_decayed(drive: Tensor, before: Tensor, decay: Tensor, out: Tensor) -> T
 def step_backward(
     dy: Tensor | None,
     drecords: Sequence[Tensor],
+    dcarries: Sequence[Tensor] | None,
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Adjoint of :func:`step`; ``drecords`` are updated in place.
+    """Adjoint of :func:`step`; ``drecords`` and ``dcarries`` are updated in place.
 
-    A state's gradient ``z``, what the current passes to it and what its record holds, leaves the
-    written slot, and what the step made of the slot before joins that. Returns the gain times the
-    ``z`` of the states that take the input, in ``dx_dtype`` (None: not wanted), and the ``z``
-    (empty unless ``want_z``).
+    A state's gradient ``z``, what the current passes to it and what its record and its carry hold,
+    leaves the written slot. What the step made of the state before joins the slot before, or where
+    there are carries replaces theirs. Returns the gain times the ``z`` of the states that take the
+    input, in ``dx_dtype`` (None: not wanted), and the ``z`` (empty unless ``want_z``).
     """
     gain, decays, coupling = dynamics
     zs: list[Tensor] = []
@@ -84,10 +92,15 @@ def step_backward(
         if dy is not None and mix:
             z.add_(dy, alpha=mix)
         drecord[slot].zero_()
-        drecord[slot - 1].add_(z * dynamics.decay(state))
+        if dcarries is None:
+            drecord[slot - 1].add_(z * dynamics.decay(state))
+        else:
+            z.add_(dcarries[state])
+            torch.mul(z, dynamics.decay(state), out=dcarries[state])
         zs.append(z)
     if coupling is not None:
-        drecords[0][int(pointers[0]) - 1].add_(zs[1] * (decays[0] * coupling))
+        first = drecords[0][int(pointers[0]) - 1] if dcarries is None else dcarries[0]
+        first.add_(zs[1] * (decays[0] * coupling))
     dx = None
     if dx_dtype is not None:
         taking = zs[0] if len(decays) == 1 else zs[0] + zs[1]

@@ -222,9 +222,7 @@ def report(job: Job) -> Report:
     elements = math.prod(arguments[f] if isinstance(f, str) else f for f in declared.elements)
     streams = {}
     for name, stream in declared.pointers.items():
-        if name not in pointers or not (
-            stream.condition is None or stream.condition in arguments.items()
-        ):
+        if name not in pointers or any(c not in arguments.items() for c in stream.conditions):
             continue
         own = [(access.bits, count) for access, count in found.items() if access.pointer == name]
         moved = sum(bits // 8 * count for bits, count in own) * 32 * config.num_warps / elements
