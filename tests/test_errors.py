@@ -167,17 +167,29 @@ def running(kind, device):
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        (torch.zeros(2, 3), ValueError, "input has shape (2, 3), but must have (2, 2, 3)"),
-        (torch.zeros(1, 2, 3), ValueError, "input has shape (1, 2, 3), but must have (2, 2, 3)"),
-        (torch.zeros(2, 3, 2), ValueError, "input has shape (2, 3, 2), but must have (2, 2, 3)"),
-        (torch.zeros(2, 2, 3, 1), ValueError, "input has shape (2, 2, 3, 1)"),
-        (torch.zeros(0, 2, 3), ValueError, "input has shape (0, 2, 3)"),
-        (torch.tensor(1.0), ValueError, "input has shape ()"),
-        (torch.zeros(2, 2, 3, dtype=torch.complex64), TypeError, "input must be bool, integer or"),
-        (torch.zeros(2, 2, 3, device="meta"), ValueError, "input is on meta, but the record is on"),
-        (1.0, TypeError, "input must be a tensor, but a float was given"),
-        (None, TypeError, "input must be a tensor, but a NoneType was given"),
-        ([[1.0]], TypeError, "input must be a tensor, but a list was given"),
+        (torch.zeros(2, 3), ValueError, "x has shape (2, 3), but must have (2, 2, 3)"),
+        (
+            torch.zeros(1, 2, 3),
+            ValueError,
+            "the input has a batch of 1, but the state is of a batch of 2; call clear() first",
+        ),
+        (torch.zeros(2, 3, 2), ValueError, "x has shape (2, 3, 2), but must have (2, 2, 3)"),
+        (
+            torch.zeros(2, 2, 3, 1),
+            ValueError,
+            "x has shape (2, 2, 3, 1), but must have (T, 2, 2, 3)",
+        ),
+        (
+            torch.zeros(0, 2, 3),
+            ValueError,
+            "the input has a batch of 0, but the state is of a batch of 2",
+        ),
+        (torch.tensor(1.0), ValueError, "x has shape ()"),
+        (torch.zeros(2, 2, 3, dtype=torch.complex64), TypeError, "x must be bool, integer or"),
+        (torch.zeros(2, 2, 3, device="meta"), ValueError, "x is on meta, but the record is on"),
+        (1.0, TypeError, "x must be a tensor, but a float was given"),
+        (None, TypeError, "x must be a tensor, but a NoneType was given"),
+        ([[1.0]], TypeError, "x must be a tensor, but a list was given"),
     ],
 )
 def test_forward(running, given, error, words, device):
@@ -189,8 +201,21 @@ def test_forward(running, given, error, words, device):
 
 @every_kind
 def test_forward_without_input(running):
-    with refused(TypeError, "forward needs one input of shape (B, *shape), but none was given"):
+    with refused(TypeError, "missing 1 required positional argument: 'x'"):
         running()
+
+
+@every_kind
+@pytest.mark.parametrize("keywords", [{"bakend": "triton"}, {"state": None}, {"trainable": True}])
+def test_unknown_keywords(running, keywords):
+    """And inputs besides the one: nothing that is given is ignored."""
+    x = torch.zeros(2, 2, 3)
+    with refused(TypeError, "unexpected keyword argument", next(iter(keywords))):
+        running(x, **keywords)
+    with refused(TypeError, "takes 2 positional arguments but 3 were given"):
+        running(x, x)
+    with refused(TypeError, "unexpected keyword argument", next(iter(keywords))):
+        running.clear(**keywords)
 
 
 @every_kind
@@ -313,10 +338,9 @@ def test_learned_constants_are_checked_on_demand(kind):
 @pytest.mark.parametrize(
     ("options", "theirs", "ours"),
     [
-        ({"batch_size": 3}, (3, 3, 2, 3), (3, 2, 2, 3)),
-        ({"delay": 4.0}, (5, 2, 2, 3), (3, 2, 2, 3)),
-        ({"delay": 0.0}, (1, 2, 2, 3), (3, 2, 2, 3)),
-        ({"step_time": 0.5}, (5, 2, 2, 3), (3, 2, 2, 3)),
+        ({"delay": 4.0}, [1.0, 4.0], [1.0, 2.0]),
+        ({"delay": 0.0}, [1.0, 0.0], [1.0, 2.0]),
+        ({"step_time": 0.5}, [0.5, 2.0], [1.0, 2.0]),
         ({"shape": (3, 2)}, (3, 2, 3, 2), (3, 2, 2, 3)),
         ({"shape": 6}, (3, 2, 6), (3, 2, 2, 3)),
     ],
@@ -324,7 +348,7 @@ def test_learned_constants_are_checked_on_demand(kind):
 @pytest.mark.parametrize("strict", [True, False])
 def test_state_of_another_size(running, kind, options, theirs, ours, strict):
     other = make(kind, **{"shape": (2, 3), "delay": 2.0, "batch_size": 2, **options})
-    with refused(RuntimeError, f"{RECORDS[kind][0]}.storage", theirs, ours):
+    with refused(RuntimeError, f"{RECORDS[kind][0]}.", theirs, ours):
         running.load_state_dict(other.state_dict(), strict=strict)
 
 

@@ -395,7 +395,6 @@ def test_rest_is_known_until_something_writes(device):
         lambda: layer(spikes(BATCH, INPUTS).to(device)),
         lambda: layer.scan(spikes(2, BATCH, INPUTS).to(device)),
         lambda: records[0].value.fill_(1.0),
-        lambda: layer.load_state_dict(snapshot(layer)),
         lambda: setattr(records[0], "value", records[0].value.detach()),
     ]
     for write in writes:
@@ -403,7 +402,9 @@ def test_rest_is_known_until_something_writes(device):
         assert not records[0].at_rest
         layer.clear()
         assert records[0].at_rest
-    assert not copy.deepcopy(layer).synapse.component_records()[0].at_rest
+    layer.load_state_dict(snapshot(layer))  # of a layer at rest
+    for rested in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.double()):
+        assert all(record.at_rest for record in rested.synapse.component_records())
 
 
 # -- refusals ----------------------------------------------------------------------------------
@@ -564,16 +565,18 @@ def test_a_step_that_fails_changes_nothing(device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"delay": 5.0}, r"synapse.current_.storage of the saved state"),
-        ({"batch_size": 3}, r"synapse.current_.storage of the saved state"),
+        ({"delay": 5.0}, r"synapse.current_.times of the saved state"),
+        (
+            {"synapse": physics(time_constant=4.0)},
+            r"synapse.time_constant .* is 4.0, but .* has 5.0",
+        ),
         ({"out_features": 3}, r"weight of the saved state has shape \(3, 4\)"),
     ],
 )
 def test_a_refused_state_of_a_layer_changes_nothing(change, message):
     def make(out_features=2, **options):
-        physics = tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0)
-        options = {"delay": 3.0, **options}
-        return DelayedLinear(4, out_features, 1.0, synapse=physics, **options)
+        options = {"delay": 3.0, "synapse": physics("single"), **options}
+        return DelayedLinear(4, out_features, 1.0, **options)
 
     layer, other = make(), make(**change)
     other.scan(torch.ones(3, other.batchsz, 4))
@@ -713,7 +716,8 @@ def test_constants_and_checks_are_made_once_a_call(call, strategy, learned, monk
 
         monkeypatch.setattr(type(layer.synapse), name, counting)
     CALLS[call](layer.synapse, layer, spikes(3, 1, 4))
-    assert counted == {"coefficients": 1, "check_sequence": int("scan" in call)}
+    # With a strategy of its own, a layer's step is a sequence of one.
+    assert counted == {"coefficients": 1, "check_sequence": int("scan" in call or "layer" in call)}
 
 
 @pytest.mark.parametrize("change", [{"x": 3.0}, {"strategy": "other"}, {"strategy": "events"}])

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import operator
 import pickle
 import weakref
 
@@ -66,14 +67,19 @@ def storages(module):
 
 @every_kind
 def test_keys(kind, device):
-    """Each record's storage, pointer and times, and the constants that are tensors."""
+    """Each record's storage, pointer and times, and the constants; each found by ``getattr``."""
     parts = ("storage", "pointer", "times")
-    expected = {f"{name}.{part}" for name in RECORDS[kind] for part in parts}
+    expected = {f"{name}.{part}" for name in RECORDS[kind] for part in parts} | {*PHYSICS[kind]}
     assert set(make(kind, device=device).state_dict()) == expected
     learned = make(kind, spike_charge=nn.Parameter(torch.tensor(10.0)), device=device)
-    assert set(learned.state_dict()) == expected | {"spike_charge"}
+    assert set(learned.state_dict()) == expected
     fixed = make(kind, spike_charge=torch.ones(3), device=device)
-    assert set(fixed.state_dict()) == expected | {"spike_charge"}
+    assert set(fixed.state_dict()) == expected
+    half = make(kind, dtype=torch.float16, device=device)
+    carries = {f"{name}.carry" for name in RECORDS[kind][:-1]}
+    assert set(half.state_dict()) == expected | carries
+    for key in half.state_dict():
+        assert operator.attrgetter(key)(half) is not None
     assert [name for name, _ in learned.named_parameters()] == ["spike_charge"]
     assert not list(fixed.parameters())
 
@@ -240,8 +246,8 @@ def test_constants_that_are_tensors_are_state(kind, device):
     assert torch.equal(source(x), target(x))
 
 
-def network(kind, batch_size=2):
-    synapse = make(kind, delay=2.0, batch_size=batch_size)
+def network(kind, **options):
+    synapse = make(kind, **{"delay": 2.0, "batch_size": 2, **options})
     return nn.Sequential(nn.Linear(4, 3), synapse, nn.Linear(3, 2))
 
 
@@ -257,8 +263,8 @@ def test_inside_a_network(kind):
         assert "1.spike_.pointer" in net.state_dict()
         other.load_state_dict(through_file(net.state_dict(), weights_only=True))
         assert torch.equal(net(x), other(x))
-    with pytest.raises(RuntimeError, match=rf"1\.{RECORDS[kind][0]}\.storage.*\(3, 2, 3\)"):
-        network(kind, batch_size=3).load_state_dict(net.state_dict())
+    with pytest.raises(RuntimeError, match=rf"1\.{RECORDS[kind][0]}\.times .*\[1.0, 2.0\]"):
+        network(kind, delay=3.0).load_state_dict(net.state_dict())
 
 
 @every_kind
@@ -652,13 +658,6 @@ def test_numbers_of_numpy(kind):
     assert_same_run(synapse, make(kind, 3, delay=2.0))
 
 
-@every_kind
-def test_other_keywords_of_forward_are_ignored(kind, device):
-    x = spikes(1, 3).to(device)
-    plain, other = make(kind, device=device), make(kind, device=device)
-    assert torch.equal(plain(x), other(x, x, trainable=True, anything=None))
-
-
 def test_a_step_counts_as_a_write_to_the_spikes(each_backend, device):
     """So that a backward pass that saved them is refused instead of wrong."""
     make_one = tritonsyn.SingleExponentialCurrent
@@ -684,3 +683,275 @@ def test_a_state_of_other_times_is_refused(kind, options):
         synapse.load_state_dict(saved)
     older = {name: value for name, value in saved.items() if not name.endswith("times")}
     synapse.load_state_dict(older)
+
+
+# -- batches that come and go ---------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("sequence", [False, True])
+def test_the_batch_follows_the_input_at_rest(kind, sequence, device):
+    """New, cleared, copied, converted or loaded at rest: as a module made for that batch."""
+    synapse = make(kind, delay=2.0, device=device)
+    rested = copy.deepcopy(synapse)
+    for batch in (4, 2):
+        x = spikes(*([3] * sequence), batch, 3, seed=batch).to(device)
+        made = make(kind, delay=2.0, batch_size=batch, device=device)
+        loaded = make(kind, delay=2.0, device=device)
+        loaded.load_state_dict(rested.state_dict())
+        converted = copy.deepcopy(rested).double().float()
+        expected = made(x)
+        for module in (synapse, copy.deepcopy(rested), converted, loaded):
+            assert torch.equal(module(x), expected) and module.batchsz == batch
+            assert_same_run(module, copy.deepcopy(made))
+        record = synapse.spike_
+        synapse.clear()
+    assert synapse.spike_ is record  # whoever watches it may keep it
+
+
+@every_kind
+def test_another_batch_is_refused_unless_at_rest(kind, device):
+    synapse = filled(kind, device=device)
+    before = snapshot(synapse)
+    for x in (torch.ones(3, 3), torch.ones(2, 3, 3), functional.pack_spikes(torch.ones(2, 3, 3))):
+        x = x.to(device) if isinstance(x, torch.Tensor) else x._replace(words=x.words.to(device))
+        with pytest.raises(ValueError, match=r"batch of 3, but .* a batch of 2; call clear\(\)"):
+            synapse(x)
+    captured = make(kind, capturable=True, device=device)
+    with pytest.raises(ValueError, match=r"batch of 3, but .* a batch of 1; set batchsz"):
+        captured(torch.ones(3, 3, device=device))
+    assert same(snapshot(synapse), before)
+
+
+@every_kind
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_of_another_batch_is_taken_over(kind, strict, device):
+    source = filled(kind, batch_size=3, device=device)
+    target = filled(kind, batch_size=2, device=device)
+    target.load_state_dict(source.state_dict(), strict=strict)
+    assert target.batchsz == 3
+    assert_same_run(source, target)
+
+
+@every_kind
+def test_a_state_with_batches_of_several_sizes_is_refused(kind, device):
+    target, state = filled(kind, device=device), filled(kind, batch_size=3).state_dict()
+    before = snapshot(target)
+    state["spike_.storage"] = state["spike_.storage"][:, :2]
+    with pytest.raises(RuntimeError, match=r"different sizes: \[2, 3\]"):
+        target.load_state_dict(state)
+    del state["spike_.storage"]
+    with pytest.raises(RuntimeError, match=r"different sizes: \[2, 3\]"):
+        target.load_state_dict(state, strict=False)
+    assert same(snapshot(target), before)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_clearing_some_samples(kind, dtype, capturable, device):
+    """They go on as after ``clear``, and the others as if nothing had been."""
+    options = {"dtype": dtype, "capturable": capturable, "device": device}
+    synapse = filled(kind, batch_size=3, steps=6, **options)
+    mask = torch.tensor([False, True, False], device=device)
+    untouched, rested = copy.deepcopy(synapse), copy.deepcopy(synapse)
+    rested.clear()
+    synapse.clear(mask)
+    assert synapse.spike_.pointer == untouched.spike_.pointer
+    sel = uniform(3, 3, 2, high=3.0).to(device)
+    for t in range(5):
+        x = spikes(3, 3, seed=20 + t).to(device)
+        rows = zip(
+            (synapse(x), synapse.current_at(sel), synapse.spike_at(sel), synapse.current),
+            (untouched(x), untouched.current_at(sel), untouched.spike_at(sel), untouched.current),
+            (rested(x), rested.current_at(sel), rested.spike_at(sel), rested.current),
+            strict=True,
+        )
+        for mine, others, cleared in rows:
+            assert torch.equal(mine[[0, 2]], others[[0, 2]]) and torch.equal(mine[1], cleared[1])
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gradients_around_cleared_samples(kind, dtype, device):
+    """None to the past of the cleared one; those of the others are unharmed."""
+    grads = []
+    for clear in (False, True):
+        synapse = make(kind, delay=2.0, batch_size=3, dtype=dtype, device=device)
+        x = torch.ones(3, 3, device=device, requires_grad=True)
+        synapse(x)
+        if clear:
+            mask = torch.tensor([False, True, False], device=device)
+            synapse.clear(mask=mask)
+            mask.fill_(True)  # the caller's to change
+        y = synapse(x * 0.5) + synapse.current_at(torch.full_like(x, 0.5))
+        grads += torch.autograd.grad((y * y).sum(), x)
+    assert torch.equal(grads[0][[0, 2]], grads[1][[0, 2]])
+    assert (grads[0][1] != grads[1][1]).all()
+    fresh = make(kind, delay=2.0, batch_size=3, dtype=dtype, device=device)
+    y = fresh(x * 0.5) + fresh.current_at(torch.full_like(x, 0.5))
+    assert torch.equal(grads[1][1], torch.autograd.grad((y * y).sum(), x)[0][1])
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (torch.ones(2), TypeError, "mask must be a bool tensor, but is torch.float32"),
+        ([True, False], TypeError, "mask must be a bool tensor, but is list"),
+        (torch.ones(3, dtype=torch.bool), ValueError, r"mask has shape \(3,\), but must have \(2,"),
+        (torch.ones(2, 1, dtype=torch.bool), ValueError, r"mask has shape \(2, 1\)"),
+    ],
+)
+def test_wrong_masks(kind, mask, error, message, device):
+    synapse = filled(kind, device=device)
+    before = snapshot(synapse)
+    with pytest.raises(error, match=message):
+        synapse.clear(mask.to(device) if isinstance(mask, torch.Tensor) else mask)
+    assert same(snapshot(synapse), before)
+
+
+# -- constants in the state -----------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_of_other_constants_is_refused(kind, nested, device):
+    """By name, with both values, before anything changes; not strictly, the module's stay."""
+    name, old = list(PHYSICS[kind].items())[-1]
+    source = filled(kind, device=device, **{name: old / 2})
+    target = filled(kind, steps=2, device=device)
+    modules = [nn.Sequential(module) if nested else module for module in (source, target)]
+    before = snapshot(target)
+    prefix = "0." if nested else ""
+    with pytest.raises(RuntimeError, match=f"{prefix}{name} .* is {old / 2}, but .* has {old}"):
+        modules[1].load_state_dict(modules[0].state_dict())
+    assert same(snapshot(target), before)
+    modules[1].load_state_dict(modules[0].state_dict(), strict=False)
+    assert getattr(target, name) == old
+    loaded, saved = snapshot(target), snapshot(source)
+    assert all(torch.equal(loaded[key], saved[key]) for key in loaded if key != name)
+
+
+@every_kind
+def test_tensors_and_numbers_do_not_pass_for_each_other(kind, device):
+    name, number = list(PHYSICS[kind].items())[-1]
+    plain = filled(kind, device=device)
+    fixed = filled(kind, device=device, **{name: torch.full((3,), number)})
+    before = snapshot(plain)
+    with pytest.raises(RuntimeError, match=rf"{name} .* is \[{number}, .*, but .* has {number}"):
+        plain.load_state_dict(fixed.state_dict())
+    assert same(snapshot(plain), before)
+    with pytest.raises(RuntimeError, match=rf"{name} .* has shape \(\), but .* \(3,\)"):
+        fixed.load_state_dict(plain.state_dict())
+    learned = filled(kind, device=device, **{name: nn.Parameter(torch.tensor(1.0))})
+    learned.load_state_dict(plain.state_dict())
+    assert getattr(learned, name).item() == number
+
+
+@every_kind
+def test_states_from_before_constants_were_in_them_load(kind, device):
+    source, target = filled(kind, device=device), filled(kind, steps=2, device=device)
+    added = (*PHYSICS[kind], "times", "carry")
+    old = {k: v for k, v in source.state_dict().items() if k.rpartition(".")[2] not in added}
+    assert len(old) == 2 * len(RECORDS[kind])
+    assert target.load_state_dict(old).missing_keys == []
+    assert_same_run(source, target)
+
+
+@every_kind
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_strict_load_that_fails_takes_nothing(kind, nested, device):
+    source, target = filled(kind, device=device), filled(kind, steps=2, device=device)
+    modules = [nn.Sequential(module) if nested else module for module in (source, target)]
+    before = snapshot(target)
+    for change in ("without", "with"):
+        state = modules[0].state_dict()
+        key = next(key for key in state if key.endswith("spike_.pointer"))
+        if change == "without":
+            del state[key]
+        else:
+            state[f"{key}s"] = state[key]
+        with pytest.raises(RuntimeError, match=r"(Missing|Unexpected) key\(s\) .*spike_\.pointer"):
+            modules[1].load_state_dict(state)
+        assert same(snapshot(target), before)
+
+
+@every_kind
+@pytest.mark.parametrize("part", ["storage", "times"])
+@pytest.mark.parametrize("damage", ["a list", "sparse", "meta"])
+def test_states_of_odd_tensors_are_refused(kind, part, damage, device):
+    target, state = filled(kind, steps=2, device=device), filled(kind, device=device).state_dict()
+    before, key = snapshot(target), f"{RECORDS[kind][0]}.{part}"
+    ways = {
+        "a list": lambda t: [1.0],
+        "sparse": lambda t: t.to_sparse(),
+        "meta": lambda t: t.to("meta"),
+    }
+    state[key] = ways[damage](state[key])
+    with pytest.raises(RuntimeError, match=rf"{key} of the saved state is (not a dense|on meta)"):
+        target.load_state_dict(state)
+    assert same(snapshot(target), before)
+
+
+# -- what walks over modules ----------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("capturable", [False, True])
+def test_records_are_buffers_only_where_graphs_need_it(kind, capturable, device):
+    synapse = make(kind, capturable=capturable, device=device)
+    names = {name for name, _ in synapse.named_buffers()}
+    wanted = {f"{name}.{part}" for name in RECORDS[kind] for part in ("storage", "position")}
+    assert names == (wanted | {"arrivals"} if capturable else set())
+
+
+@every_kind
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((4, 5), torch.channels_last), ((2, 4, 5), torch.channels_last_3d)]
+)
+def test_memory_formats_leave_the_records(kind, capturable, shape, layout, device):
+    synapse = filled(kind, shape=shape, capturable=capturable, device=device)
+    twin = copy.deepcopy(synapse).to(memory_format=layout)
+    assert twin.spike_.value.is_contiguous() and same(snapshot(twin), snapshot(synapse))
+    assert_same_run(synapse, twin)
+
+
+@every_kind
+@pytest.mark.parametrize("capturable", [False, True])
+def test_type_leaves_spikes_and_pointers(kind, capturable, device):
+    synapse = filled(kind, capturable=capturable, device=device)
+    made = copy.deepcopy(synapse).double()
+    synapse.type(torch.float64)
+    assert same(snapshot(synapse), snapshot(made))
+    with pytest.raises(TypeError, match=r"dtype must be one of .* but is torch.int32"):
+        synapse.type(torch.int32)
+    assert_same_run(synapse, made)
+
+
+@every_kind
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "to"])
+def test_copies_made_in_inference_mode_can_train(kind, how, device):
+    synapse = filled(kind, device=device)
+    with torch.inference_mode():
+        copied = COPIES[how](synapse) if how in COPIES else copy.deepcopy(synapse).to(torch.float64)
+    x = torch.ones(2, 3, device=device, requires_grad=True)
+    copied(x)
+    (grad,) = torch.autograd.grad(copied(x).sum(), x)
+    assert (grad != 0).all()
+
+
+@every_kind
+def test_a_conversion_to_half_carries_what_it_rounds(kind, device):
+    """A step afterwards starts from the value before the conversion."""
+    synapse = filled(kind, device=device)
+    half = copy.deepcopy(synapse).bfloat16()
+    saved = make(kind, delay=3.0, batch_size=2, dtype=torch.bfloat16, device=device)
+    saved.load_state_dict(synapse.state_dict())
+    for name in RECORDS[kind][:-1]:
+        newest = getattr(synapse, name).peek()
+        assert torch.equal(getattr(half, name).carry, newest)
+        assert torch.equal(getattr(saved, name).carry, newest)
+    half.double()
+    assert all(record.carry is None for record in half.children())

@@ -133,6 +133,19 @@ def constant(name: str, value: object, shape: Sequence[int], above_zero: bool) -
     return value
 
 
+def check_holds_values(name: str, value: Tensor, device: torch.device) -> None:
+    """The tensor is not on meta, where tensors hold no values, unless the device is."""
+    if value.is_meta and device.type != "meta":
+        raise ValueError(f"{name} is on meta, where tensors hold no values, not on {device}")
+
+
+def check_mask(mask: object, batch: int, device: torch.device) -> Tensor:
+    """``mask`` says of each sample whether it is meant: bool ``[B]``."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, but is {_kind(mask)}")
+    return check_input("mask", mask, (batch,), device)
+
+
 def misshapen(name: str, x: Tensor | PackedSpikes, wanted: object) -> ValueError:
     """The error for a tensor of the wrong shape."""
     return ValueError(f"{name} has shape {tuple(x.shape)}, but must have {wanted}")
@@ -245,8 +258,7 @@ def check_coefficient(name: str, value: object, device: torch.device) -> None:
         return
     if value.is_complex() or value.layout != torch.strided:
         raise TypeError(f"{name} must be dense and real, but is {_kind(value)}")
-    if value.is_meta and device.type != "meta":
-        raise ValueError(f"{name} is on meta, where tensors hold no values")
+    check_holds_values(name, value, device)
 
 
 def check_layer(x: Tensor | PackedSpikes, weight: Tensor, delay: Tensor, bias: object) -> None:

@@ -551,7 +551,10 @@ def delayed_linear(
     rates = [_rate(dynamics.decay(state)) for state in range(dynamics.states)]
     rule = ReadRule("expdecay" if ratio is None else "alpha", step_time, max_delay)
     taps = ops.taps(weight, delay, rates, rule, slots)
-    run = ops.Run(x, dynamics, initial, slots, dtype, backend)
+    past = None
+    if initial is not None:
+        past = ops.Past(initial, [history[-1].to(dynamics.gain.dtype) for history in initial])
+    run = ops.Run(x, dynamics, past, slots, dtype, backend)
     y, tails = ops.project_sequence(run, taps, strategy=strategy)
     y = y.to(dtype)
     before = initial or [y.new_zeros(size)] * len(tails)

@@ -1,16 +1,18 @@
 """The base of layers with a delay on each connection: parameters, delays, steps, sequences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .. import checks, ops
 from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
 from .options import Initializer
+from .state import Stateful
 from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
 
 
@@ -23,7 +25,7 @@ def _of_the_synapse(name: str, doc: str) -> Any:
     )
 
 
-class DelayedProjection(nn.Module):
+class DelayedProjection(Stateful):
     """Synapses, and connections from them with a weight and a delay each.
 
     Not for use by itself: a subclass gives the size of the weights, and where its inputs are not
@@ -103,7 +105,8 @@ class DelayedProjection(nn.Module):
         "dt", "Length of a step, ms. Setting it rebuilds the records and clears."
     )
     batchsz: int = _of_the_synapse(
-        "batchsz", "Batch size. Setting it rebuilds the records and clears."
+        "batchsz",
+        "Batch size. Setting it rebuilds the records and clears; at rest it follows the input.",
     )
     backend: str | None = _of_the_synapse("backend", "As for the synapses.")
 
@@ -121,14 +124,26 @@ class DelayedProjection(nn.Module):
 
         A delay outside has no gradient, so without this it would stay there.
         """
-        self.delay.clamp_(0.0, self.max_delay)
+        self._set_delays(self.delay.clamp(0.0, self.max_delay))
 
     @torch.no_grad()
     def round_delays_(self) -> None:
         """Rounds every delay to whole steps, for hardware that supports no others."""
         steps = (self.delay / self.dt).round_()
         steps.clamp_(0, whole_steps(self.dt, self.max_delay))
-        self.delay.copy_((steps * self.dt).clamp_(max=self.max_delay))
+        self._set_delays((steps * self.dt).clamp_(max=self.max_delay))
+
+    def _set_delays(self, values: Tensor) -> None:
+        """Writes delays where they are kept: a parametrization takes them by its inverse."""
+        if "delay" in self._parameters:
+            self.delay.copy_(values)
+        elif is_parametrized(self, "delay"):
+            self.delay = values  # type: ignore[assignment]
+        else:
+            raise RuntimeError(
+                "delay is computed from another parameter before each call, as pruning and the "
+                "older weight_norm do; change that parameter, or make the delays permanent first"
+            )
 
     def _taps(self, coefficients: Coefficients) -> ops.Taps:
         synapse = self.synapse
@@ -138,41 +153,52 @@ class DelayedProjection(nn.Module):
 
     # -- state --------------------------------------------------------------------------------
 
-    def clear(self, **kwargs: Any) -> None:
-        """Resting state of the synapse."""
-        self.synapse.clear(**kwargs)
+    def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
+        """Resting state of the synapse; with a bool mask ``[B]``, of these samples only."""
+        self.synapse.clear(mask, keep_adaptations=keep_adaptations)
 
     def detach_state(self) -> None:
         """Truncates backpropagation here; the state keeps its values."""
         self.synapse.detach_state()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        checks.check_saved_shapes(self._parameters, state_dict, prefix)
-        self.synapse.check_state(state_dict, f"{prefix}synapse.")
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def check_state(self, state_dict: dict[str, Any], prefix: str, strict: bool) -> None:
+        super().check_state(state_dict, prefix, strict)
+        self.synapse.check_state(state_dict, f"{prefix}synapse.", strict)
 
     # -- running ------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Advances by one step.
+    def forward(
+        self, x: Tensor | PackedSpikes, *, _run: Callable[[Any], Any] | None = None
+    ) -> Tensor:
+        """Advances by one step, or, with one axis more, by a sequence, as :meth:`scan` does.
 
         With gradients a step keeps the K observations that it reads, ``[K, B, in]``; to train, run
-        a whole sequence by :meth:`scan`.
+        a whole sequence.
 
         Args:
-            x: input ``[B, in]``, bool, integer or floating.
+            x: input ``[B, in]`` or ``[T, B, in]``, bool, integer or floating. While the state is at
+                rest the batch may be of any size.
 
         Returns:
-            ``[B, out]`` in the dtype of the records.
+            ``[B, out]`` or ``[T, B, out]`` in the dtype of the records.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
+        if _run is not None:
+            return _run(x)
         synapse, rows = self.synapse, self._lowered(x)
-        check_input("x", rows, synapse.batchedshape, self.weight.device)
+        if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
+            return self._scan_rows(rows)
+        rows = synapse.check_step(rows)
+        if self.strategy != "auto":
+            # A sequence of one step, which every strategy knows how to compute.
+            return self._scan_rows(rows.unsqueeze(0)).squeeze(0)
         coefficients = synapse.coefficients()
         taps = self._taps(coefficients)
-        synapse(rows, coefficients=coefficients)
+        synapse.follow(rows.shape[0], self.backend)
+        synapse.step(rows, coefficients, self.backend)
         return self._finished(synapse.project(taps))
 
     def scan(self, x: Tensor | PackedSpikes) -> Tensor:
@@ -188,14 +214,19 @@ class DelayedProjection(nn.Module):
         Raises:
             TypeError, ValueError: wrong dtype, shape or device, or the strategy asked for cannot
                 take this input. The state is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
-        synapse, rows = self.synapse, self._lowered(x)
+        return self(x, _run=lambda x: self._scan_rows(self._lowered(x)))
+
+    def _scan_rows(self, rows: Any) -> Tensor:
+        synapse = self.synapse
         synapse.check_sequence(rows)
-        if rows.shape[0] == 0:
-            return self._raised(self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0]))
         coefficients = synapse.coefficients()
         strategy = checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
         taps = self._taps(coefficients)
+        synapse.follow(rows.shape[1], self.backend)
+        if rows.shape[0] == 0:
+            return self._raised(self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0]))
         return self._finished(synapse.scan_projected(rows, coefficients, taps, strategy))
 
     def _finished(self, y: Tensor) -> Tensor:

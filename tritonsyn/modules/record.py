@@ -2,40 +2,24 @@
 
 import operator
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, NoReturn, cast
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checks, ops
 from ..backend import check_backend
 from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
-from ..ops.common import as_coefficient
+from ..ops.common import as_coefficient, unchained
 from ..ops.operator import traced_as
-from ..values import ReadRule, Slot, compute_dtype, record_size
+from ..values import HALVES, ReadRule, Slot, compute_dtype, record_size
 from .options import setting
+from .state import Stateful, check_read, check_run, converted, ordinary_tensors, recorded_unless
 
 Interpolation = Callable[..., Tensor]
 _REBUILDS = "Setting it rebuilds the record and keeps the newest observations."
-
-
-@traced_as(nullcontext)
-@contextmanager
-def ordinary_tensors() -> Iterator[None]:
-    """In inference mode too, makes tensors that training may use later; as there, no graph."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    else:
-        yield
-
-
-def recorded_unless(inplace: bool) -> torch.set_grad_enabled:
-    """Records a graph where that is on, but not of what is asked to write in place."""
-    return torch.set_grad_enabled(torch.is_grad_enabled() and not inplace)
 
 
 @traced_as(ops.hold)
@@ -51,7 +35,7 @@ def _named(interp: Interpolation | str) -> Interpolation | str:
     return checks.one_of("interp", interp, tuple(INTERPOLATIONS))
 
 
-class RecordTensor(nn.Module):
+class RecordTensor(Stateful):
     r"""Observations of the last ``duration``, one per ``step_time``, in a ring buffer.
 
     The storage is ``[K, *shape]`` with ``K = ceil(duration / step_time)`` slots, plus one if
@@ -61,6 +45,10 @@ class RecordTensor(nn.Module):
     Writing is in place. With ``inplace=False`` it is differentiable all the same: pushes, writes
     and reads chain as autograd Functions on the storage and cost one slot each, whatever K is.
 
+    The storage is a tensor of the module's own and not a buffer, so that nothing that walks over
+    buffers, such as ``DistributedDataParallel``, writes to it; with ``capturable=True`` it is one.
+    A record in bfloat16 or float16 has besides a :attr:`carry`.
+
     Args:
         step_time: time between observations, in ms (or any unit that ``duration`` shares).
         duration: time that the record spans.
@@ -68,7 +56,8 @@ class RecordTensor(nn.Module):
             bfloat16, float16 or bool.
         inclusive: whether an observation exactly ``duration`` ago is kept.
         capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph
-            and compiled without a new compilation for each of its values.
+            and compiled without a new compilation for each of its values; pointer and storage are
+            buffers then.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Raises:
@@ -78,6 +67,12 @@ class RecordTensor(nn.Module):
 
     storage: Tensor
     position: Tensor | None
+    carry: Tensor | None
+    """The newest observation in float32, before it was rounded to bfloat16 or float16; else None.
+
+    Steps start from it, so that they decay as in a scan. Writes through :attr:`value` do not
+    change it.
+    """
 
     def __init__(
         self,
@@ -101,9 +96,15 @@ class RecordTensor(nn.Module):
             first = value.detach().expand(slots, *value.shape)
             storage = first.clone(memory_format=torch.contiguous_format)
             position = torch.zeros((), dtype=torch.int64, device=value.device)
-        self.register_buffer("storage", check_record("value", storage))
+        check_record("value", storage)
+        if capturable:
+            self.register_buffer("storage", storage, persistent=False)
+            self.register_buffer("carry", None, persistent=False)
+        else:
+            self.storage, self.carry = storage, None
         self.register_buffer("position", position if capturable else None, persistent=False)
         self._cursor = 0
+        self._carry(storage[0])
         self._resting: tuple[weakref.ref[Tensor], int] | None = None
 
     # -- properties ---------------------------------------------------------------------------
@@ -133,6 +134,11 @@ class RecordTensor(nn.Module):
     def capturable(self) -> bool:
         """Whether the pointer is kept on the device."""
         return self.position is not None
+
+    @property
+    def times(self) -> Tensor:
+        """Step and duration, which tell whether a saved state is of such a record."""
+        return torch.tensor([self._dt, self._duration], dtype=torch.float64, device="cpu")
 
     @property
     def cursor(self) -> Slot:
@@ -176,6 +182,7 @@ class RecordTensor(nn.Module):
     def value(self, value: Tensor) -> None:
         check_input("value", value, self.storage.shape, self.storage.device)
         self._replace(value.to(self.storage.dtype))
+        self._carry_on()
 
     def extra_repr(self) -> str:
         return (
@@ -192,11 +199,12 @@ class RecordTensor(nn.Module):
     def pop(self) -> Tensor:
         """Newest observation; the pointer steps back, so that the next push replaces it."""
         value = self.peek()
-        self.advance(-1)
+        self.incr(-1)
         return value
 
     def read(self, offset: int = 1) -> Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
+        check_read()
         storage, value = ops.read(self.storage, self._slot(checks.integer("offset", offset)))
         self.replace_storage(storage)
         return value
@@ -210,9 +218,14 @@ class RecordTensor(nn.Module):
         Raises:
             ValueError: ``length`` is not between 1 and K, or the offset's shape is wrong.
         """
+        check_read()
         slots = self._range_slots(length, offset, forward)
-        read = self.storage.index_select if slots.ndim == 1 else self.storage.gather
-        return read(0, slots).movedim(0, -1)
+        if slots.ndim == 1:
+            return self.storage.index_select(0, slots).movedim(0, -1)
+        # Not by gather, which would keep the storage itself for the backward pass.
+        places = [torch.arange(size, device=slots.device) for size in self.shape]
+        elements = (slots, *torch.meshgrid(*places, indexing="ij"))
+        return self.storage[elements].movedim(0, -1)
 
     def select(
         self,
@@ -245,6 +258,7 @@ class RecordTensor(nn.Module):
         Raises:
             ValueError: a single time outside of the record, or a tensor of the wrong shape.
         """
+        check_read()
         limit = self._dt * (self.recordsz - 1)
         tolerance = checks.nonnegative("tolerance", tolerance)
         sel = self._as_selector(time, limit, tolerance)
@@ -281,6 +295,7 @@ class RecordTensor(nn.Module):
         """Writes an observation at the pointer and advances it. See :meth:`write`."""
         self.write(obs, 0, inplace)
         self.advance(1)
+        self._carry_on(inplace)
 
     def write(self, obs: Tensor, offset: int = 0, inplace: bool = False) -> None:
         """Replaces the observation ``offset`` steps before the pointer; 0 is the oldest.
@@ -290,11 +305,14 @@ class RecordTensor(nn.Module):
             offset: steps before the pointer.
             inplace: record no autograd graph, and drop the one there is.
         """
+        check_run()
         slot = self._slot(checks.integer("offset", offset))
         check_record("record", self.storage)
         check_input("value", obs, self.storage.shape[1:], self.storage.device)
         with recorded_unless(inplace):
             self.replace_storage(ops.push(self.storage, obs, slot, backend=self.backend))
+        if (offset - 1) % self.recordsz == 0:
+            self._carry_on(inplace)
 
     def writerange(
         self, obs: Tensor, offset: int | Tensor = 0, forward: bool = False, inplace: bool = False
@@ -306,6 +324,7 @@ class RecordTensor(nn.Module):
         Raises:
             ValueError: the shape is wrong, or there are more observations than slots.
         """
+        check_run()
         if not isinstance(obs, Tensor) or obs.ndim != len(self.shape) + 1:
             raise ValueError(f"obs must be a tensor {(*self.shape, 'length')}, but is {obs!r:.80}")
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
@@ -315,6 +334,7 @@ class RecordTensor(nn.Module):
             storage = self.storage if torch.is_grad_enabled() else self.storage.detach()
             write = storage.index_copy if slots.ndim == 1 else storage.scatter
             self.storage = write(0, slots, rows)
+        self._carry_on(inplace)
 
     def extend(self, rows: Tensor, steps: int | None = None, inplace: bool = False) -> None:
         """Pushes several observations, stacked first in order of time: ``[L, *shape]``.
@@ -325,6 +345,7 @@ class RecordTensor(nn.Module):
                 many. None: ``L``.
             inplace: record no autograd graph, and drop the one there is.
         """
+        check_run()
         length = getattr(rows, "shape", (0,))[:1]
         check_input("rows", rows, (*length, *self.shape), self.storage.device)
         steps = rows.shape[0] if steps is None else checks.integer("steps", steps)
@@ -340,6 +361,9 @@ class RecordTensor(nn.Module):
             slot = self._slot(rows.shape[0] - steps)
             self.replace_storage(ops.write_rows(self.storage, rows, slot))
         self.advance(steps)
+        if len(rows):
+            with recorded_unless(inplace):
+                self._carry(rows[-1])
 
     def history(self, length: int) -> Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
@@ -347,7 +371,9 @@ class RecordTensor(nn.Module):
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
+        check_run()
         self.advance(checks.integer("pos", pos))
+        self._carry_on()
         return self.pointer
 
     def decr(self, pos: int = 1) -> int:
@@ -358,14 +384,13 @@ class RecordTensor(nn.Module):
         """Moves the pointer forward without asking the device where it is."""
         if self._buffers["position"] is None and not torch.compiler.is_compiling():
             # Bypasses nn.Module's __getattr__ and __setattr__, because every step comes here.
-            slots = cast(Tensor, self._buffers["storage"]).shape[0]
-            self.__dict__["_cursor"] = (self._cursor + steps) % slots
+            self.__dict__["_cursor"] = (self._cursor + steps) % self.storage.shape[0]
         else:
             self._move_to((self.cursor + steps) % self.recordsz)
 
     def replace_storage(self, storage: Tensor) -> None:
         """Makes the result of an operation on the storage the storage from now on."""
-        if storage is not self._buffers["storage"]:
+        if storage is not self.storage:
             self.storage = storage
 
     def align(self, index: int = 0) -> None:
@@ -380,13 +405,30 @@ class RecordTensor(nn.Module):
 
         With ``fill=None`` the observations stay and are aligned to slot 0.
         """
+        check_run()
         if fill is None:
             self.align(0)
             return
         fill = fill if isinstance(fill, bool) else checks.finite("fill", fill)
         self.storage = self.storage.detach().fill_(fill)
         self._move_to(0)
+        self._carry_on()
         self._resting = self._stamp() if fill == 0 else None
+
+    def blank(self, mask: Tensor) -> None:
+        """Makes all observations of some samples zero: ``mask [B]``, bool."""
+        rows = mask.view(-1, *(1 for _ in self.shape[1:]))
+        self.replace_storage(ops.blank(self.storage, rows))
+        if self.carry is not None:
+            self._carry(self.carry.masked_fill(rows, 0.0))
+
+    def restart(self, step_time: float, duration: float, storage: Tensor) -> None:
+        """Takes over other times, and zeros as storage: the record is at rest."""
+        self._dt, self._duration = step_time, duration
+        self.storage = storage
+        self._carry(storage[0])
+        self._move_to(0)
+        self._resting = self._stamp()
 
     @property
     @traced_as(lambda record: False)
@@ -416,7 +458,32 @@ class RecordTensor(nn.Module):
         """Drops the autograd graph; the observations and the pointer stay."""
         at_rest = self.at_rest
         self.storage = self.storage.detach()
+        if self.carry is not None:
+            self.carry = self.carry.detach()
         self._resting = self._stamp() if at_rest else None
+
+    # -- the carry ----------------------------------------------------------------------------
+
+    def newest(self) -> Tensor:
+        """The newest observation as a step starts from it, a copy."""
+        return self.peek() if self.carry is None else self.carry.clone()
+
+    def _carry(self, value: Tensor) -> None:
+        """Makes a value the carry, if the record needs one."""
+        if self.storage.dtype not in HALVES:
+            self.carry = None
+        elif self.carry is not None and self.carry.shape == value.shape:
+            # In its own memory, whose address a CUDA graph may hold.
+            self.carry = unchained(self.carry).copy_(value)
+        else:
+            with ordinary_tensors():
+                self.carry = value.to(self.storage.device, torch.float32, copy=True)
+
+    def _carry_on(self, inplace: bool = False) -> None:
+        """Carries the newest observation, after a write or a move of the pointer."""
+        if self.carry is not None:
+            with recorded_unless(inplace):
+                self._carry(self.peek())
 
     # -- internals ----------------------------------------------------------------------------
 
@@ -498,64 +565,110 @@ class RecordTensor(nn.Module):
 
     # -- state --------------------------------------------------------------------------------
 
+    def own_keys(self) -> tuple[set[str], set[str]]:
+        return {"storage", "pointer"}, {"times", "carry"}
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         # Copies: the storage is written in place, and a state kept in memory must not follow.
-        destination[prefix + "storage"] = (
-            self.storage if keep_vars else self.storage.detach().clone()
-        )
+        for name in ("storage", "carry"):
+            kept = getattr(self, name)
+            if kept is not None:
+                destination[prefix + name] = kept if keep_vars else kept.detach().clone()
         destination[prefix + "pointer"] = torch.tensor(self.pointer, device="cpu")
-        destination[prefix + "times"] = self._times()
+        destination[prefix + "times"] = self.times
 
-    def _times(self) -> Tensor:
-        """Step and duration, which tell whether a saved state is of such a record."""
-        return torch.tensor([self._dt, self._duration], dtype=torch.float64, device="cpu")
-
-    def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Raises ``RuntimeError`` if a saved state does not fit, before anything is loaded."""
+    def check_state(self, state_dict: dict[str, Any], prefix: str, strict: bool) -> None:
+        super().check_state(state_dict, prefix, strict)
 
         def refuse(key: str, why: str) -> NoReturn:
             raise RuntimeError(f"{prefix}{key} of the saved state {why}")
 
         if not {prefix + "storage", prefix + "pointer"} <= state_dict.keys():
             return
-        saved, pointer = state_dict[prefix + "storage"], state_dict[prefix + "pointer"]
+        for key in ("storage", "times", "carry"):
+            given = state_dict.get(prefix + key)
+            if given is None and key != "storage":
+                continue
+            if not isinstance(given, Tensor) or given.layout != torch.strided:
+                refuse(key, f"is not a dense tensor: {given!r:.80}")
+            if given.is_meta and not self.storage.is_meta:
+                refuse(key, "is on meta, where tensors hold no values")
+        saved, own = state_dict[prefix + "storage"], self.storage
         times = state_dict.get(prefix + "times")
-        own, own_times = self.storage, self._times()
-        if not isinstance(saved, Tensor):
-            refuse("storage", f"is not a tensor: {saved!r:.80}")
-        try:
-            index = operator.index(pointer)
-        except TypeError:
-            refuse("pointer", f"is not an integer: {pointer!r:.80}")
-        if saved.shape != own.shape:
-            given = f"has shape {tuple(saved.shape)} (slots, batch, group)"
-            wanted = f"{tuple(own.shape)}: delay, step time, batch size or shape differ"
-            refuse("storage", f"{given}, but this record has {wanted}")
-        if times is not None and not torch.equal(times.cpu(), own_times):
+        if times is not None and times.tolist() != self.times.tolist():
             given = f"are step time and delay {times.tolist()}"
-            refuse("times", f"{given}, but this record has {own_times.tolist()}")
+            refuse("times", f"{given}, but this record has {self.times.tolist()}")
+        # The batch may be of another size.
+        if saved.ndim != own.ndim or saved[:, :0].shape != own[:, :0].shape:
+            given = f"has shape {tuple(saved.shape)} (slots, batch, group)"
+            wanted = f"{tuple(own.shape)}: delay, step time or shape differ"
+            refuse("storage", f"{given}, but this record has {wanted}")
         if not (saved.is_floating_point() if own.is_floating_point() else saved.dtype == own.dtype):
             refuse("storage", f"is {saved.dtype}, but this record is {own.dtype}")
+        carry = state_dict.get(prefix + "carry")
+        if carry is not None and (carry.shape != saved.shape[1:] or not carry.is_floating_point()):
+            refuse("carry", f"is {carry.dtype} {tuple(carry.shape)}, but must be one observation")
+        try:
+            index = operator.index(state_dict[prefix + "pointer"])
+        except (TypeError, RuntimeError):
+            refuse("pointer", f"is not an integer: {state_dict[prefix + 'pointer']!r:.80}")
         if not 0 <= index < self.recordsz:
             refuse("pointer", f"is {index}, but this record has slots 0 to {self.recordsz - 1}")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.check_state(state_dict, prefix)
-        local_metadata, _, missing_keys, unexpected_keys, _ = args
-        needed = [prefix + "storage", prefix + "pointer"]
-        own, missing = [*needed, prefix + "times"], [k for k in needed if k not in state_dict]
-        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in own]
-        missing_keys += missing
-        if not missing:
-            saved = state_dict[prefix + "storage"].detach()
-            assign = local_metadata.get("assign_to_params_buffers", False)
-            self._replace(saved if assign else saved.to(self.storage))
-            self._move_to(int(state_dict[prefix + "pointer"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        local_metadata, _, missing, _, _ = args
+        absent = [key for key in ("storage", "pointer") if prefix + key not in state_dict]
+        missing += [prefix + key for key in absent]
+        if absent:
+            return
+        saved, pointer = (
+            state_dict[prefix + "storage"].detach(),
+            int(state_dict[prefix + "pointer"]),
+        )
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        self._replace(saved if assign else saved.to(self.storage))
+        self._move_to(pointer)
+        # Before it was rounded to the dtype of this record.
+        carry = state_dict.get(prefix + "carry")
+        self._carry(saved[pointer - 1] if carry is None else carry.detach())
+        if not self.storage.is_meta and not self.storage.any():
+            self._resting = self._stamp()
 
-    def __getstate__(self) -> dict[str, Any]:
+    # -- copies and conversions ---------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        at_rest = self.at_rest
+        with ordinary_tensors():
+            storage = converted(self.storage, fn)
+            if self.storage.is_floating_point():
+                checks.record_dtype(storage.dtype)
+            if storage.dtype in HALVES:
+                newest = self.newest() if self.carry is None else self.carry
+                self.carry = converted(newest, fn, keep_dtype=True).to(torch.float32)
+            else:
+                self.carry = None
+            self.storage = storage
+            if self.position is not None:
+                self.position = converted(self.position, fn)
+        self._resting = self._stamp() if at_rest else None
+        return self
+
+    def _values(self) -> dict[str, Any]:
         # A storage with a graph can neither be copied nor pickled; its values can.
-        state = {**self.__dict__, "_resting": None}
-        state["_buffers"] = {**self._buffers, "storage": self.storage.detach()}
+        state = {**super()._values(), "_resting": self.at_rest}
+        holder = state
+        if self.capturable:
+            holder = state["_buffers"] = dict(self._buffers)
+        for name in ("storage", "carry"):
+            kept = getattr(self, name)
+            holder[name] = None if kept is None else kept.detach()
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_resting": None})
+        if self.storage.is_inference():
+            self._apply(Tensor.clone)
+        self._resting = self._stamp() if state["_resting"] else None

@@ -10,12 +10,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import Unpack  # which torch needs too; typing has it from Python 3.11 on
 
 from .. import checks, ops
-from ..backend import check_backend
+from ..backend import check_backend, resolve
 from ..checks import Constant, check_input, check_selector
 from ..ops.common import as_coefficient, as_tensor
-from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
+from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
-from .record import RecordTensor, ordinary_tensors, recorded_unless
+from .record import RecordTensor
+from .state import Stateful, check_read, check_run, ordinary_tensors, recorded_unless
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
 _SPIKE_MODES = ("previous", "nearest")
@@ -40,7 +41,7 @@ def _newest(name: str, doc: str) -> Any:
     )
 
 
-class ExponentialCurrent(nn.Module):
+class ExponentialCurrent(Stateful):
     """The base of all synapses: a group of records that decay, and reads of their past.
 
     Not for use by itself: a subclass names its constants and its component records and gives the
@@ -81,27 +82,24 @@ class ExponentialCurrent(nn.Module):
         finite, flag = checks.optional(checks.finite), checks.optional(checks.flag)
         self._current_overbound = finite("current_overbound", current_overbound)
         self._spike_overbound = flag("spike_overbound", spike_overbound)
-        self._batchsz = checks.positive_integer("batch_size", batch_size)
+        batch_size = checks.positive_integer("batch_size", batch_size)
         self._inplace = checks.flag("inplace", inplace)
         self._capturable = checks.flag("capturable", capturable)
         self._backend = None if backend is None else check_backend(backend)
         self._fixed: Coefficients | None = None
-        for name, value in constants.items():
-            setattr(self, name, value)
         dtype = checks.record_dtype(dtype)
+        how: dict[str, Any] = {"capturable": self._capturable, "backend": self._backend}
         for name in self._record_names():
             kept_in = torch.bool if name == "spike_" else dtype
-            blank = torch.zeros(self.batchedshape, dtype=kept_in, device=device)
-            self.add_module(name, self._new_record(self._dt, self._delay, blank))
+            blank = torch.zeros((batch_size, *self._shape), dtype=kept_in, device=device)
+            record = RecordTensor(self._dt, self._delay, blank, inclusive=True, **how)
+            record.reset(0)
+            self.add_module(name, record)
+        for name, value in constants.items():
+            setattr(self, name, value)
         with ordinary_tensors():
             arrivals = torch.zeros((), dtype=torch.int32, device=device)
         self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
-
-    def _new_record(self, step_time: float, delay: float, value: Tensor) -> RecordTensor:
-        how: dict[str, Any] = {"capturable": self._capturable, "backend": self._backend}
-        record = RecordTensor(step_time, delay, value, inclusive=True, **how)
-        record.reset(0)
-        return record
 
     partialconstructor: ClassVar[Callable[..., SynapseConstructor]]
 
@@ -130,7 +128,10 @@ class ExponentialCurrent(nn.Module):
     def _checked_constant(self, name: str, value: Any) -> Constant:
         """The constant if it obeys its own rule and those between constants."""
         charge = name == self._constants[0]  # which may be negative
-        return checks.constant(name, value, self._shape, above_zero=not charge)
+        checked = checks.constant(name, value, self._shape, above_zero=not charge)
+        if isinstance(checked, Tensor):
+            checks.check_holds_values(name, checked, self.spike_.storage.device)
+        return checked
 
     def check_constants(self) -> None:
         """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
@@ -180,12 +181,23 @@ class ExponentialCurrent(nn.Module):
     # -- properties ---------------------------------------------------------------------------
 
     shape: tuple[int, ...] = setting("shape", "Shape of the group, without the batch.")
-    batchsz: int = setting("batchsz", "Batch size.", checks.positive_integer, _REBUILDS)
     dt: float = setting("dt", "Length of a step, ms.", checks.positive, _REBUILDS)
     delay: float = setting("delay", "Longest delay, ms.", checks.nonnegative, _REBUILDS)
     inplace: bool = setting("inplace", "Streaming: steps record no autograd graph.", checks.flag)
     interp_tol: float = setting("interp_tol", "A time this close to an observation, ms, reads it.")
     capturable: bool = setting("capturable", "Whether the pointers are kept on the device.")
+
+    @property
+    def batchsz(self) -> int:
+        """Batch size. Setting it rebuilds the records and clears.
+
+        While the state is at rest, as when new or cleared, it follows the input.
+        """
+        return self.spike_.storage.shape[1]
+
+    @batchsz.setter
+    def batchsz(self, value: int) -> None:
+        self._rebuild(batchsz=checks.positive_integer("batchsz", value))
 
     @property
     def count(self) -> int:
@@ -195,7 +207,7 @@ class ExponentialCurrent(nn.Module):
     @property
     def batchedshape(self) -> tuple[int, ...]:
         """Shape of the group with the batch first."""
-        return (self._batchsz, *self._shape)
+        return self.spike_.shape
 
     @property
     def backend(self) -> str | None:
@@ -216,16 +228,18 @@ class ExponentialCurrent(nn.Module):
             constants.append(f"{name}={text}")
         return (
             f"{self._shape}, step_time={self._dt}, {', '.join(constants)}, delay={self._delay}, "
-            f"batch_size={self._batchsz}, inplace={self._inplace}"
+            f"batch_size={self.batchsz}, inplace={self._inplace}"
         )
 
     def _rebuild(self, **changed: Any) -> None:
-        """Makes the records anew, for another step, longest delay or batch size."""
+        """Starts the records again, for another step, longest delay or batch size."""
         dt, delay, batchsz = (changed.get(n, getattr(self, n)) for n in ("dt", "delay", "batchsz"))
-        for name, record in zip(self._record_names(), self._records(), strict=True):
-            blank = record.storage.new_zeros(batchsz, *self._shape)
-            self._modules[name] = self._new_record(dt, delay, blank)
-        self._dt, self._delay, self._batchsz = dt, delay, batchsz
+        size = record_size(dt, delay, inclusive=True), batchsz, *self._shape
+        with ordinary_tensors():
+            blanks = [record.storage.new_zeros(size) for record in self._records()]
+        for record, blank in zip(self._records(), blanks, strict=True):
+            record.restart(dt, delay, blank)
+        self._dt, self._delay = dt, delay
         self._fixed = None
 
     # -- records ------------------------------------------------------------------------------
@@ -242,55 +256,124 @@ class ExponentialCurrent(nn.Module):
     def _records(self) -> list[RecordTensor]:
         return [self._modules[name] for name in self._record_names()]  # type: ignore[misc]
 
-    def clear(self, **kwargs: Any) -> None:
-        """Resting state: zero currents, no spikes, pointer 0, no autograd graph."""
+    def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
+        """Resting state: zero currents, no spikes, pointer 0, no autograd graph.
+
+        Args:
+            mask: bool ``[B]``: only these samples rest, and their past reads 0 from then on. The
+                pointer stays, and so do graph and gradients of the others.
+            keep_adaptations: as inferno's layers pass it on; a synapse has none.
+
+        Raises:
+            TypeError, ValueError: the mask is of another kind or shape, or on another device.
+        """
+        check_run()
+        if mask is not None:
+            mask = checks.check_mask(mask, self.batchsz, self.spike_.storage.device)
+            for record in self._records():
+                record.blank(mask)
+            return
         for record in self._records():
             record.reset(0)
+        arrivals = self._buffers["arrivals"]
+        if arrivals is not None:
+            arrivals.zero_()
 
     def detach_state(self) -> None:
         """Truncates backpropagation here: the state keeps its values and drops its graph."""
         for record in self._records():
             record.detach_state()
 
-    def check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Raises if a saved state does not fit, before anything is loaded."""
-        checks.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
-        for name, record in zip(self._record_names(), self._records(), strict=True):
-            record.check_state(state_dict, f"{prefix}{name}.")
+    # -- copies and saved states --------------------------------------------------------------
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.check_state(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _values(self) -> dict[str, Any]:
+        return {**super()._values(), "_fixed": None}
+
+    def _numbers(self) -> dict[str, float]:
+        """The constants that are plain numbers."""
+        values = {name: getattr(self, name) for name in self._constants}
+        return {name: value for name, value in values.items() if isinstance(value, float)}
+
+    def own_keys(self) -> tuple[set[str], set[str]]:
+        return set(), set(self._numbers())
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, number in self._numbers().items():
+            saved = torch.tensor(number, dtype=torch.float64, device="cpu")
+            destination[prefix + name] = saved
+
+    def check_state(self, state_dict: dict[str, Any], prefix: str, strict: bool) -> None:
+        super().check_state(state_dict, prefix, strict)
+        for name, number in self._numbers().items() if strict else ():
+            saved = state_dict.get(prefix + name, number)
+            saved = saved.tolist() if isinstance(saved, Tensor) and not saved.is_meta else saved
+            if saved != number:
+                raise RuntimeError(
+                    f"{prefix}{name} of the saved state is {saved!r:.80}, but this module has "
+                    f"{number}; set it first, or load with strict=False to keep this module's"
+                )
+        batches = set()
+        for name, record in zip(self._record_names(), self._records(), strict=True):
+            record.check_state(state_dict, f"{prefix}{name}.", strict)
+            keys = [f"{prefix}{name}.{key}" for key in ("storage", "pointer")]
+            loaded = all(key in state_dict for key in keys)
+            batches.add((state_dict[keys[0]] if loaded else record.storage).shape[1])
+        if len(batches) > 1:
+            raise RuntimeError(
+                f"records of {prefix or 'the'} saved state would have batches of different sizes: "
+                f"{sorted(batches)}"
+            )
 
     # -- running ------------------------------------------------------------------------------
 
-    def forward(self, *inputs: Tensor, **kwargs: Any) -> Tensor:
-        r"""Advances by one step.
+    def forward(
+        self,
+        x: Tensor | PackedSpikes,
+        *,
+        backend: str | None = None,
+        _run: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        r"""Advances by one step, or, with one axis more, by a sequence, as :meth:`scan` does.
 
         Args:
-            *inputs: the first is the input ``[B, *shape]``: bool, integer or floating. A value
-                multiplies the charge of a spike; the recorded spike is ``x != 0``.
-            **kwargs: ``backend`` overrides the module's for this call; ``coefficients`` is the
-                result of :meth:`coefficients`, if the caller has it; others are ignored.
+            x: the input ``[B, *shape]``, or ``[T, B, *shape]``: bool, integer or floating. A value
+                multiplies the charge of a spike; the recorded spike is ``x != 0``. While the state
+                is at rest the batch may be of any size.
+            backend: overrides the module's for this call.
 
         Returns:
-            The present current ``[B, *shape]`` in nA, in the records' dtype; never aliases state.
+            The present current ``[B, *shape]`` in nA, in the records' dtype, or that after each
+            step, ``[T, B, *shape]``; never aliases state.
 
         Raises:
-            TypeError, ValueError: no input, or one of the wrong dtype, shape or device. The state
-                is as before.
+            TypeError, ValueError: wrong dtype, shape or device. The state is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
-        if not inputs:
-            raise TypeError("forward needs one input of shape (B, *shape), but none was given")
+        if _run is not None:
+            return _run(x)
+        backend = self._backend if backend is None else backend
+        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._shape) + 2:
+            return self._scan(x, backend)
+        x, coefficients = self.check_step(x), self.coefficients()
+        self.follow(x.shape[0], backend)
+        return self.step(x, coefficients, backend)
+
+    def step(self, x: Tensor, coefficients: Coefficients, backend: str | None) -> Tensor:
+        """Advances by one step; for layers, which have had the input accepted."""
         components, spikes = self.component_records(), self.spike_
-        x = check_input("input", inputs[0], self.batchedshape, spikes.storage.device)
-        dynamics, _ = kwargs.get("coefficients") or self.coefficients()
         # Counts for pointers on the device; where it is None the records advance theirs.
         arrivals = None if torch.compiler.is_compiling() else self._buffers["arrivals"]
-        ring = ops.Ring(*_places(components), spikes.storage, spikes.cursor, arrivals)
-        backend = kwargs.get("backend", self._backend)
-        current, storages = ops.step(x, ring, dynamics, graph=not self._inplace, backend=backend)
-        _replace(components, storages)
+        carries = [record.carry for record in components if record.carry is not None]
+        places = *_places(components), spikes.storage, spikes.cursor
+        ring = ops.Ring(*places, arrivals, carries or None)
+        graph, dynamics = not self._inplace, coefficients.dynamics
+        current, tensors = ops.step(x, ring, dynamics, graph=graph, backend=backend)
+        _replace(components, tensors[: len(components)])
+        for record, carry in zip(components, tensors[len(components) :], strict=False):
+            record.carry = carry
         if arrivals is None:
             for record in (*components, spikes):
                 record.advance()
@@ -300,8 +383,7 @@ class ExponentialCurrent(nn.Module):
         """Advances by T steps at once.
 
         The records, the pointer and the present values are afterwards as after T calls of
-        :meth:`forward`; in bfloat16 and float16 to that dtype's rounding, because a scan carries
-        float32 between its steps.
+        :meth:`forward`.
 
         Args:
             x: input ``[T, B, *shape]``, as for :meth:`forward`, or the same as
@@ -312,23 +394,28 @@ class ExponentialCurrent(nn.Module):
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
-        return self._advanced(x, wanted=True).view(x.shape)
+        return self(x, _run=self._scan)
+
+    def _scan(self, x: Tensor | PackedSpikes, backend: str | None = None) -> Tensor:
+        return self._advanced(x, backend, wanted=True).view(x.shape)
 
     def advance(self, x: Tensor | PackedSpikes) -> None:
         """Advances as :meth:`scan` does, for the state alone: no currents are written."""
-        self._advanced(x, wanted=False)
+        self(x, _run=lambda x: self._advanced(x, None, wanted=False))
 
-    def _advanced(self, x: Tensor | PackedSpikes, wanted: bool) -> Any:
+    def _advanced(self, x: Tensor | PackedSpikes, backend: str | None, wanted: bool) -> Any:
         """Advances by a sequence and returns the currents; None where they are not wanted."""
+        backend = self._backend if backend is None else backend
         self.check_sequence(x)
         with recorded_unless(self._inplace):
             dynamics = self.coefficients().dynamics
-            newest = [record.peek().flatten(1) for record in self.component_records()]
-            starts = [state.to(dynamics.gain.dtype) for state in newest]
-            last, dtype = min(x.shape[0], self.spike_.recordsz), newest[0].dtype if wanted else None
+            self.follow(x.shape[1], backend)
+            storage = self.component_records()[0].storage
+            last, dtype = min(x.shape[0], len(storage)), storage.dtype if wanted else None
             y, tails = ops.scan(
-                _rows(x), dynamics, starts, last=last, dtype=dtype, backend=self._backend
+                _rows(x), dynamics, self._starts(), last=last, dtype=dtype, backend=backend
             )
             if x.shape[0]:
                 self._extend(x, tails)
@@ -345,13 +432,18 @@ class ExponentialCurrent(nn.Module):
             ``(currents, delayed)``: ``[T, B, *shape]``, and ``[T, B, *shape]`` or
             ``[T, B, *shape, D]``, both in nA.
         """
+        return self(x, _run=lambda x: self._scan_at(x, selector))
+
+    def _scan_at(self, x: Tensor | PackedSpikes, selector: Tensor) -> tuple[Tensor, Tensor]:
         self.check_sequence(x)
-        sel = check_selector("selector", selector, self.batchedshape, self.spike_.storage.device)
-        steps, slots = x.shape[0], self.spike_.recordsz
+        steps, *size = x.shape
+        sel = check_selector("selector", selector, size, self.spike_.storage.device)
+        coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
+        self.follow(size[0], self._backend)
+        slots = self.spike_.recordsz
         if steps == 0:
             empty = self.component_records()[0].storage.new_empty(0, *self.batchedshape)
             return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 :])
-        coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
         sequences = self._scan_components(x, coefficients)
         delayed = ops.select_scan(
             sequences, sel, coefficients.rates, rule, steps, backend=self._backend
@@ -359,27 +451,53 @@ class ExponentialCurrent(nn.Module):
         states = [sequence[slots - 1 :] for sequence in sequences]
         return coefficients.dynamics.current(states), delayed
 
-    def scan_components(self, x: Tensor | PackedSpikes) -> list[Tensor]:
-        """A scan, and the observations that delayed reads during it see.
-
-        Args:
-            x: as for :meth:`scan`, T >= 1.
-
-        Returns:
-            The current, or both components: the last K - 1 observations before and the T new ones,
-            ``[K - 1 + T, B, *shape]``, oldest first.
-        """
-        self.check_sequence(x)
-        return self._scan_components(x, self.coefficients())
-
     def _scan_components(
         self, x: Tensor | PackedSpikes, coefficients: Coefficients
     ) -> list[Tensor]:
+        """A scan, and of each state the K - 1 observations before it and the T new ones."""
         with recorded_unless(self._inplace):
             run = self._run(x, coefficients)
-            sequences = run.components()
-            self._extend(x, [sequence[-run.last :] for sequence in sequences])
+            sequences, tails = run.components()
+            self._extend(x, tails)
         return [sequence.view(-1, *self.batchedshape) for sequence in sequences]
+
+    # -- inputs -------------------------------------------------------------------------------
+
+    def check_step(self, x: Any) -> Tensor:
+        """The input ``[B, *shape]`` of a step; its batch is judged by :meth:`follow`.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: it does not fit, or nothing can be run now.
+        """
+        check_run()
+        shape = self.batchedshape
+        if isinstance(x, Tensor) and x.ndim == len(shape):
+            shape = (x.shape[0], *self._shape)
+        return check_input("x", x, shape, self.spike_.storage.device)
+
+    def check_sequence(self, x: Any) -> None:
+        """Raises as :meth:`check_step` unless ``x`` is an input ``[T, B, *shape]`` of a scan."""
+        check_run()
+        checks.check_sequence(x)
+        checks.check_device("x", x, self.spike_.storage.device)
+        if len(x.shape) < 2 or tuple(x.shape[2:]) != self._shape:
+            sizes = ", ".join(str(size) for size in ("T", *self.batchedshape))
+            raise checks.misshapen("x", x, f"({sizes})")
+
+    def follow(self, batch: int, backend: str | None) -> None:
+        """Makes the batch that of an input; raises ``ValueError`` unless the state is at rest."""
+        if batch == self.batchsz:
+            return
+        if batch < 1 or not all(record.at_rest for record in self._records()):
+            advice = "call clear() first: at rest the batch follows the input"
+            if self._capturable:
+                advice = "set batchsz, which clears"
+            raise ValueError(
+                f"the input has a batch of {batch}, but the state is of a batch of {self.batchsz}; "
+                f"{advice}"
+            )
+        resolve(self.spike_.storage.device, backend)  # which may fail, so before the change
+        self._rebuild(batchsz=batch)
 
     # -- what a delayed layer needs -----------------------------------------------------------
 
@@ -400,22 +518,21 @@ class ExponentialCurrent(nn.Module):
             self._extend(x, tails)
         return y
 
-    def check_sequence(self, x: Tensor | PackedSpikes) -> None:
-        """Raises ``TypeError`` or ``ValueError`` unless ``x`` is an input for :meth:`scan`."""
-        checks.check_sequence(x)
-        checks.check_device("x", x, self.spike_.storage.device)
-        if tuple(x.shape[1:]) != self.batchedshape:
-            sizes = ", ".join(str(size) for size in ("T", *self.batchedshape))
-            raise checks.misshapen("x", x, f"({sizes})")
-
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
         records = self.component_records()
-        slots, histories = records[0].recordsz, None
+        slots, past = records[0].recordsz, None
         if not all(record.at_rest and not record.storage.requires_grad for record in records):
             histories = [record.history(slots).flatten(2) for record in records]
-        dtype, dynamics = records[0].storage.dtype, coefficients.dynamics
-        return ops.Run(_rows(x), dynamics, histories, slots, dtype, self._backend)
+            past = ops.Past(histories, self._starts())
+        dtype = records[0].storage.dtype
+        return ops.Run(_rows(x), coefficients.dynamics, past, slots, dtype, self._backend)
+
+    def _starts(self) -> list[Tensor]:
+        """The newest value of each state ``[B, N]``, in the dtype of the arithmetic."""
+        records = self.component_records()
+        dtype = compute_dtype(records[0].storage.dtype)
+        return [record.newest().flatten(1).to(dtype) for record in records]
 
     def _extend(self, x: Tensor | PackedSpikes, tails: Sequence[Tensor]) -> None:
         """Takes the end of a sequence into the records."""
@@ -479,6 +596,7 @@ class ExponentialCurrent(nn.Module):
         selector: Tensor,
         rule: ReadRule,
     ) -> Tensor:
+        check_read()
         storages, pointers = _places(records)
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
         value, storages = ops.select(storages, sel, rates, pointers, rule, backend=self._backend)
@@ -650,12 +768,13 @@ class DoubleExponentialCurrent(ExponentialCurrent):
 
     @property
     def current(self) -> Tensor:
-        """Present current ``[B, *shape]``, nA: positive minus negative. Setting does nothing."""
-        return self.pos_current - self.neg_current
+        """Present current ``[B, *shape]``, nA: positive minus negative, which can be set."""
+        pos, neg = (record.newest() for record in self.component_records())
+        return (pos - neg).to(self.pos_current_.storage.dtype)
 
     @current.setter
     def current(self, value: Tensor) -> None:
-        pass
+        raise AttributeError("current is pos_current minus neg_current: set these")
 
     pos_current: Tensor = _newest(
         "pos_current_", "Present positive component, nA. Setting replaces the newest observation."

@@ -6,17 +6,19 @@ autograd graph if one is recorded.
 
 from ..values import Ring
 from .common import hold
-from .delayed import Run, choose, project_sequence
+from .delayed import Past, Run, choose, project_sequence
 from .projection import Taps, project_step, taps
 from .read import select, select_scan, time_since_older
-from .record import push, read, row_slots, write_rows
+from .record import blank, push, read, row_slots, write_rows
 from .scan import pack_spikes, scan
 from .step import step
 
 __all__ = [
+    "Past",
     "Ring",
     "Run",
     "Taps",
+    "blank",
     "choose",
     "hold",
     "pack_spikes",

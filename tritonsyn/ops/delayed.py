@@ -5,7 +5,7 @@ see, and the state afterwards.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ from .scan import pack_spikes, scan
 from .strategy import Work, cheapest
 
 
+class Past(NamedTuple):
+    """What the synapses hold when a sequence starts."""
+
+    histories: Sequence[Tensor]
+    """The last K values of each state, ``[K, B, N]`` oldest first."""
+    newest: Sequence[Tensor]
+    """The last of them ``[B, N]``, in the dtype of the arithmetic."""
+
+
 class Run(NamedTuple):
     """A sequence of at least one step, and the synapses that receive it."""
 
@@ -23,8 +32,8 @@ class Run(NamedTuple):
     """``[T, B, N]``."""
     dynamics: Dynamics
     """Constants are 0-d or ``[N]``."""
-    histories: Sequence[Tensor] | None
-    """The last K values of each state, ``[K, B, N]`` oldest first; None at rest."""
+    past: Past | None
+    """None at rest."""
     slots: int
     """K."""
     dtype: torch.dtype
@@ -39,23 +48,26 @@ class Run(NamedTuple):
     @property
     def starts(self) -> Sequence[Tensor | None]:
         """The present value of each state, in the dtype of the arithmetic."""
-        if self.histories is None:
-            return [None] * self.dynamics.states
-        return [history[-1].to(self.dynamics.gain.dtype) for history in self.histories]
+        return [None] * self.dynamics.states if self.past is None else self.past.newest
 
-    def components(self) -> list[Tensor]:
-        """What delayed reads see: of each state ``[K - 1 + T, B, N]``, the past first."""
-        sequences = []
+    def components(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What delayed reads see, of each state ``[K - 1 + T, B, N]``, the past first.
+
+        Also the :attr:`last` values of each state in the dtype of the arithmetic.
+        """
+        sequences, tails = [], []
+        how: dict[str, Any] = {"last": self.last, "dtype": self.dtype, "backend": self.backend}
         for i in range(self.dynamics.states):
             alone = self.dynamics.alone(i)
             starts = self.starts[i + 1 - alone.states : i + 1]
-            new, _ = scan(self.x, alone, starts, dtype=self.dtype, backend=self.backend)
-            if self.histories is None:
+            new, tail = scan(self.x, alone, starts, **how)
+            if self.past is None:
                 past = new.new_zeros(self.slots - 1, *new.shape[1:])
             else:
-                past = self.histories[i][1:].to(self.dtype)
+                past = self.past.histories[i][1:].to(self.dtype)
             sequences.append(torch.cat((past, new)))
-        return sequences
+            tails.append(tail[-1])
+        return sequences, tails
 
 
 def project_sequence(
@@ -63,11 +75,11 @@ def project_sequence(
 ) -> tuple[Tensor, list[Tensor]]:
     """The projection after each step, ``[T, B, O]``, and the last values of each component.
 
-    The projection has the dtype of the weights. With ``graph`` false the components carry no graph;
-    the taps still do.
+    The projection has the dtype of the weights, the values that of the arithmetic. With ``graph``
+    false the components carry no graph; the taps still do.
     """
-    x, dynamics, histories, slots, _, backend = run
-    outputs, at_rest = taps.back.shape[0], histories is None
+    x, dynamics, past, slots, _, backend = run
+    outputs, at_rest = taps.back.shape[0], past is None
     chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)
     graph = graph and torch.is_grad_enabled()
     if chosen == "events":
@@ -75,9 +87,8 @@ def project_sequence(
             _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
         return _project_spikes(run, taps), tails
     with torch.set_grad_enabled(graph):
-        sequences = run.components()
-    y = project(sequences, taps, x.shape[0], strategy=chosen, backend=backend)
-    return y, [sequence[-run.last :] for sequence in sequences]
+        sequences, tails = run.components()
+    return project(sequences, taps, x.shape[0], strategy=chosen, backend=backend), tails
 
 
 def choose(
@@ -108,20 +119,20 @@ def _project_spikes(run: Run, taps: Taps) -> Tensor:
     With one time constant for the group, which 0-d decays are, delaying and filtering commute: the
     spikes arrive at the outputs, and are filtered there.
     """
-    x, dynamics, histories, slots, _, backend = run
+    x, dynamics, past, slots, _, backend = run
     spikes = x if isinstance(x, PackedSpikes) else pack_spikes(x, backend=backend)
     way = way_of("events", taps.back.device, backend)
     gain, dtype = dynamics.gain, taps.weights[0].dtype
     unit = torch.ones((), dtype=gain.dtype, device=gain.device)
-    if histories is not None:
-        histories = [history.to(dtype) for history in histories]
+    if past is not None:
+        histories = [history.to(dtype) for history in past.histories]
         under_way = _under_way(histories, taps, dynamics)
     parts = []
     for i, weight in enumerate(taps.weights):
         arriving = component(way, spikes, weight * gain, taps.back, slots)
         alone = dynamics._replace(gain=unit).alone(i)
         initials: list[Tensor | None] = [None] * alone.states
-        if histories is not None:
+        if past is not None:
             tap = Taps(taps.back, (weight,))
             seen = histories[i + 1 - alone.states : i + 1]
             initials = [project((h,), tap, 1, strategy="shift", backend=backend)[0] for h in seen]

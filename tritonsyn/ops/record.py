@@ -44,6 +44,21 @@ class _Write(torch.autograd.Function):
         return hand_over(ctx, drecord, 0), dvalue if wanted else None, None, None
 
 
+class _Blank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, record: Tensor, mask: Tensor) -> Tensor:
+        record.masked_fill_(mask, 0.0)
+        link(ctx, record)
+        ctx.mask = mask.clone()
+        return record
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, drecord: Tensor) -> tuple[Tensor | None, ...]:
+        drecord = own_gradient(ctx, drecord).masked_fill_(ctx.mask, 0.0)
+        return hand_over(ctx, drecord, 0), None
+
+
 class _Rows:
     """Several slots written and taken, as one slot is by ``launch`` and ``reference``."""
 
@@ -156,3 +171,18 @@ def write_rows(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
     if before_end < rows.shape[0]:
         record[: rows.shape[0] - before_end] = rows[before_end:]
     return record
+
+
+def _traced_blank(record: Tensor, mask: Tensor) -> Tensor:
+    if chained(record):
+        return record.masked_fill(mask, 0)
+    return unchained(record).masked_fill_(mask, 0)
+
+
+@traced_as(_traced_blank)
+def blank(record: Tensor, mask: Tensor) -> Tensor:
+    """Zeros, or False, in all slots where the mask is True, in place and differentiable.
+
+    The mask broadcasts to an observation.
+    """
+    return _Blank.apply(record, mask) if chained(record) else _traced_blank(record, mask)

@@ -1,0 +1,164 @@
+"""What all modules with state share: copies and conversions, saved states, refused calls."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..ops.operator import traced_as
+
+
+@traced_as(nullcontext)
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """In inference mode too, makes tensors that training may use later; as there, no graph."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
+
+
+def recorded_unless(inplace: bool) -> torch.set_grad_enabled:
+    """Records a graph where that is on, but not of what is asked to write in place."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and not inplace)
+
+
+@traced_as(lambda: None)
+def check_run() -> None:
+    """Raises ``RuntimeError`` where a run would be repeated, or frozen, behind the module's back.
+
+    Gradient checkpointing repeats it in the backward pass, when the state is another one;
+    ``torch.jit.trace`` makes a constant of the pointer.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "a module with state was called in a backward pass, as gradient checkpointing does, "
+            "but its state has moved on since; checkpoint the functional form with the state as an "
+            "argument, such as tritonsyn.functional.exp_scan"
+        )
+    if torch._C._is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would make constants of pointers and state; use torch.export or "
+            "torch.compile with capturable=True"
+        )
+
+
+@traced_as(lambda: None)
+def check_read() -> None:
+    """The same for a read: only a repeated one records a graph in the backward pass."""
+    if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+        check_run()
+
+
+def converted(tensor: Tensor, fn: Callable[[Tensor], Tensor], keep_dtype: bool = False) -> Tensor:
+    """What a conversion of a module makes of a part of its state, in contiguous memory.
+
+    It is shown one axis, so that no memory format permutes the others. Bool and integers keep
+    their dtype.
+    """
+    flat = tensor.reshape(-1)
+    result = fn(flat)
+    if result.dtype != flat.dtype and (keep_dtype or not flat.is_floating_point()):
+        result = flat.to(result.device)
+    # Not a view, which could not be written in place where a graph is recorded.
+    return tensor if result is flat else torch.ops.aten._unsafe_view(result, tensor.shape)
+
+
+class Stateful(nn.Module):
+    """A module with state that copies, conversions and saved states treat with care."""
+
+    # -- copies and conversions ---------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        with ordinary_tensors():
+            return super()._apply(fn, recurse)
+
+    def _values(self) -> dict[str, Any]:
+        """The attributes as copies and pickles take them over."""
+        return self.__dict__.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._values()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with ordinary_tensors():
+            twin.__setstate__(copy.deepcopy(self._values(), memo))
+        return twin
+
+    # -- saved states -------------------------------------------------------------------------
+
+    def own_keys(self) -> tuple[set[str], set[str]]:
+        """Keys that a saved state must have, and may have, besides parameters and buffers."""
+        return set(), set()
+
+    def check_state(self, state_dict: dict[str, Any], prefix: str, strict: bool) -> None:
+        """Raises ``RuntimeError`` if a saved state does not fit, before anything is loaded.
+
+        Keys are left to torch if they do not matter, or if hooks of the module change them.
+        """
+        if strict and not self._load_state_dict_pre_hooks:
+            _check_keys(self, state_dict, prefix)
+        checks.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        self.check_state(state_dict, prefix, _strictly())
+        found: list[str] = []
+        lists = missing, found, errors
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        own = {prefix + key for key in set.union(*self.own_keys())}
+        unexpected += [key for key in found if key not in own]
+
+
+def _strictly() -> bool:
+    """Whether the ``load_state_dict`` in progress is strict.
+
+    Torch tells the modules that it is, whatever it was told, and judges when all is loaded.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not nn.Module.load_state_dict.__code__:
+        frame = frame.f_back
+    return True if frame is None else bool(frame.f_locals["strict"])
+
+
+def _check_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Every entry of a module and of those in it is there, and no other."""
+    needed, allowed = set(), set()
+    for path, part in module.named_modules(prefix=prefix.rstrip("."), remove_duplicate=False):
+        must, may = part.own_keys() if isinstance(part, Stateful) else (set(), set())
+        place = f"{path}." if path else ""
+        needed |= {place + key for key in must | _torch_keys(part)}
+        allowed |= {place + key for key in may}
+    given = {key for key in state_dict if key.startswith(prefix)}
+    problems = {"Missing": needed - given, "Unexpected": given - needed - allowed}
+    found = [
+        f"{kind} key(s) in state_dict: {', '.join(sorted(keys))}"
+        for kind, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise RuntimeError("; ".join(found))
+
+
+def _torch_keys(module: nn.Module) -> set[str]:
+    """The entries that torch itself saves for a module."""
+    kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+    keys = {name for name, value in {**module._parameters, **kept}.items() if value is not None}
+    extra = type(module).get_extra_state is not nn.Module.get_extra_state
+    return keys | {"_extra_state"} if extra else keys
