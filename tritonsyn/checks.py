@@ -146,6 +146,21 @@ def check_mask(mask: object, batch: int, device: torch.device) -> Tensor:
     return check_input("mask", mask, (batch,), device)
 
 
+def representable(name: str, value: Constant, dtype: torch.dtype) -> None:
+    """Every value is a normal number of this dtype, or its negative."""
+    info = torch.finfo(dtype)
+    with torch.no_grad():
+        size = abs(value)
+        outside = (size < info.tiny) | (size > info.max)
+    if isinstance(outside, Tensor):
+        outside = not outside.is_meta and bool(outside.any())
+    if outside:
+        raise ValueError(
+            f"{name} must be between {info.tiny:.2g} and {info.max:.2g}, or the negative of that, "
+            f"in the arithmetic's {dtype}, but is {value}"
+        )
+
+
 def misshapen(name: str, x: Tensor | PackedSpikes, wanted: object) -> ValueError:
     """The error for a tensor of the wrong shape."""
     return ValueError(f"{name} has shape {tuple(x.shape)}, but must have {wanted}")

@@ -18,8 +18,8 @@ from torch import Tensor
 from . import checks, ops
 from .checks import Constant
 from .ops import Ring
-from .ops.common import as_tensor
-from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
+from .ops.common import as_tensor, usable_time_constant
+from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, highest_rate, record_size
 
 __all__ = [
     "PackedSpikes",
@@ -83,7 +83,8 @@ def interp_expdecay(
     **kwargs: object,
 ) -> Tensor:
     """The earlier observation, decayed since: ``prev * exp(-sample_at / time_constant)``."""
-    return prev_data * torch.exp(-sample_at / time_constant)
+    dtype = compute_dtype(sample_at.dtype)
+    return prev_data * torch.exp(-sample_at / usable_time_constant(time_constant, step_time, dtype))
 
 
 def interp_expratedecay(
@@ -568,8 +569,9 @@ def delayed_linear(
 def _rate(factor: Tensor) -> Tensor:
     """The step over the time constant, from the decay of a step.
 
-    Finite where the factor is 0, so that a delay of whole steps stays one, and without a gradient.
+    The highest one, without a gradient, where the factor is too small to divide by, or not above 0:
+    so a delay of whole steps stays one.
     """
-    gone = factor == 0
+    gone = factor < torch.finfo(factor.dtype).tiny
     rate = -torch.log(factor.masked_fill(gone, 1.0))
-    return rate.masked_fill(gone, torch.finfo(rate.dtype).max)
+    return rate.masked_fill(gone, highest_rate(rate.dtype))

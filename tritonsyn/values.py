@@ -58,6 +58,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def highest_rate(dtype: torch.dtype) -> float:
+    """The highest step over time constant that arithmetic of this dtype takes.
+
+    Its square, which the alpha function and derivatives take, leaves half of the exponents to
+    charges and sums. A decay is 0 long before.
+    """
+    return torch.finfo(dtype).max ** 0.25
+
+
 class Dynamics(NamedTuple):
     """How the states of a synapse change in a step; all of its operations share this value.
 

@@ -1,5 +1,6 @@
 """A tensor with a record of its past: a ring buffer as a torch module."""
 
+import math
 import operator
 import weakref
 from collections.abc import Callable
@@ -12,9 +13,9 @@ from .. import checks, ops
 from ..backend import check_backend
 from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
-from ..ops.common import as_coefficient, unchained
+from ..ops.common import as_coefficient, bounded, unchained, usable_time_constant
 from ..ops.operator import traced_as
-from ..values import HALVES, ReadRule, Slot, compute_dtype, record_size
+from ..values import HALVES, ReadRule, Slot, compute_dtype, highest_rate, record_size
 from .options import setting
 from .state import Stateful, check_read, check_run, converted, ordinary_tensors, recorded_unless
 
@@ -546,7 +547,10 @@ class RecordTensor(Stateful):
             value = value.to(device, dtype)
         else:
             value = checks.positive(wanted, value)
-        rate = self._dt / value if mode == "expdecay" else self._dt * value
+        if mode == "expdecay":
+            rate = self._dt / usable_time_constant(value, self._dt, dtype)
+        else:
+            rate = bounded(self._dt * value, -math.inf, highest_rate(dtype))
         return as_coefficient(rate, self.shape[1:], dtype, device)
 
     def _rebuild(self, **changed: Any) -> None:

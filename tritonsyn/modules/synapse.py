@@ -12,7 +12,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops
 from ..backend import check_backend, resolve
 from ..checks import Constant, check_input, check_selector
-from ..ops.common import as_coefficient, as_tensor
+from ..ops.common import as_coefficient, as_tensor, bounded, usable_time_constant
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor
@@ -95,6 +95,7 @@ class ExponentialCurrent(Stateful):
             record = RecordTensor(self._dt, self._delay, blank, inclusive=True, **how)
             record.reset(0)
             self.add_module(name, record)
+        # After the records, in whose dtype they are compared.
         for name, value in constants.items():
             setattr(self, name, value)
         with ordinary_tensors():
@@ -128,10 +129,16 @@ class ExponentialCurrent(Stateful):
     def _checked_constant(self, name: str, value: Any) -> Constant:
         """The constant if it obeys its own rule and those between constants."""
         charge = name == self._constants[0]  # which may be negative
-        checked = checks.constant(name, value, self._shape, above_zero=not charge)
-        if isinstance(checked, Tensor):
-            checks.check_holds_values(name, checked, self.spike_.storage.device)
-        return checked
+        constant = checks.constant(name, value, self._shape, above_zero=not charge)
+        if isinstance(constant, Tensor):
+            checks.check_holds_values(name, constant, self.spike_.storage.device)
+        if charge:  # a time constant that does not fit is brought into bounds
+            checks.representable(name, constant, self._arithmetic())
+        return constant
+
+    def _arithmetic(self) -> torch.dtype:
+        """The dtype that constants are computed in."""
+        return compute_dtype(self.component_records()[0].storage.dtype)
 
     def check_constants(self) -> None:
         """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
@@ -147,10 +154,15 @@ class ExponentialCurrent(Stateful):
         """Current that a unit spike adds to each component, nA."""
         raise NotImplementedError
 
+    def _usable(self, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """The constants with time constants that arithmetic of this dtype takes."""
+        names = {name for _, name in self._components}
+        usable = {n: usable_time_constant(constants[n], self._dt, dtype) for n in names}
+        return constants | usable
+
     def coefficients(self) -> Coefficients:
         """Gain, decays and rates of the present constants; differentiable to learned ones."""
-        storage = self.component_records()[0].storage
-        dtype, device = compute_dtype(storage.dtype), storage.device
+        dtype, device = self._arithmetic(), self.component_records()[0].storage.device
         if self._fixed is not None:
             gain = self._fixed.dynamics.gain
             if gain.dtype == dtype and gain.device == device:
@@ -161,6 +173,7 @@ class ExponentialCurrent(Stateful):
         if not numbers:
             size = self._shape, dtype, device
             constants = {n: as_coefficient(v, *size) for n, v in constants.items()}
+        constants = self._usable(constants, dtype)
         # Coupled components have one time constant, and so one decay.
         rates = {name: self._dt / constants[name] for _, name in self._components}
         exp: Callable[[Any], Any] = math.exp if numbers else torch.exp
@@ -700,6 +713,25 @@ class SingleExponentialCurrent(_OneTimeConstant):
     _components = (("current_", "time_constant"),)
 
 
+def _apart(first: Any, second: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    r"""The longer and the shorter time constant, moved apart where they are almost equal.
+
+    Their current is an even function of their distance :math:`g`: the distance becomes
+    :math:`(g^2 + r^2) / 2r` within :math:`r = w\,(\tau_1 + \tau_2)`, about their mean, which is
+    smooth and never 0. The width w, some cube root of the precision, balances the error of moving,
+    of order :math:`w^2`, with that of rounding two large components, of order :math:`\epsilon / w`.
+    """
+    width = 2.0 * torch.finfo(dtype).eps ** (1 / 3)
+    tensors = isinstance(first, Tensor)
+    larger, smaller = (torch.maximum, torch.minimum) if tensors else (max, min)
+    longer, shorter = larger(first, second), smaller(first, second)
+    reach = width * (first + second)
+    lacking = bounded(reach - (longer - shorter), 0.0, math.inf)
+    # Exactly zero beyond the reach, where the constants stay what they are.
+    shift = lacking * (lacking / (4.0 * reach))
+    return longer + shift, shorter - shift
+
+
 class DoubleExponentialCurrent(ExponentialCurrent):
     r"""Synapses whose current rises and decays exponentially.
 
@@ -752,19 +784,31 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         names = ("tc_decay", "tc_rise")
         decay, rise = (constant if n == name else getattr(self, n, None) for n in names)
         if name in names and decay is not None and rise is not None:
+            dtype = self._arithmetic()
             with torch.no_grad():
-                greater = decay > rise
-            if isinstance(greater, Tensor):
-                greater = greater.is_meta or bool(greater.all())
-            if not greater:
+                # On the CPU a number may be compared with a tensor on any device.
+                pair = [
+                    v
+                    if isinstance(v, Tensor)
+                    else torch.tensor(v, device="cpu", dtype=torch.float64)
+                    for v in (decay, rise)
+                ]
+                greater = pair[0].to(dtype) > pair[1].to(dtype)
+            if not (greater.is_meta or greater.all()):
                 raise ValueError(
-                    f"tc_decay must be greater than tc_rise, but they are {decay} and {rise}"
+                    f"tc_decay must be greater than tc_rise in {dtype}, but they are {decay} and "
+                    f"{rise}; AlphaCurrent is the synapse where they are equal"
                 )
         return constant
 
     @staticmethod
     def _gain(constants: dict[str, Any]) -> Any:
         return constants["spike_charge"] / (constants["tc_decay"] - constants["tc_rise"])
+
+    def _usable(self, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        usable = super()._usable(constants, dtype)
+        decay, rise = _apart(usable["tc_decay"], usable["tc_rise"], dtype)
+        return usable | {"tc_decay": decay, "tc_rise": rise}
 
     @property
     def current(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backend import resolve
-from ..values import Slot
+from ..values import Slot, highest_rate
 from .operator import operator, traced_as
 
 _OWNER = "_tritonsyn_owner"
@@ -125,10 +125,30 @@ def unchained(record: Tensor) -> Tensor:
     return record.detach() if record.requires_grad else record
 
 
+def bounded(value: Any, low: float, high: float) -> Any:
+    """The number, or tensor, brought into these bounds; beyond them its gradient is zero."""
+    if isinstance(value, Tensor):
+        return value.clamp(low, high)
+    return min(max(value, low), high)
+
+
+def usable_time_constant(value: Any, step_time: float, dtype: torch.dtype) -> Any:
+    """The time constant, or the nearest one that arithmetic of this dtype takes.
+
+    The shortest has the highest rate. Four times the longest can still be represented.
+    """
+    return bounded(value, step_time / highest_rate(dtype), torch.finfo(dtype).max / 4)
+
+
 def as_tensor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of this dtype on this device; a number is filled in there, so no copy is awaited."""
+    """A tensor of this dtype on this device; a number is filled in there, so no copy is awaited.
+
+    A number beyond the dtype's largest becomes that.
+    """
     if isinstance(value, Tensor):
         return value.to(device, dtype)
+    largest = torch.finfo(dtype).max
+    value = bounded(value, -largest, largest)
     return torch.full((), value, dtype=dtype, device=device)
 
 
