@@ -8,6 +8,8 @@ import results
 import torch
 from machine import device_name
 
+from tritonsyn.system import reason
+
 
 class Report:
     """What a run has found so far; kept in a file as it grows, if one is asked for."""
@@ -72,7 +74,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     record, deadline, resume = map(config.getoption, ("--record", "--deadline", "--resume"))
-    config.stash[_REPORT] = Report(record, deadline, resume)
+    try:
+        config.stash[_REPORT] = Report(record, deadline, resume)
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(reason(error)) from None
 
 
 @pytest.fixture

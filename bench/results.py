@@ -3,6 +3,8 @@
 import csv
 import datetime
 import functools
+import io
+import math
 import os
 import subprocess
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ import torch
 from machine import device_name, is_there
 from workloads import ADDITION, Target
 
-from tritonsyn.system import package_version
+from tritonsyn.system import package_version, write_whole
 
 FILE = Path(__file__).parent / "results" / "synapses.csv"
 KEY = ("workload", "size", "provider", "dtype", "device", "torch", "triton", "commit", "date")
@@ -155,18 +157,43 @@ def write(results: list[Result], path: Path, before: Times | None = None) -> Non
         line = _line(result, said.get(id(result), []))
         lines[_key(line)] = line
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines.values())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines.values())
+    write_whole(path, text.getvalue())
 
 
 def read(path: Path) -> Lines:
-    """The lines of a file by their keys; none where it is not there."""
+    """The lines of a file by their keys; none where it is not there, half a last one left out.
+
+    Raises ``ValueError`` with the line for a file of something else.
+    """
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {_key(line): line for line in csv.DictReader(file)}
+    found = {}
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    try:
+        rows = csv.DictReader(whole.decode().splitlines(), strict=True)
+        if whole and rows.fieldnames != list(FIELDS):
+            raise ValueError(f"line 1 does not name the fields {', '.join(FIELDS)}")
+        for line in rows:
+            if None in line or None in line.values():
+                raise ValueError(f"line {rows.line_num} has not the fields {', '.join(FIELDS)}")
+            for name in ("milliseconds", "low", "high"):
+                if not _is_time(line[name]):
+                    raise ValueError(f"line {rows.line_num} has {name} {line[name]!r}")
+            found[_key(line)] = line
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not a file of results: {error}") from None
+    return found
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def times_in(path: Path) -> Times:

@@ -10,7 +10,6 @@ was printed. A second visit to the same folder goes on with the stages that did 
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import os
@@ -20,11 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from results import read  # noqa: E402
+
+from tritonsyn.system import read_json, reason, write_whole, written_whole  # noqa: E402
+
 RESERVE = 10.0
 """Seconds kept for the summary."""
 LEAST = 5.0
@@ -171,12 +177,13 @@ class Visit:
         self.notes: list[str] = []
         out.mkdir(parents=True, exist_ok=True)
         logs.mkdir(parents=True, exist_ok=True)
-        summary = out / "summary.json"
-        if summary.exists():
-            stages = json.loads(summary.read_text(encoding="utf-8"))["stages"]
-            self.outcomes = {name: Outcome(**found) for name, found in stages.items()}
+        if (out / "summary.json").exists():
+            self.outcomes = outcomes_in(out / "summary.json")
         if (out / "logs.zip").exists():
-            shutil.unpack_archive(out / "logs.zip", logs)
+            try:
+                shutil.unpack_archive(out / "logs.zip", logs)
+            except (shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError):
+                raise ValueError(f"{out / 'logs.zip'} is damaged; move it away") from None
 
     @property
     def left(self) -> float:
@@ -247,12 +254,21 @@ class Visit:
 
     def summarize(self) -> None:
         """Writes the summary and packs the logs."""
-        lines = bench_lines(self.out / "bench.csv")
+        lines = self._bench_lines()
         stages = {name: asdict(outcome) for name, outcome in self.outcomes.items()}
         found = {"stages": stages, "notes": self.notes, "bench": lines}
-        (self.out / "summary.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-        (self.out / "summary.md").write_text(self._page(lines), encoding="utf-8")
-        shutil.make_archive(str(self.out / "logs"), "zip", self.logs)
+        write_whole(self.out / "summary.json", json.dumps(found, indent=1))
+        write_whole(self.out / "summary.md", self._page(lines))
+        with written_whole(self.out / "logs.zip") as beside:
+            os.replace(shutil.make_archive(str(beside), "zip", self.logs), beside)
+
+    def _bench_lines(self) -> list[dict[str, str]]:
+        """The lines of the benchmarks' CSV; none, with a note, where it cannot be read."""
+        try:
+            return list(read(self.out / "bench.csv").values())
+        except (OSError, ValueError) as error:
+            self.notes = list(dict.fromkeys([*self.notes, reason(error)]))
+            return []
 
     def _page(self, lines: list[dict[str, str]]) -> str:
         page = ["# Visit", "", "| stage | outcome | s |", "|---|---|---|"]
@@ -313,16 +329,20 @@ def link(site: Path) -> None:
             target.symlink_to(source)
 
 
-def bench_lines(path: Path) -> list[dict[str, str]]:
-    """The lines of the benchmarks' CSV; none where it is not there."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def outcomes_in(path: Path) -> dict[str, Outcome]:
+    """What came of the stages of an earlier visit; ``ValueError`` for a file of something else."""
+    try:
+        return {
+            name: Outcome(str(o["status"]), float(o["seconds"]), str(o["tail"]))
+            for name, o in read_json(path)["stages"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no summary of a visit: {why:.200}; move it away") from None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a visit; 0 if no stage failed or ran out of time."""
+    """Runs a visit; 0 if no stage failed or ran out of time, 2 where it could not go on."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -339,6 +359,15 @@ def main(argv: list[str] | None = None) -> int:
     again = () if arguments.again is None else tuple(arguments.again) or names
     if unknown := set(again) - set(names):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    try:
+        return visited(arguments, again)
+    except (OSError, ValueError) as error:
+        print(reason(error), file=sys.stderr)
+        return 2
+
+
+def visited(arguments: argparse.Namespace, again: tuple[str, ...]) -> int:
+    """Runs the stages; the exit status."""
     with tempfile.TemporaryDirectory() as scratch:
         visit = Visit(arguments.out.resolve(), arguments.budget, Path(scratch, "logs"))
         visit.environment.setdefault("TRITONSYN_COMMIT", arguments.commit)

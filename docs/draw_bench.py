@@ -5,7 +5,6 @@ and ``bench-rates.png`` (achieved bandwidth against the copies of the same run) 
 has the most lines in the CSV; ``bench/results/synapses.csv`` into ``docs/images`` by default.
 """
 
-import csv
 import re
 import sys
 from collections import Counter, defaultdict
@@ -18,7 +17,12 @@ import matplotlib.pyplot as plt
 from draw import INK, PALE, STYLE
 from matplotlib.axes import Axes
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "bench"))
+from results import read  # noqa: E402
+
+from tritonsyn.system import reason, written_whole  # noqa: E402
+
 CSV = HERE.parent / "bench" / "results" / "synapses.csv"
 AXES = {
     "T": "steps T",
@@ -51,8 +55,10 @@ Series = dict[str, list[tuple[float, Line]]]
 
 def lines_of(path: Path) -> list[Line]:
     """The lines of the device that has the most, host times left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if "host time" not in line["workload"]]
+    try:
+        lines = [line for line in read(path).values() if "host time" not in line["workload"]]
+    except (OSError, ValueError) as error:
+        sys.exit(reason(error))
     if not lines:
         sys.exit(f"{path} has no lines to draw")
     device, _ = Counter(line["device"] for line in lines).most_common(1)[0]
@@ -167,7 +173,10 @@ def main(arguments: list[str]) -> None:
 
 def save(figure: plt.Figure, path: Path, text: str) -> None:
     figure.supxlabel(text, fontsize=7)
-    figure.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
+    with written_whole(path) as beside:
+        figure.savefig(
+            beside, dpi=130, format="png", facecolor="white", metadata={"Software": None}
+        )
     plt.close(figure)
     print(path)
 

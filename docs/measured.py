@@ -3,7 +3,6 @@
 For each machine the targets and the times, and what nobody has measured on such a device yet.
 """
 
-import csv
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -14,8 +13,11 @@ CSV = HERE.parent / "bench" / "results" / "synapses.csv"
 BEGIN, END = "<!-- begin: written by docs/measured.py -->", "<!-- end -->"
 
 sys.path.insert(0, str(HERE.parent / "bench"))
+import results  # noqa: E402
 from peers import PROVIDERS  # noqa: E402
 from table import WORKLOADS  # noqa: E402
+
+from tritonsyn.system import reason, write_whole  # noqa: E402
 
 Line = dict[str, str]
 WORK = "workload", "size", "dtype"
@@ -92,15 +94,17 @@ def written(lines: list[Line]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     path = Path(arguments[0]) if arguments else CSV
-    lines: list[Line] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    middle = "\n".join(["", "", *written(lines), "", ""])
-    PAGE.write_text(f"{before}{BEGIN}{middle}{END}{after}", encoding="utf-8")
+    try:
+        lines = list(results.read(path).values())
+        page = PAGE.read_text(encoding="utf-8")
+        before, begin, rest = page.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not (begin and end):
+            raise ValueError(f"{PAGE} has no part between {BEGIN} and {END}")
+        middle = "\n".join(["", "", *written(lines), "", ""])
+        write_whole(PAGE, f"{before}{BEGIN}{middle}{END}{after}")
+    except (OSError, ValueError) as error:
+        sys.exit(reason(error))
     print(PAGE)
 
 

@@ -200,6 +200,51 @@ def test_events_time_one_call_of_many(monkeypatch):
     assert FakeEvent.clock - before == pytest.approx(2e-3)  # as long as a round has to be
 
 
+RESULT = results.Result(
+    workload="step", size="B=1, N=2", provider="a, b", dtype="float32", device="cpu",
+    milliseconds=1.5, low=1.0, high=2.0, timer="host", rounds=3, others=0.0, rate=None, unit="",
+    peak_mb=None, ratios={"plain": 2.0},
+)  # fmt: skip
+
+
+def test_results_cut_at_any_byte_keep_the_lines_before(tmp_path):
+    path = tmp_path / "results.csv"
+    found = [RESULT, replace(RESULT, provider='"quoted"')]
+    results.write(found, path)
+    whole, lines = path.read_bytes(), list(results.read(path).values())
+    assert len(lines) == 2
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        kept = max(whole[:length].count(b"\n") - 1, 0)
+        assert list(results.read(path).values()) == lines[:kept]
+        assert len(results.times_in(path)) == kept
+    path.write_bytes(whole[:-1])
+    results.write(found, path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (b"workload,size", b"work,size", "line 1"),
+        (b",1.5,", b",,", "line 2"),
+        (b",1.5,", b",nan,", "line 2"),
+        (b",1.5,", b",", "line 2"),
+        (b",host,", b",host,host,", "line 2"),
+        (b"step", b"\xff", "0xff"),
+    ],
+)
+def test_damaged_results_are_told(tmp_path, old, new, line):
+    path = tmp_path / "results.csv"
+    results.write([RESULT, replace(RESULT, provider="other")], path)
+    damaged = path.read_bytes().replace(old, new, 1)
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=rf"results\.csv is not a file of results: .*{line}"):
+        results.write([RESULT], path)
+    assert path.read_bytes() == damaged
+
+
 def stage(name, code, share=0.5, **options):
     return visit.Stage(name, (sys.executable, "-c", code), share, **options)
 
@@ -267,6 +312,35 @@ def test_a_second_visit_goes_on_with_what_has_not_finished(tmp_path, quick, visi
     assert mark.read_text() == "xp"
     visits().run(stages, again=("done",))
     assert mark.read_text() == "xpxp"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", b""),
+        ("summary.json", b"[]"),
+        ("summary.json", b'{"stages": {"smoke": {"status": "passed"}}}'),
+        ("summary.json", b"\xff"),
+        ("summary.json", 100_000 * b"["),
+        ("logs.zip", b"half"),
+    ],
+    ids=range(6),
+)
+def test_a_visit_tells_what_it_cannot_go_on_with(tmp_path, capsys, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert visit.main(["--out", str(tmp_path), "--budget", "1"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / name} is " in error and "move it away" in error
+    assert error.count("\n") == 1
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_visit_goes_on_where_the_results_are_damaged(tmp_path, quick, visits):
+    there = visits()
+    (tmp_path / "out" / "bench.csv").write_bytes(b"something else\n")
+    there.run((stage("good", ""),))
+    assert statuses(there) == {"good": "passed"}
+    assert "bench.csv is not a file of results" in (tmp_path / "out" / "summary.md").read_text()
 
 
 def test_the_tree_can_be_linked_where_pip_cannot_install_it(tmp_path):

@@ -1,8 +1,11 @@
 """Proof without a GPU: what the machine code of every kernel says, and what reads it."""
 
+import errno
 import json
 import os
 import re
+import signal
+import subprocess
 from inspect import getsource
 
 import pytest
@@ -258,12 +261,25 @@ def push(config=LaunchConfig(1024)):  # noqa: B008 (it is frozen)
     return Job(variant, "sm_90", config, machine_code=False)
 
 
+_MACHINE = {
+    -1: OSError(errno.ENOSPC, "No space left on device", "/cache"),
+    -2: MemoryError(),
+    -3: subprocess.CalledProcessError(-signal.SIGKILL, ["cuobjdump"]),
+    -4: RuntimeError("`ptxas` failed with error code -9"),
+    -5: RuntimeError("ptxas fatal: /tmp/x.o: No space left on device"),
+}
+
+
 def crash_or_answer(number):
     """Stands for a compiler: some crash, some fail, others answer without the interpreter."""
     if number == 1:
         os._exit(3)
     if number == 2:
         raise ValueError("no such number")
+    if number < 0:
+        raise _MACHINE[number]
+    if number == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
     return number, os.environ.get("TRITON_INTERPRET")
 
 
@@ -277,6 +293,26 @@ def test_a_crash_or_an_error_is_its_own_job_s_result(monkeypatch):
     for outcome in (crash, again):
         assert isinstance(outcome, CompileError) and "the compiler crashed" in str(outcome)
     assert os.environ["TRITON_INTERPRET"] == "1"
+
+
+@slow
+def test_a_failure_of_the_machine_is_no_job_s_result():
+    with Workers(crash_or_answer, 1) as workers:
+        for number in _MACHINE:
+            with pytest.raises((OSError, MemoryError)):
+                workers.run(number)
+        with pytest.raises(ChildProcessError, match="was killed"):
+            workers.run(9)
+        assert workers.run(0) == (0, None)
+
+
+def test_check_tells_a_cache_that_cannot_be_written(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
+    assert cli.main(["check", "--kernel", "ring_push_kernel", "--target", "sm_90"]) == 2
+    out, error = capsys.readouterr()
+    assert "Not a directory" in error and str(tmp_path / "file") in error
+    assert error.count("\n") == 1 and "does not compile" not in out
 
 
 def test_a_compile_error_is_told_and_the_next_job_runs():

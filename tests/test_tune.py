@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from tritonsyn import cli
 from tritonsyn.cli import configs
 from tritonsyn.launch import config, tables
 from tritonsyn.launch.config import HEURISTICS, PASSES
+from tritonsyn.system import write_whole
 from tritonsyn.workbench import (
     LaunchConfig,
     Shape,
@@ -135,7 +137,7 @@ def test_the_cache_is_read_once(monkeypatch, gpu):
     tables.install("sm_90", {tables.key(PUSH, "float32", (10,)): entry(64, 1)})
     for size in (10, 200):
         config_for(PUSH, (size,), F32, gpu)
-    monkeypatch.setattr(tables.Path, "read_text", None)
+    monkeypatch.setattr(tables, "read_json", None)
     assert config_for(PUSH, (9,), F32, gpu) == LaunchConfig(64, 1)
     assert config_for(PUSH, (300,), F32, gpu) == HEURISTICS[PUSH]((300,), F32)
 
@@ -145,15 +147,47 @@ def test_an_unknown_kernel_is_refused():
         config_for("nonsense", (1,), F32)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": "other"}', '{"format": "%s", "entries": {"a": {}}}']
-)
-def test_a_broken_cache_is_told_with_what_to_do(gpu, text):
+BROKEN = [
+    b"", b"[]", b"{}", b"NaN", b"\xff\xfe\x00", 100_000 * b"[", b'{"format": "other"}',
+    b'{"format": "%s"}', b'{"format": "%s", "entries": [1]}',
+    b'{"format": "%s", "entries": {"a": {}}}', b'{"format": "%s", "entries": {"a": null}}',
+    b'{"format": "%s", "entries": {"a": {"config": "BLOCK"}}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_cache_is_told_with_what_to_do(gpu, content, capsys):
     path = tables.path("sm_90")
     path.parent.mkdir(parents=True)
-    path.write_text(text.replace("%s", tables._FORMAT))
+    content = content.replace(b"%s", tables._FORMAT.encode())
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=r"sm90\.json is not a table of .*delete it"):
         config_for(PUSH, (5,), F32, gpu)
+    with pytest.raises(ValueError, match="delete it"):
+        tables.install("sm_90", {"a": entry(32)})
+    assert cli.main(["configs", "--device", "sm_90"]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and error.count("\n") == 1
+    assert path.read_bytes() == content
+
+
+def test_a_cache_too_large_to_be_one_is_not_read(gpu):
+    path = tables.path("sm_90")
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # without a block on the disk
+    with pytest.raises(ValueError, match=r"sm90\.json is not .*larger than 256 MiB; delete it"):
+        config_for(PUSH, (5,), F32, gpu)
+
+
+def test_a_cache_that_is_a_file_is_told(gpu, capsys):
+    tables.folder().write_text("")
+    with pytest.raises(ValueError, match=r"cannot be read: .*cache/.*\.json: Not a directory"):
+        config_for(PUSH, (5,), F32, gpu)
+    assert cli.main(["configs", "--device", "sm_90"]) == 2
+    error = capsys.readouterr().err
+    assert "cache/sm90.json: Not a directory" in error and error.count("\n") == 1
+    assert cli.main(["info"]) == 0
 
 
 def test_installations_at_once_all_arrive():
@@ -274,6 +308,100 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
     rows = sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
     assert {row.timer for row in rows} == {"small_blocks"}
     assert len(read_rows(path)) == 12
+
+
+def test_a_results_file_cut_at_any_byte_is_gone_on_with(tmp_path):
+    path = tmp_path / "results.jsonl"
+    space = {"BLOCK": [32, 64, 128]}  # the second fails
+    rows = sweep([PUSH], [SHAPE], space=space, timer=small_blocks, out=tmp_path)
+    whole = path.read_bytes()
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        assert read_rows(path) == rows[: whole[:length].count(b"\n")]
+    for length in (0, 1, whole.index(b"\n"), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert sweep([PUSH], [SHAPE], space=space, timer=small_blocks, out=tmp_path) == rows
+        assert path.read_bytes() == whole
+
+
+DAMAGE = [
+    (b'"cost": 8.0', b'"cost": "8"'),
+    (b'"cost": 8.0', b'"cost": NaN'),
+    (b'"cost": 8.0', b'"cost": 1' + 400 * b"0"),
+    (b'"details": {', b'"details": [{'),
+    (b'"timer": "small_blocks"', b'"timer": 3'),
+    (b'"shape": "12x2x64"', b'"shape": null'),
+    (b'"BLOCK": 32', b'"BLOCK": 33'),
+    (b'"BLOCK": 32', b'"BLOCKS": 32'),
+    (b'"error": ""', b'"error": "\xff"'),
+    (b'"error": ""', b'"error": ' + 100_000 * b"["),
+    (b'"error": ""', b'"error": "'),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_line_is_told_with_its_number(tmp_path, old, new):
+    path = tmp_path / "results.jsonl"
+    sweep([PUSH], [SHAPE], space={"BLOCK": [128, 32]}, timer=small_blocks, out=tmp_path)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    damaged = first + second.replace(old, new) + first
+    assert old in second
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"results\.jsonl is not a results file .*line 2: "):
+        sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        PermissionError(errno.EACCES, "Permission denied", "/cache"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_a_failure_of_the_machine_is_no_result(tmp_path, error):
+    def failing(trial):
+        if trial.config.BLOCK == 128:
+            raise error
+        return small_blocks(trial)
+
+    failing.__name__ = "small_blocks"
+    with pytest.raises(type(error)):
+        sweep([PUSH], [SHAPE], space=SPACE, timer=failing, out=tmp_path)
+    blocks = [row.trial.config.BLOCK for row in read_rows(tmp_path / "results.jsonl")]
+    assert blocks == [32, 32, 64, 64]
+    rows = sweep([PUSH], [SHAPE], space=SPACE, timer=small_blocks, out=tmp_path)
+    assert [row.cost for row in rows] == [32, 16, None, None, 128, 64]
+
+
+def test_a_cost_that_is_no_number_is_a_failure(tmp_path):
+    def timer(trial):
+        return {"cost": float("nan")}
+
+    (row,) = sweep([PUSH], [SHAPE], space={"BLOCK": [32]}, timer=timer, out=tmp_path)
+    assert (row.cost, row.error) == (None, "ValueError: the cost is nan")
+    assert read_rows(tmp_path / "results.jsonl") == [row]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    path, left, fresh = (tmp_path / name for name in ("a.json", "a.json.1.part", "a.json.2.part"))
+    for file in (left, fresh):
+        file.write_text("half")
+    os.utime(left, (0, 0))
+    write_whole(path, "whole")
+    assert path.read_text() == "whole"
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, fresh.name}
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.json"
+    write_whole(path, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\ud800")
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_leaves_the_rows_before_it(tmp_path, monkeypatch):
@@ -463,6 +591,17 @@ def test_configs_shows_the_entry_that_counts(capsys, monkeypatch):
     assert f"{key}: 64 " in line
 
 
+def test_configs_shows_an_entry_that_was_written_by_hand(capsys):
+    key = tables.key(PUSH, "float32", (64 * 1024,))
+    tables.install("sm_90", {key: {"config": {"BLOCK": 64}}})
+    assert cli.main(["configs", "--device", "sm_90", "--shape", "1x64x1024"]) == 0
+    assert f"cached: {key}: 64, 4 warps (by hand)" in capsys.readouterr().out
+    tables.install("sm_90", {key: {"config": {"BLOCK": [64]}}})
+    assert cli.main(["configs", "--device", "sm_90", "--shape", "9x9x9"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tables.path('sm_90')}: {{'BLOCK': [64]}} is not a launch" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -495,7 +634,7 @@ def test_tune_measures_only_where_there_is_a_gpu(capsys, monkeypatch, tmp_path):
 def test_tune_refuses_a_folder_it_cannot_make(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert tune(tmp_path / "file" / "out", "--kernel", PUSH) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "file/out: Not a directory; rows so far stay" in capsys.readouterr().err
 
 
 def test_settings_are_chosen_without_triton_or_what_only_sweeps_need():

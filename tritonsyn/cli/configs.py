@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..launch import tables
-from ..launch.config import HEURISTICS, check_names, choose, names
+from ..launch.config import HEURISTICS, check_names, choose, from_dict, names
 from ..workbench import Shape
 from ..workbench.calls import CALLS, DTYPES
 from ..workbench.inspect import TARGETS
@@ -48,9 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         shape = Shape.parse(arguments.shape)
         devices = _devices(arguments.device)
         rows = _chosen(shape, arguments.dtype, devices)
-        entries: dict[str, Any] = {}
-        for device in reversed(devices):  # the first that has an entry counts
-            entries |= tables.read(tables.path(device))
+        cached = _cached(devices)
     except ValueError as error:
         raise UserError(str(error)) from None
     if arguments.diff:
@@ -65,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"  {'':<26} {settings(row['heuristic']):<34} is what the heuristic says")
     if not rows:
         print("  all as the heuristics say")
-    for key, entry in entries.items():
-        print(f"  cached: {key}: {settings(entry['config'])} ({entry['timer']})")
+    for key, words in cached.items():
+        print(f"  cached: {key}: {words}")
 
 
 def _devices(given: str | None) -> tuple[str, ...]:
@@ -78,6 +76,17 @@ def _devices(given: str | None) -> tuple[str, ...]:
             f"the architectures {', '.join(TARGETS)}"
         )
     return (given,)
+
+
+def _cached(devices: tuple[str, ...]) -> dict[str, str]:
+    """The entries of the user's tables in words."""
+    found = {}
+    for device in reversed(devices):  # the first that has an entry counts
+        path = tables.path(device)
+        for key, entry in tables.read(path).items():
+            config = from_dict(entry["config"], str(path)).as_dict()
+            found[key] = f"{settings(config)} ({entry.get('timer', 'by hand')})"
+    return found
 
 
 def _chosen(shape: Shape, dtype: str, devices: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..launch.config import check_names
+from ..system import reason
 from ..workbench import Row, Shape, best, install, sweep
 from ..workbench.calls import CALLS, DTYPES
 from ..workbench.search import trials
 from ..workbench.spaces import read_spaces
 from ..workbench.timers import DeviceTimer, StaticTimer
+from ..workbench.workers import MACHINE_ERRORS
 from .common import SEVERAL, USUAL_SHAPE, UserError, bar, needs_triton, settings
 
 _EPILOG = f"""\
@@ -83,9 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
             _conclude(rows, timer, arguments)
     except ValueError as error:
         raise UserError(str(error)) from None
-    except OSError as error:
-        name = error.filename or arguments.out
-        raise UserError(f"{name} cannot be written: {error.strerror}; rows so far stay") from None
+    except MACHINE_ERRORS as error:
+        raise UserError(f"{reason(error)}; rows so far stay, run it again to go on") from None
 
 
 def _kernels(dtypes: list[str], spaces: Mapping[str, object] | None) -> list[str]:

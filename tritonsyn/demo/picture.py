@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from ..system import written_whole
 from .data import COPIES, QUIET_STEPS, ROW_STEPS, ROWS, STEP_TIME, STEPS, Digits, encode_test
 from .network import Network
 from .train import Run
@@ -34,7 +35,8 @@ def draw(learned: Run, frozen: Run, test: Digits, path: Path) -> None:
             f"{frozen.test_accuracy:.1%} with delays frozen at zero",
             fontsize=15,
         )
-        figure.savefig(path, dpi=110)
+        with written_whole(path) as beside:
+            figure.savefig(beside, dpi=110, format="png")
         plt.close(figure)
 
 

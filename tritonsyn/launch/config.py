@@ -248,7 +248,9 @@ def from_dict(values: Any, origin: str) -> LaunchConfig:
     try:
         return LaunchConfig(**values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{origin}: {values!r} is not a launch configuration: {error}") from None
+        raise ValueError(
+            f"{origin}: {values!r:.200} is not a launch configuration: {error}"
+        ) from None
 
 
 def names(device: torch.device | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..system import write_whole
+from ..system import read_json, reason, write_whole
 
 VARIABLE = "TRITONSYN_CACHE_DIR"
 _FORMAT = "tritonsyn launch configurations 2"
@@ -23,7 +23,7 @@ _FORMAT = "tritonsyn launch configurations 2"
 _SHIPPED = Path(__file__).parent
 
 Entries = dict[str, dict[str, Any]]
-"""``{"config": {...}, "timer": ..., "cost": ...}`` by key."""
+"""``{"config": {...}}`` by key, with ``timer`` and ``cost`` where a sweep has found it."""
 
 
 def key(kernel: str, dtype: torch.dtype | str, work: tuple[int, ...]) -> str:
@@ -67,18 +67,28 @@ def read(path: Path) -> Entries:
     Raises ``ValueError`` for a file that is not such a table, with what to do.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {_FORMAT!r}")
-        entries = content["entries"]
-        for entry in entries.values():
-            entry["config"]["BLOCK"]
+        return _entries(read_json(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error) if type(error) is ValueError else type(error).__name__
-        raise ValueError(f"{path} is not a table of launch settings: {reason}; delete it") from None
-    return dict(entries)
+    except OSError as error:
+        raise ValueError(f"a table of launch settings cannot be read: {reason(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a table of launch settings: {error}; delete it") from None
+
+
+def _entries(content: Any) -> Entries:
+    """The entries of a table's content; ``ValueError`` for anything else."""
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != _FORMAT:
+        raise ValueError(f"its format is {found!r:.80}, not {_FORMAT!r}")
+    entries = content.get("entries")
+    if not isinstance(entries, dict):
+        raise ValueError("it has no object 'entries'")
+    for name, entry in entries.items():
+        settings = entry.get("config") if isinstance(entry, dict) else None
+        if not isinstance(settings, dict) or "BLOCK" not in settings:
+            raise ValueError(f"entry {name!r:.80} has no object 'config' with a BLOCK")
+    return entries
 
 
 def install(device: str, entries: Entries) -> Path:

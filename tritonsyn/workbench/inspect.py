@@ -358,7 +358,8 @@ def check(
     """Compiles the kernels (None: all) for the targets; needs no GPU.
 
     ``progress`` may wrap the outcomes as they come, and is told their number. ``machine_code`` as
-    in :class:`Job`. Raises ``ValueError`` for an unknown kernel or target, with those that exist.
+    in :class:`Job`. Raises ``ValueError`` for an unknown kernel or target, with those that exist,
+    and one of ``MACHINE_ERRORS`` where the machine fails, such as for space: no kernel's fault.
     """
     check_names("kernel", kernels or (), CALLS)
     check_names("target", targets, TARGETS)

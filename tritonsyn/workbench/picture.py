@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from ..system import written_whole
 from .search import Row
 
 _INK, _BEST = "#333333", "#D55E00"
@@ -41,7 +42,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     bar.outline.set_visible(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # layouts that a small figure cannot hold
-        figure.savefig(path, dpi=110)
+        with written_whole(path) as beside:
+            figure.savefig(beside, dpi=110, format="png")
     plt.close(figure)
 
 

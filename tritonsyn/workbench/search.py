@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..launch import tables
 from ..launch.config import HEURISTICS, LaunchConfig, Work, check_names, forget
-from ..system import write_whole
+from ..system import parse_json, write_whole
 from .calls import CALLS, Shape
 from .record import main_launch
 from .spaces import SETTINGS, Space, configs_of, default_configs
-from .workers import side_by_side
+from .workers import MACHINE_ERRORS, side_by_side
 
 if TYPE_CHECKING:
     from ..launch.launcher import Launch
@@ -67,16 +67,23 @@ class Row:
         return {**trial, **config, **values}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Row":
+    def from_dict(cls, values: Any) -> "Row":
         """The inverse of :meth:`as_dict`; ``ValueError`` for anything else."""
-        try:
-            rest = dict(values)
-            config = LaunchConfig(**{name: rest.pop(name) for name in SETTINGS})
-            shape = Shape.parse(rest.pop("shape"))
-            trial = Trial(rest.pop("kernel"), shape, rest.pop("dtype"), config)
-            return cls(trial, **rest)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from None
+        names = ("kernel", "shape", "dtype", *SETTINGS, "timer", "cost", "error", "details")
+        if not isinstance(values, dict) or values.keys() != set(names):
+            raise ValueError(f"not an object of {', '.join(names)}")
+        rest = dict(values)
+        texts = {name: rest.pop(name) for name in ("kernel", "shape", "dtype", "timer", "error")}
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError(f"{', '.join(texts)} must be texts")
+        cost, details = rest.pop("cost"), rest.pop("details")
+        if not (cost is None or (isinstance(cost, float) and math.isfinite(cost))):
+            raise ValueError(f"cost must be a finite number or null, but is {cost!r:.80}")
+        if not isinstance(details, dict):
+            raise ValueError(f"details must be an object, but are {details!r:.80}")
+        shape, config = Shape.parse(texts["shape"]), LaunchConfig(**rest)
+        trial = Trial(texts["kernel"], shape, texts["dtype"], config)
+        return cls(trial, texts["timer"], cost, texts["error"], details)
 
 
 Spaces = Space | Mapping[str, Sequence[LaunchConfig]]
@@ -137,7 +144,8 @@ def sweep(
     ``timer`` is a ``StaticTimer`` or ``DeviceTimer`` of :mod:`tritonsyn.workbench.timers`, or any
     callable that takes a :class:`Trial` and returns ``{"cost": ...}``. Raises ``ValueError`` for
     unknown names, with a list of those that exist, a broken space or a folder with another file of
-    this name, ``OSError`` if a row cannot be written; rows before it stay readable.
+    this name. Where the machine fails, such as for space or memory, its error ends the sweep, which
+    is no result of a configuration; rows before it stay readable.
     """
     wanted = trials(kernels, shapes, dtypes, space)
     name = str(getattr(timer, "name", getattr(timer, "__name__", "timer")))
@@ -156,7 +164,11 @@ def _judged(timer: Timer, name: str, trial: Trial) -> Row:
     try:
         verdict = dict(timer(trial))
         cost = float(verdict.pop("cost"))
-    except Exception as error:  # any failure is this configuration's; the sweep goes on
+        if not math.isfinite(cost):
+            raise ValueError(f"the cost is {cost}")
+    except MACHINE_ERRORS:
+        raise
+    except Exception as error:  # any other failure is this configuration's; the sweep goes on
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return Row(trial, name, None, message)
     return Row(trial, name, cost, details=verdict)
@@ -189,17 +201,21 @@ def _line(row: Row) -> str:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results file, none if there is none; half a last line is left out.
 
-    Raises ``ValueError`` for a file of something else.
+    Raises ``ValueError`` with the line for a file of something else.
     """
     if not path.exists():
         return []
-    *lines, rest = path.read_bytes().split(b"\n")
-    try:
-        rows = [Row.from_dict(json.loads(line)) for line in lines]
-        if rest and not rest.startswith(b"{"):
-            raise ValueError("it ends with something else")
-    except ValueError as error:
-        raise ValueError(f"{path} is not a results file of this version: {error}") from None
+    rows = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.endswith(b"\n"):
+                    rows.append(Row.from_dict(parse_json(line)))
+                elif not line.startswith(b"{"):
+                    raise ValueError("it ends with something else")
+            except ValueError as error:
+                what = f"{path} is not a results file of this version"
+                raise ValueError(f"{what}: line {number}: {error}") from None
     return rows
 
 

@@ -1,15 +1,14 @@
 """Which launch settings a sweep tries: a space per kernel, from a file or by default."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..launch.config import HEURISTICS, SCANS, LaunchConfig, Work
+from ..system import read_json
 
 Space = Mapping[str, Iterable[int]]
 """Values to try of each setting; what is left out is as ``LaunchConfig`` has it."""
@@ -59,7 +58,7 @@ def configs_of(space: Space, origin: str = "space") -> list[LaunchConfig]:
         if name not in SETTINGS:
             raise ValueError(f"{origin} has {name!r}, but settings are {', '.join(SETTINGS)}")
         if not isinstance(values, (list, tuple)) or not values:
-            raise ValueError(f"{origin}: {name} must be a list of values, but is {values!r}")
+            raise ValueError(f"{origin}: {name} must be a list of values, but is {values!r:.80}")
     if "BLOCK" not in space:
         raise ValueError(f"{origin} has no values of BLOCK, which has no default")
     try:
@@ -76,7 +75,7 @@ def read_spaces(path: Path) -> dict[str, list[LaunchConfig]]:
     Raises ``ValueError`` with what is wrong.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise ValueError(f"space {path} cannot be read: {error.strerror}") from None
     except ValueError as error:

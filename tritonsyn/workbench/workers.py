@@ -1,22 +1,29 @@
 """Compiles in other processes: without the interpreter, side by side, and safe from crashes."""
 
+import errno
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any, Generic, TypeVar
+
+import torch
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Self = TypeVar("Self", bound="Workers[Any, Any]")
 
-# Whatever pool begins a process changes what the whole process shows to its children.
+MACHINE_ERRORS = (OSError, MemoryError, torch.OutOfMemoryError)
+"""What says nothing about a job: no space, no permission, no memory, a killed process."""
+
+# Who begins a process changes what the whole process shows to its children.
 _beginning = threading.Lock()
 
 
@@ -48,39 +55,76 @@ class Workers(Generic[Job, Result]):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self.parallel = parallel or min(8, cores)
         self._function = function
-        self._idle: list[ProcessPoolExecutor] = []  # of one process each
+        self._idle: list[_Process] = []
 
     def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         for process in self._idle:
-            process.shutdown()
+            process.end()
 
     def run(self, job: Job) -> Result:
-        """Runs one job; raises :class:`CompileError`, also where its process crashes."""
+        """Runs one job.
+
+        Raises :class:`CompileError` where it fails or its process crashes, and one of
+        :data:`MACHINE_ERRORS` where that is not the job's fault.
+        """
         outcome = self._outcome(job)
         if isinstance(outcome, CompileError):
             raise outcome
         return outcome
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Result | CompileError]:
-        """Runs jobs side by side; results in order, an error in the place of its result."""
+        """Runs jobs side by side; results in order, a :class:`CompileError` in the place of one."""
         return side_by_side(self._outcome, jobs, self.parallel)
 
     def _outcome(self, job: Job) -> Result | CompileError:
-        with _beginning, _afresh():
-            if not self._idle:
-                spawn = multiprocessing.get_context("spawn")
-                self._idle.append(ProcessPoolExecutor(1, spawn, _begin))
-            process = self._idle.pop()
-            future = process.submit(_answer, self._function, job)
-        try:
-            outcome = future.result()
-        except BrokenProcessPool:
-            return CompileError("the compiler crashed")
+        process = self._idle.pop() if self._idle else _Process(self._function)
+        outcome = process.answer(job)
+        if process.ended:
+            return outcome
         self._idle.append(process)
+        if isinstance(outcome, MACHINE_ERRORS):
+            raise outcome
         return outcome
+
+
+class _Process:
+    """A process that answers one job at a time."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs, function), daemon=True)
+        with _beginning, _afresh():
+            self._process.start()
+        theirs.close()
+
+    def answer(self, job: Any) -> Any:
+        """The result, or the error in its place; raises ``ChildProcessError`` if it is killed."""
+        try:
+            self._pipe.send(job)
+            return self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join()
+            if -(self._process.exitcode or 0) in _KILLS:
+                raise ChildProcessError(_KILLED) from None
+            return CompileError("the compiler crashed")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._process.exitcode is not None
+
+    def end(self) -> None:
+        """Ends it."""
+        self._pipe.close()
+        self._process.join()
+
+
+_KILLED = "a process that compiles was killed, perhaps because memory ran out"
+_KILLS = (9, 15)  # SIGKILL and SIGTERM, which Windows does not name
 
 
 @contextmanager
@@ -96,18 +140,34 @@ def _afresh() -> Iterator[None]:
             os.environ["TRITON_INTERPRET"] = interpret
 
 
-def _begin() -> None:
-    """An interrupt is for the parent, and what a compiler prints must not get among its output."""
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    """Answers jobs until the parent has closed its end of the pipe."""
+    # An interrupt is for the parent, and what a compiler prints must not get among its output.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            pipe.send(_answer(function, pipe.recv()))
 
 
-def _answer(function: Callable[[Job], Result], job: Job) -> Result | CompileError:
+def _answer(function: Callable[[Job], Result], job: Job) -> Result | Exception:
     try:
         return function(job)
-    except Exception as error:  # any failure is this configuration's; the others go on
+    except MACHINE_ERRORS as error:
+        return error
+    except Exception as error:  # any other failure is this configuration's; the others go on
         # The compiler quotes the source first and gives the reason at the end.
-        reason = " ".join(str(error).split())[-300:]
-        return CompileError(f"{type(error).__name__}: {reason}")
+        words = " ".join(str(error).split())
+        if _KILLED_BELOW.search(words):
+            return ChildProcessError(_KILLED)
+        if any(os.strerror(number) in words for number in _TOLD):
+            return OSError(words[-300:])
+        return CompileError(f"{type(error).__name__}: {words[-300:]}")
+
+
+# How Triton tells that ptxas was killed, and subprocess that another program was.
+_KILLED_BELOW = re.compile(r"failed with error code -(9|15)\b|died with <Signals\.SIG(KILL|TERM)")
+# What a program that the compiler calls may meet, which Triton only quotes.
+_TOLD = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOMEM)
