@@ -516,7 +516,7 @@ def test_a_copy_of_a_layer_that_ran_is_not_taken_to_be_at_rest(how):
             assert not any(record.at_rest for record in layer.synapse.component_records())
             expected = copy.deepcopy(layer)
             expected.strategy = "shift"
-            layer.strategy = "events"
+            layer.strategy = "Events"
             torch.testing.assert_close(layer.scan(x), expected.scan(x))
 
 

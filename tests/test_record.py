@@ -836,3 +836,50 @@ def test_at_an_observation_a_users_function_has_no_part_in_the_gradient():
     record.select(times, lambda old, new, at, step: old * (at / step).sqrt()).sum().backward()
     assert times.grad.isfinite().all()
     assert not times.grad[:, :2].any()
+
+
+def test_a_range_for_each_element_keeps_no_record(device):
+    """So a later write, read or reset leaves its backward pass alone."""
+    record = RecordTensor(1.0, 3.0, torch.zeros(2, device=device), inclusive=True)
+    x = torch.ones(2, device=device, requires_grad=True)
+    record.push(x)
+    record.push(2 * x)
+    offset = torch.tensor([1, 2], device=device)
+    y = record.readrange(1, offset)
+    assert y.flatten().tolist() == [2.0, 1.0]
+    record.push(x), record.peek(), record.reset()
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.tolist() == [2.0, 1.0]
+
+
+def test_unknown_keywords_of_a_known_mode(device):
+    record = RecordTensor(1.0, 3.0, torch.zeros(2, device=device))
+    with pytest.raises(TypeError, match=r"interp_kwargs of a known mode cannot hold \['tau'\]"):
+        record.select(1.0, "nearest", interp_kwargs={"tau": 1.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_carry_follows_the_newest_observation(dtype, device):
+    """Whatever writes it, or moves the pointer."""
+    record = RecordTensor(1.0, 3.0, torch.zeros(2, dtype=dtype, device=device), inclusive=True)
+    values = [torch.full((2,), 0.1 * i, device=device) for i in range(1, 9)]
+    writes = {
+        "push": lambda v: record.push(v),
+        "write": lambda v: record.write(v, 1),
+        "latest": lambda v: setattr(record, "latest", v),
+        "writerange": lambda v: record.writerange(torch.stack([v, v], -1), 1),
+        "value": lambda v: setattr(record, "value", v.expand(4, 2)),
+        "decr": lambda v: record.decr(),
+        "pop": lambda v: record.pop(),
+        "reset": lambda v: record.reset(0.3),
+    }
+    for value, write in zip(values, writes.values(), strict=True):
+        write(value)
+        assert (
+            torch.equal(record.carry, record.peek().float()) and record.carry.dtype == torch.float32
+        )
+    record.extend(torch.stack(values[:3]))
+    assert torch.equal(record.carry, values[2])  # unrounded
+    record.write(values[4], 2)
+    record.align(1)
+    assert torch.equal(record.carry, values[2])

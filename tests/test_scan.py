@@ -3,8 +3,11 @@
 import pytest
 import torch
 from scipy.signal import lfilter
+from synapses import every_kind, make, same, snapshot, spikes
+from torch import nn
 
 from tritonsyn import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent, functional
+from tritonsyn.backend import BackendError
 from tritonsyn.launch.config import LaunchConfig, override_config
 
 F64 = torch.float64
@@ -412,3 +415,35 @@ def test_chunks_pass_on_what_is_infinite(device, backend, steps, decay):
         y, final = functional.exp_scan(x, torch.tensor(decay, device=device), backend=backend)
     assert y[:, 0].abs().tolist() == [[0.0, float("inf"), 0.0]] * steps
     assert final.abs().tolist() == [[0.0, float("inf"), 0.0]]
+
+
+@every_kind
+def test_a_call_takes_steps_and_sequences(kind, each_backend, device):
+    """Told apart by the number of axes; ``backend`` counts for both."""
+    called, scanned = (make(kind, (2, 2), delay=2.0, batch_size=3, device=device) for _ in range(2))
+    x = spikes(4, 3, 2, 2).to(device)
+    assert torch.equal(called(x), scanned.scan(x))
+    assert torch.equal(called(functional.pack_spikes(x)), scanned.scan(x))
+    assert torch.equal(called(x[0]), scanned(x[0]))
+    assert torch.equal(nn.Sequential(called, nn.Identity())(x), scanned.scan(x))
+    assert same(snapshot(called), snapshot(scanned))
+    for given in (x, x[0]):
+        with pytest.raises(BackendError, match="backend is 'cpu'"):
+            called(given, backend="cpu")
+
+
+@every_kind
+def test_every_way_to_run_fires_the_hooks_once(kind, device):
+    """And a hook may replace what goes in and what comes out."""
+    synapse, plain = (make(kind, delay=1.0, device=device) for _ in range(2))
+    seen = []
+    synapse.register_forward_pre_hook(lambda module, inputs: seen.append("in") or (inputs[0] * 2,))
+    synapse.register_forward_hook(lambda module, inputs, result: seen.append("out"))
+    x, sel = torch.rand(3, 1, 3, device=device), torch.ones(1, 3, device=device)
+    assert torch.equal(synapse(x[0]), plain(x[0] * 2))
+    assert torch.equal(synapse(x), plain(x * 2))
+    assert torch.equal(synapse.scan(x), plain.scan(x * 2))
+    for a, b in zip(synapse.scan_at(x, sel), plain.scan_at(x * 2, sel), strict=True):
+        assert torch.equal(a, b)
+    synapse.advance(x), plain.advance(x * 2)
+    assert seen == ["in", "out"] * 5 and same(snapshot(synapse), snapshot(plain))

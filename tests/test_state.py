@@ -955,3 +955,10 @@ def test_a_conversion_to_half_carries_what_it_rounds(kind, device):
         assert torch.equal(getattr(saved, name).carry, newest)
     half.double()
     assert all(record.carry is None for record in half.children())
+
+
+def test_copies_for_one_call_are_refused():
+    """DataParallel would write to copies that it drops."""
+    synapse = make("single")
+    with pytest.raises(RuntimeError, match=r"use torch.nn.parallel.Distrib"):
+        synapse._replicate_for_data_parallel()

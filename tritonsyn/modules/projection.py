@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .. import checks, ops
 from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
-from .options import Initializer
+from .options import Initializer, setting
 from .state import Stateful
 from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
 
@@ -23,6 +23,10 @@ def _of_the_synapse(name: str, doc: str) -> Any:
         lambda layer, value: setattr(layer.synapse, name, value),
         doc=doc,
     )
+
+
+def _known_strategy(name: str, value: object) -> str:
+    return checks.one_of(name, value, STRATEGIES)
 
 
 class DelayedProjection(Stateful):
@@ -62,7 +66,7 @@ class DelayedProjection(Stateful):
     ) -> None:
         super().__init__()
         inputs = math.prod(size[1:])
-        self.strategy = checks.one_of("strategy", strategy, STRATEGIES)
+        self._strategy = _known_strategy("strategy", strategy)
         if not callable(synapse) or isinstance(synapse, nn.Module | type):
             raise TypeError(
                 "synapse must be what a synapse's partialconstructor returns, "
@@ -109,6 +113,7 @@ class DelayedProjection(Stateful):
         "Batch size. Setting it rebuilds the records and clears; at rest it follows the input.",
     )
     backend: str | None = _of_the_synapse("backend", "As for the synapses.")
+    strategy: str = setting("strategy", "How a sequence is computed.", _known_strategy)
 
     # -- delays -------------------------------------------------------------------------------
 

@@ -535,6 +535,9 @@ class RecordTensor(Stateful):
 
     def _rate(self, mode: str, kwargs: dict[str, Any]) -> Tensor | None:
         """Steps over time constant, for the modes that decay."""
+        unknown = kwargs.keys() - {"time_constant", "rate_constant"}
+        if unknown:
+            raise TypeError(f"interp_kwargs of a known mode cannot hold {sorted(unknown)}")
         wanted = {"expdecay": "time_constant", "expratedecay": "rate_constant"}.get(mode)
         if wanted is None:
             return None

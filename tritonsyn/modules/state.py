@@ -93,6 +93,12 @@ class Stateful(nn.Module):
             twin.__setstate__(copy.deepcopy(self._values(), memo))
         return twin
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "torch.nn.DataParallel makes copies for one call and drops them with their state; use "
+            "torch.nn.parallel.DistributedDataParallel"
+        )
+
     # -- saved states -------------------------------------------------------------------------
 
     def own_keys(self) -> tuple[set[str], set[str]]:
