@@ -32,6 +32,8 @@ def _advance(record_ptr, carry_ptr, pointer, before, injected, decay, size, offs
     stored = value.to(record_ptr.dtype.element_ty)
     tl.store(record_ptr + pointer.to(tl.int64) * size + offs, stored, mask=mask)
     if carry_ptr is not None:
+        # Another thread may have loaded the same element: every load comes before the store.
+        tl.debug_barrier()
         tl.store(carry_ptr + offs, value, mask=mask)
         return value
     else:
@@ -55,10 +57,10 @@ def synapse_step_fwd_kernel(
 
     ``x, y [size]`` with ``size = B * N``; records ``pos, neg, spike [K, size]``; coefficients
     ``[1]`` or ``[N]``. Carries ``[size]``, each of which may be None, are P and M before and P' and
-    M' after; without them P and M are the newest observations. ``arrivals [1]`` is zero before and
-    after; unless it is None, pointers that are kept on the device advance. Bytes per element in
-    float32: x 4 (bool 1), spike 1, y 4, pos 8 (with a carry only written), neg 8, pos_carry 8,
-    neg_carry 8.
+    M' after; without them P and M are the newest observations. ``arrivals [1]`` is after as before,
+    a multiple of the number of programs, usually zero; unless it is None, pointers that are kept on
+    the device advance. Bytes per element in float32: x 4 (bool 1), spike 1, y 4, pos 8 (with a
+    carry only written), neg 8, pos_carry 8, neg_carry 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -89,8 +91,10 @@ def synapse_step_fwd_kernel(
         # Advance the pointers only after every thread of every program has read them. No program
         # reads what another wrote, so relaxed ordering is enough.
         tl.debug_barrier()
-        if tl.atomic_add(arrivals_ptr, 1, sem="relaxed") == tl.num_programs(0) - 1:
-            tl.store(arrivals_ptr, 0)
+        programs = tl.num_programs(0)
+        # Subtracted, not set to zero, so that arrivals at another step on the GPU are not lost.
+        if (tl.atomic_add(arrivals_ptr, 1, sem="relaxed") + 1) % programs == 0:
+            tl.atomic_add(arrivals_ptr, -programs, sem="relaxed")
             tl.store(pos_pointer, (pos_slot + 1) % K)
             tl.store(neg_pointer, (neg_slot + 1) % K)
             tl.store(spike_pointer, (spike_slot + 1) % K)
@@ -109,12 +113,13 @@ def _retreat(drecord_ptr, dcarry_ptr, pointer, dy, fed, decay, K, size, offs, ma
     z = dy + tl.load(written_ptr, mask=mask).to(dy.dtype)
     if dcarry_ptr is not None:
         z += tl.load(dcarry_ptr + offs, mask=mask)
-        tl.store(dcarry_ptr + offs, decay * z + fed, mask=mask)
     # The order matters where both are the same slot (K = 1): it is cleared, then added to. The
     # barriers are there because an element may be stored and loaded by different threads.
     tl.debug_barrier()
     tl.store(written_ptr, tl.zeros(dy.shape, element), mask=mask)
-    if dcarry_ptr is None:
+    if dcarry_ptr is not None:
+        tl.store(dcarry_ptr + offs, decay * z + fed, mask=mask)
+    else:
         tl.debug_barrier()
         carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z + fed
         tl.store(newest_ptr, carried.to(element), mask=mask)

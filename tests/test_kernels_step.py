@@ -17,6 +17,7 @@ from against import (
 
 from tritonsyn.backend import interpreting
 from tritonsyn.launch import step as launch
+from tritonsyn.reference import step as reference
 from tritonsyn.testing import assert_close_as_torch, assert_identical
 from tritonsyn.values import Dynamics, Ring, compute_dtype
 
@@ -141,11 +142,11 @@ def test_input_and_gradient_may_have_any_strides(device):
     dynamics = dynamics_of("single", 3, F64)
     records = records_of(1, 2, 4, 3, F64)
     x = graded(3, 4, F64).t()
-    reference = by_reference("step", "step_backward", x, records, None, dynamics, [0], F64, False)
+    plain = by_reference("step", "step_backward", x, records, None, dynamics, [0], F64, False)
     moved = Dynamics.of([t.to(device) for t in dynamics.constants], coupled=False)
     arguments = (x.to(device), [records[0].to(device)], None, moved, [0], F64, False)
     dx, _ = launch.step_backward(*arguments)
-    torch.testing.assert_close(dx.cpu(), reference.returned[0], rtol=1e-15, atol=0)
+    torch.testing.assert_close(dx.cpu(), plain.returned[0], rtol=1e-15, atol=0)
 
 
 @KINDS
@@ -189,6 +190,25 @@ def test_adjoint_at_every_slot(device, kind, slots):
         if slots > 1:  # the slot that was written has passed its gradient on
             after = outcome.arguments[1 : 1 + STATES[kind]]
             assert not any(d[p].any() for d, p in zip(after, pointers, strict=True))
+
+
+@pytest.mark.parametrize("name", ["reference", "launch"])
+@pytest.mark.parametrize(("synapses", "counted"), [(3, 0), (3, 3), (64, 0), (64, 4), (64, -2)])
+def test_pointers_move_whatever_has_been_counted(device, small_tiles, name, synapses, counted):
+    """By one program, or by the last of two, where a multiple of those has arrived before."""
+    module = launch if name == "launch" else reference
+    constants = dynamics_of("double", synapses, F32).constants
+    dynamics = Dynamics.of([t.to(device) for t in constants], coupled=False)
+    records = [record.to(device) for record in records_of(2, 5, 1, synapses, F32)]
+    slots = [torch.tensor(slot, device=device) for slot in (0, 3, 4)]
+    arrivals = torch.tensor(counted, dtype=torch.int32, device=device)
+    spikes = torch.zeros(5, 1, synapses, dtype=torch.bool, device=device)
+    ring = Ring(records, slots[:2], spikes, slots[2], arrivals)
+    for step in range(1, 4):
+        module.step(torch.ones(1, synapses, device=device), ring, dynamics)
+        assert [slot.item() for slot in slots] == [step, (3 + step) % 5, (4 + step) % 5]
+        assert arrivals.item() == counted
+    assert spikes[[4, 0, 1]].all() and not spikes[[2, 3]].any()
 
 
 @KINDS
