@@ -668,7 +668,7 @@ def gradients(module: Any, outputs: list[Expected], leaves: list[Given]) -> list
     for leaf, gradient in zip(leaves, found, strict=True):
         own = leaf.tensor.dtype
         once = (gradient[2] - gradient[1]) + (error + unit_of(own)) * gradient[1] + smallest(own)
-        once = once + cancelled / leaf.lanes[1].detach().clamp(min=0.1)
+        once = once + cancelled / leaf.lanes[1].detach().nan_to_num(1.0).clamp(0.1, 10.0)
         # Twice: a slope has the roundings of the value that it belongs to, and its own.
         results.append(Expected(gradient, own, once))
     return results

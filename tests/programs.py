@@ -171,7 +171,7 @@ class Program:
             at = len(kept)
             while at > 0:
                 start = max(0, at - size)
-                shorter = Program(self.seed, kept[:start] + kept[at:])
+                shorter = Program(self.seed, _without(kept, start, at))
                 if _alike(shorter.failure(), first):
                     kept = shorter.statements
                 at = start
@@ -182,6 +182,16 @@ class Program:
     def source(self) -> str:
         """Python that runs without these tests; what it should give, a comment says."""
         return "\n".join((PREAMBLE, *self.statements))
+
+
+def _without(statements: list[str], start: int, end: int) -> list[str]:
+    """Some statements less, and the names that they gave no longer in lists."""
+    gone = re.findall(r"\b[xsvy]\d+\b", " ".join(s.split(" = ")[0] for s in statements[start:end]))
+    kept = statements[:start] + statements[end:]
+    if not gone:
+        return kept
+    listed = re.compile(rf"(?<=[\[ ])({'|'.join(gone)})(, |(?=\]))")
+    return [listed.sub("", s).replace(", ]", "]") if " gradients(" in s else s for s in kept]
 
 
 def _alike(error: Exception | None, first: Exception | None) -> bool:
@@ -458,7 +468,8 @@ class Maker:
             return self.given(steps.long(), "s")
         times = self.times(size, dtype)
         if dtype.itemsize < 4 and not HALF_LIMITS:
-            times[(times > self.delay) & (times <= torch.tensor(self.delay, dtype=dtype))] = 0.0
+            rounded = torch.tensor(self.delay, dtype=dtype)
+            times[(times.double() > self.delay) & (times <= rounded)] = 0.0
         return self.given(times, "s")
 
     # Actions.
