@@ -12,7 +12,6 @@ come with their bound too. ``unit`` is a whole unit in the last place, twice the
 operation: an implementation may err twice as much as the plain formula in its dtype can.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -184,6 +183,7 @@ class Synapse:
         self.unit = unit_of(torch.promote_types(dtype, torch.float32))
         for name in self.constants:
             setattr(self, name, constants[name])
+        self.recorded: list[Tensor] = []
         self.clear()
 
     @classmethod
@@ -259,7 +259,7 @@ class Synapse:
     def __getstate__(self) -> dict[str, Any]:
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__)
-        copied.past = {n: list(p) for n, p in self.past.items()}
+        copied.past, copied.recorded = {n: list(p) for n, p in self.past.items()}, []
         copied.detach_state()
         return copied.__dict__
 
@@ -293,6 +293,7 @@ class Synapse:
         for name, value in after.items():
             self.carry[name] = worse(value, 3 * self.unit)
             self.past[name].append(self.stored(self.carry[name]))
+            self.recorded.append(self.past[name][-1])
         self.past["spike"].append(x.tensor.detach() != 0)
         if not torch.is_grad_enabled() or self.inplace:
             self.detach_state()
@@ -651,19 +652,19 @@ def gradients(module: Any, outputs: list[Expected], leaves: list[Given]) -> list
         value = torch.where(y.lanes.isnan(), 0.0, y.lanes)
         total = total + (lanes(weights(value.shape[1:], i)) * value).sum()
     # Whatever gradient of an observation is kept in its dtype, subnormals lose something of it.
-    observed = itertools.chain(*(synapse.past[n] for n in synapse.components))
-    for past in observed:
-        total = total + len(outputs) * smallest(synapse.dtype) * past[2].sum()
+    for observed in synapse.recorded:
+        total = total + len(outputs) * smallest(synapse.dtype) * observed[2].sum()
     if total.requires_grad:
         found = torch.autograd.grad(total, [g.lanes for g in leaves], materialize_grads=True)
     else:
         found = tuple(torch.zeros_like(g.lanes) for g in leaves)
     # The sum over the steps of what each gives, and over the reads of each observation.
-    terms = 32 + len(synapse.past["spike"])
+    terms = 32 + len(synapse.recorded)
     reads = len(outputs) if synapse.dtype.itemsize < 4 else 0
     error = terms * synapse.unit + reads * unit_of(synapse.dtype)
     # Where a layer filters its outputs, spikes before a detached state cancel up to rounding only.
     cancelled = synapse.unit * total.detach().abs() if module is not synapse else 0.0
+    synapse.recorded = []
     results = []
     for leaf, gradient in zip(leaves, found, strict=True):
         own = leaf.tensor.dtype
