@@ -861,7 +861,9 @@ def test_unknown_keywords_of_a_known_mode(device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_carry_follows_the_newest_observation(dtype, device):
     """Whatever writes it, or moves the pointer."""
-    record = RecordTensor(1.0, 3.0, torch.zeros(2, dtype=dtype, device=device), inclusive=True)
+    record = RecordTensor(
+        1.0, 3.0, torch.zeros(2, dtype=dtype, device=device), inclusive=True, carried=True
+    )
     values = [torch.full((2,), 0.1 * i, device=device) for i in range(1, 9)]
     writes = {
         "push": lambda v: record.push(v),

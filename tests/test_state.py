@@ -725,11 +725,12 @@ def test_another_batch_is_refused_unless_at_rest(kind, device):
 
 @every_kind
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_state_of_another_batch_is_taken_over(kind, strict, device):
-    source = filled(kind, batch_size=3, device=device)
-    target = filled(kind, batch_size=2, device=device)
+@pytest.mark.parametrize("options", [{}, {"capturable": True}, {"dtype": torch.float16}], ids=str)
+def test_a_state_of_another_batch_is_taken_over(kind, strict, options, device):
+    source = filled(kind, batch_size=1, device=device, **options)
+    target = filled(kind, batch_size=2, device=device, **options)
     target.load_state_dict(source.state_dict(), strict=strict)
-    assert target.batchsz == 3
+    assert target.batchsz == 1
     assert_same_run(source, target)
 
 

@@ -13,9 +13,6 @@ Slot = int | Tensor
 RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that records of currents are kept in."""
 
-HALVES = (torch.bfloat16, torch.float16)
-"""Those in which a step loses what it decays; see ``RecordTensor.carry``."""
-
 READ_MODES = ("previous", "nearest", "next", "linear", "expdecay", "alpha")
 """Modes of a :class:`ReadRule`; ``alpha`` reads a pair, the rise and the current."""
 

@@ -15,7 +15,7 @@ from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.common import as_coefficient, bounded, unchained, usable_time_constant
 from ..ops.operator import traced_as
-from ..values import HALVES, ReadRule, Slot, compute_dtype, highest_rate, record_size
+from ..values import ReadRule, Slot, compute_dtype, highest_rate, record_size
 from .options import setting
 from .state import Stateful, check_read, check_run, converted, ordinary_tensors, recorded_unless
 
@@ -48,7 +48,6 @@ class RecordTensor(Stateful):
 
     The storage is a tensor of the module's own and not a buffer, so that nothing that walks over
     buffers, such as ``DistributedDataParallel``, writes to it; with ``capturable=True`` it is one.
-    A record in bfloat16 or float16 has besides a :attr:`carry`.
 
     Args:
         step_time: time between observations, in ms (or any unit that ``duration`` shares).
@@ -59,6 +58,7 @@ class RecordTensor(Stateful):
         capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph
             and compiled without a new compilation for each of its values; pointer and storage are
             buffers then.
+        carried: whether a record in bfloat16 or float16 has a :attr:`carry`.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Raises:
@@ -69,9 +69,9 @@ class RecordTensor(Stateful):
     storage: Tensor
     position: Tensor | None
     carry: Tensor | None
-    """The newest observation in float32, before it was rounded to bfloat16 or float16; else None.
+    """The newest observation in float32, as it was before it was rounded; None if not carried.
 
-    Steps start from it, so that they decay as in a scan. Writes through :attr:`value` do not
+    A step of a synapse starts from it, and so decays as in a scan. Writes into :attr:`value` do not
     change it.
     """
 
@@ -83,12 +83,14 @@ class RecordTensor(Stateful):
         *,
         inclusive: bool = False,
         capturable: bool = False,
+        carried: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         self._dt = checks.positive("step_time", step_time)
         self._duration = checks.nonnegative("duration", duration)
         self._inclusive = checks.flag("inclusive", inclusive)
+        self._carried = checks.flag("carried", carried)
         self.backend = None if backend is None else check_backend(backend)
         if not isinstance(value, Tensor):
             raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
@@ -362,7 +364,7 @@ class RecordTensor(Stateful):
             slot = self._slot(rows.shape[0] - steps)
             self.replace_storage(ops.write_rows(self.storage, rows, slot))
         self.advance(steps)
-        if len(rows):
+        if self._carried and len(rows):
             with recorded_unless(inplace):
                 self._carry(rows[-1])
 
@@ -418,7 +420,8 @@ class RecordTensor(Stateful):
 
     def blank(self, mask: Tensor) -> None:
         """Makes all observations of some samples zero: ``mask [B]``, bool."""
-        rows = mask.view(-1, *(1 for _ in self.shape[1:]))
+        # A copy, because backward passes need it and the caller may change it.
+        rows = mask.clone().view(-1, *(1 for _ in self.shape[1:]))
         self.replace_storage(ops.blank(self.storage, rows))
         if self.carry is not None:
             self._carry(self.carry.masked_fill(rows, 0.0))
@@ -469,10 +472,14 @@ class RecordTensor(Stateful):
         """The newest observation as a step starts from it, a copy."""
         return self.peek() if self.carry is None else self.carry.clone()
 
+    def _needs_carry(self, storage: Tensor) -> bool:
+        return self._carried and storage.dtype in (torch.bfloat16, torch.float16)
+
     def _carry(self, value: Tensor) -> None:
         """Makes a value the carry, if the record needs one."""
-        if self.storage.dtype not in HALVES:
-            self.carry = None
+        if not self._needs_carry(self.storage):
+            if self.carry is not None:
+                self.carry = None
         elif self.carry is not None and self.carry.shape == value.shape:
             # In its own memory, whose address a CUDA graph may hold.
             self.carry = unchained(self.carry).copy_(value)
@@ -495,7 +502,8 @@ class RecordTensor(Stateful):
         """
         present = self.storage
         with ordinary_tensors():
-            if self.capturable and storage.dtype == present.dtype and not storage.requires_grad:
+            same = storage.dtype == present.dtype and storage.shape == present.shape
+            if self.capturable and same and not storage.requires_grad:
                 self.storage = present.detach().copy_(storage)
             else:
                 self.storage = storage.clone(memory_format=torch.contiguous_format)
@@ -631,17 +639,16 @@ class RecordTensor(Stateful):
         missing += [prefix + key for key in absent]
         if absent:
             return
-        saved, pointer = (
-            state_dict[prefix + "storage"].detach(),
-            int(state_dict[prefix + "pointer"]),
-        )
+        saved = state_dict[prefix + "storage"].detach()
+        pointer = int(state_dict[prefix + "pointer"])
         assign = local_metadata.get("assign_to_params_buffers", False)
         self._replace(saved if assign else saved.to(self.storage))
         self._move_to(pointer)
         # Before it was rounded to the dtype of this record.
         carry = state_dict.get(prefix + "carry")
         self._carry(saved[pointer - 1] if carry is None else carry.detach())
-        if not self.storage.is_meta and not self.storage.any():
+        parts = [part for part in (self.storage, self.carry) if part is not None]
+        if not any(part.is_meta or part.any() for part in parts):
             self._resting = self._stamp()
 
     # -- copies and conversions ---------------------------------------------------------------
@@ -652,7 +659,7 @@ class RecordTensor(Stateful):
             storage = converted(self.storage, fn)
             if self.storage.is_floating_point():
                 checks.record_dtype(storage.dtype)
-            if storage.dtype in HALVES:
+            if self._needs_carry(storage):
                 newest = self.newest() if self.carry is None else self.carry
                 self.carry = converted(newest, fn, keep_dtype=True).to(torch.float32)
             else:

@@ -112,7 +112,7 @@ class Stateful(nn.Module):
         """
         if strict and not self._load_state_dict_pre_hooks:
             _check_keys(self, state_dict, prefix)
-        checks.check_saved_shapes({**self._parameters, **self._buffers}, state_dict, prefix)
+        checks.check_saved_shapes(_saved_by_torch(self), state_dict, prefix)
 
     def _load_from_state_dict(
         self,
@@ -149,7 +149,10 @@ def _check_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> N
     for path, part in module.named_modules(prefix=prefix.rstrip("."), remove_duplicate=False):
         must, may = part.own_keys() if isinstance(part, Stateful) else (set(), set())
         place = f"{path}." if path else ""
-        needed |= {place + key for key in must | _torch_keys(part)}
+        must |= _saved_by_torch(part).keys()
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            must.add("_extra_state")
+        needed |= {place + key for key in must}
         allowed |= {place + key for key in may}
     given = {key for key in state_dict if key.startswith(prefix)}
     problems = {"Missing": needed - given, "Unexpected": given - needed - allowed}
@@ -162,9 +165,7 @@ def _check_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> N
         raise RuntimeError("; ".join(found))
 
 
-def _torch_keys(module: nn.Module) -> set[str]:
-    """The entries that torch itself saves for a module."""
+def _saved_by_torch(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module that torch itself saves."""
     kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
-    keys = {name for name, value in {**module._parameters, **kept}.items() if value is not None}
-    extra = type(module).get_extra_state is not nn.Module.get_extra_state
-    return keys | {"_extra_state"} if extra else keys
+    return {n: tensor for n, tensor in {**module._parameters, **kept}.items() if tensor is not None}

@@ -92,6 +92,7 @@ class ExponentialCurrent(Stateful):
         for name in self._record_names():
             kept_in = torch.bool if name == "spike_" else dtype
             blank = torch.zeros((batch_size, *self._shape), dtype=kept_in, device=device)
+            how["carried"] = name != "spike_"
             record = RecordTensor(self._dt, self._delay, blank, inclusive=True, **how)
             record.reset(0)
             self.add_module(name, record)

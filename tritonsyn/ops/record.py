@@ -49,7 +49,7 @@ class _Blank(torch.autograd.Function):
     def forward(ctx: Any, record: Tensor, mask: Tensor) -> Tensor:
         record.masked_fill_(mask, 0.0)
         link(ctx, record)
-        ctx.mask = mask.clone()
+        ctx.mask = mask
         return record
 
     @staticmethod
