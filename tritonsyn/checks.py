@@ -1,5 +1,6 @@
 """Validation of arguments; each error names the argument, its value and the rule."""
 
+import ctypes
 import math
 import numbers
 import operator
@@ -146,11 +147,18 @@ def check_mask(mask: object, batch: int, device: torch.device) -> Tensor:
     return check_input("mask", mask, (batch,), device)
 
 
+def rounded(value: Constant, dtype: torch.dtype) -> Constant:
+    """The constant as float64 or float32 holds it."""
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return value if dtype == torch.float64 else ctypes.c_float(value).value
+
+
 def representable(name: str, value: Constant, dtype: torch.dtype) -> None:
     """Every value is a normal number of this dtype, or its negative."""
     info = torch.finfo(dtype)
     with torch.no_grad():
-        size = abs(value)
+        size: Any = abs(value)
         outside = (size < info.tiny) | (size > info.max)
     if isinstance(outside, Tensor):
         outside = not outside.is_meta and bool(outside.any())

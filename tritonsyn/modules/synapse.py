@@ -157,9 +157,8 @@ class ExponentialCurrent(Stateful):
 
     def _usable(self, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """The constants with time constants that arithmetic of this dtype takes."""
-        names = {name for _, name in self._components}
-        usable = {n: usable_time_constant(constants[n], self._dt, dtype) for n in names}
-        return constants | usable
+        taus = {n: constants[n] for n in self._constants[1:]}
+        return constants | {n: usable_time_constant(t, self._dt, dtype) for n, t in taus.items()}
 
     def coefficients(self) -> Coefficients:
         """Gain, decays and rates of the present constants; differentiable to learned ones."""
@@ -719,13 +718,15 @@ def _apart(first: Any, second: Any, dtype: torch.dtype) -> tuple[Any, Any]:
 
     Their current is an even function of their distance :math:`g`: the distance becomes
     :math:`(g^2 + r^2) / 2r` within :math:`r = w\,(\tau_1 + \tau_2)`, about their mean, which is
-    smooth and never 0. The width w, some cube root of the precision, balances the error of moving,
-    of order :math:`w^2`, with that of rounding two large components, of order :math:`\epsilon / w`.
+    smooth and never 0. The width w, three cube roots of the precision :math:`\epsilon`, balances
+    the error of moving, of order :math:`w^2`, and that of rounding two large components, of order
+    :math:`\epsilon / w`.
     """
-    width = 2.0 * torch.finfo(dtype).eps ** (1 / 3)
-    tensors = isinstance(first, Tensor)
-    larger, smaller = (torch.maximum, torch.minimum) if tensors else (max, min)
-    longer, shorter = larger(first, second), smaller(first, second)
+    width = 3.0 * torch.finfo(dtype).eps ** (1 / 3)
+    if isinstance(first, Tensor):
+        longer, shorter = torch.maximum(first, second), torch.minimum(first, second)
+    else:
+        longer, shorter = max(first, second), min(first, second)
     reach = width * (first + second)
     lacking = bounded(reach - (longer - shorter), 0.0, math.inf)
     # Exactly zero beyond the reach, where the constants stay what they are.
@@ -787,15 +788,10 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         if name in names and decay is not None and rise is not None:
             dtype = self._arithmetic()
             with torch.no_grad():
-                # On the CPU a number may be compared with a tensor on any device.
-                pair = [
-                    v
-                    if isinstance(v, Tensor)
-                    else torch.tensor(v, device="cpu", dtype=torch.float64)
-                    for v in (decay, rise)
-                ]
-                greater = pair[0].to(dtype) > pair[1].to(dtype)
-            if not (greater.is_meta or greater.all()):
+                greater = checks.rounded(decay, dtype) > checks.rounded(rise, dtype)
+            if isinstance(greater, Tensor):
+                greater = greater.is_meta or bool(greater.all())
+            if not greater:
                 raise ValueError(
                     f"tc_decay must be greater than tc_rise in {dtype}, but they are {decay} and "
                     f"{rise}; AlphaCurrent is the synapse where they are equal"

@@ -148,8 +148,8 @@ def as_tensor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -
     if isinstance(value, Tensor):
         return value.to(device, dtype)
     largest = torch.finfo(dtype).max
-    value = bounded(value, -largest, largest)
-    return torch.full((), value, dtype=dtype, device=device)
+    number: float = bounded(value, -largest, largest)
+    return torch.full((), number, dtype=dtype, device=device)
 
 
 def as_coefficient(
