@@ -78,7 +78,7 @@ COMMON = [
     ("spike_charge", None, TypeError, "a number, but is None"),
     ("spike_charge", torch.tensor([1.0, 0.0, 2.0]), ValueError, "nonzero, but holds 0.0"),
     ("spike_charge", torch.tensor([1.0, NAN, 2.0]), ValueError, "nonzero, but holds nan"),
-    ("spike_charge", torch.tensor([1, 2, 3]), TypeError, "floating, but is torch.int64"),
+    ("spike_charge", torch.tensor([1, 2, 3]), TypeError, "floating tensor, but is torch.int64"),
     ("spike_charge", torch.ones(2), ValueError, "shape (2,), which does not broadcast to (3,)"),
     ("spike_charge", torch.ones(2, 3), ValueError, "(2, 3), which does not broadcast to (3,)"),
 ]  # fmt: skip
@@ -91,7 +91,7 @@ TIME_CONSTANTS = [
     (torch.tensor([5.0, -1.0, 5.0]), ValueError, "finite and greater than 0, but holds -1.0"),
     (torch.tensor([5.0, INF, 5.0]), ValueError, "finite and greater than 0, but holds inf"),
     (torch.full((4,), 5.0), ValueError, "shape (4,), which does not broadcast to (3,)"),
-    (torch.tensor(5), TypeError, "floating, but is torch.int64"),
+    (torch.tensor(5), TypeError, "floating tensor, but is torch.int64"),
 ]
 
 

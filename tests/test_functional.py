@@ -494,7 +494,9 @@ def test_select_scan_wants_a_number_of_steps(steps, message):
 
 
 def test_pack_wants_a_dense_sequence():
-    with pytest.raises(TypeError, match="x must be a dense tensor"):
+    with pytest.raises(
+        TypeError, match=r"x must be dense, but is torch\.float32, torch\.sparse_coo"
+    ):
         functional.pack_spikes(torch.ones(2, 1, 3).to_sparse())
     with pytest.raises(ValueError, match=r"x has shape \(2, 3\), but must have \(T, B"):
         functional.pack_spikes(torch.ones(2, 3))

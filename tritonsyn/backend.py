@@ -15,6 +15,8 @@ from functools import cache
 
 import torch
 
+from .checks import shown
+
 BACKENDS = ("auto", "triton", "reference")
 VARIABLE = "TRITONSYN_BACKEND"
 
@@ -26,7 +28,7 @@ class BackendError(RuntimeError):
 def check_backend(name: str, origin: str = "backend") -> str:
     """Returns ``name`` in lower case; raises :class:`BackendError` if no backend has that name."""
     if not isinstance(name, str) or name.lower() not in BACKENDS:
-        raise BackendError(f"{origin} is {name!r}, but must be one of {', '.join(BACKENDS)}")
+        raise BackendError(f"{origin} is {shown(name)}, but must be one of {', '.join(BACKENDS)}")
     return name.lower()
 
 
@@ -131,7 +133,7 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
     """
     if _pretending:
         return "triton"
-    return _resolve(device.type, check_backend(requested) if requested else _default)[0]
+    return _resolve(device.type, _default if requested is None else check_backend(requested))[0]
 
 
 def explain(device: torch.device) -> tuple[str, str]:

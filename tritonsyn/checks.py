@@ -24,17 +24,47 @@ from .values import (
 Constant = float | Tensor
 _Value = TypeVar("_Value")
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WIDE = (torch.uint16, torch.uint32, torch.uint64)
+_REAL = (torch.bool, *_INTEGERS, *_WIDE, *RECORD_DTYPES)
+"""Dtypes that values are computed from."""
+
+
+def shown(value: object) -> str:
+    """A value in an error, in one line, cut where it is long."""
+    try:
+        return f"{' '.join(repr(value).split()):.80}"
+    except Exception:  # such as that of an integer with more digits than Python prints
+        return f"of type {type(value).__name__}"
+
 
 def finite(name: str, value: object) -> float:
     """A finite real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise TypeError(f"{name} must be a number, but is {value!r}")
-        value = value.item()
-    value = float(value)
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, but is {value}")
-    return value
+    if isinstance(value, Tensor):
+        value = _only_value(name, value)
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, but is {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, but is {number}")
+    return number
+
+
+def _only_value(name: str, value: Tensor) -> float:
+    """What a tensor of one element holds, where no gradient to it would be lost."""
+    if not _is_dense(value) or value.dtype == torch.bool or value.numel() != 1:
+        raise TypeError(f"{name} must be a number, but is {_kind(value)}")
+    if value.is_meta:
+        raise ValueError(f"{name} is on meta, where tensors hold no values")
+    if value.requires_grad:
+        raise ValueError(
+            f"{name} requires grad, but only its value counts here, which is not learned: "
+            "pass the number"
+        )
+    return value.item()
 
 
 def positive(name: str, value: object) -> float:
@@ -45,57 +75,107 @@ def positive(name: str, value: object) -> float:
     return number
 
 
+def step_time(name: str, value: object) -> float:
+    """A time between steps: above zero, and a normal float32, because times are divided by it."""
+    number = positive(name, value)
+    bounds = torch.finfo(torch.float32)
+    if not bounds.tiny <= number <= bounds.max:
+        raise ValueError(
+            f"{name} must be within float32, {bounds.tiny:.4g} to {bounds.max:.4g}, but is {number}"
+        )
+    return number
+
+
 def nonnegative(name: str, value: object) -> float:
-    """A finite number, zero or above."""
+    """A finite number, zero or above, that float32 can hold."""
     number = finite(name, value)
     if number < 0:
         raise ValueError(f"{name} must be at least 0, but is {number}")
+    return within(name, number, torch.float32)
+
+
+def within(name: str, number: float, dtype: torch.dtype) -> float:
+    """A number that does not overflow in this dtype."""
+    if dtype.is_floating_point and not abs(number) <= torch.finfo(dtype).max:
+        largest = torch.finfo(dtype).max
+        raise ValueError(f"{name} must be at most {largest:.4g} in {dtype}, but is {number}")
     return number
 
 
 def positive_integer(name: str, value: object) -> int:
     """A whole number above zero."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a positive integer, but is {value!r}")
-    if value <= 0:
-        raise ValueError(f"{name} must be a positive integer, but is {value}")
-    return int(value)
+        raise TypeError(f"{name} must be a positive integer, but is {shown(value)}")
+    number = int(value)
+    if not 0 < number < _END:
+        allowed = "a positive integer" if number <= 0 else "less than 2**63"
+        raise ValueError(f"{name} must be {allowed}, but is {shown(number)}")
+    return number
+
+
+_END = 2**63
 
 
 def integer(name: str, value: Any) -> int:
     """A whole number."""
     # operator.index would turn a symbolic size of torch.compile into a number.
     if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
-        return cast(int, value)
-    try:
-        return operator.index(value)
-    except (TypeError, RuntimeError):
-        raise TypeError(f"{name} must be an integer, but is {value!r:.80}") from None
+        number = cast(int, value)
+    else:
+        try:
+            if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+                raise TypeError
+            number = operator.index(value)
+        except (TypeError, RuntimeError):
+            raise TypeError(f"{name} must be an integer, but is {shown(value)}") from None
+    if not -_END <= number < _END:
+        raise ValueError(f"{name} must be within 64 bits, but is {shown(value)}")
+    return number
 
 
 def flag(name: str, value: object) -> bool:
     """True or False."""
     if isinstance(value, bool) or (isinstance(value, numbers.Real) and value in (0, 1)):
         return bool(value)
-    raise TypeError(f"{name} must be True or False, but is {value!r:.80}")
+    raise TypeError(f"{name} must be True or False, but is {shown(value)}")
 
 
 def group_shape(value: object) -> tuple[int, ...]:
     """The shape of a group: one positive integer or a sequence of them."""
     if isinstance(value, numbers.Integral):
         return (positive_integer("shape", value),)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise TypeError(f"shape must be a positive integer or a sequence of them, but is {value!r}")
-    return tuple(positive_integer(f"shape[{i}]", size) for i, size in enumerate(value))
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray) or not value:
+        raise TypeError(
+            f"shape must be a positive integer or a sequence of them, but is {shown(value)}"
+        )
+    shape = tuple(positive_integer(f"shape[{i}]", size) for i, size in enumerate(value))
+    check_count("shape", shape)
+    return shape
+
+
+def check_count(name: str, sizes: Sequence[int]) -> None:
+    """Tensors of these sizes have fewer bytes than an address can count."""
+    if math.prod(sizes) >= _END // 8:
+        raise ValueError(f"{name} must have fewer than 2**60 elements, but is {tuple(sizes)}")
 
 
 def record_dtype(value: torch.dtype | None) -> torch.dtype:
     """A dtype that records of currents are kept in; None means torch's default dtype."""
     dtype = torch.get_default_dtype() if value is None else value
-    if dtype not in RECORD_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in RECORD_DTYPES:
         allowed = ", ".join(map(str, RECORD_DTYPES))
-        raise TypeError(f"dtype must be one of {allowed}, but is {dtype}")
+        raise TypeError(f"dtype must be one of {allowed}, but is {shown(dtype)}")
     return dtype
+
+
+def device(value: Any) -> torch.device | None:
+    """A device as torch takes it; None means torch's default device."""
+    if value is None:
+        return None
+    try:
+        return torch.device(value)
+    except (TypeError, RuntimeError, ValueError, OverflowError):
+        raise TypeError(f"device must be a torch device, but is {shown(value)}") from None
 
 
 def optional(rule: Callable[[str, object], _Value]) -> Callable[[str, object], _Value | None]:
@@ -106,7 +186,7 @@ def optional(rule: Callable[[str, object], _Value]) -> Callable[[str, object], _
 def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
     """One of these words, in any case."""
     if not isinstance(value, str) or value.lower() not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but is {shown(value)}")
     return value.lower()
 
 
@@ -122,8 +202,7 @@ def constant(name: str, value: object, shape: Sequence[int], above_zero: bool) -
         if number == 0 or (above_zero and number < 0):
             raise ValueError(f"{name} must be {rule}, but is {number}")
         return number
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating, but is {value.dtype}")
+    check_floating(name, value)
     check_broadcast(name, value, shape)
     if not value.is_meta:
         with torch.no_grad():
@@ -169,9 +248,9 @@ def representable(name: str, value: Constant, dtype: torch.dtype) -> None:
         )
 
 
-def misshapen(name: str, x: Tensor | PackedSpikes, wanted: object) -> ValueError:
+def misshapen(name: str, x: Tensor | PackedSpikes, wanted: object, advice: str = "") -> ValueError:
     """The error for a tensor of the wrong shape."""
-    return ValueError(f"{name} has shape {tuple(x.shape)}, but must have {wanted}")
+    return ValueError(f"{name} has shape {tuple(x.shape)}, but must have {wanted}{advice}")
 
 
 def check_graph(name: str, value: object) -> None:
@@ -211,31 +290,69 @@ def check_broadcast(name: str, value: Tensor, shape: Sequence[int]) -> None:
         )
 
 
+def check_broadcasts(name: str, value: Tensor, shape: torch.Size, others: str) -> torch.Size:
+    """The shape that both broadcast to."""
+    try:
+        return torch.broadcast_shapes(value.shape, shape)
+    except RuntimeError:
+        raise misshapen(
+            name, value, f"one that broadcasts with {tuple(shape)} of {others}"
+        ) from None
+
+
 def check_input(
     name: str, x: object, shape: Sequence[int], device: torch.device, owner: str = "record"
 ) -> Tensor:
     """``x`` is a dense real tensor of this shape, on the device of its owner."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
-    if x.is_complex():
-        raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} must be dense, but its layout is {x.layout}")
+    x = check_real(name, x)
     if tuple(x.shape) != tuple(shape):
         raise misshapen(name, x, tuple(shape))
     check_device(name, x, device, owner)
     return x
 
 
+def check_step_input(
+    name: str, x: object, shape: Sequence[int], device: torch.device, scan: str
+) -> Tensor:
+    """``x`` is the input of one step; an error says what takes sequences."""
+    if isinstance(x, PackedSpikes):
+        raise TypeError(f"{name} must be a tensor, but is a sequence of spikes; {scan} takes it")
+    x, wanted = check_real(name, x), tuple(shape)
+    given = tuple(x.shape)
+    if given != wanted:
+        advice = f"; {scan} takes sequences" if given[1:] == wanted else ""
+        raise misshapen(name, x, wanted, advice)
+    check_device(name, x, device)
+    return x
+
+
+def check_real(name: str, x: object) -> Tensor:
+    """``x`` is a dense real tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
+    if x.dtype not in _REAL:
+        raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
+    if not _is_dense(x):
+        raise TypeError(f"{name} must be dense, but is {_kind(x)}")
+    return x
+
+
 def check_floating(name: str, x: object) -> Tensor:
-    """``x`` is a dense floating tensor."""
-    if isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided:
+    """``x`` is a dense floating tensor of a dtype that records are kept in."""
+    if isinstance(x, Tensor) and x.dtype in RECORD_DTYPES and _is_dense(x):
         return x
     raise TypeError(f"{name} must be a dense floating tensor, but is {_kind(x)}")
 
 
+def _is_dense(x: Tensor) -> bool:
+    return x.layout == torch.strided and not x.is_nested and x.dtype in _REAL
+
+
 def _kind(x: object) -> str:
-    return f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    shape = "nested" if x.is_nested else f"of shape {tuple(x.shape)}"
+    return f"{x.dtype}, {x.layout}, {shape}"
 
 
 def check_device(
@@ -249,15 +366,14 @@ def check_device(
 def check_packed(name: str, x: object) -> None:
     """``x`` is packed, and ``words`` has the size that its ``shape`` implies: kernels trust it."""
     if not isinstance(x, PackedSpikes):
-        raise TypeError(f"{name} must be PackedSpikes, but is {x!r:.80}")
+        raise TypeError(f"{name} must be PackedSpikes, but is {shown(x)}")
     words, shape = x
     if not isinstance(shape, tuple):
-        raise TypeError(f"{name}.shape must be a tuple (T, B, *shape), but is {shape!r:.80}")
+        raise TypeError(f"{name}.shape must be a tuple (T, B, *shape), but is {shown(shape)}")
     if len(shape) < 3 or any(integer(f"{name}.shape", size) < 0 for size in shape):
         raise ValueError(f"{name}.shape must be (T, B, *shape), but is {shape}")
-    dense = isinstance(words, Tensor) and words.layout == torch.strided
-    if not dense or words.dtype != torch.int32:
-        raise TypeError(f"{name}.words must be a dense int32 tensor, but is {words!r:.80}")
+    if not isinstance(words, Tensor) or not _is_dense(words) or words.dtype != torch.int32:
+        raise TypeError(f"{name}.words must be a dense int32 tensor, but is {shown(words)}")
     needed = (*shape[:2], words_per_row(x.synapses))
     if tuple(words.shape) != needed:
         raise misshapen(f"{name}.words", words, f"{needed} for spikes {shape}")
@@ -268,18 +384,18 @@ def check_sequence(x: object) -> None:
     if isinstance(x, PackedSpikes):
         check_packed("x", x)
         return
-    if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
+    if not isinstance(x, Tensor) or not _is_dense(x):
         raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {_kind(x)}")
     if x.ndim < 1:
         raise ValueError("x must have time as its first axis, but has no axis")
 
 
-def check_coefficient(name: str, value: object, device: torch.device) -> None:
-    """``value`` is a finite number or a dense real tensor that holds values."""
+def check_coefficient(name: str, value: object, dtype: torch.dtype, device: torch.device) -> None:
+    """``value`` is a finite number of this dtype or a dense real tensor that holds values."""
     if not isinstance(value, Tensor):
-        finite(name, value)
+        within(name, finite(name, value), dtype)
         return
-    if value.is_complex() or value.layout != torch.strided:
+    if not _is_dense(value):
         raise TypeError(f"{name} must be dense and real, but is {_kind(value)}")
     check_holds_values(name, value, device)
 
@@ -318,10 +434,9 @@ def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.d
     """
     if not isinstance(sel, Tensor):
         raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
-    if sel.is_complex() or sel.dtype == torch.bool:
+    if sel.dtype == torch.bool or sel.dtype not in _REAL:
         raise TypeError(f"{name} must be floating or integer, but is {sel.dtype}")
-    if sel.layout != torch.strided:
-        raise TypeError(f"{name} must be dense, but its layout is {sel.layout}")
+    sel = check_real(name, sel)
     batch, *inner = shape
     given, depth = tuple(sel.shape), len(shape)
     fits = len(given) in (depth, depth + 1) and list(given[1:depth]) == inner
@@ -338,8 +453,8 @@ def check_record(name: str, record: object) -> Tensor:
     """``record`` is a packed tensor ``[K, B, ...]`` of a dtype that records are kept in."""
     if not isinstance(record, Tensor):
         raise TypeError(f"{name} must be a tensor, but a {type(record).__name__} was given")
-    if record.layout != torch.strided:
-        raise TypeError(f"{name} must be dense, but its layout is {record.layout}")
+    if record.dtype in _REAL and not _is_dense(record):
+        raise TypeError(f"{name} must be dense, but is {_kind(record)}")
     if record.dtype not in (*RECORD_DTYPES, torch.bool):
         allowed = ", ".join(str(dtype) for dtype in RECORD_DTYPES)
         raise TypeError(
@@ -368,7 +483,7 @@ def check_records(
     """One or two packed records of the same shape, which may be given, each with its slot."""
     for given, value in ((name, records), (f"pointers of {name}", pointers)):
         if not isinstance(value, Sequence):
-            raise TypeError(f"{given} must be a sequence, but is {value!r:.80}")
+            raise TypeError(f"{given} must be a sequence, but is {shown(value)}")
     if len(records) not in (1, 2) or len(records) != len(pointers):
         raise ValueError(
             f"{name} must be one or two, each with a pointer, but there are {len(records)} and "
@@ -403,7 +518,7 @@ def check_coefficients(
     Returned 0-d or ``[N]``, in the dtype of the arithmetic.
     """
     if not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be a sequence of {count}, but is {values!r:.80}")
+        raise TypeError(f"{name} must be a sequence of {count}, but is {shown(values)}")
     if len(values) != count:
         raise ValueError(f"{name} must be {count}, but there are {len(values)}")
     for value in values:
@@ -418,13 +533,13 @@ def check_coefficients(
     return [v.reshape(-1) if v is not None and v.ndim else v for v in exact]
 
 
-def check_rule(rule: ReadRule, rates: Sequence[Tensor | None]) -> None:
-    """The mode is known and has the rates that it needs, and the numbers are finite."""
+def check_rule(rule: ReadRule, rates: Sequence[Tensor | None], dtype: torch.dtype) -> None:
+    """The mode is known and has the rates that it needs, and records can hold the numbers."""
     if not isinstance(rule, ReadRule):
-        raise TypeError(f"rule must be a ReadRule, but is {rule!r:.80}")
-    if rule.mode not in READ_MODES:
+        raise TypeError(f"rule must be a ReadRule, but is {shown(rule)}")
+    if not isinstance(rule.mode, str) or rule.mode not in READ_MODES:
         raise ValueError(
-            f"mode of the rule must be one of {', '.join(READ_MODES)}, but is {rule.mode!r}"
+            f"mode of the rule must be one of {', '.join(READ_MODES)}, but is {shown(rule.mode)}"
         )
     if rule.mode == "alpha" and len(rates) != 2:
         raise ValueError(
@@ -432,10 +547,11 @@ def check_rule(rule: ReadRule, rates: Sequence[Tensor | None]) -> None:
             f"but there are {len(rates)} rates"
         )
     if rule.mode in ("expdecay", "alpha") and any(rate is None for rate in rates):
-        raise ValueError(f"rates must be tensors for the mode {rule.mode!r}, but one is None")
-    positive("step of the rule", rule.step)
+        raise ValueError(f"rates must be tensors for the mode {shown(rule.mode)}, but one is None")
+    step_time("step of the rule", rule.step)
     nonnegative("limit of the rule", rule.limit)
     nonnegative("tolerance of the rule", rule.tolerance)
     if rule.overbound is not None:
         given = rule.overbound
-        finite("overbound of the rule", float(given) if isinstance(given, bool) else given)
+        number = finite("overbound of the rule", float(given) if isinstance(given, bool) else given)
+        within("overbound of the rule", number, dtype)

@@ -49,6 +49,7 @@ def interp_previous(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
     """The earlier observation: what was last known at the time of the sample."""
+    checks.check_real("prev_data", prev_data)
     return prev_data
 
 
@@ -56,6 +57,7 @@ def interp_next(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
     """The later observation."""
+    checks.check_real("next_data", next_data)
     return next_data
 
 
@@ -63,6 +65,7 @@ def interp_nearest(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
     """The closer observation; the earlier one in the middle."""
+    _check_interpolated(sample_at, step_time=step_time, prev_data=prev_data, next_data=next_data)
     return torch.where(sample_at / step_time > 0.5, next_data, prev_data)
 
 
@@ -70,6 +73,10 @@ def interp_linear(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
     """The straight line between them: ``prev + (next - prev) * sample_at / step_time``."""
+    _check_interpolated(sample_at, step_time=step_time, prev_data=prev_data, next_data=next_data)
+    for name, value in (("prev_data", prev_data), ("next_data", next_data)):
+        if value.dtype == torch.bool:
+            raise TypeError(f"{name} is torch.bool, between whose values there are none")
     return prev_data + (next_data - prev_data) * (sample_at / step_time)
 
 
@@ -83,6 +90,7 @@ def interp_expdecay(
     **kwargs: object,
 ) -> Tensor:
     """The earlier observation, decayed since: ``prev * exp(-sample_at / time_constant)``."""
+    _check_interpolated(sample_at, prev_data=prev_data, time_constant=time_constant)
     dtype = compute_dtype(sample_at.dtype)
     return prev_data * torch.exp(-sample_at / usable_time_constant(time_constant, step_time, dtype))
 
@@ -97,7 +105,21 @@ def interp_expratedecay(
     **kwargs: object,
 ) -> Tensor:
     """The earlier observation, decayed since: ``prev * exp(-sample_at * rate_constant)``."""
+    _check_interpolated(sample_at, prev_data=prev_data, rate_constant=rate_constant)
     return prev_data * torch.exp(-sample_at * rate_constant)
+
+
+def _check_interpolated(sample_at: Tensor, **given: object) -> None:
+    """All fit the times of the samples; the values of tensors are not read."""
+    shape = checks.check_floating("sample_at", sample_at).shape
+    for name, value in given.items():
+        if isinstance(value, Tensor) or name.endswith("_data"):
+            tensor = checks.check_real(name, value)
+            checks.check_device(name, tensor, sample_at.device, owner="sample_at")
+            others = "sample_at and what it is read from"
+            shape = checks.check_broadcasts(name, tensor, shape, others)
+        else:
+            checks.positive(name, value)
 
 
 INTERPOLATIONS: dict[str, Callable[..., Tensor]] = {
@@ -187,7 +209,7 @@ def step(
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
     """
     if not isinstance(ring, Ring):
-        raise TypeError(f"ring must be a Ring, but is {ring!r:.80}")
+        raise TypeError(f"ring must be a Ring, but is {checks.shown(ring)}")
     shape = checks.check_records("ring.components", ring.components, ring.pointers)
     for component in ring.components:
         checks.check_floating("ring.components", component)
@@ -203,7 +225,8 @@ def step(
         _check_as_many("ring.carries", ring.carries, len(ring.components))
         for carry in ring.carries:
             checks.check_carry("ring.carries", carry, ring.components[0])
-    checks.check_input("x", x, shape[1:], device)
+    checks.check_step_input("x", x, shape[1:], device, scan="exp_scan, or another scan,")
+    graph = checks.flag("graph", graph)
     coupled = coupling is not None
     counts = {"gain": 1, "decays": len(ring.components) - coupled, "coupling": 1}
     factors = {"gain": (gain,), "decays": decays} | ({"coupling": (coupling,)} if coupled else {})
@@ -272,7 +295,7 @@ def select_scan(
         TypeError, ValueError: wrong kind, shape or device, or more steps than rows.
     """
     if not isinstance(sequences, Sequence):
-        raise TypeError(f"sequences must be one or two tensors, but is {sequences!r:.80}")
+        raise TypeError(f"sequences must be one or two tensors, but is {checks.shown(sequences)}")
     rows = [checks.check_floating("sequences", sequence).contiguous() for sequence in sequences]
     shape = checks.check_records("sequences", rows, (0,) * len(rows))
     steps = checks.integer("steps", steps)
@@ -288,7 +311,7 @@ def _checked_read(
     """Times and rates for a read of these records, once all that it takes fits."""
     first = records[0]
     rates = checks.check_coefficients("rates", rates, len(records), first, or_none=True)
-    checks.check_rule(rule, rates)
+    checks.check_rule(rule, rates, first.dtype)
     return checks.check_selector("sel", sel, first.shape[1:], first.device), rates
 
 
@@ -305,9 +328,7 @@ def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     Raises:
         TypeError, ValueError: not a dense tensor, or too few axes.
     """
-    if not isinstance(x, Tensor) or x.layout != torch.strided:
-        raise TypeError(f"x must be a dense tensor, but is {x!r:.80}")
-    if x.ndim < 3:
+    if checks.check_real("x", x).ndim < 3:
         raise checks.misshapen("x", x, "(T, B, *shape)")
     return ops.pack_spikes(x, backend=backend)
 
@@ -451,7 +472,7 @@ def _sequence_scan(
 
 def _check_as_many(name: str, values: object, components: int) -> None:
     if not isinstance(values, Sequence) or len(values) != components:
-        raise ValueError(f"{name} must hold {components} tensors, but is {values!r:.80}")
+        raise ValueError(f"{name} must hold {components} tensors, but is {checks.shown(values)}")
 
 
 def _output_dtype(dtype: torch.dtype | None, *sources: Tensor | PackedSpikes | None) -> torch.dtype:
@@ -467,7 +488,7 @@ def _as_tensors(
     """Constants that hold values, as tensors without leading axes of one element."""
     made = {}
     for name, value in constants.items():
-        checks.check_coefficient(name, value, device)
+        checks.check_coefficient(name, value, dtype, device)
         tensor = as_tensor(value, dtype, device)
         while tensor.shape[:1] == (1,):
             tensor = tensor[0]
@@ -533,12 +554,13 @@ def delayed_linear(
     checks.check_layer(x, weight, delay, bias)
     if rise is not None and ratio is not None:
         raise ValueError("rise and ratio belong to different synapses: give at most one of them")
-    factors = {"decay": decay, "rise": rise, "ratio": ratio}
-    constants = {"gain": gain} | {n: v for n, v in factors.items() if v is not None}
+    optional = {"rise": rise, "ratio": ratio}
+    given = {name: value for name, value in optional.items() if value is not None}
+    constants = {"gain": gain, "decay": decay, **given}
     for name, factor in constants.items():
         if name != "gain" and not isinstance(factor, Tensor):
             checks.positive(name, factor)
-    step_time = checks.positive("step_time", step_time)
+    step_time = checks.step_time("step_time", step_time)
     max_delay = checks.nonnegative("max_delay", max_delay)
     slots = record_size(step_time, max_delay, inclusive=True)
     if initial is not None:

@@ -157,8 +157,8 @@ def record_size(step_time: float, duration: float, inclusive: bool) -> int:
     steps = duration / step_time
     if not steps < 2**31:
         raise ValueError(
-            f"a record cannot hold {steps:g} steps: {duration} in steps of {step_time}; "
-            "fewer than 2**31 are allowed"
+            f"a delay or duration of {duration} is {steps:g} steps of {step_time}, but a record "
+            "holds fewer than 2**31"
         )
     return max(math.ceil(_snapped(steps)) + inclusive, 1)
 

@@ -70,7 +70,7 @@ class DelayedProjection(Stateful):
         if not callable(synapse) or isinstance(synapse, nn.Module | type):
             raise TypeError(
                 "synapse must be what a synapse's partialconstructor returns, "
-                f"but is {synapse!r:.80}"
+                f"but is {checks.shown(synapse)}"
             )
         dtype, bias = checks.record_dtype(dtype), checks.flag("bias", bias)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -78,13 +78,13 @@ class DelayedProjection(Stateful):
         self.synapse = synapse((inputs,), step_time, delay, batch_size, **how)
         if not isinstance(self.synapse, ExponentialCurrent):
             raise TypeError(
-                f"synapse must make a synapse of tritonsyn, but makes {self.synapse!r:.80}"
+                f"synapse must make a synapse of tritonsyn, but makes {checks.shown(self.synapse)}"
             )
         spread, bound = _uniform(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs)), self.max_delay
         parameters = {
-            "weight": (size, weight_init or spread),
-            "delay": (size, delay_init or _uniform(0.0, bound)),
-            "bias": (size[:1], bias_init or spread),
+            "weight": (size, spread if weight_init is None else weight_init),
+            "delay": (size, _uniform(0.0, bound) if delay_init is None else delay_init),
+            "bias": (size[:1], spread if bias_init is None else bias_init),
         }
         for name, (shape, init) in parameters.items():
             made = None
@@ -248,7 +248,7 @@ def _uniform(low: float, high: float) -> Initializer:
 def _initialized(name: str, values: Tensor, init: Initializer) -> nn.Parameter:
     """A parameter with the values that an initialiser filled in, or returned."""
     if not callable(init):
-        raise TypeError(f"{name} must be a function of a tensor, but is {init!r:.80}")
+        raise TypeError(f"{name} must be a function of a tensor, but is {checks.shown(init)}")
     with torch.no_grad():
         result = init(values)
     result = values if result is None else result

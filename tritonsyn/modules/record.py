@@ -87,14 +87,15 @@ class RecordTensor(Stateful):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self._dt = checks.positive("step_time", step_time)
+        self._dt = checks.step_time("step_time", step_time)
         self._duration = checks.nonnegative("duration", duration)
         self._inclusive = checks.flag("inclusive", inclusive)
         self._carried = checks.flag("carried", carried)
         self.backend = None if backend is None else check_backend(backend)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"value must be a tensor, but a {type(value).__name__} was given")
+        capturable = checks.flag("capturable", capturable)
+        value = checks.check_real("value", value)
         slots = record_size(self._dt, self._duration, self._inclusive)
+        checks.check_count("value times the slots", (slots, *value.shape))
         with ordinary_tensors():
             first = value.detach().expand(slots, *value.shape)
             storage = first.clone(memory_format=torch.contiguous_format)
@@ -112,7 +113,7 @@ class RecordTensor(Stateful):
 
     # -- properties ---------------------------------------------------------------------------
 
-    dt: float = setting("dt", "Time between observations.", checks.positive, _REBUILDS)
+    dt: float = setting("dt", "Time between observations.", checks.step_time, _REBUILDS)
     duration: float = setting("duration", "Time spanned.", checks.nonnegative, _REBUILDS)
     inclusive: bool = setting(
         "inclusive", "Whether the one exactly ``duration`` ago is kept.", checks.flag, _REBUILDS
@@ -267,7 +268,10 @@ class RecordTensor(Stateful):
         sel = self._as_selector(time, limit, tolerance)
         pointer = self._slot(checks.integer("offset", offset) - 1)
         rule = ReadRule("previous", self._dt, limit, tolerance)
-        mode, kwargs = _named(interp or interp_nearest), interp_kwargs or {}
+        mode = _named(interp_nearest if interp is None else interp)
+        kwargs = {} if interp_kwargs is None else interp_kwargs
+        if not isinstance(kwargs, dict):
+            raise TypeError(f"interp_kwargs must be a dict, but is {checks.shown(kwargs)}")
         if isinstance(mode, str):
             rate = self._rate(mode, kwargs)
             mode = "expdecay" if mode == "expratedecay" else mode
@@ -328,8 +332,8 @@ class RecordTensor(Stateful):
             ValueError: the shape is wrong, or there are more observations than slots.
         """
         check_run()
-        if not isinstance(obs, Tensor) or obs.ndim != len(self.shape) + 1:
-            raise ValueError(f"obs must be a tensor {(*self.shape, 'length')}, but is {obs!r:.80}")
+        if checks.check_real("obs", obs).ndim != len(self.shape) + 1:
+            raise checks.misshapen("obs", obs, (*self.shape, "length"))
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
         slots = self._range_slots(obs.shape[-1], offset, forward)
         rows = obs.movedim(-1, 0).to(self.storage.dtype)
@@ -349,7 +353,7 @@ class RecordTensor(Stateful):
             inplace: record no autograd graph, and drop the one there is.
         """
         check_run()
-        length = getattr(rows, "shape", (0,))[:1]
+        length = checks.check_real("rows", rows).shape[:1]
         check_input("rows", rows, (*length, *self.shape), self.storage.device)
         steps = rows.shape[0] if steps is None else checks.integer("steps", steps)
         if steps < rows.shape[0]:
@@ -412,7 +416,8 @@ class RecordTensor(Stateful):
         if fill is None:
             self.align(0)
             return
-        fill = fill if isinstance(fill, bool) else checks.finite("fill", fill)
+        if not isinstance(fill, bool):
+            fill = checks.within("fill", checks.finite("fill", fill), self.storage.dtype)
         self.storage = self.storage.detach().fill_(fill)
         self._move_to(0)
         self._carry_on()
@@ -526,7 +531,7 @@ class RecordTensor(Stateful):
             offset = offset.to(torch.int64)
         else:
             offset = checks.integer("offset", offset)
-        first = offset if forward else offset + (length - 1)
+        first = offset if checks.flag("forward", forward) else offset + (length - 1)
         return (self.cursor - first + steps) % self.recordsz
 
     def _as_selector(self, time: Tensor | float, limit: float, tolerance: float) -> Tensor:
@@ -554,6 +559,7 @@ class RecordTensor(Stateful):
         value, device = kwargs[wanted], self.storage.device
         dtype = compute_dtype(self.storage.dtype)
         if isinstance(value, Tensor):
+            checks.check_coefficient(wanted, value, dtype, device)
             checks.check_broadcast(wanted, value, self.shape[1:])
             value = value.to(device, dtype)
         else:

@@ -73,6 +73,14 @@ def converted(tensor: Tensor, fn: Callable[[Tensor], Tensor], keep_dtype: bool =
 class Stateful(nn.Module):
     """A module with state that copies, conversions and saved states treat with care."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A property is asked first, where torch would register the value under its name.
+        registered = isinstance(value, nn.Parameter | nn.Buffer | nn.Module)
+        if registered and isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # -- copies and conversions ---------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -75,7 +75,7 @@ class ExponentialCurrent(Stateful):
     ) -> None:
         super().__init__()
         self._shape = checks.group_shape(shape)
-        self._dt = checks.positive("step_time", step_time)
+        self._dt = checks.step_time("step_time", step_time)
         self._delay = checks.nonnegative("delay", delay)
         self._spike_mode = checks.one_of("spike_interp_mode", spike_interp_mode, _SPIKE_MODES)
         self._interp_tol = checks.nonnegative("interp_tol", interp_tol)
@@ -87,7 +87,10 @@ class ExponentialCurrent(Stateful):
         self._capturable = checks.flag("capturable", capturable)
         self._backend = None if backend is None else check_backend(backend)
         self._fixed: Coefficients | None = None
-        dtype = checks.record_dtype(dtype)
+        dtype, device = checks.record_dtype(dtype), checks.device(device)
+        if self._current_overbound is not None:
+            checks.within("current_overbound", self._current_overbound, dtype)
+        self._check_size(self._dt, self._delay, batch_size)
         how: dict[str, Any] = {"capturable": self._capturable, "backend": self._backend}
         for name in self._record_names():
             kept_in = torch.bool if name == "spike_" else dtype
@@ -102,6 +105,12 @@ class ExponentialCurrent(Stateful):
         with ordinary_tensors():
             arrivals = torch.zeros((), dtype=torch.int32, device=device)
         self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
+
+    def _check_size(self, step_time: float, delay: float, batch_size: int) -> tuple[int, ...]:
+        """The size of a record, which must not be too large for any tensor."""
+        size = record_size(step_time, delay, inclusive=True), batch_size, *self._shape
+        checks.check_count("delay in steps, batch_size (batchsz) and shape", size)
+        return size
 
     partialconstructor: ClassVar[Callable[..., SynapseConstructor]]
 
@@ -194,7 +203,7 @@ class ExponentialCurrent(Stateful):
     # -- properties ---------------------------------------------------------------------------
 
     shape: tuple[int, ...] = setting("shape", "Shape of the group, without the batch.")
-    dt: float = setting("dt", "Length of a step, ms.", checks.positive, _REBUILDS)
+    dt: float = setting("dt", "Length of a step, ms.", checks.step_time, _REBUILDS)
     delay: float = setting("delay", "Longest delay, ms.", checks.nonnegative, _REBUILDS)
     inplace: bool = setting("inplace", "Streaming: steps record no autograd graph.", checks.flag)
     interp_tol: float = setting("interp_tol", "A time this close to an observation, ms, reads it.")
@@ -247,7 +256,7 @@ class ExponentialCurrent(Stateful):
     def _rebuild(self, **changed: Any) -> None:
         """Starts the records again, for another step, longest delay or batch size."""
         dt, delay, batchsz = (changed.get(n, getattr(self, n)) for n in ("dt", "delay", "batchsz"))
-        size = record_size(dt, delay, inclusive=True), batchsz, *self._shape
+        size = self._check_size(dt, delay, batchsz)
         with ordinary_tensors():
             blanks = [record.storage.new_zeros(size) for record in self._records()]
         for record, blank in zip(self._records(), blanks, strict=True):
