@@ -62,7 +62,7 @@ def shifted(base: Tensor, x: Tensor) -> Tensor:
 
 
 def inverse(x: Tensor) -> Tensor:
-    """One over a positive number that is the same in all lanes."""
+    """One over a number that has no other terms than itself."""
     return shifted(x.detach(), x) / x.detach().square()
 
 
@@ -518,7 +518,8 @@ class DoubleExponentialCurrent(Synapse):
         longer, shorter = self.constant("tc_decay"), self.constant("tc_rise")
         gap = (longer - shorter).detach()
         # What rounds either time constant first errs by more of the gap than of itself.
-        error = 4 * self.unit * (longer + shorter)[0].detach() / gap[0]
+        error = 4 * self.unit * (longer + shorter)[0].detach() / gap[0].abs()
+        gap = torch.stack((gap[0], gap[0].abs(), gap[0].abs()))
         gap = gap + (longer - longer.detach()) + signs(shorter) * (shorter - shorter.detach())
         return worse(self.constant("spike_charge") * inverse(gap), error)
 

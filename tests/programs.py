@@ -128,8 +128,27 @@ def _names_of_oracle() -> dict[str, Any]:
     return names
 
 
-class Mismatch(AssertionError):
+class MismatchError(AssertionError):
     """tritonsyn gave something else than the oracle."""
+
+
+@dataclass
+class Failure:
+    """What went wrong, and in which statement."""
+
+    error: Exception
+    statement: str
+
+    def __str__(self) -> str:
+        return f"{type(self.error).__name__}: {self.error}\nin the statement\n    {self.statement}"
+
+    def resembles(self, other: "Failure | None") -> bool:
+        """Whether it is of the same kind, in the same call."""
+        return other is not None and self._kind() == other._kind()
+
+    def _kind(self) -> Any:
+        call = re.sub(r"\d+", "", self.statement).split("(")[0]
+        return type(self.error), call, re.sub(r"[^a-z]+", " ", str(self.error))[:30]
 
 
 @dataclass
@@ -139,32 +158,25 @@ class Program:
     seed: int
     statements: list[str] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Raises :class:`Mismatch`, or what tritonsyn raised, with the statement as a note."""
+    def failure(self) -> Failure | None:
+        """The first statement that raises, or gives something else than the oracle."""
         ours, theirs = dict(_names_of_tritonsyn()), dict(_names_of_oracle())
         oracle.CARRIES = CARRIES
         for statement in self.statements:
             code = compile(statement, "<program>", "exec")
-            exec(code, theirs)
             try:
+                exec(code, theirs)
                 exec(code, ours)
-                for name in re.findall(r"\b[yg]\d+\b(?= =|, )", statement.split("=")[0] + "="):
-                    compare(ours[name], theirs[name])
+                for name in _results(statement):
+                    check(ours[name], theirs[name])
             except Exception as error:
-                error.add_note(f"in the statement\n    {statement}")
-                error.statement = statement
-                raise
-
-    def failure(self) -> Exception | None:
-        try:
-            self.run()
-        except Exception as error:
-            return error
+                return Failure(error, statement)
         return None
 
     def shortened(self) -> "Program":
         """Without the statements that its failure does not need."""
         first = self.failure()
+        assert first is not None, "this program does not fail"
         kept = list(self.statements)
         size = max(1, len(kept) // 2)
         while True:
@@ -172,7 +184,7 @@ class Program:
             while at > 0:
                 start = max(0, at - size)
                 shorter = Program(self.seed, _without(kept, start, at))
-                if _alike(shorter.failure(), first):
+                if first.resembles(shorter.failure()):
                     kept = shorter.statements
                 at = start
             if size == 1:
@@ -194,38 +206,33 @@ def _without(statements: list[str], start: int, end: int) -> list[str]:
     return [listed.sub("", s).replace(", ]", "]") if " gradients(" in s else s for s in kept]
 
 
-def _alike(error: Exception | None, first: Exception | None) -> bool:
-    """Whether it is the same failure: in the same call, and of the same kind."""
-
-    def kind(e: Exception | None) -> Any:
-        call = re.sub(r"\d+", "", getattr(e, "statement", "")).split("(")[0]
-        return type(e), call, re.sub(r"[^a-z]+", " ", str(e))[:30]
-
-    return error is not None and kind(error) == kind(first)
+def _results(statement: str) -> list[str]:
+    """The names that a statement gives to what is compared."""
+    return re.findall(r"\b[yg]\d+\b", statement.split(" = ")[0])
 
 
-def compare(actual: Any, expected: Any) -> None:
+def check(actual: Any, expected: Any) -> None:
     """A result of tritonsyn with the oracle's, which has its bound with it."""
     if isinstance(expected, (list, tuple)):
         for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
             try:
-                compare(a, e)
-            except Mismatch as error:
-                raise Mismatch(f"{error}; result {i}") from None
+                check(a, e)
+            except MismatchError as error:
+                raise MismatchError(f"{error}; result {i}") from None
         return
     if isinstance(expected, oracle.Expected):
         _compare_numbers(actual, expected)
     elif isinstance(expected, Tensor):
         if actual.dtype != expected.dtype or not torch.equal(actual, expected):
-            raise Mismatch(f"spikes are {actual.tolist()}, expected {expected.tolist()}")
+            raise MismatchError(f"spikes are {actual.tolist()}, expected {expected.tolist()}")
     elif actual != expected:
-        raise Mismatch(f"{actual!r} is not the expected {expected!r}")
+        raise MismatchError(f"{actual!r} is not the expected {expected!r}")
 
 
 def _compare_numbers(actual: Tensor, expected: oracle.Expected) -> None:
     exact = expected.lanes[0].detach()
     if actual.dtype != expected.dtype or actual.shape != exact.shape:
-        raise Mismatch(
+        raise MismatchError(
             f"numbers are {tuple(actual.shape)} in {actual.dtype}, "
             f"expected {tuple(exact.shape)} in {expected.dtype}"
         )
@@ -235,7 +242,7 @@ def _compare_numbers(actual: Tensor, expected: oracle.Expected) -> None:
     wrong = ~((error <= bound) | (given.isnan() & exact.isnan()))
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
-        raise Mismatch(
+        raise MismatchError(
             f"numbers differ at {int(wrong.sum())} of {wrong.numel()} places, first at {first}: "
             f"{given[first].item()!r}, expected {exact[first].item()!r} "
             f"with an error of at most {bound[first].item():.3g}"
@@ -450,7 +457,9 @@ class Maker:
                 times[i] = nudged(hit, self.pick(NUDGES)) if hit > 0 else hit
             elif where < 0.85:
                 whole = self.random.randrange(max(1, self.slots - 1))
-                part = self.pick([0.08, 0.21, 0.37, 0.46, 0.54, 0.77, 0.93])
+                # Half a step is what it says where the step is a power of two.
+                half = 0.5 if self.dt in (1.0, 0.5, 0.25) else 0.46
+                part = self.pick([0.08, 0.21, 0.37, half, 0.54, 0.77, 0.93])
                 times[i] = min((whole + part) * self.dt, self.delay)
             elif where < 0.93 or not nan:
                 times[i] = self.pick([-0.7 * self.dt, self.delay + 0.6 * self.dt, -50.0, 1e4])
@@ -690,10 +699,9 @@ class Maker:
             self.step()
             return
         self.step()
-        x = literal(self.input(batch, self.pick([None, 2])))
-        method = "module" if x.count("[[[") <= len(self.shape) - 1 else "module.scan"
-        method = "module.scan" if _axes(x) == 2 + len(self.shape) else "module"
-        self.write(f"refused(module, ValueError, lambda: {method}({x}))")
+        x = self.input(batch, self.pick([None, 2]))
+        method = "module" if x.dim() == 1 + len(self.shape) else "module.scan"
+        self.write(f"refused(module, ValueError, lambda: {method}({literal(x)}))")
 
     def clear_samples(self) -> None:
         mask = torch.tensor([self.chance(0.5) for _ in range(self.batch)])
@@ -751,11 +759,6 @@ NUDGES = [-100, -16, -9, -7, -2, -1, 1, 2, 7, 9, 16, 100]
 the step itself, decide what is a hit."""
 
 
-def _axes(text: str) -> int:
-    match = re.search(r"\[+", text)
-    return len(match[0]) if match else 0
-
-
 def make(seed: int) -> Program:
     """The program of this seed."""
     maker = Maker(seed)
@@ -765,18 +768,26 @@ def make(seed: int) -> Program:
 
 
 def _equal_constants(maker: Maker) -> Program:
-    """Learned time constants that are equal, or nearly, or have crossed: all of it is finite."""
+    """Learned time constants that are equal, or nearly, or have crossed: all of it is finite.
+
+    Those that have crossed give what the formulas say; those that meet have a limit only.
+    """
     rise = maker.number(0.5, 6.0)
     decay = maker.pick([rise, math.nextafter(rise, 9.0), rise * 1.0001, 0.7 * rise])
-    x = literal(maker.numbers((6, 1, 2), 0, 1, torch.float64))
+    y, g = ("y1", "g1") if decay < rise else ("z", "slopes")
+    x = literal(maker.numbers((6, 1, 2), 0, 1, torch.float64), grad=True)
     dtype = maker.pick(["float64", "float32"])
     for statement in (
-        f"td, tr = parameter(tensor(9., dtype={dtype})), parameter(tensor({rise}, dtype={dtype}))",
-        "module = DoubleExponentialCurrent((2,), 0.5, spike_charge=2., tc_decay=td, tc_rise=tr,"
-        f" delay=1., dtype={dtype})",
-        f"overwrite(td, tensor({decay!r}, dtype={dtype}))",
-        f"z = module.scan({x})",
-        "finite([z.lanes[0] if hasattr(z, 'lanes') else z])",
+        f"p_td = parameter(tensor(9., dtype={dtype}))",
+        f"p_tr = parameter(tensor({rise}, dtype={dtype}))",
+        "module = DoubleExponentialCurrent((2,), 0.5, spike_charge=2., tc_decay=p_td, "
+        f"tc_rise=p_tr, delay=1., dtype={dtype})",
+        f"overwrite(p_td, tensor({decay!r}, dtype={dtype}))",
+        f"x1 = {x}",
+        f"{y} = module.scan(x1)",
+        f"finite([{y}])",
+        f"{g} = gradients(module, [{y}], [x1, p_td, p_tr])",
+        f"finite({g})",
     ):
         maker.write(statement)
     return maker.program

@@ -22,10 +22,7 @@ def run(seeds: range) -> None:
 def report(program: programs.Program) -> str:
     """The shortest program with the same failure, and the failure."""
     short = program.shortened()
-    error = short.failure()
-    notes = "\n".join(getattr(error, "__notes__", ()))
-    message = f"{type(error).__name__}: {error}\n{notes}"
-    commented = "\n".join(f"# {line}" for line in message.splitlines())
+    commented = "\n".join(f"# {line}" for line in str(short.failure()).splitlines())
     return f"# seed {program.seed}\n{short.source()}\n{commented}"
 
 
