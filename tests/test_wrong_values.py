@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from synapses import CLASSES, PHYSICS, make
+from synapses import CLASSES, COMPONENTS, PHYSICS, make
 from torch import nn
 
 import tritonsyn
@@ -224,7 +224,7 @@ def entries():
         **of_function(functional.interp_expratedecay, **INTERP, rate_constant=2.0),
         **of_function(
             RecordTensor, step_time=1.0, duration=2.0, value=X, inclusive=False, capturable=False,
-            backend=None,
+            carried=False, backend=None,
         ),
         **of_function(
             DelayedLinear, in_features=3, out_features=2, step_time=1.0, delay=2.0, bias=True,
@@ -236,12 +236,15 @@ def entries():
     }  # fmt: skip
     for kind, cls in CLASSES.items():
         found |= of_function(cls, **SYNAPSE, **PHYSICS[kind])
-        names = [*PHYSICS[kind], "dt", "delay", "batchsz", "inplace", "backend", "spike", "current"]
-        names += ["pos_current", "neg_current"] if kind == "double" else []
+        names = [*PHYSICS[kind], "dt", "delay", "batchsz", "inplace", "backend", "spike"]
+        names += COMPONENTS[kind]
         calls = {f"set {name}": (name, setter(name)) for name in names}
-        calls["forward"] = "input", lambda s, v: s(v)
+        calls["forward"] = "x", lambda s, v: s(v)
         calls["forward backend"] = "backend", lambda s, v: s(X, backend=v)
         calls["scan"] = "x", lambda s, v: s.scan(v)
+        calls["advance"] = "x", lambda s, v: s.advance(v)
+        calls["scan_at"] = "selector", lambda s, v: s.scan_at(X.unsqueeze(0), v)
+        calls["clear"] = "mask", lambda s, v: s.clear(v)
         calls["current_at"] = "selector", lambda s, v: s.current_at(v)
         calls["spike_at"] = "selector", lambda s, v: s.spike_at(v)
         for what, (name, call) in calls.items():

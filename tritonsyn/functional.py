@@ -91,8 +91,8 @@ def interp_expdecay(
 ) -> Tensor:
     """The earlier observation, decayed since: ``prev * exp(-sample_at / time_constant)``."""
     _check_interpolated(sample_at, prev_data=prev_data, time_constant=time_constant)
-    dtype = compute_dtype(sample_at.dtype)
-    return prev_data * torch.exp(-sample_at / usable_time_constant(time_constant, step_time, dtype))
+    step, dtype = checks.positive("step_time", step_time), compute_dtype(sample_at.dtype)
+    return prev_data * torch.exp(-sample_at / usable_time_constant(time_constant, step, dtype))
 
 
 def interp_expratedecay(

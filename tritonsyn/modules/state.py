@@ -26,7 +26,8 @@ def ordinary_tensors() -> Iterator[None]:
 
 def recorded_unless(inplace: bool) -> torch.set_grad_enabled:
     """Records a graph where that is on, but not of what is asked to write in place."""
-    return torch.set_grad_enabled(torch.is_grad_enabled() and not inplace)
+    recorded = not checks.flag("inplace", inplace)
+    return torch.set_grad_enabled(torch.is_grad_enabled() and recorded)
 
 
 @traced_as(lambda: None)

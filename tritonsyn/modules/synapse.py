@@ -493,7 +493,7 @@ class ExponentialCurrent(Stateful):
         """
         check_run()
         shape = self.batchedshape
-        if isinstance(x, Tensor) and x.ndim == len(shape):
+        if checks.check_real("x", x).ndim == len(shape):
             shape = (x.shape[0], *self._shape)
         return check_input("x", x, shape, self.spike_.storage.device)
 
@@ -515,8 +515,7 @@ class ExponentialCurrent(Stateful):
             if self._capturable:
                 advice = "set batchsz, which clears"
             raise ValueError(
-                f"the input has a batch of {batch}, but the state is of a batch of {self.batchsz}; "
-                f"{advice}"
+                f"x has a batch of {batch}, but the state is of a batch of {self.batchsz}; {advice}"
             )
         resolve(self.spike_.storage.device, backend)  # which may fail, so before the change
         self._rebuild(batchsz=batch)
