@@ -685,7 +685,8 @@ class SingleExponentialCurrent(_OneTimeConstant):
         spike_charge: charge of a spike :math:`Q`, pC, not 0.
         time_constant: :math:`\tau`, ms, > 0. Charge and time constant take a number, a tensor
             broadcastable to ``shape`` (one value per synapse) or an ``nn.Parameter`` of either
-            size, which is then learned; steps and reads use the present value.
+            size, which is then learned; steps and reads use the present value. A time constant
+            below :math:`2^{-32}` steps (float64: :math:`2^{-256}`) counts as that.
         delay: longest delay that reads support, ms, >= 0. The records keep
             ``K = ceil(delay / step_time) + 1`` observations.
         spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
@@ -757,8 +758,13 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         shape: shape of the group, an integer or a sequence of them.
         step_time: length of a step :math:`\Delta t`, ms, > 0.
         spike_charge: charge of a spike :math:`Q`, pC, not 0.
-        tc_decay: time constant of the decay :math:`\tau_d`, ms, > ``tc_rise``.
+        tc_decay: time constant of the decay :math:`\tau_d`, ms, > ``tc_rise`` in the arithmetic's
+            dtype. Where both are meant to be equal, use :class:`AlphaCurrent`.
         tc_rise: time constant of the rise :math:`\tau_r`, ms, > 0.
+
+    Learned time constants may meet and cross: the larger one counts as :math:`\tau_d`, and closer
+    than 3 % (float64: 4e-5) they are moved apart, smoothly and just enough that values and gradients
+    stay finite and continuous. :meth:`check_constants` names them.
 
     The other arguments, the errors and the kinds of value a constant takes are those of
     :class:`SingleExponentialCurrent`.
