@@ -736,10 +736,10 @@ def _apart(first: Any, second: Any, dtype: torch.dtype) -> tuple[Any, Any]:
         longer, shorter = torch.maximum(first, second), torch.minimum(first, second)
     else:
         longer, shorter = max(first, second), min(first, second)
-    reach = width * (first + second)
-    lacking = bounded(reach - (longer - shorter), 0.0, math.inf)
-    # Exactly zero beyond the reach, where the constants stay what they are.
-    shift = lacking * (lacking / (4.0 * reach))
+    total = longer + shorter
+    lacking = bounded(width - (longer - shorter) / total, 0.0, width)
+    # Exactly zero further apart, where the constants stay what they are.
+    shift = total * lacking**2 * (0.25 / width)
     return longer + shift, shorter - shift
 
 
@@ -763,8 +763,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         tc_rise: time constant of the rise :math:`\tau_r`, ms, > 0.
 
     Learned time constants may meet and cross: the larger one counts as :math:`\tau_d`, and closer
-    than 3 % (float64: 4e-5) they are moved apart, smoothly and just enough that values and gradients
-    stay finite and continuous. :meth:`check_constants` names them.
+    than 3 % (float64: 4e-5) they are moved apart, smoothly and just enough that values and
+    gradients stay finite and continuous. :meth:`check_constants` names them.
 
     The other arguments, the errors and the kinds of value a constant takes are those of
     :class:`SingleExponentialCurrent`.
