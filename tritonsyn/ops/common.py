@@ -83,10 +83,43 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
                 "tritonsyn has no second derivatives; call backward or grad without create_graph"
             )
         if all(gradient is None for gradient in gradients):
+            check_not_freed(ctx)
             return (None,) * len(ctx.needs_input_grad)
         return backward(ctx, *gradients)
 
     return refusing
+
+
+@traced_as(lambda ctx: ctx.saved_tensors)
+def saved(ctx: Any) -> tuple[Tensor | None, ...]:
+    """What a Function has saved.
+
+    Raises ``RuntimeError`` with what to do where an earlier backward pass has freed it.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "this backward pass reaches the graph of an earlier one, which is freed: the state "
+            "still holds it. Call clear() before a new sequence, or detach_state() to go on with "
+            "the state but without its graph. To go through one graph twice, pass "
+            "retain_graph=True to the first backward"
+        ) from error
+
+
+@traced_as(lambda ctx: None)
+def check_not_freed(ctx: Any) -> None:
+    """Raises what :func:`saved` does, where nothing that was saved is needed.
+
+    What comes before in the graph is freed too, and might be an operation of PyTorch.
+    """
+    try:
+        saved(ctx)
+    except RuntimeError as error:
+        if error.__cause__ is not None:
+            raise
 
 
 def keep(ctx: Any, *groups: Sequence[Any]) -> None:
@@ -104,7 +137,7 @@ def keep(ctx: Any, *groups: Sequence[Any]) -> None:
 
 def kept(ctx: Any) -> list[list[Any]]:
     """The groups of values that :func:`keep` kept."""
-    pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+    pairs = zip(saved(ctx), ctx.others, strict=True)
     values = [other if tensor is None else tensor for tensor, other in pairs]
     ends = itertools.accumulate(ctx.sizes)
     return [values[end - size : end] for size, end in zip(ctx.sizes, ends, strict=True)]

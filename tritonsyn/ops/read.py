@@ -10,6 +10,7 @@ from torch import Tensor
 from ..values import Reading, ReadRule, Slot, compute_dtype, locate
 from .common import (
     chained,
+    check_not_freed,
     first_order,
     flat_record,
     hand_over,
@@ -176,7 +177,9 @@ class _ChainedRead(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         gradients: Sequence[Tensor | None] = [None] * (1 + 2 * ctx.count)
         chain = [None if d is None and dvalue is None else own_gradient(ctx, d) for d in drecords]
-        if dvalue is not None:
+        if dvalue is None:
+            check_not_freed(ctx)
+        else:
             (sel,), pointers, rates, slopes = kept(ctx)
             gradients = _gradients(ctx, dvalue, sel, rates, slopes)
             flat = [flat_record(d) for d in chain if d is not None]

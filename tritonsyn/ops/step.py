@@ -19,6 +19,7 @@ from .common import (
     link,
     over_synapses,
     own_gradient,
+    saved,
     unchained,
     without_graph,
 )
@@ -53,8 +54,8 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         count, states, (step, reads) = len(given), len(ctx.pointers), ctx.modules
         wants_x, *wanted = ctx.needs_input_grad[3:-count]
-        x, *saved = ctx.saved_tensors
-        newest, constants = saved[: -len(wanted)], saved[-len(wanted) :]
+        x, *others = saved(ctx)
+        newest, constants = others[: -len(wanted)], others[-len(wanted) :]
         dynamics = Dynamics.of(constants, ctx.coupled)
         alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-count:])
         shape = ctx.record[0][1:]
