@@ -533,3 +533,26 @@ def test_compiled_code_reads_settings():
 
     torch._dynamo.reset()
     assert scaled(torch.ones(())) == 0.5 + 2.0 + 4 + 2.0 + 3
+
+
+@pytest.mark.parametrize("run", ["forward", "scan"])
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_module_that_is_not_capturable_says_so_first(cls, inplace, run):
+    """A whole graph is refused in the error's first line; otherwise the graph ends there."""
+    constants = [2.0, 6.0, 3.0][: 2 + (cls is DoubleExponentialCurrent)]
+    make = cls.partialconstructor(*constants, inplace=inplace)
+    x = torch.rand(4, 2, 3)
+    torch._dynamo.reset()
+    whole = torch.compile(getattr(make(3, 1.0, 2.0, 2), run), fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported) as refused:
+        whole(x if run == "scan" else x[0])
+    assert "must be made with capturable=True" in str(refused.value).splitlines()[0]
+
+    torch._dynamo.reset()
+    broken, eager = make(3, 1.0, 2.0, 2), make(3, 1.0, 2.0, 2)
+    compiled = torch.compile(getattr(broken, run), backend="eager")
+    for given in (x, x.flip(0)) if run == "scan" else x:
+        torch.testing.assert_close(compiled(given), getattr(eager, run)(given))
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(broken.state_dict()[name], value)

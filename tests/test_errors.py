@@ -472,3 +472,179 @@ def test_nan_time_gives_no_gradient_to_the_record(kind, each_backend, device):
     dx, dsel = torch.autograd.grad(value[:, ::2].sum(), (x, sel))
     assert dx.isfinite().all() and (dx[0, 1] == 0)
     assert (dsel[0, ::2] != 0).all() and dsel[0, 1] == 0
+
+
+# -- errors that say what to do -------------------------------------------------------------------
+
+
+@every_kind
+def test_what_takes_sequences_and_other_batches(kind):
+    synapse = make(kind, (2, 3), batch_size=2)
+    steps, more = torch.zeros(5, 2, 2, 3), torch.zeros(4, 2, 3)
+    packed = tritonsyn.functional.pack_spikes(steps)
+    with refused(ValueError, "input has shape (5, 2, 2, 3)", "(2, 2, 3); scan takes sequences"):
+        synapse(steps)
+    with refused(TypeError, "input must be a tensor", "a sequence of spikes; scan takes it"):
+        synapse(packed)
+    with refused(ValueError, "(4, 2, 3), but must have (2, 2, 3); batchsz sets the batch size"):
+        synapse(more)
+    with refused(ValueError, "(T, 2, 2, 3); batchsz sets the batch size"):
+        synapse.scan(more[None])
+    with refused(ValueError, "x has shape (2, 2, 3)", "; call the module for one step"):
+        synapse.scan(steps[0])
+
+
+def test_what_takes_sequences_of_a_functional_step():
+    record, half = torch.zeros(3, 2, 3), torch.tensor(0.5)
+    ring = tritonsyn.functional.Ring([record], [0], record != 0, 0)
+    with refused(ValueError, "x has shape (7, 2, 3), but must have (2, 3); exp_scan"):
+        tritonsyn.functional.step(torch.zeros(7, 2, 3), ring, half, [half])
+    packed = tritonsyn.functional.pack_spikes(torch.zeros(7, 2, 3))
+    with refused(TypeError, "x must be a tensor, but is a sequence of spikes; exp_scan"):
+        tritonsyn.functional.step(packed, ring, half, [half])
+
+
+LOOPS = {
+    "steps": lambda synapse, x, sel: synapse(x),
+    "scan": lambda synapse, x, sel: synapse.scan(x.expand(3, *x.shape)),
+    "reads": lambda synapse, x, sel: (synapse(x), synapse.current_at(sel))[1],
+    "mixed": lambda synapse, x, sel: (synapse.scan(x[None]), synapse(x))[1],
+}
+
+
+@every_kind
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_forgotten_clear_is_named(kind, learned, loop, device):
+    physics = PHYSICS[kind]
+    if learned:
+        physics = {n: nn.Parameter(torch.tensor(v, device=device)) for n, v in physics.items()}
+    weight = nn.Parameter(torch.ones(1, 3, device=device))
+    synapse = make(kind, delay=2.0, device=device, **physics)
+    sel = torch.full((1, 3), 0.5, device=device)
+
+    def train():
+        LOOPS[loop](synapse, 2.0 * weight, sel).sum().backward()
+
+    train()
+    with refused(RuntimeError, "still holds it", "clear()", "detach_state()"):
+        train()
+    for forget in (synapse.clear, synapse.detach_state):
+        forget()
+        train()
+
+
+@every_kind
+@pytest.mark.parametrize("run", ["forward", "scan"])
+@pytest.mark.parametrize("strategy", ["shift", "gemm", "auto"])
+def test_a_forgotten_clear_of_a_layer_is_named(kind, run, strategy, device):
+    constants = [nn.Parameter(torch.tensor(v, device=device)) for v in PHYSICS[kind].values()]
+    made = CLASSES[kind].partialconstructor(*constants)
+    layer = tritonsyn.DelayedLinear(
+        3, 2, 1.0, synapse=made, delay=2.0, strategy=strategy, device=device
+    )
+    x = torch.ones((1, 3) if run == "forward" else (4, 1, 3), device=device)
+
+    def train():
+        getattr(layer, run)(x).sum().backward()
+
+    train()
+    with refused(RuntimeError, "still holds it", "clear()", "detach_state()"):
+        train()
+    for forget in (layer.clear, layer.detach_state):
+        forget()
+        train()
+
+
+# -- numbers, flags and properties ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1e308, 1e-320, torch.finfo(torch.float32).tiny / 2])
+def test_a_step_that_float32_cannot_hold(value):
+    for make_one in (
+        lambda: make("single", step_time=value),
+        lambda: setattr(make("single"), "dt", value),
+        lambda: tritonsyn.RecordTensor(value, 0.0, torch.zeros(1)),
+    ):
+        with refused(ValueError, "must be within float32, 1.175e-38 to 3.403e+38, but is", value):
+            make_one()
+
+
+@every_kind
+def test_numbers_whose_quotient_overflows(kind):
+    """Refused where they are given, and the old ones stay: float64 has room for them."""
+    synapse = make(kind)
+    constant = list(PHYSICS[kind])[-1]
+    for name, value in ((constant, 1e-39), ("spike_charge", 1e308)):
+        before = snapshot(synapse), getattr(synapse, name)
+        with refused(ValueError, name, "must be at most 3.403e+38 in torch.float32"):
+            setattr(synapse, name, value)
+        assert same(snapshot(synapse), before[0]) and getattr(synapse, name) == before[1]
+        with refused(ValueError, name, "must be at most 3.403e+38 in torch.float32"):
+            make(kind, **{name: value})
+        assert make(kind, dtype=torch.float64, **{name: value})(uniform(1, 3)).isfinite().all()
+    assert synapse(torch.ones(1, 3)).isfinite().all()
+
+
+def test_a_parameter_goes_to_the_property(device):
+    """Torch would register it beside the property, and fail."""
+    weight = nn.Parameter(torch.full((1, 3), 2.0, device=device))
+    for kind in CLASSES:
+        for name in COMPONENTS[kind]:
+            synapse = make(kind, delay=2.0, device=device)
+            setattr(synapse, name, weight)
+            assert torch.equal(getattr(synapse, name), weight)
+            assert name not in dict(synapse.named_parameters())
+            getattr(synapse, name).sum().backward()
+            assert torch.equal(weight.grad, torch.ones_like(weight))
+            weight.grad = None
+    synapse.spike = nn.Buffer(weight.detach())
+    assert synapse.spike.all() and "spike" not in dict(synapse.named_buffers())
+    record = tritonsyn.RecordTensor(1.0, 2.0, torch.zeros(1, 3, device=device))
+    record.latest = weight
+    assert torch.equal(record.latest, weight) and record.pointer == 1
+    del record.latest
+    assert record.pointer == 0
+    record.value = nn.Parameter(torch.full((2, 1, 3), 4.0, device=device))
+    assert torch.equal(record.value, torch.full((2, 1, 3), 4.0, device=device))
+    assert not dict(record.named_parameters())
+    for module, name in ((record, "dt"), (synapse, "dt"), (synapse, "delay")):
+        with refused(ValueError, name, "requires grad, but only its value counts here"):
+            setattr(module, name, nn.Parameter(torch.tensor(2.0)))
+    with pytest.raises(AttributeError):
+        synapse.shape = weight
+    with pytest.raises(AttributeError):
+        del synapse.current
+
+
+def test_an_initialiser_is_used_or_refused():
+    class Empty(list):
+        def __call__(self, tensor):
+            return nn.init.constant_(tensor, 3.0)
+
+    physics = CLASSES["single"].partialconstructor(10.0, 5.0)
+    layer = tritonsyn.DelayedLinear(2, 2, 1.0, synapse=physics, delay=3.0, weight_init=Empty())
+    assert torch.equal(layer.weight, torch.full((2, 2), 3.0))
+    for value in (torch.ones(2, 2), 0, ""):
+        with refused(TypeError, "weight_init must be a function of a tensor"):
+            tritonsyn.DelayedLinear(2, 2, 1.0, synapse=physics, delay=3.0, weight_init=value)
+
+
+def test_a_meta_constant_is_refused_and_the_old_one_stays():
+    synapse = make("single")
+    for value in (torch.ones(3, device="meta"), nn.Parameter(torch.ones(3, device="meta"))):
+        with refused(ValueError, "time_constant is on meta"):
+            synapse.time_constant = value
+        with refused(ValueError, "time_constant is on meta"):
+            make("single", time_constant=value)
+    assert synapse.time_constant == 5.0
+    assert make("single", time_constant=torch.ones(3, device="meta"), device="meta")
+
+
+@every_kind
+def test_wide_unsigned_inputs_count(kind):
+    x = torch.tensor([[0, 1, 300]])
+    expected = make(kind)(x)
+    for dtype in (torch.uint16, torch.uint32, torch.uint64):
+        assert torch.equal(make(kind)(x.to(dtype)), expected)
+        assert torch.equal(make(kind).scan(x[None].to(dtype))[0], expected)

@@ -29,6 +29,23 @@ def _as_kept(position: Tensor) -> Tensor:
     return position
 
 
+def _refuse_to_be_compiled() -> None:
+    """Ends a graph here; where it must be whole, with these words at the head of the error."""
+    from torch._dynamo.exc import Unsupported
+    from torch._guards import TracingContext
+
+    if TracingContext.try_get() is not None:  # where the graph has ended, this runs once more
+        raise Unsupported(
+            "under torch.compile a module must be made with capturable=True: its pointer is a "
+            "number, which a graph cannot move"
+        )
+
+
+# As by torch.compiler.assume_constant_result, which would import the compiler with the package:
+# the function runs while a graph is made.
+_refuse_to_be_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _named(interp: Interpolation | str) -> Interpolation | str:
     """The mode's name where it is one of the known ones, else the function."""
     if callable(interp):
@@ -159,7 +176,7 @@ class RecordTensor(Stateful):
         # but calls it after the graph, where it could refuse nothing.
         if self.position is None:
             if torch.compiler.is_compiling():
-                raise RuntimeError("under torch.compile a record must be made with capturable=True")
+                _refuse_to_be_compiled()
             self._cursor = int(value)
         elif isinstance(value, Tensor):
             self.position.copy_(value)
