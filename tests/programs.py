@@ -440,9 +440,11 @@ class Maker:
         spikes = spikes.view(size).bool()
         dtypes = [torch.bool] * 3 + [torch.uint8, torch.int64, torch.int32]
         dtypes += [torch.float32] * 2 + [torch.float64] * 2 + [torch.bfloat16, torch.float16]
-        dtype = torch.bool if self.strategy == "events" and steps is not None else self.pick(dtypes)
+        dtype = torch.bool if self.strategy == "events" else self.pick(dtypes)
         if dtype.is_floating_point and self.chance(0.6):
-            return spikes * self.numbers(size, -2.0, 3.0, dtype)
+            x = spikes * self.numbers(size, -2.0, 3.0, dtype)
+            # Triton's interpreter takes -0.0 in bfloat16, of which it compares bits, for a spike.
+            return x + 0.0 if dtype == torch.bfloat16 else x
         return spikes.to(dtype)
 
     def times(self, size: Any, dtype: torch.dtype, nan: bool = True) -> Tensor:
@@ -628,12 +630,14 @@ class Maker:
 
     def save(self) -> None:
         self.saved = self.name("state")
+        self.saved_batch = self.batch
         self.write(f"{self.saved} = copy.deepcopy(module.state_dict())")
 
     def load(self) -> None:
         if self.saved:
             self.flush()
             self.write(f"module.load_state_dict({self.saved})")
+            self.batch = self.saved_batch
 
     # Refused calls, after which everything is as before.
 

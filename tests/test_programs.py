@@ -4,10 +4,12 @@ By hand, for many more: ``python tests/test_programs.py --programs 20000 --seed 
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
 
+import oracle
 import programs
 import pytest
 
@@ -27,12 +29,23 @@ def report(program: programs.Program) -> str:
 
 
 def test_random_programs():
-    run(range(150))
+    run(range(200))
+
+
+def test_a_wrong_rate_is_found_and_its_program_shortened(monkeypatch):
+    """A rate of decay that is one in a thousand too large, in the oracle."""
+    right = oracle.decayed
+    monkeypatch.setattr(oracle, "decayed", lambda rate, unit: right(1.001 * rate, unit))
+    program = next(p for p in map(programs.make, range(50)) if p.failure())
+    short = program.shortened()
+    assert short.failure().resembles(program.failure())
+    assert len(short.statements) < len(program.statements)
+    assert "MismatchError: numbers differ" in report(program)
 
 
 @pytest.mark.slow
 def test_more_random_programs():
-    run(range(150, 3150))
+    run(range(200, 3200))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first one (default 0)")
     parser.add_argument("--failures", type=int, default=5, help="stop after as many (default 5)")
     parser.add_argument("--show", action="store_true", help="print each program before it runs")
+    parser.add_argument(
+        "--backend", choices=("reference", "triton"), default="reference",
+        help="what tritonsyn runs on; triton is interpreted, and slow (default reference)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.backend == "triton":
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    import tritonsyn
+
+    tritonsyn.set_backend(options.backend)
     began = printed = time.monotonic()
     failed = []
     for done, seed in enumerate(range(options.seed, options.seed + options.programs), 1):
