@@ -22,7 +22,7 @@ def tile_of(program, size, BLOCK: tl.constexpr):
 
     All axes share the grid's first one, because a GPU limits the others to 65,535 programs.
     """
-    count = tl.cdiv(size, BLOCK)
+    count = (size - 1) // BLOCK + 1  # tl.cdiv overflows for sizes just below 2**31
     return program % count, program // count
 
 

@@ -117,8 +117,9 @@ def temporal_gemm_kernel(
     in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of the
     offset. No streams: tiles in shared memory are used in many products.
     """
-    offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    tile_j, tile_r = tile_of(tl.program_id(0), J, BLOCK)
+    offs_j = tile_j.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_j = offs_j < J
     mask_r = offs_r < R
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
@@ -127,7 +128,7 @@ def temporal_gemm_kernel(
         shift = first - k
         if ADJOINT:
             shift = -shift
-        row = offs_j + tl.zeros_like(offs_j) + shift * unit
+        row = offs_j + tl.cast(unit, tl.int64) * shift
         mask_row = mask_j & (row >= 0) & (row < L)
         for start in range(0, C, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)
@@ -166,12 +167,12 @@ def temporal_gemm_dot_kernel(
     mask_c = offs_c < C
     ACC: tl.constexpr = dweight_ptr.dtype.element_ty
     acc = tl.zeros([BLOCK_R, BLOCK_C], ACC)
-    for start in range(0, J, BLOCK):
-        offs_j = start + tl.arange(0, BLOCK).to(tl.int64)
+    for start in range(0, tl.cast(J, tl.int64), BLOCK):
+        offs_j = start + tl.arange(0, BLOCK)
         mask_j = offs_j < J
         dy_ptrs = dy_ptr + offs_j[None, :] * R + offs_r[:, None]
         dy = tl.load(dy_ptrs, mask=mask_r[:, None] & mask_j[None, :], other=0.0)
-        row = offs_j + (first - k) * unit
+        row = offs_j + tl.cast(unit, tl.int64) * (first - k)
         src_ptrs = src_ptr + row[:, None] * C + offs_c[None, :]
         src = tl.load(src_ptrs, mask=mask_j[:, None] & mask_c[None, :], other=0.0)
         acc = tl.dot(dy.to(ACC), src.to(ACC), acc, input_precision=PRECISION, out_dtype=ACC)
@@ -208,7 +209,7 @@ def spike_sum_kernel(
     offs_o = tile_o * BLOCK + tl.arange(0, BLOCK)
     mask_o = offs_o < N
     first = tl.program_id(1) * share
-    end = tl.minimum(first + share, T)
+    end = first + tl.minimum(share, T - first)
     start = tl.maximum(first - slots + 1, 0)
     width = tl.cast(W, tl.int64)
     row_ptr = words_ptr + (start * tl.cast(B, tl.int64) + b) * width

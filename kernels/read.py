@@ -227,30 +227,32 @@ def select_bwd_kernel(
     pos_slot = position(pos_pointer)
     neg_slot = position(neg_pointer)
     # One stage: a later iteration's loads must not move above an earlier one's stores.
-    for i in tl.range(0, steps * D, num_stages=1):
-        row = (i // D) * B + pid_b
+    for t in tl.range(0, steps, num_stages=1):
+        row = t * tl.cast(B, tl.int64) + pid_b
         cell = row * N + offs_n
-        offs = offs_n.to(tl.int64) * D + i % D
         sel_row = (row % sel_rows) * N * D
-        time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
-        dvalue = tl.load(dvalue_ptr + row * N * D + offs, mask=mask, other=0.0).to(ACC)
-        valid = time == time
-        older, fraction, inside, _ = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
-        older = tl.where(valid, older, 0.0).to(tl.int32)
-        fraction = tl.where(valid, fraction, 0.0)
-        if OVERBOUND is not None:
-            dvalue = tl.where(inside, dvalue, 0.0)
-        dvalue = tl.where(valid, dvalue, 0.0)
-        _scatter(
-            dpos_ptr, pos_rate_ptr, pos_slot, dvalue, older, fraction, K, size, cell, offs_n, mask,
-            STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
-        )  # fmt: skip
-        if DOUBLE:
+        for d in tl.range(0, D, num_stages=1):
+            offs = offs_n.to(tl.int64) * D + d
+            time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
+            dvalue = tl.load(dvalue_ptr + row * N * D + offs, mask=mask, other=0.0).to(ACC)
+            valid = time == time
+            older, fraction, inside, _ = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
+            older = tl.where(valid, older, 0.0).to(tl.int32)
+            fraction = tl.where(valid, fraction, 0.0)
+            if OVERBOUND is not None:
+                dvalue = tl.where(inside, dvalue, 0.0)
+            dvalue = tl.where(valid, dvalue, 0.0)
             _scatter(
-                dneg_ptr, neg_rate_ptr, neg_slot, _mixed(tl.zeros_like(dvalue), dvalue, MODE),
+                dpos_ptr, pos_rate_ptr, pos_slot, dvalue,
                 older, fraction, K, size, cell, offs_n, mask,
-                STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
+                STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
             )  # fmt: skip
+            if DOUBLE:
+                _scatter(
+                    dneg_ptr, neg_rate_ptr, neg_slot, _mixed(tl.zeros_like(dvalue), dvalue, MODE),
+                    older, fraction, K, size, cell, offs_n, mask,
+                    STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
+                )  # fmt: skip
 
 
 @triton.jit

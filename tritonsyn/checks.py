@@ -22,6 +22,9 @@ from .values import (
 )
 
 Constant = float | Tensor
+LARGEST_ROW = 2**31 - 2**20
+"""Elements of a row of the batch: kernels count them in 32 bits, and Triton's largest tile, in part
+of which there may be none, has 2**20."""
 _Value = TypeVar("_Value")
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -143,14 +146,14 @@ def flag(name: str, value: object) -> bool:
 def group_shape(value: object) -> tuple[int, ...]:
     """The shape of a group: one positive integer or a sequence of them."""
     if isinstance(value, numbers.Integral):
-        return (positive_integer("shape", value),)
+        value = (positive_integer("shape", value),)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray) or not value:
         raise TypeError(
             f"shape must be a positive integer or a sequence of them, but is {shown(value)}"
         )
-    shape = tuple(positive_integer(f"shape[{i}]", size) for i, size in enumerate(value))
-    check_count("shape", shape)
-    return shape
+    sizes = tuple(positive_integer(f"shape[{i}]", size) for i, size in enumerate(value))
+    check_row("shape", *sizes)
+    return sizes
 
 
 def check_count(name: str, sizes: Sequence[int]) -> None:
@@ -274,6 +277,15 @@ def check_saved_shapes(
                 f"{prefix}{name} of the saved state has shape {tuple(saved.shape)}, "
                 f"but this module has {tuple(tensor.shape)}"
             )
+
+
+def check_row(name: str, *sizes: int) -> None:
+    """A row of the batch of these sizes has no more elements than kernels can count."""
+    if math.prod(sizes) > LARGEST_ROW:
+        raise ValueError(
+            f"{name} has {math.prod(sizes)} elements in a row of the batch, but at most "
+            f"{LARGEST_ROW} are allowed"
+        )
 
 
 def check_broadcast(name: str, value: Tensor, shape: Sequence[int]) -> None:
@@ -410,6 +422,8 @@ def check_layer(x: Tensor | PackedSpikes, weight: Tensor, delay: Tensor, bias: o
         if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
             wanted = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
             raise misshapen(name, value, f"{wanted} for an input {tuple(x.shape)}")
+        for size in value.shape:
+            check_row(name, size)
         check_device(name, value, x.device, owner="input")
     if bias is not None:
         check_input("bias", bias, weight.shape[:1], x.device)
@@ -445,6 +459,7 @@ def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.d
         first = "1" if batch == 1 else f"1 or {batch}"
         each = f"({first}, {allowed}, D) with D times for each element"
         raise misshapen(name, sel, f"({first}, {allowed}) or {each}")
+    check_row(name, *given[1:])
     check_device(name, sel, device)
     return sel if sel.is_floating_point() else sel.to(torch.get_default_dtype())
 
@@ -490,6 +505,7 @@ def check_records(
             f"{len(pointers)} pointers"
         )
     first = check_record(name, records[0])
+    check_row(name, *first.shape[2:])
     shape = first.shape if shape is None else shape
     for record, pointer in zip(records, pointers, strict=True):
         check_record(name, record)

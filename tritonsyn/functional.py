@@ -457,6 +457,7 @@ def _sequence_scan(
         x, inner = (x, len(shape) - 2) if inner <= len(shape) - 2 else (x.dense(), inner)
     synapses = shape[len(shape) - inner :]
     rows = math.prod(shape[1 : len(shape) - inner]), math.prod(synapses)
+    checks.check_row("x", *synapses)
     dynamics = _dynamics(coefficients, synapses)
     starts = [None if s is None else s.to(acc).reshape(rows) for s in initials]
     flat = x if isinstance(x, PackedSpikes) else x.reshape(shape[0], *rows)

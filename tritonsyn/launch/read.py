@@ -22,10 +22,6 @@ def select(
 ) -> list[Tensor]:
     batch, synapses, selectors = records[0].shape[1], *reading.sel.shape[1:]
     rows, row = reading.steps * batch, synapses * selectors
-    if row >= 2**31:
-        raise ValueError(
-            f"sel must have fewer than 2**31 times per row of the batch, but has {row}"
-        )
     dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
     value = torch.empty((rows, synapses, selectors), dtype=dtype, device=records[0].device)
     slope = torch.empty_like(value, dtype=acc) if want_slope else None
