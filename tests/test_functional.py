@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -500,6 +502,42 @@ def test_pack_wants_a_dense_sequence():
         functional.pack_spikes(torch.ones(2, 1, 3).to_sparse())
     with pytest.raises(ValueError, match=r"x has shape \(2, 3\), but must have \(T, B"):
         functional.pack_spikes(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("synapses", [0, 1, 7, 31, 32, 33, 71])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32], ids=str)
+def test_packed_spikes_are_bits_of_words(synapses, dtype):
+    x = spikes(3, 2, synapses, seed=1).to(dtype) * (3 if dtype != torch.bool else 1)
+    packed = functional.pack_spikes(x)
+    assert packed.words.dtype == torch.int32
+    padded = torch.nn.functional.pad((x != 0).long(), (0, -synapses % 32)).unflatten(-1, (-1, 32))
+    words = (padded << torch.arange(32)).sum(-1)
+    assert torch.equal(packed.words, torch.where(words < 2**31, words, words - 2**32).int())
+    dense = functional.unpack_spikes(packed)
+    assert dense.dtype == torch.bool and torch.equal(dense, x != 0) and dense.is_contiguous()
+
+
+MEMORY = """
+import resource, torch
+from tritonsyn import functional
+x = torch.ones(100, 1000, 999, dtype=torch.bool)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+functional.unpack_spikes(functional.pack_spikes(x[:1], backend="reference"))
+start = peak()
+packed = functional.pack_spikes(x, backend="reference")
+after_packing = peak()
+del x  # whose memory is then free for the result
+functional.unpack_spikes(packed)
+print(after_packing - start, peak() - after_packing)
+"""
+
+
+def test_packing_needs_little_more_memory_than_its_input():
+    """In MiB, for an input of 95: as much, and 12 of words; unpacked, twice the result."""
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    packing, unpacking = map(float, run.stdout.split())
+    assert packing < 2 * 95 and unpacking < 2 * 95
 
 
 def test_unpack_wants_packed_spikes():

@@ -221,9 +221,12 @@ def words_per_row(synapses: int) -> int:
 
 def unpack_bits(words: Tensor, synapses: int) -> Tensor:
     """The spikes in words ``[..., ceil(N / 32)]``: bool ``[..., N]``."""
-    place = torch.arange(WORD, dtype=torch.int32, device=words.device)
-    bits = (words.unsqueeze(-1) >> place) & 1
-    return bits.flatten(-2)[..., :synapses].bool()
+    # The eight spikes of each byte are looked up at once.
+    octet, place = (torch.arange(n, dtype=torch.uint8, device=words.device) for n in (256, 8))
+    spikes = ((octet.unsqueeze(-1) >> place) & 1).view(torch.int64).flatten()
+    octets = words.contiguous().view(torch.uint8)
+    bits = spikes.index_select(0, octets.flatten().int()).view(octets.shape).view(torch.bool)
+    return bits[..., :synapses].contiguous()
 
 
 _EXPONENT_BITS = {

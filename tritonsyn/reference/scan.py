@@ -231,10 +231,15 @@ def pack(x: Tensor) -> Tensor:
     """
     rows, synapses = x.shape
     width = words_per_row(synapses)
-    bits = torch.zeros((rows, width * WORD), dtype=torch.int32, device=x.device)
-    bits[:, :synapses] = x != 0
-    place = torch.arange(WORD, dtype=torch.int32, device=x.device)
-    return (bits.view(rows, width, WORD) << place).sum(-1, dtype=torch.int32)
+    words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
+    octets = torch.empty((rows, width * WORD // 8), dtype=torch.int64, device=x.device)
+    bits = octets.view(torch.bool)
+    bits[:, :synapses].copy_(x)
+    bits[:, synapses:] = False
+    # The product takes the lowest bit of each of eight bytes into the highest byte.
+    octets.mul_(0x0102040810204080).bitwise_right_shift_(56)
+    words.view(torch.int8).copy_(octets)
+    return words
 
 
 def transpose_bits(words: Tensor, synapses: int) -> Tensor:
