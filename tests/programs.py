@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 # What programs may hold; a feature that is off is neither called nor refused.
-SEQUENCES_BY_CALL = False
+SEQUENCES_BY_CALL = True
 """``module(x)`` with one axis more than a step is a scan."""
-BATCH_FOLLOWS = False
+BATCH_FOLLOWS = True
 """The batch is that of the input while the state is at rest, else another one is refused."""
-CLEARS_SAMPLES = False
+CLEARS_SAMPLES = True
 """``clear(mask)`` rests single samples."""
-STATES_OF_OTHERS = False
+STATES_OF_OTHERS = True
 """A state of another batch is taken over; of other numbers, step or delay it is refused."""
-CARRIES = False
+CARRIES = True
 """Half precision: steps carry float32. Derived currents and unknown keywords are refused."""
-EQUAL_CONSTANTS = False
+EQUAL_CONSTANTS = True
 """Learned time constants of the double synapse may be equal or have crossed."""
 
 HALF_LIMITS = False
