@@ -513,6 +513,20 @@ def test_the_last_program_of_a_step_moves_the_pointers(device, each_backend, sma
         assert torch.equal(captured.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("cls", [SingleExponentialCurrent, DoubleExponentialCurrent])
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_count_that_was_left_over_is_cleared(device, each_backend, cls, mask):
+    """As two streams, or a replay beside an eager step, may leave it: steps go on after it."""
+    constants = [2.0, 6.0, 3.0][: 2 + (cls is DoubleExponentialCurrent)]
+    synapse = cls.partialconstructor(*constants)(5, 1.0, 2.0, 2, device=device, capturable=True)
+    synapse.arrivals.fill_(1)
+    synapse.clear(mask=torch.ones(2, dtype=torch.bool, device=device) if mask else None)
+    assert synapse.arrivals.item() == 0
+    for t in range(4):
+        synapse(torch.ones(2, 5, device=device))
+        assert {record.pointer for record in synapse._records()} == {(t + 1) % 3}
+
+
 def test_compiled_code_reads_settings():
     """Those of a synapse and of a record, as plain numbers."""
     synapse = DoubleExponentialCurrent(

@@ -485,6 +485,20 @@ def test_gradients_that_are_shared_are_not_written_to(device, each_backend):
 # -- the selector ------------------------------------------------------------------------------
 
 
+def test_a_gradient_that_a_hook_kept_stays_as_it_was(device, each_backend):
+    """Later in the same backward pass the record's gradient is written in place."""
+    record = RecordTensor(1.0, 3.0, torch.zeros(2, 3, dtype=F64, device=device))
+    kept, copies = [], []
+    for t in range(4):
+        record.push(leaf(2, 3, seed=t, device=device))
+        record.value.register_hook(kept.append)
+        record.value.register_hook(lambda gradient: copies.append(gradient.clone()))
+    sum((t + 1) * record.read(t % 3 + 1).sum() for t in range(4)).backward()
+    assert len(kept) == len(copies) == 4
+    for gradient, copied in zip(kept, copies, strict=True):
+        assert torch.equal(gradient, copied)
+
+
 def filled(kind, device, slots=4, **options):
     """A synapse with a past, and its components' observations, newest first."""
     synapse = make(kind, 3, STEP, delay=STEP * (slots - 1), dtype=F64, device=device, **options)

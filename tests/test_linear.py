@@ -179,6 +179,25 @@ def test_delays_outside_have_no_gradient_and_those_at_the_bounds_do(device, each
     assert (gradient[~outside] != 0).all()
 
 
+@every_kind
+def test_a_streaming_layer_learns_the_same_by_each_strategy(device, each_backend, kind):
+    """No graph goes back in time, so that constants learn from the reads between steps alone."""
+
+    def learned(strategy):
+        layer = layer_of(kind, "learned", strategy=strategy).to(device)
+        layer.synapse.inplace = True
+        x = spikes(4, BATCH, INPUTS).to(device)
+        y = layer.scan(x) if strategy != "auto" else torch.stack([layer(v) for v in x])
+        loss = (y * uniform(*y.shape, seed=9).to(y)).sum()
+        parameters = list(layer.parameters())
+        return [y, *torch.autograd.grad(loss, parameters, materialize_grads=True)]
+
+    expected = learned("auto")
+    assert sum(bool(gradient.any()) for gradient in expected) >= 5
+    for strategy in ("shift", "gemm", "events") if kind == "single" else ("shift", "gemm"):
+        assert_same(learned(strategy), expected)
+
+
 @STRATEGIES
 def test_packed_spikes_are_the_same_spikes(device, each_backend, strategy):
     x = spikes(6, BATCH, INPUTS).to(device)

@@ -648,6 +648,26 @@ def test_gradient_of_a_range_with_tensor_offsets(device):
     assert gradcheck(program, (a, b, observation((1, 2, 2), 3, device=device).requires_grad_()))
 
 
+@pytest.mark.parametrize("then", ["push", "write", "read", "reset", "writerange", "align"])
+def test_a_range_of_tensor_offsets_does_not_hold_the_record(then, each_backend, device):
+    """Its backward needs none of the record's values, so that these may change before it."""
+    record = numbered(4, device=device)
+    obs = uniform(2, 3, low=1.0).to(device).requires_grad_()
+    record.push(obs)
+    offset = torch.tensor([[1, 2, 1], [2, 1, 3]], device=device)
+    values = record.readrange(2, offset)
+    {
+        "push": lambda: record.push(torch.ones_like(obs)),
+        "write": lambda: record.write(torch.ones_like(obs), 2),
+        "read": lambda: record.read(1),
+        "reset": lambda: record.reset(0),
+        "writerange": lambda: record.writerange(torch.ones(2, 3, 2, dtype=F64, device=device)),
+        "align": lambda: record.align(0),
+    }[then]()
+    values.sum().backward()
+    assert torch.equal(obs.grad, (offset == 1).to(obs))
+
+
 def test_gradients_of_the_storage_are_not_written_to(each_backend, device):
     """What a user hands in, or another operation shares, stays as it is."""
     x = torch.full((1, 2), 3.0, dtype=F64, device=device, requires_grad=True)
