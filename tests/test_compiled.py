@@ -514,13 +514,12 @@ def test_the_last_program_of_a_step_moves_the_pointers(device, each_backend, sma
 
 
 @pytest.mark.parametrize("cls", [SingleExponentialCurrent, DoubleExponentialCurrent])
-@pytest.mark.parametrize("mask", [False, True])
-def test_a_count_that_was_left_over_is_cleared(device, each_backend, cls, mask):
+def test_a_count_that_was_left_over_is_cleared(device, each_backend, cls):
     """As two streams, or a replay beside an eager step, may leave it: steps go on after it."""
     constants = [2.0, 6.0, 3.0][: 2 + (cls is DoubleExponentialCurrent)]
     synapse = cls.partialconstructor(*constants)(5, 1.0, 2.0, 2, device=device, capturable=True)
     synapse.arrivals.fill_(1)
-    synapse.clear(mask=torch.ones(2, dtype=torch.bool, device=device) if mask else None)
+    synapse.clear()
     assert synapse.arrivals.item() == 0
     for t in range(4):
         synapse(torch.ones(2, 5, device=device))
