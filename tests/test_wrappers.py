@@ -509,6 +509,15 @@ def test_pruned_connections_carry_nothing_and_learn_nothing():
     equal(module.weight, twin.weight)
 
 
+@pytest.mark.parametrize("kind", PHYSICS)
+def test_pruning_a_constant_is_refused(kind):
+    """Its mask would be applied by assigning a tensor with a graph."""
+    module, twin = build(kind), build(kind)
+    with pytest.raises(ValueError, match="parametrize"):
+        prune.identity(module, "spike_charge")
+    assert_trains_as(module, module, twin)
+
+
 @every_module
 @pytest.mark.parametrize("old", [False, True])
 def test_weight_norm(kind, old):
