@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import oracle
+import formulas
 import torch
 from torch import Tensor
 
@@ -129,7 +129,7 @@ def _names_of_oracle() -> dict[str, Any]:
 
 
 class MismatchError(AssertionError):
-    """tritonsyn gave something else than the oracle."""
+    """tritonsyn gave something else than the formulas."""
 
 
 @dataclass
@@ -159,9 +159,9 @@ class Program:
     statements: list[str] = field(default_factory=list)
 
     def failure(self) -> Failure | None:
-        """The first statement that raises, or gives something else than the oracle."""
+        """The first statement that raises, or gives something else than the formulas."""
         ours, theirs = dict(_names_of_tritonsyn()), dict(_names_of_oracle())
-        oracle.CARRIES = CARRIES
+        formulas.CARRIES = CARRIES
         for statement in self.statements:
             code = compile(statement, "<program>", "exec")
             try:
@@ -220,7 +220,7 @@ def check(actual: Any, expected: Any) -> None:
             except MismatchError as error:
                 raise MismatchError(f"{error}; result {i}") from None
         return
-    if isinstance(expected, oracle.Expected):
+    if isinstance(expected, formulas.Expected):
         _compare_numbers(actual, expected)
     elif isinstance(expected, Tensor):
         if actual.dtype != expected.dtype or not torch.equal(actual, expected):
@@ -229,7 +229,7 @@ def check(actual: Any, expected: Any) -> None:
         raise MismatchError(f"{actual!r} is not the expected {expected!r}")
 
 
-def _compare_numbers(actual: Tensor, expected: oracle.Expected) -> None:
+def _compare_numbers(actual: Tensor, expected: formulas.Expected) -> None:
     exact = expected.lanes[0].detach()
     if actual.dtype != expected.dtype or actual.shape != exact.shape:
         raise MismatchError(

@@ -204,7 +204,8 @@ def test_assigning_replaces_the_newest_observation(kind, inplace, each_backend, 
     fed = synapse.rise_.peek() / 3 if kind == "alpha" else 0.0
     y = synapse(torch.zeros(1, 3, device=device))
     if kind == "double":
-        synapse.current = value  # derived: does nothing
+        with pytest.raises(AttributeError, match="current is pos_current minus neg_current"):
+            synapse.current = value
         factor = torch.exp(torch.tensor(-1 / 6)) - torch.exp(torch.tensor(-1 / 2))
     else:
         factor = torch.exp(torch.tensor(-1 / {"single": 5, "alpha": 3}[kind]))

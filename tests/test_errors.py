@@ -477,23 +477,6 @@ def test_nan_time_gives_no_gradient_to_the_record(kind, each_backend, device):
 # -- errors that say what to do -------------------------------------------------------------------
 
 
-@every_kind
-def test_what_takes_sequences_and_other_batches(kind):
-    synapse = make(kind, (2, 3), batch_size=2)
-    steps, more = torch.zeros(5, 2, 2, 3), torch.zeros(4, 2, 3)
-    packed = tritonsyn.functional.pack_spikes(steps)
-    with refused(ValueError, "input has shape (5, 2, 2, 3)", "(2, 2, 3); scan takes sequences"):
-        synapse(steps)
-    with refused(TypeError, "input must be a tensor", "a sequence of spikes; scan takes it"):
-        synapse(packed)
-    with refused(ValueError, "(4, 2, 3), but must have (2, 2, 3); batchsz sets the batch size"):
-        synapse(more)
-    with refused(ValueError, "(T, 2, 2, 3); batchsz sets the batch size"):
-        synapse.scan(more[None])
-    with refused(ValueError, "x has shape (2, 2, 3)", "; call the module for one step"):
-        synapse.scan(steps[0])
-
-
 def test_what_takes_sequences_of_a_functional_step():
     record, half = torch.zeros(3, 2, 3), torch.tensor(0.5)
     ring = tritonsyn.functional.Ring([record], [0], record != 0, 0)
@@ -568,22 +551,6 @@ def test_a_step_that_float32_cannot_hold(value):
     ):
         with refused(ValueError, "must be within float32, 1.175e-38 to 3.403e+38, but is", value):
             make_one()
-
-
-@every_kind
-def test_numbers_whose_quotient_overflows(kind):
-    """Refused where they are given, and the old ones stay: float64 has room for them."""
-    synapse = make(kind)
-    constant = list(PHYSICS[kind])[-1]
-    for name, value in ((constant, 1e-39), ("spike_charge", 1e308)):
-        before = snapshot(synapse), getattr(synapse, name)
-        with refused(ValueError, name, "must be at most 3.403e+38 in torch.float32"):
-            setattr(synapse, name, value)
-        assert same(snapshot(synapse), before[0]) and getattr(synapse, name) == before[1]
-        with refused(ValueError, name, "must be at most 3.403e+38 in torch.float32"):
-            make(kind, **{name: value})
-        assert make(kind, dtype=torch.float64, **{name: value})(uniform(1, 3)).isfinite().all()
-    assert synapse(torch.ones(1, 3)).isfinite().all()
 
 
 def test_a_parameter_goes_to_the_property(device):

@@ -159,8 +159,7 @@ class ExponentialCurrent(Stateful):
         for name in self._constants:
             self._checked_constant(name, getattr(self, name))
 
-    @staticmethod
-    def _gain(constants: dict[str, Any]) -> Any:
+    def _gain(self, constants: dict[str, Any], decays: Sequence[Any]) -> Any:
         """Current that a unit spike adds to each component, nA."""
         raise NotImplementedError
 
@@ -186,8 +185,8 @@ class ExponentialCurrent(Stateful):
         # Coupled components have one time constant, and so one decay.
         rates = {name: self._dt / constants[name] for _, name in self._components}
         exp: Callable[[Any], Any] = math.exp if numbers else torch.exp
-        decays = [exp(-rate) for rate in rates.values()]
-        gain = self._gain(constants)
+        decays = [checks.rounded(exp(-rate), dtype) for rate in rates.values()]
+        gain = self._gain(constants, decays)
         if numbers:
             with ordinary_tensors():
                 gain = as_tensor(gain, dtype, device)
@@ -662,8 +661,7 @@ class _OneTimeConstant(ExponentialCurrent):
         constants = {"spike_charge": spike_charge, "time_constant": time_constant}
         super().__init__(shape, step_time, constants, **options)
 
-    @staticmethod
-    def _gain(constants: dict[str, Any]) -> Any:
+    def _gain(self, constants: dict[str, Any], decays: Sequence[Any]) -> Any:
         return constants["spike_charge"] / constants["time_constant"]
 
     current: Tensor = _newest(
@@ -743,6 +741,18 @@ def _apart(first: Any, second: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     return longer + shift, shorter - shift
 
 
+def _rounding(tau: Any, decay: Any, step: float) -> Any:
+    """How far the time constant that a rounded decay stands for is from the one it was made of.
+
+    Two components almost cancel, and the gain that makes up for it has to be that of what remains.
+    """
+    if isinstance(tau, Tensor):
+        with torch.no_grad():
+            between = (decay > 0.0) & (decay < 1.0)
+            return torch.where(between, -step / torch.log(decay) - tau, 0.0)
+    return -step / math.log(decay) - tau if 0.0 < decay < 1.0 else 0.0
+
+
 class DoubleExponentialCurrent(ExponentialCurrent):
     r"""Synapses whose current rises and decays exponentially.
 
@@ -812,9 +822,14 @@ class DoubleExponentialCurrent(ExponentialCurrent):
                 )
         return constant
 
-    @staticmethod
-    def _gain(constants: dict[str, Any]) -> Any:
-        return constants["spike_charge"] / (constants["tc_decay"] - constants["tc_rise"])
+    def _gain(self, constants: dict[str, Any], decays: Sequence[Any]) -> Any:
+        taus = constants["tc_decay"], constants["tc_rise"]
+        apart = taus[0] - taus[1]
+        off = [_rounding(tau, decay, self._dt) for tau, decay in zip(taus, decays, strict=True)]
+        correction = bounded(off[0] - off[1], -0.5 * apart, 0.5 * apart)
+        if isinstance(correction, Tensor):
+            correction = correction.detach()
+        return constants["spike_charge"] / (apart + correction)
 
     def _usable(self, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         usable = super()._usable(constants, dtype)

@@ -158,7 +158,7 @@ def unchained(record: Tensor) -> Tensor:
     return record.detach() if record.requires_grad else record
 
 
-def bounded(value: Any, low: float, high: float) -> Any:
+def bounded(value: Any, low: Any, high: Any) -> Any:
     """The number, or tensor, brought into these bounds; beyond them its gradient is zero."""
     if isinstance(value, Tensor):
         return value.clamp(low, high)
