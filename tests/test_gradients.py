@@ -742,3 +742,121 @@ def test_results_may_be_written_in_place(device, each_backend, capturable, steps
     digits = (8 + steps) * torch.finfo(torch.float32).eps
     for a, b in zip(in_place, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=digits * b.abs().max().item())
+
+
+# -- what else looks at the gradient of a record ---------------------------------------------------
+
+
+def watched(watch):
+    """Three observations pushed and read, each record shown to ``watch``; input, record, loss, and
+    by hand the gradient of each record at the time."""
+    x, weights = torch.ones(3, 1, 2, requires_grad=True), torch.arange(1.0, 7.0).view(3, 1, 2)
+    record, total = torch.zeros(4, 1, 2).clone(), 0.0
+    expected = [torch.full((4, 1, 2), 2.0) for _ in range(3)]
+    for t in range(3):
+        record = functional.push(record, x[t] * (t + 1), t)
+        watch(record)
+        record, value = functional.read(record, t)
+        total = total + (value * weights[t]).sum()
+        expected[t][t] += weights[t]
+        for earlier in range(t):  # what is pushed later replaces what was there
+            expected[earlier][t] = 0.0
+    steps = torch.arange(1.0, 4.0).view(3, 1, 1)
+    return x, record, total + 2 * record.clone().sum(), expected, (weights + 2) * steps
+
+
+def check_seen(seen, expected):
+    assert len(seen) == len(expected)
+    for gradient, wanted in zip(seen, expected, strict=True):
+        assert torch.equal(gradient, wanted)
+
+
+def test_hooks_on_a_record_may_keep_its_gradient():
+    seen = []
+    x, _, loss, expected, dx = watched(lambda record: record.register_hook(seen.append))
+    loss.backward()
+    check_seen(seen[::-1], expected)
+    assert torch.equal(x.grad, dx)
+
+
+def test_a_hook_on_several_tensors_may_keep_their_gradients():
+    seen = []
+
+    def watch(record):
+        torch.autograd.graph.register_multi_grad_hook((record,), lambda gs: seen.append(gs[0]))
+
+    x, _, loss, expected, dx = watched(watch)
+    loss.backward()
+    check_seen(seen[::-1], expected)
+    assert torch.equal(x.grad, dx)
+
+
+def test_a_hook_may_replace_the_gradient_of_a_record():
+    _, _, loss, _, dx = watched(lambda record: None)
+    x, _, loss, _, _ = watched(lambda record: record.register_hook(lambda g: g * 1.0))
+    loss.backward()
+    assert torch.equal(x.grad, dx)
+
+
+def test_the_gradient_of_a_record_in_the_middle_can_be_asked_for():
+    """Together with that of what comes before it."""
+    edges = []
+    x, _, loss, expected, dx = watched(
+        lambda record: edges.append(torch.autograd.graph.get_gradient_edge(record))
+    )
+    *seen, last = torch.autograd.grad(loss, [*edges, x])
+    check_seen(seen, expected)
+    assert torch.equal(last, dx)
+
+
+def test_the_newest_record_retains_its_gradient():
+    x, record, loss, _, dx = watched(lambda record: record.retain_grad())
+    loss.backward()
+    assert torch.equal(record.grad, torch.full((4, 1, 2), 2.0))
+    assert torch.equal(x.grad, dx)
+
+
+@every_kind
+def test_hooks_on_the_records_of_a_synapse_keep_what_they_saw(kind, each_backend, device):
+    """Of steps and delayed reads: the same while the backward pass runs and afterwards."""
+    synapse = make(kind, delay=2.0, device=device)
+    kept, copied = [], []
+
+    def hook(gradient):
+        kept.append(gradient)
+        copied.append(gradient.clone())
+
+    total = 0.0
+    x = torch.ones(1, 3, device=device, requires_grad=True)
+    for _ in range(3):
+        total = total + synapse(x).sum()
+        for record in synapse.component_records():
+            record.storage.register_hook(hook)
+        total = total + synapse.current_at(torch.full((1, 3), 0.5, device=device)).sum()
+    total.backward()
+    assert len(kept) == 3 * len(synapse.component_records())
+    assert all(torch.equal(a, b) for a, b in zip(kept, copied, strict=True))
+
+
+def test_a_record_that_nobody_watches_is_not_copied_in_backward():
+    """The chain has one gradient of its size, whatever its length."""
+
+    class Sizes(TorchDispatchMode):
+        found: ClassVar[list[int]] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape == (5, 1, 7):
+                if function.overloadpacket in (torch.ops.aten.clone, torch.ops.aten.zeros):
+                    self.found.append(1)
+            return result
+
+    x, record = torch.ones(1, 7, requires_grad=True), torch.zeros(5, 1, 7)
+    total = 0.0
+    for t in range(5):
+        record = functional.push(record, x, t)
+        record, value = functional.read(record, t)
+        total = total + value.sum()
+    with Sizes() as sizes:
+        total.backward()
+    assert len(sizes.found) == 1 and torch.equal(x.grad, torch.full((1, 7), 5.0))

@@ -24,6 +24,7 @@ def link(ctx: Any, *records: Tensor) -> None:
     ctx.mark_dirty(*records)
     ctx.materialize_grads = False
     ctx.record = records[0].shape, records[0].dtype, records[0].device
+    ctx.watched = any(record._backward_hooks for record in records)
 
 
 def own_gradient(
@@ -36,23 +37,50 @@ def own_gradient(
 
     Takes the gradient that the next link handed over, makes zeros if there is none yet, of the
     record's shape and dtype unless others are given, and copies one from elsewhere, such as a
-    user's own operation on the record.
+    user's own operation on the record, and one that a call of ``torch.autograd.grad`` will return.
     """
     if gradient is None:
         record_shape, record_dtype, device = ctx.record
         return torch.zeros(shape or record_shape, dtype=dtype or record_dtype, device=device)
-    if getattr(gradient, _OWNER, None) is ctx:
+    if getattr(gradient, _OWNER, None) is ctx and _uses(gradient) <= _uses_on_arrival():
         return gradient
     return gradient.clone(memory_format=torch.contiguous_format)
+
+
+def _uses(tensor: Any) -> int:
+    """How often PyTorch refers to a tensor."""
+    return int(tensor._use_count())
+
+
+@cache
+def _uses_on_arrival() -> int:
+    """How often PyTorch itself refers to a gradient while a backward pass receives it."""
+    found = []
+
+    class Probe(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            found.append(_uses(gradient))
+            return gradient
+
+    with torch.enable_grad():
+        leaf = torch.zeros((), requires_grad=True)
+        torch.autograd.grad(2 * Probe.apply(leaf), leaf)
+    return found[0]
 
 
 def hand_over(node: Any, gradient: Tensor | None, index: int) -> Tensor | None:
     """Marks the gradient as owned by the operation that made input ``index``, and by no other.
 
-    Another operation, such as a user's addition, may pass the same tensor on to several.
-    ``index`` counts the tensors among the inputs of ``node``.
+    Another operation, such as a user's addition, may pass the same tensor on to several, and a hook
+    on the record may keep it: then it stays unmarked. ``index`` counts the tensors among the inputs
+    of ``node``.
     """
-    if gradient is not None:
+    if gradient is not None and not node.watched:
         setattr(gradient, _OWNER, node.next_functions[index][0])
     return gradient
 
