@@ -105,6 +105,27 @@ def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, str
 
 
 @every_kind
+def test_inplace_layers_have_the_same_gradients_whatever_the_strategy(device, each_backend, kind):
+    """Through the taps alone: two sequences, of which the second starts from the first's state."""
+    x = spikes(6, BATCH, INPUTS, seed=3).to(device)
+    found = {}
+    for strategy in ("shift", "gemm", "events"):
+        layer = layer_of(kind, "learned", device=device, strategy=strategy)
+        layer.synapse.inplace = True
+        layer.scan(x[:3])
+        layer.scan(x[3:]).square().sum().backward()
+        assert not any(record.storage.requires_grad for record in layer.synapse.component_records())
+        found[strategy] = {name: p.grad for name, p in layer.named_parameters()}
+    shift = found.pop("shift")
+    assert shift["weight"].any() and shift["delay"].any()
+    for gradients_ in found.values():
+        for name, wanted in shift.items():
+            assert (gradients_[name] is None) == (wanted is None), name
+            if wanted is not None:
+                torch.testing.assert_close(gradients_[name], wanted, rtol=1e-12, atol=1e-12)
+
+
+@every_kind
 @STRATEGIES
 @pytest.mark.parametrize("splits", [(9,), (1, 8), (3, 1, 5), (8, 0, 1)], ids=str)
 def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, splits):

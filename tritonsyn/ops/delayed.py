@@ -50,6 +50,14 @@ class Run(NamedTuple):
         """The present value of each state, in the dtype of the arithmetic."""
         return [None] * self.dynamics.states if self.past is None else self.past.newest
 
+    def detached(self) -> "Run":
+        """The same without a graph of input, constants and state."""
+        x = self.x if isinstance(self.x, PackedSpikes) else self.x.detach()
+        constants = [constant.detach() for constant in self.dynamics.constants]
+        dynamics = Dynamics.of(constants, self.dynamics.coupling is not None)
+        past = self.past and Past(*([t.detach() for t in tensors] for tensors in self.past))
+        return self._replace(x=x, dynamics=dynamics, past=past)
+
     def components(self) -> tuple[list[Tensor], list[Tensor]]:
         """What delayed reads see, of each state ``[K - 1 + T, B, N]``, the past first.
 
@@ -78,16 +86,14 @@ def project_sequence(
     The projection has the dtype of the weights, the values that of the arithmetic. With ``graph``
     false the components carry no graph; the taps still do.
     """
+    run = run if graph else run.detached()
     x, dynamics, past, slots, _, backend = run
     outputs, at_rest = taps.back.shape[0], past is None
     chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)
-    graph = graph and torch.is_grad_enabled()
     if chosen == "events":
-        with torch.set_grad_enabled(graph):
-            _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
+        _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
         return _project_spikes(run, taps), tails
-    with torch.set_grad_enabled(graph):
-        sequences, tails = run.components()
+    sequences, tails = run.components()
     return project(sequences, taps, x.shape[0], strategy=chosen, backend=backend), tails
 
 
