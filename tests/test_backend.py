@@ -264,13 +264,13 @@ def test_environment_variable_is_read_at_import(monkeypatch, value, name):
     monkeypatch.delenv("TRITONSYN_BACKEND", raising=False)
     if value is not None:
         monkeypatch.setenv("TRITONSYN_BACKEND", value)
-    assert runpy.run_path(backends.__file__)["get_backend"]() == name
+    assert runpy.run_module(backends.__name__)["get_backend"]() == name
 
 
 def test_environment_variable_with_an_unknown_name(monkeypatch):
     monkeypatch.setenv("TRITONSYN_BACKEND", "gpu")
     words = "environment variable TRITONSYN_BACKEND is 'gpu', but must be one of auto, triton"
-    get_backend = runpy.run_path(backends.__file__)["get_backend"]
+    get_backend = runpy.run_module(backends.__name__)["get_backend"]
     with pytest.raises(RuntimeError, match=words):
         get_backend()
 
