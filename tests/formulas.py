@@ -255,6 +255,8 @@ class Synapse:
                 self.past[other].append(self.observed(other, 1))
         past[-1] = new
         self.carry.pop(name, None)
+        if name != "spike":
+            self.recorded.append(new)
 
     def __getstate__(self) -> dict[str, Any]:
         copied = type(self).__new__(type(self))

@@ -489,7 +489,7 @@ class Maker:
         actions: dict[Callable[[], None], float] = {
             self.step: 5, self.scan: 4, self.delayed: 5, self.present: 1.5, self.record: 1.5,
             self.flush: 1, self.detach: 0.4, self.clear: 0.5, self.assign: 1, self.refuse: 1.5,
-            self.change_constant: 0.8, self.duplicate: 0.7, self.save: 0.6, self.load: 0.6,
+            self.change_constant: 0.8, self.duplicate: 0.7, self.save: 1, self.load: 1,
             self.call_sequence: SEQUENCES_BY_CALL, self.follow: BATCH_FOLLOWS,
             self.clear_samples: CLEARS_SAMPLES, self.load_other: STATES_OF_OTHERS * 0.7,
             self.refuse_more: CARRIES * 0.5,
