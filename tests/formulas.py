@@ -51,8 +51,10 @@ def in_last_lane(value: float, last: float, dim: int) -> Tensor:
 def worse(x: Tensor, error: Tensor | float, floor: float = 0.0) -> Tensor:
     """``x`` with this much relative error more, and ``floor`` as much as subnormals lose."""
     if isinstance(error, Tensor):
-        return torch.stack((x[0], x[1], x[2] * (1 + error) + floor))
-    x = x * in_last_lane(1.0, 1.0 + error, x.dim())
+        one = torch.ones_like(error)
+        x = x * torch.stack((one, one, 1 + error))
+    else:
+        x = x * in_last_lane(1.0, 1.0 + error, x.dim())
     return x + in_last_lane(0.0, floor, x.dim()) if floor else x
 
 
