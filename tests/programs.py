@@ -280,7 +280,8 @@ class Maker:
         self.leaves: list[str] = []
         self.constants: list[tuple[str, str, str]] = []
         self.batch = self.pick([1, 1, 2, 3])
-        self.module = self.synapse = "module"
+        self.synapse = "module"
+        self.saved = ""
 
     # Small things.
 
@@ -589,8 +590,6 @@ class Maker:
             self.batch = self.pick([1, 2, 3])
             self.write(f"module.batchsz = {self.batch}")
         self.saved = ""
-
-    saved = ""
 
     def toggle(self) -> None:
         self.flush()
