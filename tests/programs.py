@@ -1,7 +1,7 @@
 """Random programs: what users may call on a module, as Python source that anyone can run.
 
 A :class:`Program` is a list of statements. They run twice, with tritonsyn's names and with those of
-``oracle``, and what each statement gives is compared. A failing program is shortened and printed.
+``formulas``, and what each statement gives is compared. A failing program is shortened and printed.
 """
 
 import copy
@@ -120,8 +120,8 @@ def _names_of_tritonsyn() -> dict[str, Any]:
 
 
 @cache
-def _names_of_oracle() -> dict[str, Any]:
-    names = dict(vars(oracle))
+def _names_of_formulas() -> dict[str, Any]:
+    names = dict(vars(formulas))
     names |= {"copy": copy, "pickle": pickle, "inf": math.inf, "nan": math.nan, **DTYPES}
     names |= {"no_grad": torch.no_grad, "torch": torch, "pack_spikes": lambda x: x}
     names |= {"refused": lambda *_: None, "finite": lambda *_: None}
@@ -160,7 +160,7 @@ class Program:
 
     def failure(self) -> Failure | None:
         """The first statement that raises, or gives something else than the formulas."""
-        ours, theirs = dict(_names_of_tritonsyn()), dict(_names_of_oracle())
+        ours, theirs = dict(_names_of_tritonsyn()), dict(_names_of_formulas())
         formulas.CARRIES = CARRIES
         for statement in self.statements:
             code = compile(statement, "<program>", "exec")

@@ -35,7 +35,7 @@ def test_random_programs():
 def test_a_wrong_rate_is_found_and_its_program_shortened(monkeypatch):
     """A rate of decay that is one in a thousand too large, in the formulas."""
     right = formulas.decayed
-    monkeypatch.setattr(oracle, "decayed", lambda rate, unit: right(1.001 * rate, unit))
+    monkeypatch.setattr(formulas, "decayed", lambda rate, unit: right(1.001 * rate, unit))
     program = next(p for p in map(programs.make, range(50)) if p.failure())
     short = program.shortened()
     assert short.failure().resembles(program.failure())
