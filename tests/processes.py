@@ -110,6 +110,13 @@ def replicated(kind: str, rank: int, folder: Path) -> Found:
     return train(DistributedDataParallel(module), module, own(drive(batch=4), rank))
 
 
+def captured(kind: str, rank: int, folder: Path) -> Found:
+    """With records that are buffers, which are not to be copied from one process to the other."""
+    module = build(kind, dtype=torch.float64, capturable=True)
+    wrapped = DistributedDataParallel(module, broadcast_buffers=False)
+    return train(wrapped, module, own(drive(batch=4), rank))
+
+
 def sharded(kind: str, rank: int, folder: Path) -> Found:
     """A sequence by name, which nothing was told of."""
     module = build(kind, dtype=torch.float64)
@@ -138,6 +145,7 @@ def saved(kind: str, rank: int, folder: Path) -> Found:
 
 JOBS: dict[str, Callable[[str, int, Path], Found]] = {
     "replicated": replicated,
+    "captured": captured,
     "sharded": sharded,
     "saved": saved,
 }

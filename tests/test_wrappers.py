@@ -149,7 +149,9 @@ def ranks(job, kind):
 
 @pytest.mark.slow
 @every_module
-@pytest.mark.parametrize("job", ["replicated", "sharded"], ids=["DDP", "FSDP2"])
+@pytest.mark.parametrize(
+    "job", ["replicated", "captured", "sharded"], ids=["DDP", "DDP of buffers", "FSDP2"]
+)
 def test_two_processes_learn_as_one_with_both_batches(job, kind):
     """Each has half of the batch, and keeps records of its own."""
     one = build(kind, batch_size=4, dtype=torch.float64)
