@@ -694,14 +694,15 @@ class RecordTensor(Stateful):
         return self
 
     def _values(self) -> dict[str, Any]:
-        # A storage with a graph can neither be copied nor pickled; its values can.
+        # Without the graph, which can neither be copied nor pickled, and in memory of their own,
+        # because torch.multiprocessing shares that of what it sends.
         state = {**super()._values(), "_resting": self.at_rest}
         holder = state
         if self.capturable:
             holder = state["_buffers"] = dict(self._buffers)
         for name in ("storage", "carry"):
             kept = getattr(self, name)
-            holder[name] = None if kept is None else kept.detach()
+            holder[name] = None if kept is None else kept.detach().clone()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -41,6 +41,15 @@ def _newest(name: str, doc: str) -> Any:
     )
 
 
+def _is_exchange(present: nn.Parameter | None, value: Any) -> bool:
+    """Whether FSDP2 exchanges a parameter for its shard, or the reverse, as in every call.
+
+    A shard is of a class of its own, and its values are elsewhere.
+    """
+    both = isinstance(present, nn.Parameter) and isinstance(value, nn.Parameter)
+    return both and {type(present), type(value)} != {nn.Parameter}
+
+
 class ExponentialCurrent(Stateful):
     """The base of all synapses: a group of records that decay, and reads of their past.
 
@@ -125,6 +134,9 @@ class ExponentialCurrent(Stateful):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A parametrized constant is a property, which torch sets.
+        if name in self._constants and _is_exchange(self._parameters.get(name), value):
+            self._parameters[name] = value
+            return
         if name in self._constants and not is_parametrized(self, name):
             checks.check_graph(name, value)
             value = self._checked_constant(name, value)
@@ -185,7 +197,7 @@ class ExponentialCurrent(Stateful):
         # Coupled components have one time constant, and so one decay.
         rates = {name: self._dt / constants[name] for _, name in self._components}
         exp: Callable[[Any], Any] = math.exp if numbers else torch.exp
-        decays = [checks.rounded(exp(-rate), dtype) for rate in rates.values()]
+        decays: list[Any] = [checks.rounded(exp(-rate), dtype) for rate in rates.values()]
         gain = self._gain(constants, decays)
         if numbers:
             with ordinary_tensors():
