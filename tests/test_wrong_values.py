@@ -308,6 +308,8 @@ def test_wrong_values(argument, monkeypatch):
         except Exception as error:
             if callable(value) and name in FUNCTIONS:
                 continue
+            if name == "device" and isinstance(value, int):
+                continue  # the number of a GPU, which torch may not find
             if said := complaint(error, names):
                 found.append(f"{what}: {said}: {type(error).__name__}: {str(error)[:200]}")
             if not equal(before, state(thing)):
