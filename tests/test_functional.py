@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 from synapses import gradcheck, make, same, snapshot, spikes, uniform
+from torch.utils._pytree import tree_flatten
 
 from tritonsyn import functional
 from tritonsyn.functional import ReadRule, Ring
 
-F64 = torch.float64
+F32, F64 = torch.float32, torch.float64
 KEYWORDS = {
     "previous": {},
     "nearest": {},
@@ -330,6 +331,85 @@ def test_gradients_are_the_same_on_a_second_backward(each_backend, device):
     first = torch.autograd.grad(total, inputs, retain_graph=True)
     second = torch.autograd.grad(total, inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- negated views --------------------------------------------------------------------------------
+
+NEGATED = {
+    "push": lambda x, p: functional.push(torch.zeros(3, 2, 4), x[0], 1),
+    "push of spikes": lambda x, p: functional.push(torch.zeros(3, 2, 4, dtype=torch.bool), x[0], 1),
+    "step": lambda x, p: functional.step(x[0], ring(2, dtype=F32), p[1, 0], [p[2, 0]] * 2)[0],
+    "select": lambda x, p: functional.select(
+        (spikes(3, 2, 4).float(),), p[0], (p[1, 0],), (0,), ReadRule("expdecay", 1.0, 2.0)
+    )[0],
+    "select_scan": lambda x, p: functional.select_scan(
+        (x,), p[0], (None,), ReadRule("linear", 1.0, 2.0), 1
+    ),
+    "scan": lambda x, p: functional.exp_scan(x, p[0, 0], p[1, 0], x[2]),
+    "pack": lambda x, p: functional.pack_spikes(x).words,
+    "layer": lambda x, p: functional.delayed_linear(
+        x, x[0], p[1], decay=p[2, 0], initial=(x,), max_delay=2.0, strategy="shift"
+    ),
+    "dense layer": lambda x, p: functional.delayed_linear(
+        x, x[0], p[1], decay=p[2, 0], initial=(x,), max_delay=2.0, strategy="gemm"
+    ),
+    "synapse": lambda x, p: [s := make("double", 4, batch_size=2, delay=2.0), s(x[0]), s.spike],
+    "synapse, scan": lambda x, p: [s := make("alpha", 4, batch_size=2), s.scan(x), s.spike],
+}
+"""Calls of two tensors ``[3, 2, 4]`` of both signs, and of positive numbers below 1."""
+
+
+@pytest.mark.parametrize("name", NEGATED)
+def test_negated_views_count_as_what_they_stand_for(name, each_backend, device):
+    """PyTorch negates them when they are read; kernels read memory as it is."""
+    plain = [(uniform(3, 2, 4, seed=i, low=low) * 0.99).to(F32) for i, low in ((1, -1.0), (2, 0.0))]
+    plain = [tensor.round(decimals=1) for tensor in plain]  # with zeros among them
+    views = [torch._neg_view(-tensor) for tensor in plain]
+    assert all(view.is_neg() and view.is_contiguous() for view in views)
+    results = []
+    for given in (views, plain):
+        tensors, _ = tree_flatten(NEGATED[name](*given))
+        results.append([t for t in tensors if isinstance(t, torch.Tensor)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_gradient_may_be_a_negated_view(each_backend, device):
+    grads = []
+    for negate in (True, False):
+        x = torch.ones(3, 2, 4, device=device, requires_grad=True)
+        y, _ = functional.exp_scan(x, 0.5)
+        state = Ring(
+            (torch.zeros(3, 2, 4, device=device),), (0,),
+            torch.zeros(3, 2, 4, dtype=torch.bool, device=device), 0,
+        )  # fmt: skip
+        one, half = torch.ones((), device=device), torch.full((), 0.5, device=device)
+        z, _ = functional.step(x[0], state, one, (half,))
+        dy = -uniform(3, 2, 4, seed=2).to(device, F32)
+        dy = torch._neg_view(-dy) if negate else dy
+        grads.append(torch.autograd.grad([y, z], x, [dy, dy[0]])[0])
+    assert torch.equal(*grads)
+
+
+def test_state_cannot_be_a_negated_view():
+    record = torch._neg_view(torch.ones(3, 2, 4))
+    with pytest.raises(ValueError, match="record is a negated view, which cannot be written"):
+        functional.push(record, torch.ones(2, 4), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bits8, torch.float4_e2m1fn_x2], ids=str)
+def test_a_step_that_fails_has_written_nothing(dtype, each_backend):
+    """On values that cannot be computed with, which no check knows."""
+    state = ring(2, dtype=torch.bfloat16)
+    carries = [torch.ones(2, 4) for _ in range(2)]
+    state = state._replace(carries=carries)
+    written = [*state.components, state.spikes, *carries]
+    before = [tensor.clone() for tensor in written]
+    x = torch.ones(2, 4, dtype=torch.uint8).view(dtype)
+    half = torch.tensor(0.5)
+    with pytest.raises(Exception, match=r"."):
+        functional.step(x, state, half, (half, half))
+    assert all(torch.equal(a, b) for a, b in zip(before, written, strict=True))
 
 
 # -- refusals -------------------------------------------------------------------------------------

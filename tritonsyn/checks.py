@@ -477,9 +477,16 @@ def check_record(name: str, record: object) -> Tensor:
         )
     if record.ndim < 2 or record.shape[0] < 1:
         raise misshapen(name, record, "(K, B, ...), K >= 1")
-    if not record.is_contiguous():
-        raise ValueError(f"{name} has strides {record.stride()}, but must be contiguous")
+    _check_written(name, record)
     return record
+
+
+def _check_written(name: str, state: Tensor) -> None:
+    """Kernels can write the tensor's memory as it lies."""
+    if not state.is_contiguous():
+        raise ValueError(f"{name} has strides {state.stride()}, but must be contiguous")
+    if state.is_neg():
+        raise ValueError(f"{name} is a negated view, which cannot be written in place")
 
 
 def check_slot(name: str, slot: Slot, slots: int) -> None:
@@ -522,8 +529,7 @@ def check_carry(name: str, carry: object, record: Tensor) -> None:
             f"{name} must be {compute_dtype(record.dtype)}, in which a {record.dtype} record is "
             f"computed, but is {carry.dtype}"
         )
-    if not carry.is_contiguous():
-        raise ValueError(f"{name} has strides {carry.stride()}, but must be contiguous")
+    _check_written(name, carry)
 
 
 def check_coefficients(

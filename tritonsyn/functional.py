@@ -296,7 +296,7 @@ def select_scan(
     """
     if not isinstance(sequences, Sequence):
         raise TypeError(f"sequences must be one or two tensors, but is {checks.shown(sequences)}")
-    rows = [checks.check_floating("sequences", sequence).contiguous() for sequence in sequences]
+    rows = [checks.check_floating("sequences", s).contiguous().resolve_neg() for s in sequences]
     shape = checks.check_records("sequences", rows, (0,) * len(rows))
     steps = checks.integer("steps", steps)
     if not 1 <= steps <= shape[0]:

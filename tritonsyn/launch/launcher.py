@@ -83,6 +83,11 @@ def both(values: Sequence[Any]) -> tuple[Any, Any]:
     return (values[0], values[-1]) if values else (None, None)
 
 
+def packed(tensor: Tensor) -> Tensor:
+    """The tensor as kernels read it: its elements one after the other, as they stand in memory."""
+    return tensor.contiguous().resolve_neg()
+
+
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """Triton's dtype of the arithmetic on tensors of a dtype."""
     return tl.float64 if dtype == torch.float64 else tl.float32
@@ -100,7 +105,7 @@ def constant_arguments(dynamics: Dynamics) -> tuple[list[Tensor | None], dict[st
         "COUPLING_PER_SYNAPSE": coupling is not None and coupling.ndim > 0,
     }
     constants = [dynamics.gain, decay, rise, coupling]
-    return [None if c is None else c.contiguous() for c in constants], flags
+    return [None if c is None else packed(c) for c in constants], flags
 
 
 def launch(

@@ -13,7 +13,7 @@ from ..kernels.projection import (
 )
 from ..values import PackedSpikes, Slot
 from .config import PASSES, config_for
-from .launcher import accumulator, launch, tiles
+from .launcher import accumulator, launch, packed, tiles
 from .scan import transpose_bits
 
 
@@ -61,7 +61,7 @@ def _shift_sum(
     """``out [T, B, R]`` from a source ``[rows, B, C]``, connection by connection."""
     (steps, batch, outputs), (rows, _, inputs) = out.shape, source.shape
     # One step reads each line once: a transposed copy would cost more than it saves.
-    lines = source.contiguous().flatten(0, 1).t() if steps == 1 else _lines(source)
+    lines = packed(source).flatten(0, 1).t() if steps == 1 else _lines(source)
     places = steps * batch
     launch(
         shift_sum_kernel,
@@ -91,7 +91,7 @@ def _gemm(
     launch(
         temporal_gemm_kernel,
         lambda config: (tiles(places, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
-        *(source.contiguous(), out, weight, back),
+        *(packed(source), out, weight, back),
         *(first, slots, outputs, inputs, places, rows * batch, batch, *weight.stride()),
         ADJOINT=adjoint,
         PRECISION=precision,
@@ -102,7 +102,7 @@ def _gemm(
 
 def _lines(sequence: Tensor) -> Tensor:
     """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
-    return sequence.flatten(0, 1).t().contiguous()
+    return packed(sequence.flatten(0, 1).t())
 
 
 def project_weight(
@@ -115,7 +115,7 @@ def project_weight(
         launch(
             temporal_gemm_dot_kernel,
             lambda own: (tiles(outputs, own.BLOCK_R) * tiles(inputs, own.BLOCK_C) * (first + 1),),
-            *(dy.contiguous(), sequence.contiguous(), back, dweight),
+            *(packed(dy), packed(sequence), back, dweight),
             *(first, outputs, inputs, places, batch),
             PRECISION=precision,
             work=(PASSES[precision], first + 1, inputs, outputs, places),
@@ -144,7 +144,7 @@ def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: in
     steps, batch, _ = spikes.shape
     outputs = weight.shape[0]
     v = weight.new_zeros(steps, batch, outputs)
-    words = spikes.words.contiguous()
+    words = packed(spikes.words)
     work = (steps, slots, batch, outputs)
     config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
     share = tiles(steps, config.chunks)
@@ -153,7 +153,7 @@ def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: in
     launch(
         spike_sum_kernel,
         (rows * tiles(outputs, config.BLOCK), config.chunks),
-        *(words, weight.t().contiguous(), back.t().contiguous(), v),
+        *(words, packed(weight.t()), packed(back.t()), v),
         *(steps, share, slots, batch, words.shape[-1], outputs),
         work=work,
         dtype=weight.dtype,
@@ -173,7 +173,7 @@ def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots:
     launch(
         spike_dot_kernel,
         (inputs * tiles(outputs, config.BLOCK), config.chunks),
-        *(words, dv.contiguous(), back.t().contiguous(), partial),
+        *(words, packed(dv), packed(back.t()), partial),
         *(width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs),
         ACC=accumulator(dv.dtype),
         work=work,

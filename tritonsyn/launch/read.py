@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..kernels.read import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
 from ..values import Reading, compute_dtype
-from .launcher import accumulator, both, covering, launch, tiles
+from .launcher import accumulator, both, covering, launch, packed, tiles
 
 # Rows of one batch that a program of the batch reduction adds up.
 _ROWS = 16
@@ -43,7 +43,7 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
     launch(
         select_bwd_kernel,
         covering(synapses, batch if dvalue.numel() else 0),
-        *(times, dvalue.contiguous(), *both(drecords), *rates, *numbers, reading.steps),
+        *(times, packed(dvalue), *both(drecords), *rates, *numbers, reading.steps),
         work=(batch, synapses),
         **options,
     )
@@ -56,10 +56,10 @@ def _arguments(
     sel, rates, pointers, rule, steps = reading
     rows, batch, synapses = records[0].shape
     # The rows of times: one where the batch shares them.
-    times = (sel[:1] if sel.stride(0) == 0 else sel).contiguous()
-    packed = [None if rate is None else rate.contiguous() for rate in both(rates)]
+    times = packed(sel[:1] if sel.stride(0) == 0 else sel)
+    pair = [None if rate is None else packed(rate) for rate in both(rates)]
     numbers = (*both(pointers), rows - steps + 1, batch, synapses, sel.shape[2], times.shape[0])
-    per_synapse = [rate is not None and rate.ndim > 0 for rate in packed]
+    per_synapse = [rate is not None and rate.ndim > 0 for rate in pair]
     options = {
         "STEP": rule.step,
         "LIMIT": rule.limit,
@@ -76,14 +76,14 @@ def _arguments(
         # A fused multiply-add would round the distance to an observation differently.
         "enable_fp_fusion": False,
     }
-    return times, packed, numbers, options
+    return times, pair, numbers, options
 
 
 def batch_dot(a: Tensor, b: Tensor) -> Tensor:
     batch, columns = a.shape
     groups = tiles(batch, _ROWS)
     partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)
-    arguments = (a.contiguous(), b.contiguous(), partial, batch, columns)
+    arguments = (packed(a), packed(b), partial, batch, columns)
     options = {"ROWS": _ROWS, "ACC": accumulator(a.dtype), "work": (batch, columns)}
     launch(batch_dot_kernel, covering(columns, groups), *arguments, **options, dtype=a.dtype)
     return partial.sum(0)

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from ..kernels.record import ring_push_kernel, ring_take_kernel
 from ..values import Slot
-from .launcher import covering, launch
+from .launcher import covering, launch, packed
 
 
 def push(record: Tensor, value: Tensor, slot: Slot) -> None:
     size = value.numel()
-    arguments = (value.contiguous(), record, slot, size)
+    arguments = (packed(value), record, slot, size)
     launch(ring_push_kernel, covering(size), *arguments, work=(size,), dtype=record.dtype)
 
 

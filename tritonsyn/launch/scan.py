@@ -10,7 +10,7 @@ from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
 from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
 from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .config import LaunchConfig, config_for
-from .launcher import both, constant_arguments, covering, launch, tiles
+from .launcher import both, constant_arguments, covering, launch, packed, tiles
 
 Input = Tensor | PackedSpikes
 Pair = Sequence[Tensor | None]
@@ -48,8 +48,8 @@ def scan_backward(
     dx_dtype: torch.dtype | None,
     want_initials: bool = True,
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
-    dy = dy.contiguous()
-    dtails = [None if d is None else d.contiguous() for d in dtails]
+    dy = packed(dy)
+    dtails = [None if d is None else packed(d) for d in dtails]
     last = max((d.shape[0] for d in dtails if d is not None), default=0)
     walk = _Walk(dynamics, last, _config(dy, dx_dtype or dy.dtype))
     dx = None if dx_dtype is None else torch.empty(dy.shape, dtype=dx_dtype, device=dy.device)
@@ -81,7 +81,7 @@ def _carries(x: Input, initials: Pair, tails: Pair, walk: _Walk, reverse: bool) 
     Each chunk runs from zero first; a scan over the chunks, whose decay is that of a whole chunk,
     adds up what they leave. A sequence in one chunk receives its initial state.
     """
-    initials = [None if initial is None else initial.contiguous() for initial in initials]
+    initials = [None if initial is None else packed(initial) for initial in initials]
     dynamics, _, config = walk
     if config.chunks == 1:
         return initials
@@ -174,7 +174,7 @@ def _arguments(
     }
     sizes = (batch * synapses, synapses, words_per_row(synapses))
     numbers = (steps, tiles(steps, walk.config.chunks), walk.last, *sizes)
-    return data_of(x).contiguous(), constants, numbers, options
+    return packed(data_of(x)), constants, numbers, options
 
 
 def _for_each(of: Sequence[Any], count: int, x: Input, dynamics: Dynamics) -> list[Tensor]:
@@ -201,7 +201,7 @@ def pack(x: Tensor) -> Tensor:
     rows, synapses = x.shape
     width = words_per_row(synapses)
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
-    size, arguments = words.numel(), (x.contiguous(), words, rows, synapses, width)
+    size, arguments = words.numel(), (packed(x), words, rows, synapses, width)
     launch(pack_bits_kernel, covering(size), *arguments, work=(size,), dtype=x.dtype)
     return words
 
@@ -210,7 +210,7 @@ def transpose_bits(words: Tensor, synapses: int) -> Tensor:
     rows, width = words.shape
     high = words_per_row(rows)
     turned = torch.empty((synapses, high), dtype=torch.int32, device=words.device)
-    arguments = (words.contiguous(), turned, rows, synapses, width, high)
+    arguments = (packed(words), turned, rows, synapses, width, high)
     grid, work = covering(high, width), (width, high)
     launch(transpose_bits_kernel, grid, *arguments, work=work, dtype=words.dtype)
     return turned

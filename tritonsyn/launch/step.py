@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Dynamics, Ring, Slot
-from .launcher import both, constant_arguments, covering, launch
+from .launcher import both, constant_arguments, covering, launch, packed
 
 
 def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
@@ -17,7 +17,7 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
     size = y.numel()
     constants, flags = constant_arguments(dynamics)
     states = (*both(records), *both(carries or ()))
-    tensors = (x.contiguous(), y, spikes, *states, *constants, arrivals)
+    tensors = (packed(x), y, spikes, *states, *constants, arrivals)
     numbers = (*both(pointers), spike_pointer, slots, size, synapses)
     grid = covering(size)
     launch(synapse_step_fwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=y.dtype)
@@ -39,7 +39,7 @@ def step_backward(
     dx = None if dx_dtype is None else torch.empty_like(like, dtype=dx_dtype)
     zs = [torch.empty_like(like, dtype=dynamics.gain.dtype) for _ in drecords] if want_z else []
     constants, flags = constant_arguments(dynamics)
-    dy = None if dy is None else dy.contiguous()
+    dy = None if dy is None else packed(dy)
     tensors = (dy, dx, *both(drecords), *both(dcarries or ()), *both(zs), *constants)
     numbers = (*both(pointers), slots, size, synapses)
     grid, dtype = covering(size), like.dtype

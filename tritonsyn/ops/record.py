@@ -162,7 +162,7 @@ def write_rows(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
     """
     if record.is_floating_point() and chained(record, rows):
         return _Write.apply(record, rows, row_slots(slot, rows.shape[0], record), _Rows)
-    record, rows = unchained(record), rows.detach()
+    record, rows = unchained(record), rows.detach().resolve_neg()
     if isinstance(slot, Tensor):
         _Rows.push(record, rows, row_slots(slot, rows.shape[0], record))
         return record

@@ -7,7 +7,7 @@ from ..values import Slot
 
 def push(record: Tensor, value: Tensor, slot: Slot) -> None:
     """``record[slot] = value``, converted to the record's dtype (a bool record holds ``!= 0``)."""
-    record[int(slot)].copy_(value)
+    record[int(slot)].copy_(value.resolve_neg())
 
 
 def take(drecord: Tensor, slot: Slot) -> Tensor:

@@ -234,7 +234,7 @@ def pack(x: Tensor) -> Tensor:
     words = torch.empty((rows, width), dtype=torch.int32, device=x.device)
     octets = torch.empty((rows, width * WORD // 8), dtype=torch.int64, device=x.device)
     bits = octets.view(torch.bool)
-    bits[:, :synapses].copy_(x)
+    bits[:, :synapses].copy_(x.resolve_neg())
     bits[:, synapses:] = False
     # The product takes the lowest bit of each of eight bytes into the highest byte.
     octets.mul_(0x0102040810204080).bitwise_right_shift_(56)

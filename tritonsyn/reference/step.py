@@ -18,9 +18,11 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
     """
     records, pointers, spikes, spike_pointer, arrivals, carries = ring
     gain, slots, dtype = dynamics.gain, list(map(int, pointers)), records[0].dtype
+    x = x.resolve_neg()  # a pending negation fails where a bool is written
     newest = [record[slot - 1] for record, slot in zip(records, slots, strict=True)]
     before = [state.to(gain.dtype) for state in carries or newest]
     states = _advanced(before, scaled(x, gain), dynamics)
+    # What can fail has succeeded before the first write, or is the first write.
     spikes[int(spike_pointer)].copy_(x)
     for record, slot, state in zip(records, slots, states, strict=True):
         record[slot].copy_(state)
