@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from synapses import PHYSICS, every_kind, make, uniform
+from synapses import PHYSICS, every_kind, make, same, snapshot, spikes, uniform
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -668,6 +668,95 @@ def test_forward_mode_is_refused(device, each_backend):
         for call in (lambda: synapse.scan(dual), lambda: synapse(dual[0])):
             with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
                 call()
+
+
+def transformed():
+    """Operations inside of transforms: of their input ``[4, 1, 3]``, and of a synapse."""
+    rule = ReadRule("previous", 1.0, 2.0)
+    calls = {
+        "step": lambda x, synapse: synapse(x[0]),
+        "scan": lambda x, synapse: synapse.scan(x),
+        "delayed read": lambda x, synapse: synapse.current_at(x[0]),
+        "read of spikes": lambda x, synapse: synapse.spike_at(x[0]),
+        "push": lambda x, synapse: functional.push(synapse.current_.storage, x[0], 0),
+        "push of spikes": lambda x, synapse: functional.push(synapse.spike_.storage, x[0], 0),
+        "write": lambda x, synapse: write_rows(synapse.spike_.storage, x[:2], 0),
+        "read": lambda x, synapse: functional.read(synapse.current_.storage, 0)[1] * x[0],
+        "pack": lambda x, synapse: functional.pack_spikes(x).words,
+        "reads of a sequence": lambda x, synapse: select_scan((x,), x[0], (None,), rule, 2),
+        "layer": lambda x, synapse: functional.delayed_linear(
+            x, x[0], x[1], decay=0.5, max_delay=2.0
+        )[0],
+    }
+    transforms = {
+        "vmap": lambda call, x: torch.vmap(call)(x.expand(2, *x.shape)),
+        "grad": lambda call, x: torch.func.grad(lambda x: call(x).sum())(x),
+        "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,)),
+        "functionalize": lambda call, x: torch.func.functionalize(call)(x),
+    }
+    for name, call in calls.items():
+        for kind, transform in transforms.items():
+            if kind == "vmap" or name in ("step", "scan", "push"):
+                yield pytest.param(call, transform, id=f"{kind} of {name}")
+
+
+@pytest.mark.parametrize(("call", "transform"), transformed())
+@pytest.mark.parametrize("inplace", [False, True])
+def test_transforms_are_refused_before_anything_is_written(call, transform, inplace):
+    synapse = make("single", delay=2.0, inplace=inplace)
+    synapse(torch.ones(1, 3))
+    before = snapshot(synapse)
+    advice = "use the batch axis instead of vmap, and torch.autograd.grad instead of torch.func"
+    with torch.set_grad_enabled(not inplace), pytest.raises(NotImplementedError, match=advice):
+        transform(lambda x: call(x, synapse), torch.ones(4, 1, 3))
+    assert same(snapshot(synapse), before)
+
+
+def test_functional_call_works():
+    synapse = make("single", delay=2.0, time_constant=nn.Parameter(torch.tensor(5.0)))
+    tau = torch.tensor(3.0, requires_grad=True)
+    x = spikes(6, 1, 3)
+
+    class Scan(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.synapse = synapse
+
+        def forward(self, x):
+            return self.synapse.scan(x)
+
+    y = torch.func.functional_call(Scan(), {"synapse.time_constant": tau}, (x,))
+    other = make("single", delay=2.0, time_constant=nn.Parameter(torch.tensor(3.0)))
+    wanted = other.scan(x)
+    assert torch.equal(y, wanted)
+    gradients = [
+        torch.autograd.grad(v.sum(), t)[0] for v, t in ((y, tau), (wanted, other.time_constant))
+    ]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("name", ["scan", "push", "step", "layer"])
+@pytest.mark.parametrize("functorch", [False, True])
+def test_batched_gradients_are_refused(name, functorch):
+    x = torch.ones(3, 1, 2, requires_grad=True)
+    one = torch.ones(())
+    marks = torch.zeros(2, 1, 2, dtype=torch.bool)
+    y = {
+        "scan": lambda: functional.exp_scan(x, 0.5)[0],
+        "push": lambda: functional.push(torch.zeros(2, 1, 2), x[0], 0),
+        "step": lambda: functional.step(
+            x[0], Ring((torch.zeros(2, 1, 2),), (0,), marks, 0), one, (one,)
+        )[0],
+        "layer": lambda: functional.delayed_linear(
+            x, torch.ones(2, 2), torch.ones(2, 2), decay=0.5, max_delay=1.0
+        )[0],
+    }[name]()
+    many = torch.ones(4, *y.shape)
+    with pytest.raises(NotImplementedError, match="no batched gradients; call backward or grad"):
+        if functorch:
+            torch.vmap(lambda dy: torch.autograd.grad(y, x, dy)[0])(many)
+        else:
+            torch.autograd.grad(y, x, many, is_grads_batched=True)
 
 
 def test_nobody_in_a_batch_reads_nothing_backward(device, each_backend):

@@ -85,11 +85,41 @@ def hand_over(node: Any, gradient: Tensor | None, index: int) -> Tensor | None:
     return gradient
 
 
+@traced_as(lambda: None)
+def refuse_transforms() -> None:
+    """Raises ``NotImplementedError`` inside of ``vmap`` and of other transforms of ``torch.func``.
+
+    Their tensors stand for others, which neither kernels nor writes into records see.
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "tritonsyn does not run inside of vmap or other transforms of torch.func: use the "
+            "batch axis instead of vmap, and torch.autograd.grad instead of torch.func.grad; "
+            "torch.func.functional_call works"
+        )
+
+
+@traced_as(lambda *gradients: None)
+def _refuse_batched(*gradients: Tensor | None) -> None:
+    """Raises ``NotImplementedError`` for gradients of ``vmap``, which are many in one tensor."""
+    kinds = torch._C._functorch
+    for gradient in gradients:
+        if gradient is not None and (
+            kinds.is_batchedtensor(gradient) or kinds.is_legacy_batchedtensor(gradient)
+        ):
+            raise NotImplementedError(
+                "tritonsyn has no batched gradients; call backward or grad for one gradient at a "
+                "time, without vmap or is_grads_batched"
+            )
+
+
 def chained(*tensors: Tensor | None) -> bool:
     """Whether an operation on these tensors is to be recorded by autograd.
 
-    Raises ``NotImplementedError`` for forward-mode derivatives, which kernels would drop.
+    Every operation asks before it writes anything. Raises ``NotImplementedError`` for forward-mode
+    derivatives, which kernels would drop, and where :func:`refuse_transforms` does.
     """
+    refuse_transforms()
     if forward_ad._current_level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
@@ -98,7 +128,8 @@ def chained(*tensors: Tensor | None) -> bool:
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a backward pass refuse second derivatives, and skips it where no gradient arrives.
+    """Makes a backward pass refuse second derivatives and batched gradients, and skips it where no
+    gradient arrives.
 
     Kernels record no graph: without this a gradient would count as a constant in whatever is
     computed from it, and second derivatives would be wrong in silence.
@@ -113,6 +144,7 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         if all(gradient is None for gradient in gradients):
             check_not_freed(ctx)
             return (None,) * len(ctx.needs_input_grad)
+        _refuse_batched(*gradients)
         return backward(ctx, *gradients)
 
     return refusing

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..values import PackedSpikes, ReadRule, Slot, data_of, locate
-from .common import chained, first_order, implementation, keep, kept, running
+from .common import chained, first_order, implementation, keep, kept, refuse_transforms, running
 from .operator import operator, traced_as
 from .record import row_slots
 from .strategy import precision
@@ -38,6 +38,7 @@ def taps(
     each component. Differentiable to all three; the delay is clamped to ``[0, rule.limit]`` with
     zero gradient outside.
     """
+    refuse_transforms()
     located = locate(delay.detach(), rule, slots)
     dtype = rates[0].dtype
     bounded = delay.clamp(0.0, rule.limit)

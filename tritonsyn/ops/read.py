@@ -242,7 +242,7 @@ def _read(
     Reshaped outside the Functions: a view returned from a Function cannot be written in place.
     """
     sel, rates, pointers, rule, steps = reading
-    if records[0].is_floating_point() and chained(sel, *rates, *records):
+    if chained(sel, *rates, *records) and records[0].is_floating_point():
         settings = rule, steps, running(sel.device, backend)
         value, *linked = function.apply(settings, sel, *map(held, pointers), *rates, *records)
         return value, linked or records

@@ -131,7 +131,7 @@ def _traced_push(
 def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = None) -> Tensor:
     """:func:`tritonsyn.functional.push`."""
     ring = implementation("record", record.device, backend)
-    if record.is_floating_point() and chained(record, value):
+    if chained(record, value) and record.is_floating_point():
         return _Write.apply(record, value, slot, ring)
     record = unchained(record)
     ring.push(record, value.detach(), slot)
@@ -160,7 +160,7 @@ def write_rows(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
 
     In place, around the end of the record; differentiable as :func:`push`.
     """
-    if record.is_floating_point() and chained(record, rows):
+    if chained(record, rows) and record.is_floating_point():
         return _Write.apply(record, rows, row_slots(slot, rows.shape[0], record), _Rows)
     record, rows = unchained(record), rows.detach().resolve_neg()
     if isinstance(slot, Tensor):

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, data_of, words_per_row
-from .common import chained, first_order, implementation, keep, kept, running, without_graph
+from .common import (
+    chained,
+    first_order,
+    implementation,
+    keep,
+    kept,
+    refuse_transforms,
+    running,
+    without_graph,
+)
 from .operator import operator
 
 Tensors = list[Tensor]
@@ -169,5 +178,6 @@ def pack_rows(x: Tensor, backend: str | None) -> Tensor:
 
 def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes ``[T, B, *shape]`` (``x != 0``) as bits, 32 synapses a word."""
+    refuse_transforms()
     words = pack_rows(x.detach().flatten(0, 1).flatten(1), backend)
     return PackedSpikes(words.view(*x.shape[:2], words.shape[1]), tuple(x.shape))

@@ -180,7 +180,7 @@ def step(
     """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
     module = implementation("step", x.device, backend)
     state = _state(ring)
-    linked = graph and chained(x, *dynamics.constants, *state)
+    linked = chained(x, *dynamics.constants, *state) and graph
     torch.autograd.graph.increment_version(ring.spikes)
     if linked:
         modules = module, implementation("read", x.device, backend)
