@@ -337,7 +337,8 @@ class Maker:
         self.inplace = self.chance(0.1)
         self.layer = self.chance(0.35)
         self.strategy = pick(["auto", "shift", "gemm", "events"]) if self.layer else ""
-        tolerance = pick([0.0, 0.0, 0.0, 1e-3, self.dt * 0.0625, self.dt * 0.3125])
+        # No time lies a tolerance from an observation, where its rounding would decide.
+        tolerance = pick([0.0, 0.0, 0.0, 1e-3, self.dt * 0.0613, self.dt * 0.3047])
         options = {
             "spike_interp_mode": repr(pick(["previous", "nearest"])),
             "interp_tol": repr(tolerance),
