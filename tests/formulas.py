@@ -25,6 +25,9 @@ FINEST = 2.0**-40
 """The smallest unit: of float64 too, whose own the lanes, which are float64, could not show."""
 CARRIES = False
 """Whether steps in half precision carry float32 from each to the next, as scans do."""
+GAIN_OF_ROUNDED_DECAYS = False
+"""Whether the gain of the double synapse may be that of the time constants for which its rounded
+decays stand, so that the charge of a spike is right although its components cancel."""
 
 
 def signs(x: Tensor) -> Tensor:
@@ -523,6 +526,10 @@ class DoubleExponentialCurrent(Synapse):
         gap = (longer - shorter).detach()
         # What rounds either time constant first errs by more of the gap than of itself.
         error = 4 * self.unit * (longer + shorter)[0].detach() / gap[0].abs()
+        if GAIN_OF_ROUNDED_DECAYS:
+            # A rounding of exp(-dt / tau) moves tau by tau**2 / dt of it, and this the gap.
+            moved = (longer.square() + shorter.square())[0].detach() / self.dt
+            error = error + self.unit * moved / gap[0].abs()
         gap = torch.stack((gap[0], gap[0].abs(), gap[0].abs()))
         gap = gap + (longer - longer.detach()) + signs(shorter) * (shorter - shorter.detach())
         return worse(self.constant("spike_charge") * inverse(gap), error)

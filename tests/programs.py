@@ -161,7 +161,7 @@ class Program:
     def failure(self) -> Failure | None:
         """The first statement that raises, or gives something else than the formulas."""
         ours, theirs = dict(_names_of_tritonsyn()), dict(_names_of_formulas())
-        formulas.CARRIES = CARRIES
+        formulas.CARRIES, formulas.GAIN_OF_ROUNDED_DECAYS = CARRIES, EQUAL_CONSTANTS
         for statement in self.statements:
             code = compile(statement, "<program>", "exec")
             try:
