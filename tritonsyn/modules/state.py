@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..ops.common import refuse_transforms
 from ..ops.operator import traced_as
 
 
@@ -32,11 +33,15 @@ def recorded_unless(inplace: bool) -> torch.set_grad_enabled:
 
 @traced_as(lambda: None)
 def check_run() -> None:
-    """Raises ``RuntimeError`` where a run would be repeated, or frozen, behind the module's back.
+    """Raises where a run would be repeated, frozen or transformed behind the module's back.
 
     Gradient checkpointing repeats it in the backward pass, when the state is another one;
     ``torch.jit.trace`` makes a constant of the pointer.
+
+    Raises:
+        RuntimeError, NotImplementedError: under these, and under transforms of ``torch.func``.
     """
+    refuse_transforms()
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "a module with state was called in a backward pass, as gradient checkpointing does, "
