@@ -485,7 +485,7 @@ def _check_written(name: str, state: Tensor) -> None:
     """Kernels can write the tensor's memory as it lies."""
     if not state.is_contiguous():
         raise ValueError(f"{name} has strides {state.stride()}, but must be contiguous")
-    if state.is_neg():
+    if not torch.compiler.is_compiling() and state.is_neg():  # which a graph cannot ask
         raise ValueError(f"{name} is a negated view, which cannot be written in place")
 
 
