@@ -79,7 +79,7 @@ RANGES = {
     [
         (F32, 0.5, "apart", 1e-5), (F32, 5.0, "apart", 1e-5), (F32, 20.0, "apart", 1e-5),
         (F32, 0.5, "together", 2e-4), (F32, 5.0, "together", 2e-4), (F32, 20.0, "together", 2e-4),
-        (F32, 1000.0, "apart", 5e-3), (F32, 1000.0, "together", 5e-3),
+        (F32, 1000.0, "apart", 1e-4), (F32, 1000.0, "together", 1e-3),
         (F64, 0.5, "together", 2e-10), (F64, 20.0, "together", 2e-10), (F64, 20.0, "apart", 1e-13),
     ],
 )  # fmt: skip
