@@ -153,7 +153,7 @@ class ExponentialCurrent(Stateful):
         charge = name == self._constants[0]  # which may be negative
         constant = checks.constant(name, value, self._shape, above_zero=not charge)
         if isinstance(constant, Tensor):
-            checks.check_holds_values(name, constant, self.spike_.storage.device)
+            checks.check_holds_values(name, constant, self._spikes.device)
         if charge:  # a time constant that does not fit is brought into bounds
             checks.representable(name, constant, self._arithmetic())
         return constant
@@ -226,7 +226,7 @@ class ExponentialCurrent(Stateful):
 
         While the state is at rest, as when new or cleared, it follows the input.
         """
-        return self.spike_.storage.shape[1]
+        return self._spikes.shape[1]
 
     @batchsz.setter
     def batchsz(self, value: int) -> None:
@@ -240,7 +240,7 @@ class ExponentialCurrent(Stateful):
     @property
     def batchedshape(self) -> tuple[int, ...]:
         """Shape of the group with the batch first."""
-        return self.spike_.shape
+        return tuple(self._spikes.shape[1:])
 
     @property
     def backend(self) -> str | None:
@@ -283,6 +283,12 @@ class ExponentialCurrent(Stateful):
         """The record of the current, or those of two components in the order of the dynamics."""
         return tuple([self._modules[name] for name, _ in self._components])  # type: ignore[misc]
 
+    @property
+    def _spikes(self) -> Tensor:
+        """The storage of the spikes, of the group's batch and device."""
+        # Not by nn.Module's __getattr__, because every step asks.
+        return self._modules["spike_"].storage  # type: ignore[union-attr, return-value]
+
     def _record_names(self) -> list[str]:
         return [*(name for name, _ in self._components), "spike_"]
 
@@ -302,7 +308,7 @@ class ExponentialCurrent(Stateful):
         """
         check_run()
         if mask is not None:
-            mask = checks.check_mask(mask, self.batchsz, self.spike_.storage.device)
+            mask = checks.check_mask(mask, self.batchsz, self._spikes.device)
             for record in self._records():
                 record.blank(mask)
             return
@@ -470,7 +476,7 @@ class ExponentialCurrent(Stateful):
     def _scan_at(self, x: Tensor | PackedSpikes, selector: Tensor) -> tuple[Tensor, Tensor]:
         self.check_sequence(x)
         steps, *size = x.shape
-        sel = check_selector("selector", selector, size, self.spike_.storage.device)
+        sel = check_selector("selector", selector, size, self._spikes.device)
         coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
         self.follow(size[0], self._backend)
         slots = self.spike_.recordsz
@@ -506,13 +512,13 @@ class ExponentialCurrent(Stateful):
         shape = self.batchedshape
         if checks.check_real("x", x).ndim == len(shape):
             shape = (x.shape[0], *self._shape)
-        return check_input("x", x, shape, self.spike_.storage.device)
+        return check_input("x", x, shape, self._spikes.device)
 
     def check_sequence(self, x: Any) -> None:
         """Raises as :meth:`check_step` unless ``x`` is an input ``[T, B, *shape]`` of a scan."""
         check_run()
         checks.check_sequence(x)
-        checks.check_device("x", x, self.spike_.storage.device)
+        checks.check_device("x", x, self._spikes.device)
         if len(x.shape) < 2 or tuple(x.shape[2:]) != self._shape:
             sizes = ", ".join(str(size) for size in ("T", *self.batchedshape))
             raise checks.misshapen("x", x, f"({sizes})")
@@ -528,7 +534,7 @@ class ExponentialCurrent(Stateful):
             raise ValueError(
                 f"x has a batch of {batch}, but the state is of a batch of {self.batchsz}; {advice}"
             )
-        resolve(self.spike_.storage.device, backend)  # which may fail, so before the change
+        resolve(self._spikes.device, backend)  # which may fail, so before the change
         self._rebuild(batchsz=batch)
 
     # -- what a delayed layer needs -----------------------------------------------------------
