@@ -37,11 +37,11 @@ def ring_of(kind, dtype, size=(2, 3), device="cpu", carried=True):
     return Ring(records, (0,) * states, marks, 0, None, carries if carried else None)
 
 
-def step(kind, x, ring, constants, **options):
+def step(kind, x, ring, constants, operation=functional.step, **options):
     """The current of a step, and the ring that the next one takes."""
     gain, *decays = constants
     coupling = decays.pop() if kind == "alpha" else None
-    y, state = functional.step(x, ring, gain, decays, coupling=coupling, **options)
+    y, state = operation(x, ring, gain, decays, coupling=coupling, **options)
     states = len(ring.components)
     pointers = tuple([(pointer + 1) % SLOTS for pointer in ring.pointers])
     ring = ring._replace(components=state[:states], pointers=pointers, spike_pointer=pointers[0])
@@ -205,7 +205,7 @@ def test_compiled_steps_are_eager_ones(kind, dtype, graph, device):
     constants = [value.to(device) for value in factors(kind, 300)]
     x = spikes(4, 2, 3).to(device, F32)
 
-    def walk(advance):
+    def walk(operation):
         leaves = [x.clone().requires_grad_(graph), *[c.clone() for c in constants]]
         pointer = torch.zeros((), dtype=torch.int64, device=device)
         ring, currents = ring_of(kind, dtype, device=device), []
@@ -213,7 +213,7 @@ def test_compiled_steps_are_eager_ones(kind, dtype, graph, device):
         given = ring.carries
         ring = ring._replace(pointers=(pointer,) * len(ring.pointers), spike_pointer=pointer)
         for row in leaves[0].unbind():
-            y, ring = advance(kind, row, ring, leaves[1:])
+            y, ring = step(kind, row, ring, leaves[1:], operation)
             currents.append(y)
         y = torch.stack(currents)
         gradients = torch.autograd.grad(y.sum(dtype=F32), leaves[0]) if graph else ()
@@ -221,8 +221,8 @@ def test_compiled_steps_are_eager_ones(kind, dtype, graph, device):
         return [y, *ring.components, *ring.carries, ring.spikes, *gradients], in_place
 
     torch._dynamo.reset()
-    compiled, _ = walk(torch.compile(step, fullgraph=True, backend="aot_eager"))
-    eager, in_place = walk(step)
+    compiled, _ = walk(torch.compile(functional.step, fullgraph=True, backend="aot_eager"))
+    eager, in_place = walk(functional.step)
     assert in_place
     for a, b in zip(compiled, eager, strict=True):
         if a.dtype in (dtype, torch.bool):
