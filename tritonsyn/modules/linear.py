@@ -76,6 +76,7 @@ class DelayedLinear(DelayedProjection):
     ) -> None:
         inputs = checks.positive_integer("in_features", in_features)
         outputs = checks.positive_integer("out_features", out_features)
+        checks.check_row("out_features", outputs)
         checks.check_count("in_features times out_features", (outputs, inputs))
         super().__init__((outputs, inputs), step_time, synapse=synapse, delay=delay, **options)
         self.in_features, self.out_features = inputs, outputs

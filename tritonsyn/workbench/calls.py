@@ -9,7 +9,6 @@ from .. import functional
 from ..modules.linear import DelayedLinear
 from ..modules.record import RecordTensor
 from ..modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent
-from ..values import Ring
 
 FLOATING = ("float32", "float64", "bfloat16", "float16")
 DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
@@ -126,18 +125,6 @@ def step(site: Site, x: torch.dtype = torch.bool, unused: bool = False, **group:
     _backward(synapse.current if unused else current)
 
 
-def carried(site: Site, kind: str = "single") -> None:
-    """The same of a group whose states are carried in the arithmetic's dtype."""
-    synapse = site.synapse(kind)
-    dynamics = synapse.coefficients().dynamics
-    records = tuple(record.storage for record in synapse.component_records())
-    carries = [site.values(dtype=dynamics.gain.dtype).detach() for _ in records]
-    ring = Ring(records, (0,) * len(records), synapse.spike_.storage, 0, None, carries)
-    gain, coupling = dynamics.gain, dynamics.coupling
-    current, _ = functional.step(site.values(), ring, gain, dynamics.decays, coupling=coupling)
-    _backward(current)
-
-
 def delayed(site: Site, time: torch.dtype | None = None, times: int = 1, **group: Any) -> None:
     """A delayed read of the currents, and its gradients."""
     synapse = site.synapse(**group)
@@ -224,7 +211,6 @@ STEMS: dict[Function, tuple[str, ...]] = {
     write: ("record",),
     pack: ("record",),
     step: ("step",),
-    carried: ("step",),
     delayed: ("read",),
     select: ("read",),
     scan: ("scan",),
@@ -260,7 +246,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F32, step, x=torch.uint8, **_DOUBLE)
     at(F64, step, x=F64, **_DOUBLE, capturable=True)
     for dtype, kind in ((BF16, "single"), (F16, "double"), (BF16, "alpha")):
-        at(dtype, carried, kind=kind)
+        at(dtype, step, x=dtype, kind=kind)
     for mode in ("previous", "nearest"):
         at(torch.bool, select, mode=mode, graph=False)
     for dtype, mode in ((F16, "linear"), (F32, "next"), (F32, "linear"), (F32, "nearest")):
