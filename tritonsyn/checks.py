@@ -1,6 +1,5 @@
 """Validation of arguments; each error names the argument, its value and the rule."""
 
-import ctypes
 import math
 import numbers
 import operator
@@ -233,7 +232,11 @@ def rounded(value: Constant, dtype: torch.dtype) -> Constant:
     """The constant as float64 or float32 holds it."""
     if isinstance(value, Tensor):
         return value.to(dtype)
-    return value if dtype == torch.float64 else ctypes.c_float(value).value
+    if dtype == torch.float64:
+        return value
+    # Veltkamp's splitting, which torch.compile can trace: it leaves the 24 bits of a float32.
+    spread = value * (2.0**29 + 1.0)
+    return spread - (spread - value)
 
 
 def representable(name: str, value: Constant, dtype: torch.dtype) -> None:
