@@ -179,7 +179,7 @@ def running(kind, device):
             ValueError,
             "x has shape (2, 2, 3, 1), but must have (T, 2, 2, 3)",
         ),
-        (torch.zeros(0, 2, 3), ValueError, "x has a batch of 0, but the state is of a batch of 2"),
+        (torch.zeros(0, 2, 3), ValueError, "x has a batch of 0, but must have at least one row"),
         (torch.tensor(1.0), ValueError, "x has shape ()"),
         (torch.zeros(2, 2, 3, dtype=torch.complex64), TypeError, "x must be bool, integer or"),
         (torch.zeros(2, 2, 3, device="meta"), ValueError, "x is on meta, but the record is on"),

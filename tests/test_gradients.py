@@ -665,9 +665,11 @@ def test_forward_mode_is_refused(device, each_backend):
     x = torch.rand(4, 1, 3, device=device)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
-        for call in (lambda: synapse.scan(dual), lambda: synapse(dual[0])):
+        wider = dual.expand(4, 2, 3)  # which the batch would follow
+        for call in (lambda: synapse.scan(wider), lambda: synapse(dual[0])):
             with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
                 call()
+    assert synapse.batchsz == 1 and synapse.spike_.at_rest
 
 
 def transformed():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from synapses import COMPONENTS, PHYSICS, RECORDS, every_kind, make, same, snapshot, spikes, uniform
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import tritonsyn
 from tritonsyn import functional
@@ -963,3 +964,128 @@ def test_copies_for_one_call_are_refused():
     synapse = make("single")
     with pytest.raises(RuntimeError, match=r"use torch.nn.parallel.Distrib"):
         synapse._replicate_for_data_parallel()
+
+
+# -- kinds of fault that hid behind others --------------------------------------------------------
+
+
+@every_kind
+def test_a_refused_load_leaves_the_whole_net(kind):
+    """The first module fits, and the second does not."""
+    net = nn.Sequential(*(filled(kind) for _ in range(2)))
+    before = snapshot(net)
+    state = {key: value + (value.dtype != torch.bool) for key, value in before.items()}
+    state |= {key: value for key, value in before.items() if not key.endswith("storage")}
+    state["1.spike_.pointer"] = torch.tensor(9)
+    with pytest.raises(RuntimeError, match=r"1\.spike_\.pointer of the saved state is 9"):
+        net.load_state_dict(state)
+    assert same(snapshot(net), before)
+
+
+@every_kind
+def test_a_state_for_a_capturable_module_on_meta_is_refused(kind):
+    source = filled(kind, capturable=True)
+    target = make(kind, delay=3.0, batch_size=2, capturable=True, device="meta")
+    with pytest.raises(RuntimeError, match=r"on meta; call to_empty\(\) first"):
+        target.load_state_dict(source.state_dict(), assign=True)
+    target.to_empty(device="cpu")
+    target.load_state_dict(source.state_dict())
+    assert_same_run(source, target)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rest_is_filled_in_where_memory_has_no_values(kind, dtype, device):
+    """As by ``to_empty``, for which a function that fills with ones stands."""
+    synapse = make(kind, delay=2.0, dtype=dtype, device=device)
+    synapse._apply(torch.ones_like)
+    x = spikes(1, 3, seed=1).to(device)
+    assert torch.equal(synapse(x), make(kind, delay=2.0, dtype=dtype, device=device)(x))
+
+
+@every_kind
+@pytest.mark.parametrize("how", ["convert", "load"])
+def test_a_conversion_from_half_keeps_what_was_carried(kind, how, device):
+    half = filled(kind, dtype=torch.bfloat16, device=device)
+    carried = {name: getattr(half, name).carry.clone() for name in RECORDS[kind][:-1]}
+    single = copy.deepcopy(half).float()
+    if how == "load":
+        single = make(kind, delay=3.0, batch_size=2, device=device)
+        single.load_state_dict(half.state_dict())
+    for name, value in carried.items():
+        assert torch.equal(getattr(single, name).peek(), value)
+        assert torch.equal(getattr(single, name).read(2), getattr(half, name).read(2).float())
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to(torch.float8_e4m3fn), "is torch.float8_e4m3fn"),
+        (lambda t: t[:, :0], "has a batch of 0"),
+    ],
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_records_that_no_record_holds_are_refused(kind, change, message, assign):
+    target, state = filled(kind, steps=2), filled(kind).state_dict()
+    before, key = snapshot(target), f"{RECORDS[kind][0]}.storage"
+    state[key] = change(state[key])
+    with pytest.raises(RuntimeError, match=message):
+        target.load_state_dict(state, assign=assign)
+    assert same(snapshot(target), before)
+
+
+@every_kind
+def test_numbers_are_compared_as_the_state_holds_them(kind):
+    name = list(PHYSICS[kind])[-1]
+    learned = make(kind, **{name: nn.Parameter(torch.tensor(1.1))})
+    fixed = make(kind, **{name: 1.1})
+    fixed.load_state_dict(learned.state_dict())
+    state = learned.state_dict()
+    for odd in (state[name].to("meta"), state[name].to_sparse(), state[name].expand(3)):
+        with pytest.raises(RuntimeError, match=rf"{name} of the saved state is .*, but .* has 1.1"):
+            fixed.load_state_dict({**state, name: odd})
+
+
+@every_kind
+def test_masks_leave_rest_as_it_is(kind, device):
+    synapse = make(kind, batch_size=2, device=device)
+    synapse.clear(torch.tensor([True, False], device=device))
+    assert synapse(torch.ones(5, 3, device=device)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("offset", [1, torch.ones(2, 3, dtype=torch.int64)], ids=["one", "each"])
+def test_a_range_is_written_in_place_where_a_graph_may_hold_the_address(offset, device):
+    record = make("single", delay=3.0, batch_size=2, capturable=True, device=device).current_
+    address = record.value.data_ptr()
+    offset = offset.to(device) if isinstance(offset, torch.Tensor) else offset
+    record.writerange(torch.ones(2, 3, 2, device=device), offset)
+    assert record.value.data_ptr() == address and record.readrange(2, offset).eq(1).all()
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_checkpoint_repeats_is_refused_whatever_it_is(kind, dtype):
+    """Reads, writes and settings, which backward would repeat on the state of then."""
+    calls = {
+        "current": lambda s: s.current,
+        "value": lambda s: s.spike_.value.float(),
+        "align": lambda s: s.spike_.align(1),
+        "batchsz": lambda s: setattr(s, "batchsz", 1),
+        "clear": lambda s: s.clear(),
+        "write": lambda s: setattr(s, "spike", torch.ones(2, 3)),
+    }
+    for call in calls.values():
+        synapse = filled(kind, dtype=dtype)
+        w = torch.ones((), requires_grad=True)
+        ran = []
+
+        def repeated(w, call=call, synapse=synapse, ran=ran):
+            ran.append(call(synapse))
+            return (w * w).exp() if ran[-1] is None else (ran[-1] * w).sum()
+
+        y = checkpoint(repeated, w, use_reentrant=False)
+        before = snapshot(synapse)
+        with pytest.raises(RuntimeError, match="called in a backward pass"):
+            y.backward()
+        assert same(snapshot(synapse), before)

@@ -4,7 +4,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ _Value = TypeVar("_Value")
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WIDE = (torch.uint16, torch.uint32, torch.uint64)
-_REAL = (torch.bool, *_INTEGERS, *_WIDE, *RECORD_DTYPES)
+_REAL = frozenset((torch.bool, *_INTEGERS, *_WIDE, *RECORD_DTYPES))
 """Dtypes that values are computed from."""
 
 
@@ -221,6 +221,19 @@ def check_holds_values(name: str, value: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} is on meta, where tensors hold no values, not on {device}")
 
 
+def is_readable(value: object) -> TypeGuard[Tensor]:
+    """Whether the value is a dense tensor that holds values."""
+    return isinstance(value, Tensor) and _is_dense(value) and not value.is_meta
+
+
+def is_saved_number(saved: object, number: float) -> bool:
+    """Whether what a state holds is this number, as a tensor of its dtype holds it."""
+    if not isinstance(saved, Tensor):
+        return saved == number
+    fits = is_readable(saved) and saved.ndim == 0
+    return fits and bool(saved == torch.tensor(number, dtype=saved.dtype, device=saved.device))
+
+
 def check_mask(mask: object, batch: int, device: torch.device) -> Tensor:
     """``mask`` says of each sample whether it is meant: bool ``[B]``."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -347,7 +360,7 @@ def check_real(name: str, x: object) -> Tensor:
         raise TypeError(f"{name} must be a tensor, but a {type(x).__name__} was given")
     if x.dtype not in _REAL:
         raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
-    if not _is_dense(x):
+    if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"{name} must be dense, but is {_kind(x)}")
     return x
 

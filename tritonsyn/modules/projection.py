@@ -152,6 +152,8 @@ class DelayedProjection(Stateful):
 
     def _taps(self, coefficients: Coefficients) -> ops.Taps:
         synapse = self.synapse
+        if self.bias is not None:
+            check_input("bias", self.bias, self.weight.shape[:1], self.weight.device)
         weight, delay = self.weight.flatten(1), self.delay.flatten(1)
         rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
         return ops.taps(weight, delay, coefficients.rates, rule, slots)

@@ -15,7 +15,7 @@ from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
 from ..ops.common import as_coefficient, bounded, unchained, usable_time_constant
 from ..ops.operator import traced_as
-from ..values import ReadRule, Slot, compute_dtype, highest_rate, record_size
+from ..values import RECORD_DTYPES, ReadRule, Slot, compute_dtype, highest_rate, record_size
 from .options import setting
 from .state import Stateful, check_read, check_run, converted, ordinary_tensors, recorded_unless
 
@@ -86,10 +86,10 @@ class RecordTensor(Stateful):
     storage: Tensor
     position: Tensor | None
     carry: Tensor | None
-    """The newest observation in float32, as it was before it was rounded; None if not carried.
+    """The newest observation in float32, from which a step continues; None if not carried.
 
-    A step of a synapse starts from it, and so decays as in a scan. Writes into :attr:`value` do not
-    change it.
+    A step or a scan leaves it as it was before it was rounded, every other write as the record
+    holds it. Writes into :attr:`value` do not change it.
     """
 
     def __init__(
@@ -197,10 +197,12 @@ class RecordTensor(Stateful):
         Setting takes over a tensor of the same shape, converted to the record's dtype; the pointer
         stays.
         """
+        check_read()
         return self.storage
 
     @value.setter
     def value(self, value: Tensor) -> None:
+        check_run()
         check_input("value", value, self.storage.shape, self.storage.device)
         self._replace(value.to(self.storage.dtype))
         self._carry_on()
@@ -354,10 +356,13 @@ class RecordTensor(Stateful):
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
         slots = self._range_slots(obs.shape[-1], offset, forward)
         rows = obs.movedim(-1, 0).to(self.storage.dtype)
-        with ordinary_tensors(), recorded_unless(inplace):
-            storage = self.storage if torch.is_grad_enabled() else self.storage.detach()
-            write = storage.index_copy if slots.ndim == 1 else storage.scatter
-            self.storage = write(0, slots, rows)
+        with recorded_unless(inplace):
+            if isinstance(offset, Tensor):
+                storage = self.storage if torch.is_grad_enabled() else self.storage.detach()
+                self._replace(storage.scatter(0, slots, rows))
+            else:
+                first = self._slot(offset if forward else offset + len(rows) - 1)
+                self.replace_storage(ops.write_rows(self.storage, rows, first))
         self._carry_on(inplace)
 
     def extend(self, rows: Tensor, steps: int | None = None, inplace: bool = False) -> None:
@@ -419,6 +424,7 @@ class RecordTensor(Stateful):
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
+        check_run()
         if not 0 <= checks.integer("index", index) < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
         self._replace(self.storage.roll(index - self.pointer, 0))
@@ -442,6 +448,8 @@ class RecordTensor(Stateful):
 
     def blank(self, mask: Tensor) -> None:
         """Makes all observations of some samples zero: ``mask [B]``, bool."""
+        if self.at_rest:
+            return
         # A copy, because backward passes need it and the caller may change it.
         rows = mask.clone().view(-1, *(1 for _ in self.shape[1:]))
         self.replace_storage(ops.blank(self.storage, rows))
@@ -492,6 +500,7 @@ class RecordTensor(Stateful):
 
     def newest(self) -> Tensor:
         """The newest observation as a step starts from it, a copy."""
+        check_read()
         return self.peek() if self.carry is None else self.carry.clone()
 
     def _needs_carry(self, storage: Tensor) -> bool:
@@ -524,8 +533,8 @@ class RecordTensor(Stateful):
         """
         present = self.storage
         with ordinary_tensors():
-            same = storage.dtype == present.dtype and storage.shape == present.shape
-            if self.capturable and same and not storage.requires_grad:
+            fits = storage.dtype == present.dtype and storage.shape == present.shape
+            if self.capturable and fits and not storage.requires_grad:
                 self.storage = present.detach().copy_(storage)
             else:
                 self.storage = storage.clone(memory_format=torch.contiguous_format)
@@ -643,8 +652,13 @@ class RecordTensor(Stateful):
             given = f"has shape {tuple(saved.shape)} (slots, batch, group)"
             wanted = f"{tuple(own.shape)}: delay, step time or shape differ"
             refuse("storage", f"{given}, but this record has {wanted}")
-        if not (saved.is_floating_point() if own.is_floating_point() else saved.dtype == own.dtype):
+        allowed = RECORD_DTYPES if own.is_floating_point() else (own.dtype,)
+        if saved.dtype not in allowed:
             refuse("storage", f"is {saved.dtype}, but this record is {own.dtype}")
+        if saved.shape[1] < 1:
+            refuse("storage", "has a batch of 0")
+        if self.capturable and own.is_meta and not saved.is_meta:
+            refuse("storage", "has values, but this record is on meta; call to_empty() first")
         carry = state_dict.get(prefix + "carry")
         if carry is not None and (carry.shape != saved.shape[1:] or not carry.is_floating_point()):
             refuse("carry", f"is {carry.dtype} {tuple(carry.shape)}, but must be one observation")
@@ -662,14 +676,16 @@ class RecordTensor(Stateful):
         missing += [prefix + key for key in absent]
         if absent:
             return
-        saved = state_dict[prefix + "storage"].detach()
+        saved, carry = state_dict[prefix + "storage"].detach(), state_dict.get(prefix + "carry")
         pointer = int(state_dict[prefix + "pointer"])
         assign = local_metadata.get("assign_to_params_buffers", False)
         self._replace(saved if assign else saved.to(self.storage))
         self._move_to(pointer)
-        # Before it was rounded to the dtype of this record.
-        carry = state_dict.get(prefix + "carry")
-        self._carry(saved[pointer - 1] if carry is None else carry.detach())
+        newest = saved[pointer - 1] if carry is None else carry.detach()
+        if self._needs_carry(self.storage):
+            self._carry(newest)
+        elif carry is not None:
+            self.storage[pointer - 1] = newest
         parts = [part for part in (self.storage, self.carry) if part is not None]
         if not any(part.is_meta or part.any() for part in parts):
             self._resting = self._stamp()
@@ -682,14 +698,22 @@ class RecordTensor(Stateful):
             storage = converted(self.storage, fn)
             if self.storage.is_floating_point():
                 checks.record_dtype(storage.dtype)
+            newest = self.newest() if self.carry is None else self.carry
+            newest = converted(newest, fn, keep_dtype=True)
             if self._needs_carry(storage):
-                newest = self.newest() if self.carry is None else self.carry
-                self.carry = converted(newest, fn, keep_dtype=True).to(torch.float32)
-            else:
+                self.carry = newest.to(torch.float32)
+            elif self.carry is not None:
+                last = torch.as_tensor((self.cursor - 1) % len(storage), device=storage.device)
+                newest = newest.to(storage.dtype).unsqueeze(0)
+                storage = storage.index_copy(0, last.view(1), newest)
                 self.carry = None
             self.storage = storage
             if self.position is not None:
                 self.position = converted(self.position, fn)
+            if at_rest:  # also of memory without values, as to_empty makes it
+                for part in (self.storage, self.carry):
+                    if part is not None:
+                        part.zero_()
         self._resting = self._stamp() if at_rest else None
         return self
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .. import checks
 from ..ops.common import refuse_transforms
@@ -39,9 +40,12 @@ def check_run() -> None:
     ``torch.jit.trace`` makes a constant of the pointer.
 
     Raises:
-        RuntimeError, NotImplementedError: under these, and under transforms of ``torch.func``.
+        RuntimeError, NotImplementedError: under these, under forward mode, and under transforms
+            of ``torch.func``.
     """
     refuse_transforms()
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError("tritonsyn has no forward-mode derivatives; use backward")
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "a module with state was called in a backward pass, as gradient checkpointing does, "
@@ -58,7 +62,8 @@ def check_run() -> None:
 @traced_as(lambda: None)
 def check_read() -> None:
     """The same for a read: only a repeated one records a graph in the backward pass."""
-    if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+    repeated = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
+    if repeated or torch._C._is_tracing():
         check_run()
 
 
@@ -138,7 +143,14 @@ class Stateful(nn.Module):
         unexpected: list[str],
         errors: list[str],
     ) -> None:
-        self.check_state(state_dict, prefix, _strictly())
+        frame = _loading()
+        if frame is None:
+            self.check_state(state_dict, prefix, strict)
+        elif self is next(_stateful(frame["self"]))[1]:
+            # The first to be asked judges for all, before any of them has changed.
+            for path, module in _stateful(frame["self"]):
+                given = f"{path}." if path else ""
+                module.check_state(frame["state_dict"], given, bool(frame["strict"]))
         found: list[str] = []
         lists = missing, found, errors
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
@@ -146,15 +158,27 @@ class Stateful(nn.Module):
         unexpected += [key for key in found if key not in own]
 
 
-def _strictly() -> bool:
-    """Whether the ``load_state_dict`` in progress is strict.
+def _loading() -> dict[str, Any] | None:
+    """Names and values of the ``load_state_dict`` in progress: the root, its state, ``strict``.
 
-    Torch tells the modules that it is, whatever it was told, and judges when all is loaded.
+    Torch judges a state when all is loaded, and tells the modules that it is strict whatever it was
+    told.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not nn.Module.load_state_dict.__code__:
         frame = frame.f_back
-    return True if frame is None else bool(frame.f_locals["strict"])
+    return None if frame is None else frame.f_locals
+
+
+def _stateful(root: nn.Module) -> Iterator[tuple[str, Stateful]]:
+    """The modules with state and their paths, in the order of loading, without those inside."""
+    within = None
+    for path, module in root.named_modules(remove_duplicate=False):
+        if within is not None and path.startswith(within):
+            continue
+        if isinstance(module, Stateful):
+            within = f"{path}." if path else ""
+            yield path, module
 
 
 def _check_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:

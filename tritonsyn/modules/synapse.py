@@ -11,7 +11,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 
 from .. import checks, ops
 from ..backend import check_backend, resolve
-from ..checks import Constant, check_input, check_selector
+from ..checks import Constant, check_selector
 from ..ops.common import as_coefficient, as_tensor, bounded, usable_time_constant
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
@@ -47,7 +47,7 @@ def _is_exchange(present: nn.Parameter | None, value: Any) -> bool:
     A shard is of a class of its own, and its values are elsewhere.
     """
     both = isinstance(present, nn.Parameter) and isinstance(value, nn.Parameter)
-    return both and {type(present), type(value)} != {nn.Parameter}
+    return both and hasattr(present, "placements") != hasattr(value, "placements")
 
 
 class ExponentialCurrent(Stateful):
@@ -267,11 +267,13 @@ class ExponentialCurrent(Stateful):
     def _rebuild(self, **changed: Any) -> None:
         """Starts the records again, for another step, longest delay or batch size."""
         dt, delay, batchsz = (changed.get(n, getattr(self, n)) for n in ("dt", "delay", "batchsz"))
+        check_run()
         size = self._check_size(dt, delay, batchsz)
         with ordinary_tensors():
             blanks = [record.storage.new_zeros(size) for record in self._records()]
         for record, blank in zip(self._records(), blanks, strict=True):
             record.restart(dt, delay, blank)
+        self._forget_arrivals()
         self._dt, self._delay = dt, delay
         self._fixed = None
 
@@ -314,6 +316,9 @@ class ExponentialCurrent(Stateful):
             return
         for record in self._records():
             record.reset(0)
+        self._forget_arrivals()
+
+    def _forget_arrivals(self) -> None:
         arrivals = self._buffers["arrivals"]
         if arrivals is not None:
             arrivals.zero_()
@@ -348,11 +353,11 @@ class ExponentialCurrent(Stateful):
         super().check_state(state_dict, prefix, strict)
         for name, number in self._numbers().items() if strict else ():
             saved = state_dict.get(prefix + name, number)
-            saved = saved.tolist() if isinstance(saved, Tensor) and not saved.is_meta else saved
-            if saved != number:
+            if not checks.is_saved_number(saved, number):
+                given = checks.shown(saved.tolist() if checks.is_readable(saved) else saved)
                 raise RuntimeError(
-                    f"{prefix}{name} of the saved state is {saved!r:.80}, but this module has "
-                    f"{number}; set it first, or load with strict=False to keep this module's"
+                    f"{prefix}{name} of the saved state is {given}, but this module has {number}; "
+                    "set it first, or load with strict=False to keep this module's"
                 )
         batches = set()
         for name, record in zip(self._record_names(), self._records(), strict=True):
@@ -412,7 +417,8 @@ class ExponentialCurrent(Stateful):
         current, tensors = ops.step(x, ring, dynamics, graph=graph, backend=backend)
         _replace(components, tensors[: len(components)])
         for record, carry in zip(components, tensors[len(components) :], strict=False):
-            record.carry = carry
+            if carry is not record.carry:
+                record.carry = carry
         if arrivals is None:
             for record in (*components, spikes):
                 record.advance()
@@ -509,10 +515,12 @@ class ExponentialCurrent(Stateful):
             TypeError, ValueError, RuntimeError: it does not fit, or nothing can be run now.
         """
         check_run()
-        shape = self.batchedshape
-        if checks.check_real("x", x).ndim == len(shape):
-            shape = (x.shape[0], *self._shape)
-        return check_input("x", x, shape, self._spikes.device)
+        x = checks.check_real("x", x)
+        if x.shape[1:] != self._shape or x.ndim < 2:
+            step = self.batchedshape
+            raise checks.misshapen("x", x, f"{step}, or {('T', *step)} for a sequence")
+        checks.check_device("x", x, self._spikes.device)
+        return x
 
     def check_sequence(self, x: Any) -> None:
         """Raises as :meth:`check_step` unless ``x`` is an input ``[T, B, *shape]`` of a scan."""
@@ -527,10 +535,14 @@ class ExponentialCurrent(Stateful):
         """Makes the batch that of an input; raises ``ValueError`` unless the state is at rest."""
         if batch == self.batchsz:
             return
-        if batch < 1 or not all(record.at_rest for record in self._records()):
+        if batch < 1:
+            raise ValueError("x has a batch of 0, but must have at least one row")
+        if not all(record.at_rest for record in self._records()):
             advice = "call clear() first: at rest the batch follows the input"
             if self._capturable:
                 advice = "set batchsz, which clears"
+            elif torch.compiler.is_compiling():
+                advice = "set batchsz outside of torch.compile"
             raise ValueError(
                 f"x has a batch of {batch}, but the state is of a batch of {self.batchsz}; {advice}"
             )
@@ -856,13 +868,13 @@ class DoubleExponentialCurrent(ExponentialCurrent):
 
     @property
     def current(self) -> Tensor:
-        """Present current ``[B, *shape]``, nA: positive minus negative, which can be set."""
+        """Present current ``[B, *shape]``, nA: positive minus negative; set these instead."""
         pos, neg = (record.newest() for record in self.component_records())
         return (pos - neg).to(self.pos_current_.storage.dtype)
 
     @current.setter
     def current(self, value: Tensor) -> None:
-        raise AttributeError("current is pos_current minus neg_current: set these")
+        raise AttributeError("current is pos_current minus neg_current: set these instead")
 
     pos_current: Tensor = _newest(
         "pos_current_", "Present positive component, nA. Setting replaces the newest observation."
