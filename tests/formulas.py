@@ -72,10 +72,13 @@ def inverse(x: Tensor) -> Tensor:
 
 
 def decayed(rate: Tensor, unit: float) -> Tensor:
-    """``exp(-rate)``: its relative error is the error of the rate, and of the function itself."""
+    """``exp(-rate)``: its relative error is the error of the rate, and of the function itself.
+
+    A subnormal decay has no more than the digits above the smallest.
+    """
     error = (rate[2] - rate[1]).detach() + unit * (2 + 2 * rate[0].detach())
-    base = -rate[0].detach()
-    return worse(torch.exp(shifted(base.expand(3, *base.shape), rate)), error)
+    base, floor = -rate[0].detach(), smallest(torch.float32) if unit > FINEST else 0.0
+    return worse(torch.exp(shifted(base.expand(3, *base.shape), rate)), error, floor)
 
 
 @dataclass
