@@ -1089,3 +1089,20 @@ def test_what_a_checkpoint_repeats_is_refused_whatever_it_is(kind, dtype):
         with pytest.raises(RuntimeError, match="called in a backward pass"):
             y.backward()
         assert same(snapshot(synapse), before)
+
+
+@every_kind
+def test_hooks_of_other_modules_may_change_keys(kind):
+    """Also after the first module has been loaded."""
+    net = nn.Sequential(filled(kind), nn.Sequential(filled(kind, steps=2)))
+    state = {key.replace("1.0.", "1.old."): value for key, value in net.state_dict().items()}
+
+    def rename(module, state_dict, prefix, *args):
+        for key in [key for key in state_dict if key.startswith(f"{prefix}old.")]:
+            state_dict[key.replace(f"{prefix}old.", f"{prefix}0.")] = state_dict.pop(key)
+
+    net[1].register_load_state_dict_pre_hook(rename)
+    before = snapshot(net)
+    net[0](torch.ones(2, 3)), net[1](torch.ones(2, 3))
+    net.load_state_dict(state)
+    assert same(snapshot(net), before)

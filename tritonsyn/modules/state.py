@@ -143,14 +143,14 @@ class Stateful(nn.Module):
         unexpected: list[str],
         errors: list[str],
     ) -> None:
-        frame = _loading()
-        if frame is None:
-            self.check_state(state_dict, prefix, strict)
-        elif self is next(_stateful(frame["self"]))[1]:
+        frame = _loading() or {"self": self, "state_dict": state_dict, "strict": strict}
+        root, strict_load = frame["self"], bool(frame["strict"])
+        if root is self or _has_hooks(root):
+            self.check_state(state_dict, prefix, strict_load)
+        elif self is next(_stateful(root))[1]:
             # The first to be asked judges for all, before any of them has changed.
-            for path, module in _stateful(frame["self"]):
-                given = f"{path}." if path else ""
-                module.check_state(frame["state_dict"], given, bool(frame["strict"]))
+            for path, module in _stateful(root):
+                module.check_state(frame["state_dict"], f"{path}.", strict_load)
         found: list[str] = []
         lists = missing, found, errors
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
@@ -168,6 +168,12 @@ def _loading() -> dict[str, Any] | None:
     while frame is not None and frame.f_code is not nn.Module.load_state_dict.__code__:
         frame = frame.f_back
     return None if frame is None else frame.f_locals
+
+
+def _has_hooks(root: nn.Module) -> bool:
+    """Whether hooks of other modules may change keys after the first module has been loaded."""
+    others = (module for module in root.modules() if not isinstance(module, Stateful))
+    return any(module._load_state_dict_pre_hooks for module in others)
 
 
 def _stateful(root: nn.Module) -> Iterator[tuple[str, Stateful]]:
