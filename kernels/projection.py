@@ -117,9 +117,8 @@ def temporal_gemm_kernel(
     in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of the
     offset. No streams: tiles in shared memory are used in many products.
     """
-    tile_j, tile_r = tile_of(tl.program_id(0), J, BLOCK)
-    offs_j = tile_j.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_j = offs_j < J
     mask_r = offs_r < R
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
@@ -128,7 +127,7 @@ def temporal_gemm_kernel(
         shift = first - k
         if ADJOINT:
             shift = -shift
-        row = offs_j + tl.cast(unit, tl.int64) * shift
+        row = offs_j + tl.zeros_like(offs_j) + shift * unit
         mask_row = mask_j & (row >= 0) & (row < L)
         for start in range(0, C, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)

@@ -90,7 +90,7 @@ def _gemm(
     slots, places = first + 1, steps * batch
     launch(
         temporal_gemm_kernel,
-        lambda config: (tiles(places, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
+        lambda config: (tiles(places, config.BLOCK), tiles(outputs, config.BLOCK_R)),
         *(packed(source), out, weight, back),
         *(first, slots, outputs, inputs, places, rows * batch, batch, *weight.stride()),
         ADJOINT=adjoint,
