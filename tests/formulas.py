@@ -171,6 +171,16 @@ class Places:
     nan: Tensor
 
 
+def clearing(name: str) -> Any:
+    """A property, kept under this name, that clears the state when it is set."""
+
+    def change(owner: Any, value: Any) -> None:
+        setattr(owner, name, value)
+        owner.clear()
+
+    return property(lambda owner: getattr(owner, name), change)
+
+
 class Synapse:
     """What all synapses share. The properties and methods have the names of tritonsyn's."""
 
@@ -449,32 +459,9 @@ class Synapse:
     def current(self, value: Given) -> None:
         self.assign("current", value)
 
-    @property
-    def dt(self) -> float:
-        return self._dt
-
-    @dt.setter
-    def dt(self, value: float) -> None:
-        self._dt = value
-        self.clear()
-
-    @property
-    def delay(self) -> float:
-        return self._delay
-
-    @delay.setter
-    def delay(self, value: float) -> None:
-        self._delay = value
-        self.clear()
-
-    @property
-    def batchsz(self) -> int:
-        return self._batch
-
-    @batchsz.setter
-    def batchsz(self, value: int) -> None:
-        self._batch = value
-        self.clear()
+    dt: float = clearing("_dt")
+    delay: float = clearing("_delay")
+    batchsz: int = clearing("_batch")
 
     @property
     def batchedshape(self) -> tuple[int, ...]:

@@ -487,6 +487,16 @@ def test_what_takes_sequences_of_a_functional_step():
         tritonsyn.functional.step(packed, ring, half, [half])
 
 
+def assert_a_forgotten_clear_is_named(module, train):
+    """By the second backward pass; after either remedy training goes on."""
+    train()
+    with refused(RuntimeError, "still holds it", "clear()", "detach_state()"):
+        train()
+    for forget in (module.clear, module.detach_state):
+        forget()
+        train()
+
+
 LOOPS = {
     "steps": lambda synapse, x, sel: synapse(x),
     "scan": lambda synapse, x, sel: synapse.scan(x.expand(3, *x.shape)),
@@ -509,12 +519,7 @@ def test_a_forgotten_clear_is_named(kind, learned, loop, device):
     def train():
         LOOPS[loop](synapse, 2.0 * weight, sel).sum().backward()
 
-    train()
-    with refused(RuntimeError, "still holds it", "clear()", "detach_state()"):
-        train()
-    for forget in (synapse.clear, synapse.detach_state):
-        forget()
-        train()
+    assert_a_forgotten_clear_is_named(synapse, train)
 
 
 @every_kind
@@ -531,12 +536,7 @@ def test_a_forgotten_clear_of_a_layer_is_named(kind, run, strategy, device):
     def train():
         getattr(layer, run)(x).sum().backward()
 
-    train()
-    with refused(RuntimeError, "still holds it", "clear()", "detach_state()"):
-        train()
-    for forget in (layer.clear, layer.detach_state):
-        forget()
-        train()
+    assert_a_forgotten_clear_is_named(layer, train)
 
 
 # -- numbers, flags and properties ----------------------------------------------------------------

@@ -612,6 +612,11 @@ class RecordTensor(Stateful):
 
     # -- state --------------------------------------------------------------------------------
 
+    def _parts(self) -> dict[str, Tensor]:
+        """The tensors that hold observations: the storage and, if there is one, the carry."""
+        parts = {"storage": self.storage, "carry": self.carry}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def own_keys(self) -> tuple[set[str], set[str]]:
         return {"storage", "pointer"}, {"times", "carry"}
 
@@ -619,10 +624,8 @@ class RecordTensor(Stateful):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         # Copies: the storage is written in place, and a state kept in memory must not follow.
-        for name in ("storage", "carry"):
-            kept = getattr(self, name)
-            if kept is not None:
-                destination[prefix + name] = kept if keep_vars else kept.detach().clone()
+        for name, kept in self._parts().items():
+            destination[prefix + name] = kept if keep_vars else kept.detach().clone()
         destination[prefix + "pointer"] = torch.tensor(self.pointer, device="cpu")
         destination[prefix + "times"] = self.times
 
@@ -639,7 +642,7 @@ class RecordTensor(Stateful):
             if given is None and key != "storage":
                 continue
             if not isinstance(given, Tensor) or given.layout != torch.strided:
-                refuse(key, f"is not a dense tensor: {given!r:.80}")
+                refuse(key, f"is not a dense tensor: {checks.shown(given)}")
             if given.is_meta and not self.storage.is_meta:
                 refuse(key, "is on meta, where tensors hold no values")
         saved, own = state_dict[prefix + "storage"], self.storage
@@ -665,7 +668,8 @@ class RecordTensor(Stateful):
         try:
             index = operator.index(state_dict[prefix + "pointer"])
         except (TypeError, RuntimeError):
-            refuse("pointer", f"is not an integer: {state_dict[prefix + 'pointer']!r:.80}")
+            given = checks.shown(state_dict[prefix + "pointer"])
+            refuse("pointer", f"is not an integer: {given}")
         if not 0 <= index < self.recordsz:
             refuse("pointer", f"is {index}, but this record has slots 0 to {self.recordsz - 1}")
 
@@ -686,8 +690,7 @@ class RecordTensor(Stateful):
             self._carry(newest)
         elif carry is not None:
             self.storage[pointer - 1] = newest
-        parts = [part for part in (self.storage, self.carry) if part is not None]
-        if not any(part.is_meta or part.any() for part in parts):
+        if not any(part.is_meta or part.any() for part in self._parts().values()):
             self._resting = self._stamp()
 
     # -- copies and conversions ---------------------------------------------------------------
@@ -698,22 +701,20 @@ class RecordTensor(Stateful):
             storage = converted(self.storage, fn)
             if self.storage.is_floating_point():
                 checks.record_dtype(storage.dtype)
-            newest = self.newest() if self.carry is None else self.carry
-            newest = converted(newest, fn, keep_dtype=True)
             if self._needs_carry(storage):
-                self.carry = newest.to(torch.float32)
+                newest = self.newest() if self.carry is None else self.carry
+                self.carry = converted(newest, fn, keep_dtype=True).to(torch.float32)
             elif self.carry is not None:
                 last = torch.as_tensor((self.cursor - 1) % len(storage), device=storage.device)
-                newest = newest.to(storage.dtype).unsqueeze(0)
-                storage = storage.index_copy(0, last.view(1), newest)
+                newest = converted(self.carry, fn, keep_dtype=True).to(storage.dtype)
+                storage = storage.index_copy(0, last.view(1), newest.unsqueeze(0))
                 self.carry = None
             self.storage = storage
             if self.position is not None:
                 self.position = converted(self.position, fn)
             if at_rest:  # also of memory without values, as to_empty makes it
-                for part in (self.storage, self.carry):
-                    if part is not None:
-                        part.zero_()
+                for part in self._parts().values():
+                    part.zero_()
         self._resting = self._stamp() if at_rest else None
         return self
 
@@ -724,9 +725,7 @@ class RecordTensor(Stateful):
         holder = state
         if self.capturable:
             holder = state["_buffers"] = dict(self._buffers)
-        for name in ("storage", "carry"):
-            kept = getattr(self, name)
-            holder[name] = None if kept is None else kept.detach().clone()
+        holder.update({name: kept.detach().clone() for name, kept in self._parts().items()})
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import checks
-from ..ops.common import refuse_transforms
+from ..ops.common import no_forward_mode, refuse_transforms
 from ..ops.operator import traced_as
 
 
@@ -45,7 +45,7 @@ def check_run() -> None:
     """
     refuse_transforms()
     if forward_ad._current_level >= 0:
-        raise NotImplementedError("tritonsyn has no forward-mode derivatives; use backward")
+        raise no_forward_mode()
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "a module with state was called in a backward pass, as gradient checkpointing does, "

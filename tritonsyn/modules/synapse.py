@@ -441,18 +441,17 @@ class ExponentialCurrent(Stateful):
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
-        return self(x, _run=self._scan)
+        return self(x, _run=lambda x: self._scan(x, self._backend))
 
-    def _scan(self, x: Tensor | PackedSpikes, backend: str | None = None) -> Tensor:
+    def _scan(self, x: Tensor | PackedSpikes, backend: str | None) -> Tensor:
         return self._advanced(x, backend, wanted=True).view(x.shape)
 
     def advance(self, x: Tensor | PackedSpikes) -> None:
         """Advances as :meth:`scan` does, for the state alone: no currents are written."""
-        self(x, _run=lambda x: self._advanced(x, None, wanted=False))
+        self(x, _run=lambda x: self._advanced(x, self._backend, wanted=False))
 
     def _advanced(self, x: Tensor | PackedSpikes, backend: str | None, wanted: bool) -> Any:
         """Advances by a sequence and returns the currents; None where they are not wanted."""
-        backend = self._backend if backend is None else backend
         self.check_sequence(x)
         with recorded_unless(self._inplace):
             dynamics = self.coefficients().dynamics
@@ -485,26 +484,19 @@ class ExponentialCurrent(Stateful):
         sel = check_selector("selector", selector, size, self._spikes.device)
         coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
         self.follow(size[0], self._backend)
-        slots = self.spike_.recordsz
         if steps == 0:
             empty = self.component_records()[0].storage.new_empty(0, *self.batchedshape)
             return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 :])
-        sequences = self._scan_components(x, coefficients)
+        with recorded_unless(self._inplace):
+            run = self._run(x, coefficients)
+            flat, tails = run.components()
+            self._extend(x, tails)
+        sequences = [sequence.view(-1, *self.batchedshape) for sequence in flat]
         delayed = ops.select_scan(
             sequences, sel, coefficients.rates, rule, steps, backend=self._backend
         )
-        states = [sequence[slots - 1 :] for sequence in sequences]
+        states = [sequence[run.slots - 1 :] for sequence in sequences]
         return coefficients.dynamics.current(states), delayed
-
-    def _scan_components(
-        self, x: Tensor | PackedSpikes, coefficients: Coefficients
-    ) -> list[Tensor]:
-        """A scan, and of each state the K - 1 observations before it and the T new ones."""
-        with recorded_unless(self._inplace):
-            run = self._run(x, coefficients)
-            sequences, tails = run.components()
-            self._extend(x, tails)
-        return [sequence.view(-1, *self.batchedshape) for sequence in sequences]
 
     # -- inputs -------------------------------------------------------------------------------
 
@@ -777,9 +769,8 @@ def _rounding(tau: Any, decay: Any, step: float) -> Any:
     Two components almost cancel, and the gain that makes up for it has to be that of what remains.
     """
     if isinstance(tau, Tensor):
-        with torch.no_grad():
-            between = (decay > 0.0) & (decay < 1.0)
-            return torch.where(between, -step / torch.log(decay) - tau, 0.0)
+        between = (decay > 0.0) & (decay < 1.0)
+        return torch.where(between, -step / torch.log(decay) - tau, 0.0)
     return -step / math.log(decay) - tau if 0.0 < decay < 1.0 else 0.0
 
 
@@ -855,10 +846,10 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     def _gain(self, constants: dict[str, Any], decays: Sequence[Any]) -> Any:
         taus = constants["tc_decay"], constants["tc_rise"]
         apart = taus[0] - taus[1]
-        off = [_rounding(tau, decay, self._dt) for tau, decay in zip(taus, decays, strict=True)]
-        correction = bounded(off[0] - off[1], -0.5 * apart, 0.5 * apart)
-        if isinstance(correction, Tensor):
-            correction = correction.detach()
+        with torch.no_grad():
+            pairs = zip(taus, decays, strict=True)
+            off = [_rounding(tau, decay, self._dt) for tau, decay in pairs]
+            correction = bounded(off[0] - off[1], -0.5 * apart, 0.5 * apart)
         return constants["spike_charge"] / (apart + correction)
 
     def _usable(self, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -113,6 +113,11 @@ def _refuse_batched(*gradients: Tensor | None) -> None:
             )
 
 
+def no_forward_mode() -> NotImplementedError:
+    """The error for forward-mode derivatives."""
+    return NotImplementedError("tritonsyn has no forward-mode derivatives; use backward")
+
+
 def chained(*tensors: Tensor | None) -> bool:
     """Whether an operation on these tensors is to be recorded by autograd.
 
@@ -123,7 +128,7 @@ def chained(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
-        raise NotImplementedError("tritonsyn has no forward-mode derivatives; use backward")
+        raise no_forward_mode()
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
