@@ -84,26 +84,33 @@ def power_of_two_below(x):
 
 @triton.jit
 def locate(
-    time, K, STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr
-):
+    time, K, step, inverse, limit, tolerance, DIVIDE: tl.constexpr, EPSILON: tl.constexpr
+):  # fmt: skip
     """Where a time before the present lies among the observations.
 
     Returns ``(older, fraction, inside, within)``: the older neighbour in steps, the fraction in
     [0, 1) of a step from it to the time, whether the time is within tolerance of the bounds, and
     whether it lies between them, bounds included. The first two have the dtype of ``time``.
 
+    ``step, inverse, limit, tolerance`` are float64 numbers of run time, which are rounded to the
+    dtype of ``time``. Without ``DIVIDE`` the step is a power of two, and times its ``inverse`` is
+    as exact. ``EPSILON`` is that of the dtype in which the times are kept.
+
     Multiplications and additions must not be fused here (``enable_fp_fusion=False``), so that
     every backend reads the same slot.
     """
-    step = tl.full(time.shape, STEP, time.dtype)
-    limit = tl.full(time.shape, LIMIT, time.dtype)
+    step = tl.full(time.shape, step, time.dtype)
+    limit = tl.full(time.shape, limit, time.dtype)
     zero = tl.zeros(time.shape, time.dtype)
     bounded = tl.minimum(tl.maximum(time, zero), limit)
     unit = power_of_two_below(tl.maximum(bounded, step))
-    tolerance = tl.maximum(unit * (4.0 * EPSILON), tl.full(time.shape, TOLERANCE, time.dtype))
-    steps = divide(bounded, step)
+    distance = tl.maximum(unit * (4.0 * EPSILON), tl.full(time.shape, tolerance, time.dtype))
+    if DIVIDE:
+        steps = divide(bounded, step)
+    else:
+        steps = bounded * tl.full(time.shape, inverse, time.dtype)
     nearest = round_half_even(steps)
-    hit = tl.abs(nearest * step - bounded) <= tolerance
+    hit = tl.abs(nearest * step - bounded) <= distance
     steps = tl.minimum(tl.where(hit, nearest, steps), tl.cast(K - 1, time.dtype))
     older = tl.ceil(steps)
-    return older, older - steps, tl.abs(time - bounded) <= tolerance, time == bounded
+    return older, older - steps, tl.abs(time - bounded) <= distance, time == bounded

@@ -16,9 +16,8 @@ def _tap(record_ptr, pointer, steps, K, size, offs, mask):
 
 @triton.jit
 def taps(
-    older, fraction, rate, K,
-    STEP: tl.constexpr, MODE: tl.constexpr, SECOND: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
+    older, fraction, rate, K, inverse, MODE: tl.constexpr, SECOND: tl.constexpr, ACC: tl.constexpr
+):
     """The observations that make one component's value: the whole meaning of a mode.
 
     Returns ``(back, weight, slope, rate_slope, near, near_weight)``. One tap lies ``back`` steps
@@ -33,6 +32,7 @@ def taps(
     slope = tl.zeros(fraction.shape, ACC)
     rate_slope = tl.zeros(fraction.shape, ACC)
     near_weight = tl.zeros(fraction.shape, ACC)
+    per_step = tl.full(fraction.shape, inverse, ACC)
     if MODE == "next":
         back = tl.where(hit, older, older - 1)
     if MODE == "nearest":
@@ -43,11 +43,11 @@ def taps(
         back = tl.where(ends, older + 1, older)
         near_weight = tl.where(ends, 1.0, fraction).to(ACC)
         weight = 1.0 - near_weight
-        slope += 1.0 / STEP
+        slope += per_step
     if MODE == "expdecay" or MODE == "alpha":
         fraction = fraction.to(ACC)
         weight = tl.exp(-(fraction * rate))
-        slope = weight * (rate / STEP)
+        slope = weight * (rate * per_step)
         rate_slope = -fraction * weight
         if MODE == "alpha" and not SECOND:
             # What the rise feeds into the current on the way.
@@ -75,9 +75,8 @@ def _rate(rate_ptr, offs_n, mask, MODE: tl.constexpr, PER_SYNAPSE: tl.constexpr)
 
 @triton.jit
 def _component(
-    record_ptr, rate_ptr, pointer, older, fraction, K, size, offs, offs_n, mask,
-    STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr,
-    ACC: tl.constexpr,
+    record_ptr, rate_ptr, pointer, older, fraction, K, inverse, size, offs, offs_n, mask,
+    MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Value of one component at a time, and its derivatives to that time and to the rate.
 
@@ -85,7 +84,7 @@ def _component(
     """
     rate = _rate(rate_ptr, offs_n, mask, MODE, RATE_PER_SYNAPSE)
     back, weight, slope, rate_slope, near, near_weight = taps(
-        older, fraction, rate, K, STEP, MODE, SECOND, ACC
+        older, fraction, rate, K, inverse, MODE, SECOND, ACC
     )
     tap = _tap(record_ptr, pointer, back, K, size, offs, mask).to(ACC)
     value = weight * tap
@@ -109,25 +108,27 @@ def _mixed(first, second, MODE: tl.constexpr):
         return first - second
 
 
-@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer", "K"])
 def select_fwd_kernel(
     sel_ptr, pos_ptr, neg_ptr, pos_rate_ptr, neg_rate_ptr,
     value_ptr, slope_ptr, pos_rate_slope_ptr, neg_rate_slope_ptr,
     pos_pointer, neg_pointer,
+    step: tl.float64, inverse: tl.float64, limit: tl.float64, tolerance: tl.float64,
+    overbound: tl.float64,
     K, B, N, D, sel_rows,
-    STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr,
-    OVERBOUND: tl.constexpr, MODE: tl.constexpr, DOUBLE: tl.constexpr,
+    DIVIDE: tl.constexpr, EPSILON: tl.constexpr, REPLACE: tl.constexpr,
+    MODE: tl.constexpr, DOUBLE: tl.constexpr,
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
     TIME: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``value[b, n, d]``: the record of synapse n, ``sel[b, n, d]`` ago.
 
     Of a pair it is ``pos - neg``, or ``pos + neg`` in the mode ``alpha``.
-    ``sel [sel_rows, N, D]`` (1 row or B) in the unit of ``STEP``, records ``[K, B, N]``, outputs
+    ``sel [sel_rows, N, D]`` (1 row or B) in the unit of ``step``, records ``[K, B, N]``, outputs
     ``[B, N, D]``. A record may be a sequence ``[K - 1 + T, B, N]``, read at each of T steps: row
     ``t * B + b`` of the outputs ``[T * B, N, D]`` sees rows t to t + K - 1.
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
-    ``OVERBOUND`` replaces the value outside of ``[0, LIMIT]``; None keeps the limit's value.
+    With ``REPLACE`` ``overbound`` is the value outside of ``[0, limit]``, else the limit's is.
     Bytes per element in float32: sel 4, value 4, slope 4, pos_rate_slope 4, neg_rate_slope 4;
     and 4 per tap, spread over K rows: neighbours with similar delays share sectors.
     """
@@ -142,23 +143,25 @@ def select_fwd_kernel(
     sel_row = (pid_b % sel_rows) * N * D
     time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
     valid = time == time
-    older, fraction, inside, within = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
+    older, fraction, inside, within = locate(
+        time, K, step, inverse, limit, tolerance, DIVIDE, EPSILON
+    )
     older = tl.where(valid, older, 0.0).to(tl.int32)
 
     value, slope, rate_slope = _component(
-        pos_ptr, pos_rate_ptr, position(pos_pointer), older, fraction, K, size, cell, offs_n, mask,
-        STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
+        pos_ptr, pos_rate_ptr, position(pos_pointer), older, fraction, K, inverse, size,
+        cell, offs_n, mask, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
     )  # fmt: skip
     counted = valid
-    if OVERBOUND is not None:
+    if REPLACE:
         counted = valid & inside
     row = pid_b * (N * D) + offs
     if pos_rate_slope_ptr is not None:
         tl.store(pos_rate_slope_ptr + row, tl.where(counted, rate_slope, 0.0), mask=mask)
     if DOUBLE:
         neg_value, neg_slope, neg_rate_slope = _component(
-            neg_ptr, neg_rate_ptr, position(neg_pointer), older, fraction, K, size,
-            cell, offs_n, mask, STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
+            neg_ptr, neg_rate_ptr, position(neg_pointer), older, fraction, K, inverse, size,
+            cell, offs_n, mask, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
         )  # fmt: skip
         value = _mixed(value, neg_value, MODE)
         slope = _mixed(slope, neg_slope, MODE)
@@ -167,8 +170,8 @@ def select_fwd_kernel(
             tl.store(neg_rate_slope_ptr + row, tl.where(counted, mixed, 0.0), mask=mask)
     if slope_ptr is not None:
         tl.store(slope_ptr + row, tl.where(within, slope, 0.0), mask=mask)
-    if OVERBOUND is not None:
-        value = tl.where(inside, value, OVERBOUND)
+    if REPLACE:
+        value = tl.where(inside, value, tl.full(value.shape, overbound, ACC))
     if value_ptr.dtype.element_ty == tl.int1:
         tl.store(value_ptr + row, (value != 0) & valid, mask=mask)
     else:
@@ -178,13 +181,14 @@ def select_fwd_kernel(
 
 @triton.jit
 def _scatter(
-    drecord_ptr, rate_ptr, pointer, dvalue, older, fraction, K, size, offs, offs_n, mask,
-    STEP: tl.constexpr, MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr,
-    ACC: tl.constexpr,
+    drecord_ptr, rate_ptr, pointer, dvalue, older, fraction, K, inverse, size, offs, offs_n, mask,
+    MODE: tl.constexpr, RATE_PER_SYNAPSE: tl.constexpr, SECOND: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Adds ``dvalue`` to the taps that made one component's value."""
     rate = _rate(rate_ptr, offs_n, mask, MODE, RATE_PER_SYNAPSE)
-    back, weight, _, _, near, near_weight = taps(older, fraction, rate, K, STEP, MODE, SECOND, ACC)
+    back, weight, _, _, near, near_weight = taps(
+        older, fraction, rate, K, inverse, MODE, SECOND, ACC
+    )
     if MODE == "linear":
         _add_at(drecord_ptr, pointer, back, _weighted(weight, dvalue), K, size, offs, mask)
         _add_at(drecord_ptr, pointer, near, _weighted(near_weight, dvalue), K, size, offs, mask)
@@ -202,13 +206,14 @@ def _add_at(drecord_ptr, pointer, steps, value, K, size, offs, mask):
     tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer", "steps"])
+@triton.jit(do_not_specialize=["pos_pointer", "neg_pointer", "K", "steps"])
 def select_bwd_kernel(
     sel_ptr, dvalue_ptr, dpos_ptr, dneg_ptr, pos_rate_ptr, neg_rate_ptr,
     pos_pointer, neg_pointer,
+    step: tl.float64, inverse: tl.float64, limit: tl.float64, tolerance: tl.float64,
     K, B, N, D, sel_rows, steps,
-    STEP: tl.constexpr, LIMIT: tl.constexpr, TOLERANCE: tl.constexpr, EPSILON: tl.constexpr,
-    OVERBOUND: tl.constexpr, MODE: tl.constexpr, DOUBLE: tl.constexpr,
+    DIVIDE: tl.constexpr, EPSILON: tl.constexpr, REPLACE: tl.constexpr,
+    MODE: tl.constexpr, DOUBLE: tl.constexpr,
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
     TIME: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -236,22 +241,24 @@ def select_bwd_kernel(
             time = tl.load(sel_ptr + sel_row + offs, mask=mask, other=0.0).to(TIME)
             dvalue = tl.load(dvalue_ptr + row * N * D + offs, mask=mask, other=0.0).to(ACC)
             valid = time == time
-            older, fraction, inside, _ = locate(time, K, STEP, LIMIT, TOLERANCE, EPSILON)
+            older, fraction, inside, _ = locate(
+                time, K, step, inverse, limit, tolerance, DIVIDE, EPSILON
+            )
             older = tl.where(valid, older, 0.0).to(tl.int32)
             fraction = tl.where(valid, fraction, 0.0)
-            if OVERBOUND is not None:
+            if REPLACE:
                 dvalue = tl.where(inside, dvalue, 0.0)
             dvalue = tl.where(valid, dvalue, 0.0)
             _scatter(
                 dpos_ptr, pos_rate_ptr, pos_slot, dvalue,
-                older, fraction, K, size, cell, offs_n, mask,
-                STEP, MODE, POS_RATE_PER_SYNAPSE, False, ACC,
+                older, fraction, K, inverse, size, cell, offs_n, mask,
+                MODE, POS_RATE_PER_SYNAPSE, False, ACC,
             )  # fmt: skip
             if DOUBLE:
                 _scatter(
                     dneg_ptr, neg_rate_ptr, neg_slot, _mixed(tl.zeros_like(dvalue), dvalue, MODE),
-                    older, fraction, K, size, cell, offs_n, mask,
-                    STEP, MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
+                    older, fraction, K, inverse, size, cell, offs_n, mask,
+                    MODE, NEG_RATE_PER_SYNAPSE, True, ACC,
                 )  # fmt: skip
 
 

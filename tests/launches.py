@@ -14,9 +14,11 @@ import smoke
 import torch
 
 from tritonsyn.kernels.projection import spike_sum_kernel
-from tritonsyn.kernels.read import select_bwd_kernel
+from tritonsyn.kernels.read import select_bwd_kernel, select_fwd_kernel
 from tritonsyn.kernels.record import ring_take_kernel
 from tritonsyn.kernels.step import synapse_step_bwd_kernel
+from tritonsyn.launch import read as launch
+from tritonsyn.values import Reading, ReadRule
 
 # Triton compiles a 1 in, and drops the argument.
 WORK = (smoke.USUAL, smoke.Size(batch=1, delay=0.0), smoke.Size(steps=1, batch=1, synapses=1))
@@ -39,5 +41,24 @@ def operations():
     print("ordered:", *(kernel.fn.__name__ for kernel in ORDERED))
 
 
+def reads():
+    """Rules of reads are numbers of run time: a sweep over them compiles a kernel once."""
+    rules = [
+        ReadRule("expdecay", 0.3, 4.5, 0.0, 0.0),  # 16 slots, of which Triton takes note
+        ReadRule("expdecay", 1.7, 17.0, 1e-3, -1.0),
+        ReadRule("expdecay", 1.1, 0.0, 1.0, 1.0),
+    ]
+    with null_driver.null_driver():
+        for rule in rules:
+            record, rate = torch.zeros(round(rule.limit / rule.step) + 1, 3, 5), torch.ones(())
+            reading = Reading(torch.zeros(1, 5, 1), [rate], [0], rule)
+            launch.select([record], reading)
+            launch.select_backward(torch.zeros(3, 5, 1), [record], reading)
+    for kernel in (select_fwd_kernel, select_bwd_kernel):
+        if (compiled := len(kernel.device_caches[0][0])) != 1:
+            raise SystemExit(f"{kernel.fn.__name__} is compiled {compiled} times")
+
+
 if __name__ == "__main__":
+    reads()
     operations()

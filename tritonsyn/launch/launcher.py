@@ -1,5 +1,6 @@
 """Kernel launches as values, with the tile counts, dtypes and constants that they share."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -10,10 +11,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..values import Dynamics
+from ..values import Dynamics, ReadRule
 from .config import LaunchConfig, Work, config_for
 
-Argument = Tensor | int | None
+Argument = Tensor | int | float | None
 Grid = tuple[int, ...]
 
 
@@ -106,6 +107,20 @@ def constant_arguments(dynamics: Dynamics) -> tuple[list[Tensor | None], dict[st
     }
     constants = [dynamics.gain, decay, rise, coupling]
     return [None if c is None else packed(c) for c in constants], flags
+
+
+def locating_arguments(
+    rule: ReadRule, time: torch.dtype
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """What ``locate`` takes of a rule at run time, and what of it and of the dtype of the times is
+    compiled in."""
+    mantissa, exponent = math.frexp(rule.step)
+    # Neither such a step nor its inverse is subnormal in float32.
+    exact = mantissa == 0.5 and abs(exponent) < 126
+    numbers = (rule.step, 1.0 / rule.step, rule.limit, rule.tolerance)
+    # A fused multiply-add would round the distance to an observation differently.
+    options = {"DIVIDE": not exact, "EPSILON": torch.finfo(time).eps, "enable_fp_fusion": False}
+    return numbers, options
 
 
 def launch(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..kernels.read import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
 from ..values import Reading, compute_dtype
-from .launcher import accumulator, both, covering, launch, packed, tiles
+from .launcher import accumulator, both, covering, launch, locating_arguments, packed, tiles
 
 # Rows of one batch that a program of the batch reduction adds up.
 _ROWS = 16
@@ -26,11 +26,12 @@ def select(
     value = torch.empty((rows, synapses, selectors), dtype=dtype, device=records[0].device)
     slope = torch.empty_like(value, dtype=acc) if want_slope else None
     rate_slopes = [torch.empty_like(value, dtype=acc) for _ in records] if want_rate_slopes else []
-    times, rates, numbers, options = _arguments(records, reading)
+    times, rates, numbers, sizes, options = _arguments(records, reading)
+    outputs = (value, slope, *both(rate_slopes))
     launch(
         select_fwd_kernel,
         covering(row, rows),
-        *(times, *both(records), *rates, value, slope, *both(rate_slopes), *numbers),
+        *(times, *both(records), *rates, *outputs, *numbers, reading.rule.overbound or 0.0, *sizes),
         work=(rows, row),
         **options,
     )
@@ -39,11 +40,11 @@ def select(
 
 def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading) -> None:
     _, batch, synapses = drecords[0].shape
-    times, rates, numbers, options = _arguments(drecords, reading)
+    times, rates, numbers, sizes, options = _arguments(drecords, reading)
     launch(
         select_bwd_kernel,
         covering(synapses, batch if dvalue.numel() else 0),
-        *(times, packed(dvalue), *both(drecords), *rates, *numbers, reading.steps),
+        *(times, packed(dvalue), *both(drecords), *rates, *numbers, *sizes, reading.steps),
         work=(batch, synapses),
         **options,
     )
@@ -51,21 +52,18 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
 
 def _arguments(
     records: Sequence[Tensor], reading: Reading
-) -> tuple[Tensor, list[Tensor | None], tuple[Any, ...], dict[str, Any]]:
-    """Packed times and rates, the numbers, and what goes by name: what both kernels take."""
+) -> tuple[Tensor, list[Tensor | None], tuple[Any, ...], tuple[int, ...], dict[str, Any]]:
+    """Packed times and rates, slots and the rule's numbers, sizes, and what goes by name."""
     sel, rates, pointers, rule, steps = reading
     rows, batch, synapses = records[0].shape
     # The rows of times: one where the batch shares them.
     times = packed(sel[:1] if sel.stride(0) == 0 else sel)
     pair = [None if rate is None else packed(rate) for rate in both(rates)]
-    numbers = (*both(pointers), rows - steps + 1, batch, synapses, sel.shape[2], times.shape[0])
+    numbers, options = locating_arguments(rule, sel.dtype)
+    sizes = (rows - steps + 1, batch, synapses, sel.shape[2], times.shape[0])
     per_synapse = [rate is not None and rate.ndim > 0 for rate in pair]
-    options = {
-        "STEP": rule.step,
-        "LIMIT": rule.limit,
-        "TOLERANCE": rule.tolerance,
-        "EPSILON": torch.finfo(sel.dtype).eps,
-        "OVERBOUND": None if rule.overbound is None else float(rule.overbound),
+    options |= {
+        "REPLACE": rule.overbound is not None,
         "MODE": rule.mode,
         "DOUBLE": len(rates) == 2,
         "POS_RATE_PER_SYNAPSE": per_synapse[0],
@@ -73,10 +71,8 @@ def _arguments(
         "TIME": accumulator(sel.dtype),
         "ACC": accumulator(records[0].dtype),
         "dtype": records[0].dtype,
-        # A fused multiply-add would round the distance to an observation differently.
-        "enable_fp_fusion": False,
     }
-    return times, pair, numbers, options
+    return times, pair, (*both(pointers), *numbers), sizes, options
 
 
 def batch_dot(a: Tensor, b: Tensor) -> Tensor:

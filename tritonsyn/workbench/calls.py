@@ -81,9 +81,10 @@ class Site(NamedTuple):
         options |= {"dtype": self.dtype, "device": self.device}
         return made(self.shape.synapses, 1.0, **options)
 
-    def record(self, **options: Any) -> RecordTensor:
+    def record(self, step_time: float = 1.0, **options: Any) -> RecordTensor:
         """A record of zeros."""
-        return RecordTensor(1.0, self.shape.delay, torch.zeros_like(self.values()), **options)
+        delay = step_time * self.shape.delay
+        return RecordTensor(step_time, delay, torch.zeros_like(self.values()), **options)
 
 
 Function = Callable[..., object]  # of a site and options
@@ -251,7 +252,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
         at(torch.bool, select, mode=mode, graph=False)
     for dtype, mode in ((F16, "linear"), (F32, "next"), (F32, "linear"), (F32, "nearest")):
         at(dtype, select, mode=mode)
-    at(F64, select, capturable=True)
+    at(F64, select, step_time=0.3, capturable=True)
     at(F32, delayed, graph=False)
     at(F32, delayed, times=3, **_DOUBLE)
     at(BF16, delayed, kind="double", current_overbound=None, learned=True)

@@ -14,7 +14,7 @@ from . import calls
 from .calls import CALLS, Call, Shape
 
 if TYPE_CHECKING:
-    from ..launch.launcher import Launch
+    from ..launch.launcher import Argument, Launch
 
 META = torch.device("meta")  # tensors without values, and so of any size
 _lock = threading.RLock()  # recording and overriding hold for all threads
@@ -37,7 +37,7 @@ class Variant(NamedTuple):
 
     kernel: str
     # Those of run time. A number stands for all that are specialised alike.
-    arguments: tuple[Pointer | int | None, ...]
+    arguments: tuple[Pointer | int | float | None, ...]
     constants: tuple[tuple[str, Any], ...]
     aligned: bool  # the sizes of the call are multiples of 16, and so are all addresses
 
@@ -50,11 +50,13 @@ class Variant(NamedTuple):
         return cls(launch.name, arguments, tuple(launch.constants.items()), aligned)
 
 
-def _argument(argument: torch.Tensor | int | None) -> Pointer | int | None:
+def _argument(argument: "Argument") -> Pointer | int | float | None:
     if isinstance(argument, torch.Tensor):
         start = argument.storage_offset() * argument.itemsize
         address = start if argument.is_meta else argument.data_ptr()
         return Pointer(argument.dtype, address % 16 == 0)
+    if isinstance(argument, float):
+        return 0.0
     if argument is None or argument == 1:
         return argument
     return (1 << 32 if argument >= 1 << 31 else 16) + (argument % 16 != 0)
