@@ -220,6 +220,14 @@ def test_operators_pass_opcheck(device):
     f32 = torch.float32
     x, initials = x.detach(), [initial.detach() for initial in initials]
     constants = [constant.detach() for constant in (gain, decay, rise)]
+    for taus, uses in ((constants[1:], 2), (constants[2:], 3)):
+        way = (constants[0], taus, 1.0, f32)
+        opcheck(OPERATORS.make_coefficients, (*way, backend))
+        results = OPERATORS.make_coefficients(*way, backend)
+        given = [None, *results[1:], *[results[-1]] * (uses - len(taus))]
+        wanted = [True, False, True][: len(taus) + 1]
+        operands = (given, results, *way, wanted, backend)
+        opcheck(OPERATORS.make_coefficients_backward, operands)
     decay, rise = constants[1:]
     for coupled in (False, True):
         for starts in (initials, [initials[0], None], [None, None]):

@@ -24,7 +24,7 @@ PACKAGES = {
 FLOORS = (
     ("kernels",),
     ("values", "system"),
-    ("backend", "checks", "testing"),
+    ("backend", "checks", "physics", "testing"),
     ("reference",),
     ("launch",),
     ("ops",),

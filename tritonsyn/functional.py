@@ -18,7 +18,8 @@ from torch import Tensor
 from . import checks, ops
 from .checks import Constant
 from .ops import Ring
-from .ops.common import as_tensor, usable_time_constant
+from .ops.common import as_tensor
+from .physics import usable_time_constant
 from .values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, highest_rate, record_size
 
 __all__ = [

@@ -77,6 +77,12 @@ def _elementwise(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
+def _constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Two of a thread: logarithms in float64 take many registers.
+    block = _tile(work[-1], 512)
+    return LaunchConfig(block, num_warps=max(1, block // 64))
+
+
 def _step(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # 128 bits per thread: forward 8 % faster on an H100 than twice as many; backward two coupled
     # states spill on sm_80 with more.
@@ -177,6 +183,8 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "ring_take_kernel": _elementwise,
     "pack_bits_kernel": _pack,
     "transpose_bits_kernel": _transpose,
+    "coefficients_kernel": _constants,
+    "coefficients_bwd_kernel": _constants,
     "synapse_step_fwd_kernel": _step,
     "synapse_step_bwd_kernel": _step,
     "select_fwd_kernel": _read,

@@ -13,8 +13,9 @@ from .. import checks, ops
 from ..backend import check_backend
 from ..checks import check_input, check_record, check_selector
 from ..functional import INTERPOLATIONS, interp_nearest
-from ..ops.common import as_coefficient, bounded, unchained, usable_time_constant
+from ..ops.common import as_tensor, per_synapse, unchained
 from ..ops.operator import traced_as
+from ..physics import bounded, usable_time_constant
 from ..values import RECORD_DTYPES, ReadRule, Slot, compute_dtype, highest_rate, record_size
 from .options import setting
 from .state import Stateful, check_read, check_run, converted, ordinary_tensors, recorded_unless
@@ -594,7 +595,7 @@ class RecordTensor(Stateful):
             rate = self._dt / usable_time_constant(value, self._dt, dtype)
         else:
             rate = bounded(self._dt * value, -math.inf, highest_rate(dtype))
-        return as_coefficient(rate, self.shape[1:], dtype, device)
+        return per_synapse(as_tensor(rate, dtype, device), self.shape[1:])
 
     def _rebuild(self, **changed: Any) -> None:
         """Takes over other times: newest observations are kept, and older ones are zero."""

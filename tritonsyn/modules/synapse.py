@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import Unpack  # which torch needs too; typing has it from Python 3.11 on
 
-from .. import checks, ops
+from .. import checks, ops, physics
 from ..backend import check_backend, resolve
 from ..checks import Constant, check_selector
-from ..ops.common import as_coefficient, as_tensor, bounded, usable_time_constant
+from ..ops.common import as_tensor, per_synapse
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor
@@ -96,6 +96,7 @@ class ExponentialCurrent(Stateful):
         self._capturable = checks.flag("capturable", capturable)
         self._backend = None if backend is None else check_backend(backend)
         self._fixed: Coefficients | None = None
+        self._filled: dict[str, Tensor] = {}
         dtype, device = checks.record_dtype(dtype), checks.device(device)
         if self._current_overbound is not None:
             checks.within("current_overbound", self._current_overbound, dtype)
@@ -143,6 +144,7 @@ class ExponentialCurrent(Stateful):
             if name in self._parameters or name in self._buffers or name in self.__dict__:
                 delattr(self, name)
             self._fixed = None
+            self._filled.pop(name, None)
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value.detach().clone())
                 return
@@ -171,43 +173,46 @@ class ExponentialCurrent(Stateful):
         for name in self._constants:
             self._checked_constant(name, getattr(self, name))
 
-    def _gain(self, constants: dict[str, Any], decays: Sequence[Any]) -> Any:
-        """Current that a unit spike adds to each component, nA."""
-        raise NotImplementedError
-
-    def _usable(self, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """The constants with time constants that arithmetic of this dtype takes."""
-        taus = {n: constants[n] for n in self._constants[1:]}
-        return constants | {n: usable_time_constant(t, self._dt, dtype) for n, t in taus.items()}
-
     def coefficients(self) -> Coefficients:
         """Gain, decays and rates of the present constants; differentiable to learned ones."""
-        dtype, device = self._arithmetic(), self.component_records()[0].storage.device
+        dtype, device = self._arithmetic(), self._spikes.device
         if self._fixed is not None:
             gain = self._fixed.dynamics.gain
             if gain.dtype == dtype and gain.device == device:
                 return self._fixed
             self._fixed = None
-        constants: dict[str, Any] = {name: getattr(self, name) for name in self._constants}
-        numbers = all(isinstance(value, float) for value in constants.values())
-        if not numbers:
-            size = self._shape, dtype, device
-            constants = {n: as_coefficient(v, *size) for n, v in constants.items()}
-        constants = self._usable(constants, dtype)
-        # Coupled components have one time constant, and so one decay.
-        rates = {name: self._dt / constants[name] for _, name in self._components}
-        exp: Callable[[Any], Any] = math.exp if numbers else torch.exp
-        decays: list[Any] = [checks.rounded(exp(-rate), dtype) for rate in rates.values()]
-        gain = self._gain(constants, decays)
-        if numbers:
+        constants = [getattr(self, name) for name in self._constants]
+        if all(isinstance(value, float) for value in constants):
+            return self._coefficients_of_numbers(*constants)
+        charge, *taus = map(self._as_constant, self._constants, constants)
+        way = (self._dt, dtype, self._coupled, self._backend)
+        return Coefficients(*ops.coefficients(charge, taus, *way))
+
+    def _as_constant(self, name: str, value: Constant) -> Tensor:
+        """A constant 0-d or ``[N]``, on the device. A number is filled in once."""
+        dtype, device = self._arithmetic(), self._spikes.device
+        if isinstance(value, Tensor):
+            return per_synapse(value.to(device), self._shape)
+        kept = self._filled.get(name)
+        if kept is None or kept.dtype != dtype or kept.device != device:
             with ordinary_tensors():
-                gain = as_tensor(gain, dtype, device)
-                decays = [as_tensor(decay, dtype, device) for decay in decays]
-                rates = {name: as_tensor(rate, dtype, device) for name, rate in rates.items()}
-        in_order = tuple(rates[name] for _, name in self._components)
-        dynamics = Dynamics(gain, tuple(decays), in_order[0] if self._coupled else None)
-        made = Coefficients(dynamics, in_order)
-        if numbers and not torch.compiler.is_compiling():
+                kept = as_tensor(value, dtype, device)
+            if not torch.compiler.is_compiling():
+                self._filled[name] = kept
+        return kept
+
+    def _coefficients_of_numbers(self, charge: float, *taus: float) -> Coefficients:
+        """The coefficients where all constants are numbers: once, until one of them changes."""
+        dtype, device = self._arithmetic(), self._spikes.device
+        numbers = physics.coefficients(charge, taus, self._dt, dtype)
+        with ordinary_tensors():
+            gain = as_tensor(numbers[0], dtype, device)
+            decays, rates = ([as_tensor(n, dtype, device) for n in each] for each in numbers[1:])
+        if self._coupled:
+            rates *= 2
+        dynamics = Dynamics(gain, tuple(decays), rates[0] if self._coupled else None)
+        made = Coefficients(dynamics, tuple(rates))
+        if not torch.compiler.is_compiling():
             self._fixed = made
         return made
 
@@ -331,7 +336,7 @@ class ExponentialCurrent(Stateful):
     # -- copies and saved states --------------------------------------------------------------
 
     def _values(self) -> dict[str, Any]:
-        return {**super()._values(), "_fixed": None}
+        return {**super()._values(), "_fixed": None, "_filled": {}}
 
     def _numbers(self) -> dict[str, float]:
         """The constants that are plain numbers."""
@@ -683,9 +688,6 @@ class _OneTimeConstant(ExponentialCurrent):
         constants = {"spike_charge": spike_charge, "time_constant": time_constant}
         super().__init__(shape, step_time, constants, **options)
 
-    def _gain(self, constants: dict[str, Any], decays: Sequence[Any]) -> Any:
-        return constants["spike_charge"] / constants["time_constant"]
-
     current: Tensor = _newest(
         "current_",
         "Present current ``[B, *shape]``, nA. Setting replaces its newest observation, no other.",
@@ -740,38 +742,6 @@ class SingleExponentialCurrent(_OneTimeConstant):
     """  # noqa: E501
 
     _components = (("current_", "time_constant"),)
-
-
-def _apart(first: Any, second: Any, dtype: torch.dtype) -> tuple[Any, Any]:
-    r"""The longer and the shorter time constant, moved apart where they are almost equal.
-
-    Their current is an even function of their distance :math:`g`: the distance becomes
-    :math:`(g^2 + r^2) / 2r` within :math:`r = w\,(\tau_1 + \tau_2)`, about their mean, which is
-    smooth and never 0. The width w, three cube roots of the precision :math:`\epsilon`, balances
-    the error of moving, of order :math:`w^2`, and that of rounding two large components, of order
-    :math:`\epsilon / w`.
-    """
-    width = 3.0 * torch.finfo(dtype).eps ** (1 / 3)
-    if isinstance(first, Tensor):
-        longer, shorter = torch.maximum(first, second), torch.minimum(first, second)
-    else:
-        longer, shorter = max(first, second), min(first, second)
-    total = longer + shorter
-    lacking = bounded(width - (longer - shorter) / total, 0.0, width)
-    # Exactly zero further apart, where the constants stay what they are.
-    shift = total * lacking**2 * (0.25 / width)
-    return longer + shift, shorter - shift
-
-
-def _rounding(tau: Any, decay: Any, step: float) -> Any:
-    """How far the time constant that a rounded decay stands for is from the one it was made of.
-
-    Two components almost cancel, and the gain that makes up for it has to be that of what remains.
-    """
-    if isinstance(tau, Tensor):
-        between = (decay > 0.0) & (decay < 1.0)
-        return torch.where(between, -step / torch.log(decay) - tau, 0.0)
-    return -step / math.log(decay) - tau if 0.0 < decay < 1.0 else 0.0
 
 
 class DoubleExponentialCurrent(ExponentialCurrent):
@@ -842,20 +812,6 @@ class DoubleExponentialCurrent(ExponentialCurrent):
                     f"{rise}; AlphaCurrent is the synapse where they are equal"
                 )
         return constant
-
-    def _gain(self, constants: dict[str, Any], decays: Sequence[Any]) -> Any:
-        taus = constants["tc_decay"], constants["tc_rise"]
-        apart = taus[0] - taus[1]
-        with torch.no_grad():
-            pairs = zip(taus, decays, strict=True)
-            off = [_rounding(tau, decay, self._dt) for tau, decay in pairs]
-            correction = bounded(off[0] - off[1], -0.5 * apart, 0.5 * apart)
-        return constants["spike_charge"] / (apart + correction)
-
-    def _usable(self, constants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        usable = super()._usable(constants, dtype)
-        decay, rise = _apart(usable["tc_decay"], usable["tc_rise"], dtype)
-        return usable | {"tc_decay": decay, "tc_rise": rise}
 
     @property
     def current(self) -> Tensor:

@@ -6,6 +6,7 @@ autograd graph if one is recorded.
 
 from ..values import Ring
 from .common import hold
+from .constants import coefficients
 from .delayed import Past, Run, choose, project_sequence
 from .projection import Taps, project_step, taps
 from .read import select, select_scan, time_since_older
@@ -20,6 +21,7 @@ __all__ = [
     "Taps",
     "blank",
     "choose",
+    "coefficients",
     "hold",
     "pack_spikes",
     "project_sequence",

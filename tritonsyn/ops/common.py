@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backend import resolve
-from ..values import Slot, highest_rate
+from ..physics import bounded
+from ..values import Slot
 from .operator import operator, traced_as
 
 _OWNER = "_tritonsyn_owner"
@@ -223,21 +224,6 @@ def unchained(record: Tensor) -> Tensor:
     return record.detach() if record.requires_grad else record
 
 
-def bounded(value: Any, low: Any, high: Any) -> Any:
-    """The number, or tensor, brought into these bounds; beyond them its gradient is zero."""
-    if isinstance(value, Tensor):
-        return value.clamp(low, high)
-    return min(max(value, low), high)
-
-
-def usable_time_constant(value: Any, step_time: float, dtype: torch.dtype) -> Any:
-    """The time constant, or the nearest one that arithmetic of this dtype takes.
-
-    The shortest has the highest rate. Four times the longest can still be represented.
-    """
-    return bounded(value, step_time / highest_rate(dtype), torch.finfo(dtype).max / 4)
-
-
 def as_tensor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of this dtype on this device; a number is filled in there, so no copy is awaited.
 
@@ -250,11 +236,8 @@ def as_tensor(value: float | Tensor, dtype: torch.dtype, device: torch.device) -
     return torch.full((), number, dtype=dtype, device=device)
 
 
-def as_coefficient(
-    value: float | Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """A constant that broadcasts to the synapses' shape as a tensor, 0-d or ``[N]``."""
-    value = as_tensor(value, dtype, device)
+def per_synapse(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """A constant that broadcasts to the synapses' shape as 0-d or ``[N]``."""
     return value.reshape(()) if value.numel() == 1 else value.expand(shape).reshape(-1)
 
 

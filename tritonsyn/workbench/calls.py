@@ -116,6 +116,12 @@ def write(site: Site, value: torch.dtype | None = None, capturable: bool = False
     _backward(record.read(1))
 
 
+def constants(site: Site, **group: Any) -> None:
+    """What a group's constants are in a step, and the gradients to those that are learned."""
+    dynamics, rates = site.synapse(**group).coefficients()
+    _backward(*dynamics.constants, *rates)
+
+
 def step(site: Site, x: torch.dtype = torch.bool, unused: bool = False, **group: Any) -> None:
     """A step of a group, from a row in the middle of a sequence, and its gradient.
 
@@ -186,12 +192,15 @@ def project(
 
 _ARITHMETIC = ("float32", "float64")
 _LEARNED: dict[str, Any] = {"learned": True}
+_DOUBLE: dict[str, Any] = {"kind": "double", "learned": True, "each": True}
 
 CALLS = {
     "ring_push_kernel": Call(write, (*FLOATING, "bool")),
     "ring_take_kernel": Call(write),
     "pack_bits_kernel": Call(pack, DTYPES),
     "transpose_bits_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
+    "coefficients_kernel": Call(constants, options=_DOUBLE),
+    "coefficients_bwd_kernel": Call(constants, options=_DOUBLE),
     "synapse_step_fwd_kernel": Call(step),
     "synapse_step_bwd_kernel": Call(step, options={"x": torch.float32}),
     "select_fwd_kernel": Call(delayed, graph=False),
@@ -211,6 +220,7 @@ CALLS = {
 STEMS: dict[Function, tuple[str, ...]] = {
     write: ("record",),
     pack: ("record",),
+    constants: ("constants",),
     step: ("step",),
     delayed: ("read",),
     select: ("read",),
@@ -223,7 +233,6 @@ LARGE, LONG, ODD = Shape(1000, 64, 4096), Shape(4000, 16, 64), Shape(300, 3, 37,
 """Sizes on which heuristics settle, those of a sequence in chunks, and no multiples of 16."""
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-_DOUBLE: dict[str, Any] = {"kind": "double", "learned": True, "each": True}
 _ALPHA: dict[str, Any] = {"kind": "alpha", "learned": True}
 
 
@@ -240,6 +249,11 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(BF16, write, capturable=True)
     for dtype in (torch.bool, F32, torch.int64):
         at(dtype, pack)
+    for dtype in (F32, F64):
+        for kind in ("single", "double", "alpha"):
+            at(dtype, constants, kind=kind, learned=True, each=kind == "double")
+    at(F32, constants, kind="double", learned=True)
+    at(F32, constants, each=True, graph=False)
     at(F32, step)
     at(F32, step, x=F32, graph=False)
     at(BF16, step, x=BF16, kind="double")
