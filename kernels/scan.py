@@ -34,6 +34,50 @@ def _carry_in(ptr, chunk, offs, mask, size, ACC: tl.constexpr, BLOCK: tl.constex
     return carry
 
 
+@triton.jit
+def _places(size, N, BLOCK: tl.constexpr, EVERY: tl.constexpr):
+    """A program's elements, or every so many of them: place in a row, row of the batch, synapse."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK // EVERY) * EVERY
+    # Divided once as numbers, then as int32: vectors of int64 are divided by a subroutine.
+    offs_n = (start % N).to(tl.int32) + lane
+    return start + lane, start // N + offs_n // N, offs_n % N
+
+
+@triton.jit
+def _inputs(x_ptrs, row, mask, left, EVEN: tl.constexpr, EDGE: tl.constexpr, UNROLL: tl.constexpr):
+    """The next ``UNROLL`` inputs, as loaded, of which there are ``left``; without an ``EDGE`` that
+    is a multiple, and with ``EVEN`` the mask is true."""
+    inputs = ()
+    for i in tl.static_range(UNROLL):
+        # As a vector, because the interpreter cannot mask a vector with a scalar.
+        live = tl.zeros(mask.shape, tl.int32) + (i if EDGE else 0) < left
+        inputs += (tl.load(x_ptrs + i * row, mask=live if EVEN else mask & live),)
+    return inputs
+
+
+@triton.jit
+def _scaled(x, bit, gain, silent, GROUP: tl.constexpr):
+    """``gain * x`` of an input as loaded; ``silent`` is that of no spike."""
+    if bit is not None:
+        if GROUP > 1:
+            x = tl.reshape(tl.broadcast_to(x[:, None], [x.shape[0], GROUP]), bit.shape)
+        return tl.where((x & bit) != 0, gain, silent)
+    elif x.dtype == tl.int1:
+        return tl.where(x, gain, silent)
+    else:
+        return x.to(gain.dtype) * gain
+
+
+@triton.jit
+def _stepped(state, decay, x, live, EDGE: tl.constexpr):
+    """A state a step later; at the edge of a sequence only where there still is a step."""
+    if EDGE:
+        return tl.where(live, decay * state + x, state)
+    else:
+        return decay * state + x
+
+
 @triton.jit(do_not_specialize=["T", "L", "last"])
 def exp_scan_kernel(
     x_ptr, y_ptr, pos_tail_ptr, neg_tail_ptr,
@@ -42,7 +86,7 @@ def exp_scan_kernel(
     T, L, last, size, N, W,
     DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
-    COUPLING_PER_SYNAPSE: tl.constexpr,
+    COUPLING_PER_SYNAPSE: tl.constexpr, EVEN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """``P[t] = decay * P[t-1] + gain * x[t]``, M likewise with rise, ``y = P - M`` (or P).
@@ -51,9 +95,10 @@ def exp_scan_kernel(
     and ``y = M``.
 
     ``x, y [T, size]`` with ``size = B * N``, or ``x`` as words ``[T, B, W]``. A program handles
-    one chunk of ``L`` steps; ``UNROLL`` loads are in flight ahead of the recurrence. ``in`` and
-    ``out [chunks, size]`` carry the components into and out of each chunk; ``tail [last, size]``
-    takes the components' last values. Each of these, and ``y``, may be absent.
+    one chunk of ``L`` steps; the inputs of ``UNROLL`` steps are on their way while it handles those
+    before. ``in`` and ``out [chunks, size]`` carry the components into and out of each chunk;
+    ``tail [last, size]`` takes the components' last values. Each of these, and ``y``, may be
+    absent. ``EVEN`` if ``BLOCK`` divides the size; groups of ``GROUP`` elements share a word.
 
     ``REVERSE`` is the adjoint: x is the gradient of y, time runs backward, the gain applies to the
     output, the gradients of the tails are added to the input, and the negative component is
@@ -61,19 +106,16 @@ def exp_scan_kernel(
     Bytes per element in float32: x 4 (bool 1, bits 1/8), y 4.
     """
     ACC: tl.constexpr = decay_ptr.dtype.element_ty
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    COUPLED: tl.constexpr = coupling_ptr is not None
+    offs, _, offs_n = _places(size, N, BLOCK, 1)
     mask = offs < size
-    offs_n = (offs % N).to(tl.int32)
-    chunk = tl.program_id(1).to(tl.int64)
     stride = tl.cast(size, tl.int64)
+    chunk = tl.program_id(1).to(tl.int64)
     first = chunk * L
     length = tl.minimum(T - first, L)
-    # As vectors, because the interpreter cannot mask a vector with a scalar.
-    lengths = tl.zeros_like(offs) + length
-    tail_start = tl.zeros_like(offs) + (T - last)
 
-    COUPLED: tl.constexpr = coupling_ptr is not None
     gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
+    silent = gain * 0.0
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
     pos = _carry_in(pos_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
     neg = tl.zeros([BLOCK], ACC)
@@ -83,49 +125,84 @@ def exp_scan_kernel(
     if COUPLED:
         feed = rise * coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
 
-    for start in range(0, length, UNROLL):
-        inputs = ()
-        for i in tl.static_range(UNROLL):
-            step = start + i
-            t = first + (length - 1 - step if REVERSE else step)
-            live = mask & (step < lengths)
-            inputs += (_row_input(x_ptr, t, offs, offs_n, live, stride, N, W, PACKED, ACC),)
-        for i in tl.static_range(UNROLL):
-            step = start + i
-            t = first + (length - 1 - step if REVERSE else step)
-            live = mask & (step < lengths)
-            in_tail = live & (t >= tail_start)
-            pos_x = inputs[i]
-            neg_x = inputs[i]
-            tail = (t - tail_start) * stride + offs
-            if REVERSE:
-                if COUPLED:
-                    pos_x = feed * neg
-                if pos_tail_ptr is not None:
-                    pos_x += tl.load(pos_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
-                if DOUBLE and neg_tail_ptr is not None:
-                    neg_dtail = tl.load(neg_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
-                    neg_x += neg_dtail if COUPLED else -neg_dtail
+    offs_x = offs
+    mask_x = mask
+    bit = None
+    row = stride
+    x_row = stride
+    if PACKED:
+        offs_x, batch, offs_bit = _places(size, N, BLOCK, GROUP)
+        mask_x = offs_x < size
+        offs_x = batch * W + offs_bit // 32
+        x_row = stride // N * W
+        bit = tl.full([BLOCK], 1, tl.int32) << (offs_n % 32)
+    start = first + (length - 1 if REVERSE else 0)
+    x_base = x_ptr + start * x_row + offs_x
+    if REVERSE:
+        row = -row
+        x_row = -x_row
+
+    # Whole turns need no mask for time. The edge does: the steps that have tails, and the odd ones.
+    edge = tl.minimum(tl.maximum(first + length - (T - last), 0), length)
+    whole = (length - edge) // UNROLL * UNROLL
+    edge = length - whole
+    for phase in tl.static_range(2):
+        count = edge if phase != REVERSE else whole
+        begin = 0 if phase == 0 else length - count
+        x_ptrs = x_base + begin * x_row
+        if phase == REVERSE:
+            ahead = _inputs(x_ptrs, x_row, mask_x, count, EVEN, False, UNROLL)
+        if y_ptr is not None:
+            y_ptrs = y_ptr + (start * stride + begin * row) + offs
+        for done in range(0, count, UNROLL):
+            left = count - done
+            if phase == REVERSE:
+                now = ahead
+                next_ptrs = x_ptrs + UNROLL * x_row
+                ahead = _inputs(next_ptrs, x_row, mask_x, left - UNROLL, EVEN, False, UNROLL)
             else:
-                pos_x *= gain
-                neg_x = feed * pos if COUPLED else pos_x
-            pos = tl.where(live, decay * pos + pos_x, pos)
-            y = pos
-            if DOUBLE:
-                neg = tl.where(live, rise * neg + neg_x, neg)
-                if COUPLED:
-                    y = pos if REVERSE else neg
+                now = _inputs(x_ptrs, x_row, mask_x, left, EVEN, True, UNROLL)
+            x_ptrs += UNROLL * x_row
+            for i in tl.static_range(UNROLL):
+                if REVERSE:
+                    pos_x = now[i].to(ACC)
+                    neg_x = pos_x
+                    if COUPLED:
+                        pos_x = feed * neg
                 else:
-                    y = pos - neg
-            if REVERSE:
-                y *= gain
-            else:
-                if pos_tail_ptr is not None:
-                    tl.store(pos_tail_ptr + tail, pos, mask=in_tail)
-                if DOUBLE and neg_tail_ptr is not None:
-                    tl.store(neg_tail_ptr + tail, neg, mask=in_tail)
-            if y_ptr is not None:
-                store_as(y_ptr + t * stride + offs, y, live)
+                    pos_x = _scaled(now[i], bit, gain, silent, GROUP)
+                    neg_x = pos_x
+                    if COUPLED:
+                        neg_x = feed * pos
+                live = mask
+                if phase != REVERSE:
+                    step = begin + done + i
+                    t = first + (length - 1 - step if REVERSE else step) - (T - last)
+                    live = mask & (tl.zeros([BLOCK], tl.int32) + i < left)
+                    in_tail = live & (tl.zeros([BLOCK], tl.int64) + t >= 0)
+                    tail = t * stride + offs
+                    if REVERSE and pos_tail_ptr is not None:
+                        pos_x += tl.load(pos_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+                    if REVERSE and DOUBLE and neg_tail_ptr is not None:
+                        neg_dtail = tl.load(neg_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
+                        neg_x += neg_dtail if COUPLED else -neg_dtail
+                pos = _stepped(pos, decay, pos_x, live, phase != REVERSE)
+                y = pos
+                if DOUBLE:
+                    neg = _stepped(neg, rise, neg_x, live, phase != REVERSE)
+                    if not COUPLED:
+                        y = pos - neg
+                    elif not REVERSE:
+                        y = neg
+                if phase != REVERSE and not REVERSE:
+                    if pos_tail_ptr is not None:
+                        tl.store(pos_tail_ptr + tail, pos, mask=in_tail)
+                    if DOUBLE and neg_tail_ptr is not None:
+                        tl.store(neg_tail_ptr + tail, neg, mask=in_tail)
+                if y_ptr is not None:
+                    y = y * gain if REVERSE else y
+                    store_as(y_ptrs, y, None if EVEN and phase == REVERSE else live)
+                    y_ptrs += row
 
     if pos_out_ptr is not None:
         tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=mask)

@@ -172,8 +172,14 @@ def test_accesses_are_followed_to_their_pointers():
 
 
 def test_loops_are_found():
-    assert inspect.has_loop(PTX)
-    assert not inspect.has_loop(PTX.replace("$L__BB0_1;", "$L__BB0_2;") + "$L__BB0_2:\n")
+    (loop,) = inspect.loops(PTX)
+    assert not inspect.loops(PTX.replace("$L__BB0_1;", "$L__BB0_2;") + "$L__BB0_2:\n")
+    before = PTX.replace("$L__BB0_1:", "\tld.global.b64 \t%rd13, [ %rd5 + 0 ];\n$L__BB0_1:")
+    once = Access("a_ptr", False, 64)
+    assert inspect.accesses(before, ["a_ptr", "b_ptr", "size"])[once] == 1
+    within = inspect.accesses(before, ["a_ptr", "b_ptr", "size"], inspect.loops(before))
+    assert within == inspect.accesses(PTX, ["a_ptr", "b_ptr", "size"], [loop])
+    assert within[once] == 0 and within[Access("a_ptr", False, 128)] == 2
 
 
 SASS = """

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from against import F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
+from against import F32, F64, FLOATING, by_kernel, by_reference, exact, uniform
 
 from tritonsyn.launch.config import LaunchConfig, override_config
 from tritonsyn.reference.scan import pack
@@ -29,12 +29,12 @@ def states_of(kind, dtype):
     return [uniform(*ROW, seed=i).to(compute_dtype(dtype)) for i in range(STATES[kind])]
 
 
-def check(device, name, *arguments, chunks=1, scale=4.0):
-    with override_config(LaunchConfig(32, UNROLL=2, chunks=chunks)):
+def check(device, name, *arguments, block=32, chunks=1, scale=4.0):
+    with override_config(LaunchConfig(block, num_warps=1, UNROLL=2, chunks=chunks)):
         actual = by_kernel(device, "scan", name, *arguments)
     plain = by_reference("scan", name, *arguments)
     truth = by_reference("scan", name, *exact(arguments))
-    for a, t, p in zip(tensors(actual), tensors(truth), tensors(plain), strict=True):
+    for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
         assert_close_as_torch(a, t, p, scale=scale)
 
 
@@ -58,13 +58,28 @@ def test_scan_takes_every_dtype(device, kind, dtype):
 
 
 @KINDS
-def test_scan_takes_bits(device, kind):
-    spikes = uniform(5, *ROW, seed=50) < 0.5
-    packed = PackedSpikes(pack(spikes.flatten(0, 1)).view(5, 2, 1), (5, *ROW))
+@pytest.mark.parametrize(("row", "block"), [(ROW, 32), ((3, 22), 128), ((1, 64), 64)])
+def test_scan_takes_bits(device, kind, row, block):
+    """Words of one element of a thread, of two that are the last of some, and of whole tiles."""
+    spikes = uniform(5, *row, seed=50) < 0.5
+    packed = PackedSpikes(pack(spikes.flatten(0, 1)).view(5, row[0], -1), (5, *row))
     dynamics = dynamics_of(kind, F64)
-    outcome = by_kernel(device, "scan", "scan", packed, dynamics, [None] * STATES[kind], 1, F64)
+    with override_config(LaunchConfig(block, num_warps=1, UNROLL=2)):
+        outcome = by_kernel(device, "scan", "scan", packed, dynamics, [None] * STATES[kind], 1, F64)
     truth = by_reference("scan", "scan", spikes, dynamics, [None] * STATES[kind], 1, F64)
     torch.testing.assert_close(outcome.returned, truth.returned)
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, F32], ids=str)
+def test_scan_of_whole_tiles(device, kind, dtype):
+    """No mask but at the edge: two turns without and one with."""
+    x = (uniform(7, 4, 32, seed=50) * 3 - 1).clamp(min=0).to(dtype)
+    dynamics = dynamics_of(kind, F32)
+    tails = [uniform(2, 4, 32, seed=60 + i).to(F32) for i in range(STATES[kind])]
+    check(device, "scan", x, dynamics, [None] * STATES[kind], 2, F32, block=64)
+    dy = uniform(7, 4, 32).to(F32)
+    check(device, "scan_backward", dy, tails, None, dynamics, [], F32, False, block=64, scale=8.0)
 
 
 @KINDS

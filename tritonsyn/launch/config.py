@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from . import tables
 PASSES = {"ieee": 0, "tf32": 1, "tf32x3": 3}
 """Products on tensor cores that make up one, by precision; exact float32 products take none."""
 Work = tuple[int, ...]
-"""Sizes of what a kernel does; blocks divide the last. Of a scan: steps, and all synapses."""
+"""Sizes of what a kernel does; blocks divide the last. Of a scan: bytes of an input (0 of bits),
+steps, and all synapses."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +115,21 @@ def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(block, num_warps=max(1, block // 256))
 
 
-def _scan(unroll: dict[int, int], work: Work, dtype: torch.dtype) -> LaunchConfig:
-    """``unroll`` goes by the bytes of an element."""
-    steps, size = work
+def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    """Bytes in flight decide, not their width: measured on an H100, 256 to 262,144 sequences."""
+    given, steps, size = work
     block = 32 if size <= 32768 else 64
-    # Of odd rows each element is loaded by itself, and its address takes a register.
-    ahead = min(unroll[dtype.itemsize], 8 if _odd(size) else 16)
+    # Four of a thread only where that is half of the registers at most: not of doubles.
+    if block == 64 and given == dtype.itemsize == 4 and not _odd(size):
+        block = 128
     # What passes between chunks is a scan of its own, over as many steps as there are chunks.
     chunks = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
-    config = LaunchConfig(block, num_warps=1, UNROLL=ahead)
-    return _in_parts(config, -(-size // block), chunks)
+    return _in_parts(LaunchConfig(block, num_warps=1, UNROLL=16), -(-size // block), chunks)
+
+
+def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Twice the state of a scan, so fewer steps fit in the registers.
+    return LaunchConfig(32 if work[-1] <= 32768 else 64, 1, UNROLL=4 if dtype.itemsize == 8 else 8)
 
 
 def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -190,11 +196,8 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "select_fwd_kernel": _read,
     "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,
-    # Bytes in flight decide, not their width: measured on an H100 from 256 to 262,144 sequences.
-    # Sixteen steps of a double synapse do not fit in the registers in float64, nor, from bits, in
-    # half precision. The gradient of constants has twice the state, so fewer steps fit.
-    "exp_scan_kernel": partial(_scan, {2: 12, 4: 16, 8: 8}),
-    "exp_scan_constants_kernel": partial(_scan, {2: 8, 4: 8, 8: 4}),
+    "exp_scan_kernel": _scan,
+    "exp_scan_constants_kernel": _scan_constants,
     "shift_sum_kernel": _shift_sum,
     "shift_dot_kernel": _shift_dot,
     "temporal_gemm_kernel": _gemm,

@@ -1,5 +1,6 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
 from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
-from ..values import Dynamics, PackedSpikes, data_of, words_per_row
-from .config import LaunchConfig, config_for
+from ..values import WORD, Dynamics, PackedSpikes, data_of, words_per_row
+from .config import LaunchConfig, Work, config_for
 from .launcher import both, constant_arguments, covering, launch, packed, tiles
 
 Input = Tensor | PackedSpikes
@@ -148,14 +149,22 @@ def _launch(
 ) -> None:
     dtype, config = walk.dynamics.gain.dtype if y is None else y.dtype, walk.config
     data, constants, numbers, options = _arguments(x, dtype, walk)
+    size = options["work"][-1]
     launch(
         exp_scan_kernel,
-        (tiles(options["work"][1], config.BLOCK), config.chunks),
+        (tiles(size, config.BLOCK), config.chunks),
         *(data, y, *both(tails), *both(carry_in), *both(carry_out), *constants, *numbers),
         REVERSE=reverse,
+        EVEN=size % config.BLOCK == 0,
+        GROUP=_sharing(config, x.shape[2]) if isinstance(x, PackedSpikes) else 1,
         config=config,
         **options,
     )
+
+
+def _sharing(config: LaunchConfig, synapses: int) -> int:
+    """Neighbouring elements, those of a thread if possible, that are always in one word."""
+    return math.gcd(max(1, config.BLOCK // (32 * config.num_warps)), synapses, WORD)
 
 
 def _arguments(
@@ -169,7 +178,7 @@ def _arguments(
     constants, options = constant_arguments(walk.dynamics)
     options |= {
         "PACKED": isinstance(x, PackedSpikes),
-        "work": (steps, batch * synapses),
+        "work": _work(x),
         "dtype": _narrower(x, dtype),
     }
     sizes = (batch * synapses, synapses, words_per_row(synapses))
@@ -185,9 +194,13 @@ def _for_each(of: Sequence[Any], count: int, x: Input, dynamics: Dynamics) -> li
 
 def _config(x: Input, dtype: torch.dtype) -> LaunchConfig:
     """The settings of a scan from ``x`` to a sequence of a dtype, or back."""
+    return config_for("exp_scan_kernel", _work(x), _narrower(x, dtype), x.device)
+
+
+def _work(x: Input) -> Work:
     steps, batch, synapses = x.shape
-    work = (steps, batch * synapses)
-    return config_for("exp_scan_kernel", work, _narrower(x, dtype), x.device)
+    given = 0 if isinstance(x, PackedSpikes) else x.dtype.itemsize
+    return given, steps, batch * synapses
 
 
 def _narrower(x: Input, dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -211,12 +211,13 @@ def report(job: Job) -> Report:
     driver.set_active(_no_gpu(job.target))
     compiled = kernel.warmup(*variant.arguments, grid=(1,), **options)
     ptx, shared = compiled.asm["ptx"], int(compiled.metadata.shared)
-    used, counted = _machine_code(compiled.asm["cubin"], job.machine_code)
+    used, code = _machine_code(compiled.asm["cubin"], job.machine_code)
 
     given = dict(zip(kernel.arg_names, variant.arguments, strict=False))
     pointers = {n: a for n, a in given.items() if isinstance(a, Pointer)}
     # A compiled kernel takes neither absent arguments, nor numbers that are 1.
-    found = accesses(ptx, [name for name, argument in given.items() if argument not in (None, 1)])
+    passed = [name for name, argument in given.items() if argument not in (None, 1)]
+    found, turning = accesses(ptx, passed), accesses(ptx, passed, loops(ptx))
     declared = all_streams()[variant.kernel]
     arguments = given | options
     elements = math.prod(arguments[f] if isinstance(f, str) else f for f in declared.elements)
@@ -224,7 +225,9 @@ def report(job: Job) -> Report:
     for name, stream in declared.pointers.items():
         if name not in pointers or any(c not in arguments.items() for c in stream.conditions):
             continue
-        own = [(access.bits, count) for access, count in found.items() if access.pointer == name]
+        # What a loop goes through counts there, not where the first turn's loads are issued.
+        counted = turning if any(access.pointer == name for access in turning) else found
+        own = [(access.bits, count) for access, count in counted.items() if access.pointer == name]
         moved = sum(bits // 8 * count for bits, count in own) * 32 * config.num_warps / elements
         narrowest = min((bits for bits, _ in own), default=0)
         size = pointers[name].dtype.itemsize
@@ -235,11 +238,11 @@ def report(job: Job) -> Report:
         registers=used["REG"],
         spills=used["STACK"] + used["LOCAL"],
         shared=shared,
-        instructions=counted[0],
-        in_loops=counted[1],
+        instructions=code[0],
+        in_loops=code[1],
         virtual=len(re.findall(r"^\s+(?![./\s]).*;$", ptx, re.M)),
         elements=elements,
-        loops=has_loop(ptx),
+        loops=bool(loops(ptx)),
         streams=streams,
         loads=_widths(found, store=False),
         stores=_widths(found, store=True),
@@ -265,8 +268,13 @@ _PARAMETER = re.compile(r"\bld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\]")
 _ASSIGNED = re.compile(r"^\s+(?:@!?%\w+\s+)?(?!ld|st|cp|atom)[\w.]+\s+(%rd\d+),\s*(.*);", re.M)
 
 
-def accesses(ptx: str, passed: Sequence[str]) -> Counter[Access]:
-    """Global loads and stores in PTX, by the pointers among the arguments that were passed."""
+def accesses(
+    ptx: str, passed: Sequence[str], spans: Sequence[tuple[int, int]] | None = None
+) -> Counter[Access]:
+    """Global loads and stores in PTX, by the pointers among the arguments that were passed.
+
+    ``spans`` are the parts of the code that count; None: all of it.
+    """
     names = {str(number): name for number, name in enumerate(passed)}
     pointers = names.keys() & _POINTER.findall(ptx)
     origins = {r: names[number] for r, number in _PARAMETER.findall(ptx) if number in pointers}
@@ -286,19 +294,25 @@ def accesses(ptx: str, passed: Sequence[str]) -> Counter[Access]:
         found = {origins[r] for r in seen & origins.keys()}
         return found.pop() if len(found) == 1 else "?"
 
+    def matches(pattern: re.Pattern[str]) -> Iterator[tuple[str, ...]]:
+        for match in pattern.finditer(ptx):
+            if spans is None or any(first <= match.start() < end for first, end in spans):
+                yield match.groups()
+
     counts: Counter[Access] = Counter()
-    for kind, vector, bits, register in _LOAD_STORE.findall(ptx):
+    for kind, vector, bits, register in matches(_LOAD_STORE):
         counts[Access(origin(register), kind == "st", int(vector or 1) * int(bits))] += 1
-    for register, size in _COPY.findall(ptx):
+    for register, size in matches(_COPY):
         counts[Access(origin(register), False, 8 * int(size, 0))] += 1
     return counts
 
 
-def has_loop(ptx: str) -> bool:
-    """Whether the code jumps back."""
+def loops(ptx: str) -> list[tuple[int, int]]:
+    """Where in the code it jumps back: from the label to the jump."""
     labels = {match[1]: match.start() for match in re.finditer(r"^(\$\w+):", ptx, re.M)}
     jumps = re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", ptx)
-    return any(labels[jump[1]] < jump.start() for jump in jumps)
+    spans = [(labels[jump[1]], jump.start()) for jump in jumps]
+    return [(first, end) for first, end in spans if first < end]
 
 
 def _widths(found: Counter[Access], store: bool) -> dict[int, int]:
