@@ -15,8 +15,12 @@ COLD = 2
 """Jobs in turn touch this many times the memory that the L2 cache holds."""
 COPIES = 32
 """At most."""
-_BACKLOG = 2_000_000
-"""Cycles, about a millisecond, that the device is kept busy while the host runs ahead."""
+_BACKLOG = 1e-3
+"""Seconds that the device is kept busy at the least, while the host runs ahead."""
+_LONGEST = 0.2
+"""And at the most."""
+_CLOCK = 2e9
+"""Cycles that a device spins in a second, or fewer."""
 _ROUND = 2e-3
 """Seconds that a round of a short graph takes at the least."""
 
@@ -74,6 +78,7 @@ class EventTimer:
     def __init__(self, jobs: Sequence[Job], calls: int) -> None:
         self._jobs, self._calls = jobs, calls * len(jobs)
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._ahead = _BACKLOG
 
     def prepare(self) -> None:
         for job in self._jobs:
@@ -85,9 +90,12 @@ class EventTimer:
 
     def seconds(self) -> float:
         # Behind this the work queues up, so that short launches do not wait for the host.
-        torch.cuda._sleep(_BACKLOG)
+        torch.cuda._sleep(int(self._ahead * _CLOCK))
         self._start.record()
+        begin = time.perf_counter()
         self.work()
+        # Twice what the host took, from the next round on.
+        self._ahead = min(max(self._ahead, 2 * (time.perf_counter() - begin)), _LONGEST)
         self._end.record()
         self._end.synchronize()
         return 1e-3 * self._start.elapsed_time(self._end) / self._calls

@@ -1,8 +1,13 @@
-"""Writes what the benchmarks' CSV has into ``performance.md``: ``python docs/measured.py [CSV]``.
+"""Writes what was measured and what is calculated into ``performance.md``.
 
-For each machine the targets and the times, and what nobody has measured on such a device yet.
+``python docs/measured.py [CSV]`` writes the targets and the times of each machine, what nobody has
+measured on such a device yet, and the table of gates. ``--gates`` first calculates the gates anew,
+by arithmetic on the compiled code; ``--check`` writes nothing and fails where the page is old.
 """
 
+import argparse
+import csv
+import io
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "performance.md"
 CSV = HERE.parent / "bench" / "results" / "synapses.csv"
-BEGIN, END = "<!-- begin: written by docs/measured.py -->", "<!-- end -->"
+GATES = CSV.with_name("gates.csv")
+BEGIN, END = "<!-- begin: {} by docs/measured.py -->", "<!-- end: {} -->"
 
 sys.path.insert(0, str(HERE.parent / "bench"))
 import results  # noqa: E402
@@ -92,17 +98,119 @@ def written(lines: list[Line]) -> list[str]:
     return [*found, "### Not recorded", "", *unmeasured(lines)]
 
 
+# -- gates ----------------------------------------------------------------------------------------
+
+VISIT = "NVIDIA H100 80GB HBM3", "4ebddb2"
+"""The device and the commit of the figures that stand beside the calculated ones."""
+_LAYER = "delayed linear, {}, single", "T=100, B=256, I=256, O=256, K={}, spikes=0.05"
+_WHOLE = (
+    "delayed linear at whole steps, {}, single",
+    "T=1000, B=64, I=256, O=256, K={}, spikes=0.05",
+)
+_LONG = "T=1000, B=64, N=1024, K=1"
+_STEP = "step, streaming, single", "B=128, N=4096, K={}"
+_WAYS = {False: "forward", True: "forward and backward"}
+MEASURED = {
+    "step, K=26": (_STEP[0], _STEP[1].format(26)),
+    "step, K=1024": (_STEP[0], _STEP[1].format(1024)),
+    "step, flat in K": (_STEP[0], _STEP[1].format(1024)),
+    "exp_scan from bits": ("exp_scan from bits, single", _LONG),
+    "exp_scan from bool": ("exp_scan from bool, single", _LONG),
+    "scan, gradients to input and tau": ("sequence with gradient to input and tau, single", _LONG),
+    "the same against accelerated-scan": ("sequence with gradient to input and tau, single", _LONG),
+    "delayed layer, forward": (_LAYER[0].format("forward"), _LAYER[1].format(26)),
+    "forward and backward, flat in K": (_LAYER[0].format(_WAYS[True]), _LAYER[1].format(252)),
+    **{
+        f"against DCLS, K={k}{', both ways' if both else ''}": (
+            _WHOLE[0].format(_WAYS[both]),
+            _WHOLE[1].format(k),
+        )
+        for k in (26, 62, 252)
+        for both in (False, True)
+    },
+    "delayed layer from spikes": (_LAYER[0].format("forward"), _LAYER[1].format(26)),
+}
+"""The row of the benchmarks that measures the call of a gate."""
+EVENTS, OURS = "tritonsyn triton, events", "tritonsyn triton"
+FIELDS = ("gate", "target", "milliseconds", "rival", "ratio", "reached", "operations", "triton")
+
+
+def calculated() -> str:
+    """The gates as CSV, by arithmetic on the code that this Triton compiles."""
+    import triton
+
+    from tritonsyn.workbench.gates import judge
+
+    text = io.StringIO()
+    out = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    out.writeheader()
+    for verdict in judge():
+        numbers = verdict.outcome.milliseconds, verdict.rival, verdict.ratio
+        values = [f"{number:.4g}" for number in numbers]
+        said = "reached" if verdict.reached else "missed"
+        count = len(verdict.outcome.operations)
+        row = (verdict.gate.name, verdict.gate.target, *values, said, count, triton.__version__)
+        out.writerow(dict(zip(FIELDS, row, strict=True)))
+    return text.getvalue()
+
+
+def gates(lines: list[Line], found: list[Line]) -> list[str]:
+    """The table of the gates: what is calculated now, and what was measured then."""
+    there = {
+        (line["workload"], line["size"], line["provider"]): line["milliseconds"]
+        for line in lines
+        if (line["device"], line["commit"]) == VISIT and line["dtype"] == "float32"
+    }
+    rows: list[tuple[object, ...]] = [
+        ("gate", "target", "ms, calculated", "ratio", "ms, measured before")
+    ]
+    for line in found:
+        place = MEASURED.get(line["gate"], ("", ""))
+        own = EVENTS if line["gate"] == "delayed layer from spikes" else OURS
+        ratio = f"{line['ratio']}x, {line['reached']}"
+        before = there.get((*place, own), "")
+        rows.append((line["gate"], line["target"], line["milliseconds"], ratio, before))
+    versions = ", ".join(sorted({line["triton"] for line in found}))
+    title = (
+        f"Calculated for sm_90 with triton {versions}, the others measured at commit {VISIT[1]}."
+    )
+    return ["", title, "", *table(*rows)]
+
+
+def replaced(page: str, name: str, part: list[str]) -> str:
+    """The page with another part between two marks."""
+    before, begin, rest = page.partition(BEGIN.format(name))
+    _, end, after = rest.partition(END.format(name))
+    if not (begin and end):
+        marks = f"{BEGIN.format(name)} and {END.format(name)}"
+        raise ValueError(f"{PAGE} has no part between {marks}")
+    middle = "\n".join(["", *part, ""])
+    return f"{before}{begin}{middle}{end}{after}"
+
+
+def rewritten(page: str, path: Path = CSV, gates_path: Path = GATES) -> str:
+    """The page with the tables of these files."""
+    lines = list(results.read(path).values())
+    with gates_path.open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    page = replaced(page, "gates", gates(lines, found))
+    return replaced(page, "times", ["", *written(lines), ""])
+
+
 def main(arguments: list[str]) -> None:
-    path = Path(arguments[0]) if arguments else CSV
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", nargs="?", type=Path, default=CSV, help="the benchmarks' results")
+    parser.add_argument("--gates", action="store_true", help="calculate the gates anew")
+    parser.add_argument("--check", action="store_true", help="fail where the page is old")
+    given = parser.parse_args(arguments)
     try:
-        lines = list(results.read(path).values())
+        if given.gates:
+            write_whole(GATES, calculated())
         page = PAGE.read_text(encoding="utf-8")
-        before, begin, rest = page.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end):
-            raise ValueError(f"{PAGE} has no part between {BEGIN} and {END}")
-        middle = "\n".join(["", "", *written(lines), "", ""])
-        write_whole(PAGE, f"{before}{BEGIN}{middle}{END}{after}")
+        new = rewritten(page, given.csv)
+        if given.check:
+            sys.exit(f"{PAGE} is old: run python docs/measured.py" if new != page else 0)
+        write_whole(PAGE, new)
     except (OSError, ValueError) as error:
         sys.exit(reason(error))
     print(PAGE)

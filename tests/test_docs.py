@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,9 @@ def test_the_readme_has_its_commands_on_lines_of_their_own():
     assert lines.count(f'{install} ".[demo]" && tritonsyn demo') == 1
     assert lines.count(f'{install} ".[test]" && python -m pytest') == 1
     assert sum('-e ".[test]"' in line for line in lines) == 1
+
+
+def test_the_tables_of_the_performance_page_are_those_of_the_results():
+    command = [sys.executable, str(ROOT / "docs" / "measured.py"), "--check"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

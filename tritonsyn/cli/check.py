@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ..workbench import inspect
+from ..workbench.workers import CompileError
 from .common import SEVERAL, UserError, bar, needs_triton, settings
 
 _EPILOG = """\
@@ -20,6 +21,15 @@ Each line is one variant of a kernel (element types of its streams) on one targe
 
 The status is 1 if something is not as it should be: a spill, an access that is narrower than it
 could be, or more bytes than needed. Nothing is run and nothing is measured.
+
+With --gates, a line for each launch in a call of a gate:
+
+  us                   the time that the arithmetic of tritonsyn/workbench/model.py gives
+  instructions         of the machine code, for an element of the kernel's streams; loops count
+                       as often as they turn at this size
+  warps                that the grid gives each multiprocessor
+  KiB                  that the warps of a multiprocessor load at once
+  bound                the longest of the times that follow
 """
 
 
@@ -40,6 +50,13 @@ def add(commands: Any) -> None:
         help="architectures to compile for (default: sm_80 sm_90 sm_100)",
     )
     parser.add_argument("--kernel", **SEVERAL, metavar="NAME", help="only these kernels")
+    parser.add_argument(
+        "--gates",
+        nargs="*",
+        metavar="WORD",
+        help="instead, say by arithmetic on the code how fast the calls of the speed gates would "
+        "be on an H100: those that have one of these words in their names, or all",
+    )
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects")
     parser.set_defaults(run=run)
 
@@ -47,6 +64,8 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compiles, prints, and returns the exit status."""
     needs_triton()
+    if arguments.gates is not None:
+        return _gates(arguments)
     targets = arguments.target or inspect.USUAL_TARGETS
     progress = partial(bar, quiet=arguments.json)
     try:
@@ -59,6 +78,54 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(rows)
     return int(any(row["findings"] for row in rows))
+
+
+def _gates(arguments: argparse.Namespace) -> int:
+    """Predicts the gates and prints; 0, since nothing is measured."""
+    from ..workbench import gates
+    from ..workbench.model import H100
+
+    if arguments.target or arguments.kernel:
+        raise UserError("--gates takes neither --target nor --kernel: it is about calls on sm_90")
+    try:
+        verdicts = gates.judge(arguments.gates, partial(bar, quiet=arguments.json))
+    except (ValueError, CompileError) as error:
+        raise UserError(str(error)) from None
+    if arguments.json:
+        print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=1))
+        return 0
+    shown: set[int] = set()
+    for verdict in verdicts:
+        print(f"\n{verdict.gate.name}: {_judgement(verdict)}")
+        if id(verdict.outcome) not in shown:
+            shown.add(id(verdict.outcome))
+            print("\n".join(f"    {line}" for line in _parts(verdict.outcome)))
+    print(f"\nCalculated, not measured, with {H100}.")
+    return 0
+
+
+def _judgement(verdict: Any) -> str:
+    said = "reached" if verdict.reached else "missed"
+    times = f"{verdict.outcome.milliseconds:.4g} ms against {verdict.rival:.4g} ms"
+    origin = "calculated" if verdict.gate.against else verdict.gate.origin
+    return f"{verdict.gate.target}: {verdict.ratio:.3g}x, {said} ({times}, {origin})"
+
+
+def _parts(outcome: Any) -> list[str]:
+    """A line for each launch, and one for the operations around them."""
+    lines = [_LAUNCH.format("us", *"instructions warps KiB bound".split(), "us of each", "kernel")]
+    for launch in outcome.launches:
+        times = ", ".join(
+            f"{name} {1e6 * time:.3g}" for name, time in launch.times.items() if time >= 5e-8
+        )
+        numbers = (1e6 * launch.seconds, launch.instructions, launch.warps, launch.in_flight / 1024)
+        figures = [f"{number:.3g}" for number in numbers]
+        lines.append(_LAUNCH.format(*figures, launch.bound, times, launch.kernel))
+    count = len(outcome.operations)
+    return [*lines, f"{1e6 * outcome.others:>8.3g} us for {count} operations around the launches"]
+
+
+_LAUNCH = "{:>8} {:>12} {:>6} {:>6} {:<8} {:<70} {}"
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

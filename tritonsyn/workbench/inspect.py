@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from ..launch import tables
 from ..launch.config import LaunchConfig, check_names, from_dict
+from . import sass
 from .calls import CALLS
+from .ptx import Access, accesses, loops
 from .record import Pointer, Variant, variants
 from .workers import CompileError, Workers
 
@@ -199,8 +201,21 @@ def _no_gpu(target: str) -> Any:
     )
 
 
+class Listing(NamedTuple):
+    """A report, and the code that it is about."""
+
+    report: Report
+    ptx: str
+    sass: str
+
+
 def report(job: Job) -> Report:
     """What a variant of a kernel becomes; raises whatever the compiler raises."""
+    return listing(job).report
+
+
+def listing(job: Job) -> Listing:
+    """The same with its code."""
     from triton.runtime import driver
 
     from ..launch.launcher import settings
@@ -211,7 +226,8 @@ def report(job: Job) -> Report:
     driver.set_active(_no_gpu(job.target))
     compiled = kernel.warmup(*variant.arguments, grid=(1,), **options)
     ptx, shared = compiled.asm["ptx"], int(compiled.metadata.shared)
-    used, code = _machine_code(compiled.asm["cubin"], job.machine_code)
+    used, text = _machine_code(compiled.asm["cubin"], job.machine_code)
+    code = instructions(text)
 
     given = dict(zip(kernel.arg_names, variant.arguments, strict=False))
     pointers = {n: a for n, a in given.items() if isinstance(a, Pointer)}
@@ -232,7 +248,7 @@ def report(job: Job) -> Report:
         narrowest = min((bits for bits, _ in own), default=0)
         size = pointers[name].dtype.itemsize
         streams[name] = StreamReport(size, stream.loads, stream.stores, moved, narrowest)
-    return Report(
+    made = Report(
         job,
         types={n: str(a.dtype).removeprefix("torch.") for n, a in pointers.items()},
         registers=used["REG"],
@@ -248,71 +264,7 @@ def report(job: Job) -> Report:
         stores=_widths(found, store=True),
         resident_warps=resident_warps(job.target, used["REG"], config.num_warps, shared),
     )
-
-
-class Access(NamedTuple):
-    """A global load or store."""
-
-    pointer: str  # the argument that its address comes from; "?" where that is not one of them
-    store: bool
-    bits: int
-
-
-_LOAD_STORE = re.compile(
-    r"\b(ld|st)(?:\.\w+(?:::\w+)?)*?\.global(?:\.[a-zA-Z]\w*::\w+)*(?:\.v(\d))?\.[bsuf](\d+)\s"
-    r"[^;]*?\[\s*(%\w+)"
-)
-_COPY = re.compile(r"\bcp\.async\S*\s+\[[^]]*\],\s*\[\s*(%\w+)[^]]*\],\s*(\w+)")
-_POINTER = re.compile(r"\.param \.u64 \.ptr \S+ \.align \d+ \w+_param_(\d+)")
-_PARAMETER = re.compile(r"\bld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\]")
-_ASSIGNED = re.compile(r"^\s+(?:@!?%\w+\s+)?(?!ld|st|cp|atom)[\w.]+\s+(%rd\d+),\s*(.*);", re.M)
-
-
-def accesses(
-    ptx: str, passed: Sequence[str], spans: Sequence[tuple[int, int]] | None = None
-) -> Counter[Access]:
-    """Global loads and stores in PTX, by the pointers among the arguments that were passed.
-
-    ``spans`` are the parts of the code that count; None: all of it.
-    """
-    names = {str(number): name for number, name in enumerate(passed)}
-    pointers = names.keys() & _POINTER.findall(ptx)
-    origins = {r: names[number] for r, number in _PARAMETER.findall(ptx) if number in pointers}
-    sources: dict[str, set[str]] = {}
-    for register, operands in _ASSIGNED.findall(ptx):
-        sources.setdefault(register, set()).update(re.findall(r"%rd\d+", operands))
-
-    def origin(register: str) -> str:
-        """Follows a register through everything that it was computed from."""
-        seen: set[str] = set()
-        todo = [register]
-        while todo:
-            at = todo.pop()
-            if at not in seen:
-                seen.add(at)
-                todo += sources.get(at, ())
-        found = {origins[r] for r in seen & origins.keys()}
-        return found.pop() if len(found) == 1 else "?"
-
-    def matches(pattern: re.Pattern[str]) -> Iterator[tuple[str, ...]]:
-        for match in pattern.finditer(ptx):
-            if spans is None or any(first <= match.start() < end for first, end in spans):
-                yield match.groups()
-
-    counts: Counter[Access] = Counter()
-    for kind, vector, bits, register in matches(_LOAD_STORE):
-        counts[Access(origin(register), kind == "st", int(vector or 1) * int(bits))] += 1
-    for register, size in matches(_COPY):
-        counts[Access(origin(register), False, 8 * int(size, 0))] += 1
-    return counts
-
-
-def loops(ptx: str) -> list[tuple[int, int]]:
-    """Where in the code it jumps back: from the label to the jump."""
-    labels = {match[1]: match.start() for match in re.finditer(r"^(\$\w+):", ptx, re.M)}
-    jumps = re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", ptx)
-    spans = [(labels[jump[1]], jump.start()) for jump in jumps]
-    return [(first, end) for first, end in spans if first < end]
+    return Listing(made, ptx, text)
 
 
 def _widths(found: Counter[Access], store: bool) -> dict[int, int]:
@@ -323,8 +275,8 @@ def _widths(found: Counter[Access], store: bool) -> dict[int, int]:
     return dict(sorted(widths.items(), reverse=True))
 
 
-def _machine_code(cubin: bytes, read: bool) -> tuple[dict[str, int], tuple[int, int]]:
-    """Registers, stack and local memory; and the count of instructions."""
+def _machine_code(cubin: bytes, read: bool) -> tuple[dict[str, int], str]:
+    """Registers, stack and local memory; and the machine code, where it is wanted."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -336,23 +288,18 @@ def _machine_code(cubin: bytes, read: bool) -> tuple[dict[str, int], tuple[int, 
     used = re.search(r"\bREG:.*", text)
     if used is None:
         raise RuntimeError("cuobjdump does not say what the kernel uses")
-    return {n: int(v) for n, v in re.findall(r"\b([A-Z]+):(\d+)", used[0])}, instructions(text)
+    return {n: int(v) for n, v in re.findall(r"\b([A-Z]+):(\d+)", used[0])}, text
 
 
-def instructions(sass: str) -> tuple[int, int]:
+def instructions(text: str) -> tuple[int, int]:
     """How many instructions the machine code has, and how many of them stand in a loop.
 
     Padding does not count, nor does the jump to itself at the end.
     """
-    code = [(int(a, 16), t) for a, t in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S[^;]*);", sass)]
-    places = [at for at, text in code if not text.startswith("NOP")]
-    loops = []
-    for at, text in code:
-        jump = re.search(r"\bBRA\b.*?\b0x([0-9a-f]+)\b", text)
-        if jump and int(jump[1], 16) < at:
-            loops.append((int(jump[1], 16), at))
-    inside = [at for at in places if any(first <= at <= last for first, last in loops)]
-    return len(places), len(inside)
+    code = sass.read(text)
+    spans = sass.loops(code)
+    inside = sum(any(first <= at <= last for first, last in spans) for at in range(len(code)))
+    return len(code), inside
 
 
 # -- everything at once ------------------------------------------------------------------------

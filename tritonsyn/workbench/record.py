@@ -1,7 +1,8 @@
 """Launches of public calls, as values: what is compiled and timed is what is launched."""
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,6 +51,16 @@ class Variant(NamedTuple):
         return cls(launch.name, arguments, tuple(launch.constants.items()), aligned)
 
 
+def passed_arguments(launch: "Launch") -> dict[str, "Argument"]:
+    """Those that a compiled kernel takes, by name: neither absent ones, nor whole numbers of 1."""
+    named = zip(launch.kernel.arg_names, launch.arguments, strict=False)
+    return {
+        name: argument
+        for name, argument in named
+        if not (argument is None or (isinstance(argument, int) and argument == 1))
+    }
+
+
 def _argument(argument: "Argument") -> Pointer | int | float | None:
     if isinstance(argument, torch.Tensor):
         start = argument.storage_offset() * argument.itemsize
@@ -71,6 +82,19 @@ def record(
     gpu = device.type == "cuda"
     with _lock, nullcontext() if gpu else pretend_triton(), recording(run=gpu) as launches:
         call(shape, dtype, device)
+    return launches
+
+
+def record_run(
+    prepare: Callable[[], Callable[[], object]], around: AbstractContextManager[Any]
+) -> "list[Launch]":
+    """The launches of what ``prepare`` returns, on tensors without values; it runs ``around``."""
+    from ..launch.launcher import recording
+
+    with _lock, pretend_triton(), recording():
+        run = prepare()
+        with recording() as launches, around:
+            run()
     return launches
 
 
