@@ -8,34 +8,190 @@ each delay, on tensor cores; or as an event-driven sum over the spikes.
 import triton
 import triton.language as tl
 
-from .common import position, store_as, tile_of
-from .streams import READ, streams
+from .common import position, ring_slot, store_as, tile_of
+from .streams import READ, WRITE, streams
+
+# -- shifted sums, on lines ----------------------------------------------------------------------
+#
+# Lines ``[N, groups, rows, WIDTH]`` hold, of each synapse, WIDTH samples of the batch step after
+# step, with rows of zeros before or after: so a delay is an offset along a line that keeps loads
+# aligned, and nothing in a loop needs a mask. WIDTH is 32, or less if the batch is.
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit
+def lines_kernel(
+    src_ptr, lines_ptr,
+    T, B, N, lead, rows, groups, total,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``lines[n, b // WIDTH, lead + t, b % WIDTH] = src[t, b, n]``, and zeros elsewhere.
+
+    ``src [T, B, N]``; ``lines [N, groups, rows, WIDTH]`` and what follows up to row ``total`` of
+    all, where the last tile of a line may reach. Bytes per element in float32: src 4, lines 4.
+    """
+    tile_g, tile_n = tile_of(tl.program_id(0), groups * rows, 1)
+    group = tile_g % groups
+    row = tile_g // groups
+    offs_n = tile_n * BLOCK + tl.arange(0, BLOCK)
+    lane = tl.arange(0, WIDTH)
+    offs_b = group * WIDTH + lane
+    t = tl.zeros_like(lane) + (row - lead)
+    mask_b = (offs_b < B) & (t >= 0) & (t < T)
+    place = (t.to(tl.int64) * B + offs_b) * N
+    src_ptrs = src_ptr + place[None, :] + offs_n[:, None]
+    values = tl.load(src_ptrs, mask=(offs_n < N)[:, None] & mask_b[None, :], other=0.0)
+    line = (offs_n.to(tl.int64) * groups + group) * rows + row
+    lines_ptrs = lines_ptr + line[:, None] * WIDTH + lane[None, :]
+    tl.store(lines_ptrs, values, mask=(line < total)[:, None])
+
+
+@triton.jit
+def shift_table_kernel(
+    weight_ptr, back_ptr, weights_ptr, offsets_ptr,
+    R, C, width, stride_w_r, stride_w_c, stride_back_r, stride_back_c,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``weights[c, r] = weight[r, c]`` and ``offsets[c, r] = back[r, c] * UNIT``.
+
+    ``[C + 1, width]``, zeros from ``R`` and ``C`` on: :func:`shift_sum_kernel` reads without masks.
+    No streams: of the size of the weight.
+    """
+    tile_r, tile_c = tile_of(tl.program_id(0), width, BLOCK)
+    offs_r = tile_r * BLOCK + tl.arange(0, BLOCK)
+    offs_c = tile_c * BLOCK + tl.arange(0, BLOCK)
+    live = (offs_r < R)[None, :] & (offs_c < C)[:, None]
+    rows, columns = offs_r.to(tl.int64)[None, :], offs_c.to(tl.int64)[:, None]
+    weight = tl.load(weight_ptr + rows * stride_w_r + columns * stride_w_c, mask=live, other=0.0)
+    back = tl.load(back_ptr + rows * stride_back_r + columns * stride_back_c, mask=live, other=0)
+    inside = (offs_r < width)[None, :] & (offs_c <= C)[:, None]
+    tl.store(weights_ptr + columns * width + rows, weight, mask=inside)
+    tl.store(offsets_ptr + columns * width + rows, back * UNIT, mask=inside)
+
+
+@triton.jit
 def shift_sum_kernel(
-    src_ptr, out_ptr, weight_ptr, back_ptr,
-    first, R, C, J, L, unit, slots,
-    stride_src_c, stride_src_j, stride_out_r, stride_out_j, stride_w_r, stride_w_c,
-    ADJOINT: tl.constexpr, RING: tl.constexpr,
+    src_ptr, out_ptr, weights_ptr, offsets_ptr,
+    R, C, T, B, width, lead, end,
+    stride_src_c, stride_src_group, stride_out_r, stride_out_t, stride_out_b,
+    ADJOINT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``out[r, t] = sum_c weights[c, r] * src[c, lead + t - back[r, c]]``, on lines.
+
+    ``weights, offsets [C + 1, width]`` are those of :func:`shift_table_kernel`, the latter
+    ``-back * WIDTH``; ``src`` has ``lead`` rows before the first step. ``ADJOINT`` reads
+    ``src[c, t + back[r, c]]``, and the offsets are positive. What would be read before the first
+    row, or from ``end`` on, is zero and read there: a tile of zeros stands for any number of rows.
+    Bytes per element in float32: src 4; an element is a connection at one output.
+    """
+    ACC: tl.constexpr = weights_ptr.dtype.element_ty
+    STEPS: tl.constexpr = BLOCK // WIDTH
+    # Neighbours share lines: programs of one tile of time and batch, then the next tile of time.
+    tile_r, others = tile_of(tl.program_id(0), R, BLOCK_R)
+    tile_t, group = tile_of(others, T, STEPS)
+    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    i = tl.arange(0, BLOCK)
+    t = tile_t * STEPS + i // WIDTH
+    b = group * WIDTH + i % WIDTH
+    start = (tile_t * STEPS + lead) * WIDTH
+    src_ptr += tl.cast(group, tl.int64) * stride_src_group + start
+    offsets_ptr += tile_r * BLOCK_R
+    weights_ptr += tile_r * BLOCK_R
+    in_tile = tl.arange(0, BLOCK_R)
+    acc = tl.zeros([BLOCK_R, BLOCK], ACC)
+    # The offsets of the next line are on their way while this one is read.
+    offset = tl.load(offsets_ptr + in_tile)
+    for _ in range(C):
+        if ADJOINT:
+            offset = tl.minimum(offset, end - start)
+        else:
+            offset = tl.maximum(offset, -start)
+        offset = tl.multiple_of(offset, WIDTH)
+        values = tl.load(src_ptr + i[None, :] + offset[:, None])
+        weight = tl.load(weights_ptr + in_tile)
+        src_ptr += stride_src_c
+        offsets_ptr += width
+        weights_ptr += width
+        offset = tl.load(offsets_ptr + in_tile)
+        acc += weight[:, None] * values.to(ACC)
+    out_ptrs = (
+        out_ptr
+        + offs_r.to(tl.int64)[:, None] * stride_out_r
+        + (t.to(tl.int64) * stride_out_t + b.to(tl.int64) * stride_out_b)[None, :]
+    )
+    store_as(out_ptrs, acc, (offs_r < R)[:, None] & ((t < T) & (b < B))[None, :])
+
+
+@triton.jit
+def shift_dot_kernel(
+    dy_ptr, src_ptr, back_ptr, partial_ptr,
+    R, C, T, share, segments, units, lead_dy, lead,
+    stride_dy_r, stride_dy_group, stride_src_c, stride_src_group,
+    ACC: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``sum over t, b of dy[r, t] * src[c, t - back[r, c]]``, on lines, partials over parts.
+
+    ``partial [parts, R, C]``, to be summed. A unit of work is a group of the batch in one of the
+    ``segments`` of time, ``share`` steps; a part takes every ``parts``-th unit. ``lead`` rows stand
+    before the first step, of ``dy`` ``lead_dy``; offsets before the first row as in
+    :func:`shift_sum_kernel`. One reduction serves the gradients of weight and delay. Bytes per
+    element in float32: src 4; an element is a connection at one output, and those of ``dy`` are
+    shared by ``BLOCK_C`` connections.
+    """
+    STEPS: tl.constexpr = BLOCK // WIDTH
+    part = tl.program_id(1)
+    tile_r, tile_c = tile_of(tl.program_id(0), R, BLOCK_R)
+    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Beyond the last output or input the last is computed again, and not stored.
+    rows = tl.minimum(offs_r, R - 1).to(tl.int64)
+    columns = tl.minimum(offs_c, C - 1).to(tl.int64)
+    offset = tl.load(back_ptr + rows[None, :] * C + columns[:, None]) * WIDTH
+    i = tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK_C, BLOCK_R, BLOCK], ACC)
+    for unit in range(part, units, tl.num_programs(1)):
+        group = tl.cast(unit // segments, tl.int64)
+        first = unit % segments * share
+        end = tl.minimum(first + share, T)
+        dy_ptrs = dy_ptr + (rows * stride_dy_r + group * stride_dy_group + lead_dy * WIDTH)
+        src_ptrs = src_ptr + (columns * stride_src_c + group * stride_src_group)
+        whole = first + (end - first) // STEPS * STEPS
+        for t in range(first, whole, STEPS):
+            dy = tl.load(dy_ptrs[:, None] + t * WIDTH + i[None, :])
+            at = tl.multiple_of(tl.maximum((t + lead) * WIDTH - offset, 0), [WIDTH, WIDTH])
+            values = tl.load(src_ptrs[:, None, None] + at[:, :, None] + i[None, None, :])
+            acc += values.to(ACC) * dy.to(ACC)[None, :, :]
+        if whole < end:
+            live = whole * WIDTH + i < end * WIDTH
+            dy = tl.load(dy_ptrs[:, None] + whole * WIDTH + i[None, :], live[None, :], 0.0)
+            at = tl.maximum((whole + lead) * WIDTH - offset, 0)
+            src_at = src_ptrs[:, None, None] + at[:, :, None] + i[None, None, :]
+            acc += tl.load(src_at, live[None, None, :], 0.0).to(ACC) * dy.to(ACC)[None, :, :]
+    total = tl.sum(acc, axis=2)
+    live = (offs_c < C)[:, None] & (offs_r < R)[None, :]
+    at = (part.to(tl.int64) * R + rows[None, :]) * C + columns[:, None]
+    tl.store(partial_ptr + at, total, mask=live)
+
+
+@triton.jit(do_not_specialize=["pointer"])
+def shift_step_kernel(
+    record_ptr, out_ptr, weight_ptr, back_ptr,
+    pointer, R, C, B, slots, stride_w_r, stride_w_c,
     BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """``out[r, j] = sum_c weight[r, c] * src[c, j + (first - back[r, c]) * unit]``.
+    """``out[b, r] = sum_c weight[r, c] * record[(pointer - 1 - back[r, c]) % slots, b, c]``.
 
-    A row of ``src`` holds time and batch, ``j = t * B + b`` with ``unit = B``, so that a delay is
-    an offset and a tile of ``j`` is one contiguous read for each connection. ``ADJOINT`` turns the
-    sign of the offset, with zeros outside of ``0 <= j < L``. ``RING``: ``src`` is a record,
-    ``first`` the slot of its newest observation (or where the device keeps it), ``slots`` their
-    number. Bytes per element in float32: src 4; an element is a connection at one
-    output; it comes from L1 except for the first time.
+    ``record [slots, B, C]`` writes next at ``pointer``, a number or where the device keeps it.
+    No streams: neighbours of a row of the batch may be read at different delays.
     """
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
-    tile_j, tile_r = tile_of(tl.program_id(0), J, BLOCK)
-    offs_j = tile_j.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tile_b, tile_r = tile_of(tl.program_id(0), B, BLOCK)
+    offs_b = tile_b * BLOCK + tl.arange(0, BLOCK)
     offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
-    mask_j = offs_j < J
+    mask_b = offs_b < B
     mask_r = offs_r < R
-    newest = position(first).to(tl.int32)
+    next_slot = position(pointer).to(tl.int32)
+    size = tl.cast(B, tl.int64) * C
     acc = tl.zeros([BLOCK_R, BLOCK], ACC)
     for start in range(0, C, UNROLL):
         values = ()
@@ -46,61 +202,17 @@ def shift_sum_kernel(
             connection = offs_r.to(tl.int64) * stride_w_r + c * stride_w_c
             back = tl.load(back_ptr + connection, mask=live, other=0)
             weights += (tl.load(weight_ptr + connection, mask=live, other=0.0),)
-            shift = newest - back
-            if ADJOINT:
-                shift = -shift
-            if RING:
-                shift = tl.where(shift < 0, shift + slots, shift)
-            place = offs_j[None, :] + (shift.to(tl.int64) * unit)[:, None]
-            inside = live[:, None] & mask_j[None, :]
-            if ADJOINT:
-                inside = inside & (place >= 0) & (place < L)
-            row_ptr = src_ptr + tl.zeros_like(offs_r).to(tl.int64)[:, None] + c * stride_src_c
-            values += (tl.load(row_ptr + place * stride_src_j, mask=inside, other=0.0).to(ACC),)
+            slot = ring_slot(next_slot, back + 1, slots).to(tl.int64)
+            at = (slot * size + c)[:, None] + (offs_b.to(tl.int64) * C)[None, :]
+            inside = live[:, None] & mask_b[None, :]
+            values += (tl.load(record_ptr + at, mask=inside, other=0.0).to(ACC),)
         for i in tl.static_range(UNROLL):
             acc += weights[i][:, None] * values[i]
-    out_ptrs = (
-        out_ptr + offs_r.to(tl.int64)[:, None] * stride_out_r + offs_j[None, :] * stride_out_j
-    )
-    store_as(out_ptrs, acc, mask_r[:, None] & mask_j[None, :])
+    out_ptrs = out_ptr + offs_b.to(tl.int64)[None, :] * R + offs_r[:, None]
+    store_as(out_ptrs, acc, mask_r[:, None] & mask_b[None, :])
 
 
-@triton.jit
-def shift_dot_kernel(
-    dy_ptr, src_ptr, back_ptr, partial_ptr,
-    first, R, C, J, share, unit, stride_dy_r, stride_dy_j, stride_src_c, stride_src_j,
-    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """``sum_j dy[r, j] * src[c, j + (first - back[r, c]) * unit]``, partials over parts of ``j``.
-
-    ``partial [parts, R, C]``, to be summed; a part is ``share`` of the ``J``. One reduction serves
-    the gradients of weight and delay. Bytes per element in float32: src 4; an element is a
-    connection at one ``j``, and those of ``dy`` are shared by ``BLOCK_C`` connections.
-    """
-    part = tl.program_id(1).to(tl.int64)
-    tile_r, tile_c = tile_of(tl.program_id(0), R, BLOCK_R)
-    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
-    offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask_r = offs_r < R
-    mask_c = offs_c < C
-    live = mask_c[:, None] & mask_r[None, :]
-    connection = offs_r.to(tl.int64)[None, :] * C + offs_c[:, None]
-    back = tl.load(back_ptr + connection, mask=live, other=0)
-    shift = (first - back).to(tl.int64) * unit
-    begin = part * share
-    end = tl.minimum(begin + share, J)
-    acc = tl.zeros([BLOCK_C, BLOCK_R, BLOCK], ACC)
-    for start in range(begin, end, BLOCK):
-        offs_j = start + tl.arange(0, BLOCK).to(tl.int64)
-        mask_j = offs_j < end
-        dy_at = offs_r.to(tl.int64)[:, None] * stride_dy_r + offs_j[None, :] * stride_dy_j
-        dy = tl.load(dy_ptr + dy_at, mask=mask_r[:, None] & mask_j[None, :], other=0.0).to(ACC)
-        place = offs_j[None, None, :] + shift[:, :, None]
-        src_at = offs_c.to(tl.int64)[:, None, None] * stride_src_c + place * stride_src_j
-        inside = live[:, :, None] & mask_j[None, None, :]
-        acc += tl.load(src_ptr + src_at, mask=inside, other=0.0).to(ACC) * dy[None, :, :]
-    total = tl.sum(acc, axis=2)
-    tl.store(partial_ptr + part * R * C + connection, total, mask=live)
+# -- products of matrices ------------------------------------------------------------------------
 
 
 @triton.jit
@@ -173,7 +285,8 @@ def temporal_gemm_dot_kernel(
         dy = tl.load(dy_ptrs, mask=mask_r[:, None] & mask_j[None, :], other=0.0)
         row = offs_j + tl.cast(unit, tl.int64) * (first - k)
         src_ptrs = src_ptr + row[:, None] * C + offs_c[None, :]
-        src = tl.load(src_ptrs, mask=mask_j[:, None] & mask_c[None, :], other=0.0)
+        mask_row = mask_j & (row >= 0)
+        src = tl.load(src_ptrs, mask=mask_row[:, None] & mask_c[None, :], other=0.0)
         acc = tl.dot(dy.to(ACC), src.to(ACC), acc, input_precision=PRECISION, out_dtype=ACC)
     live = mask_r[:, None] & mask_c[None, :]
     connection = offs_r.to(tl.int64)[:, None] * C + offs_c[None, :]
@@ -278,9 +391,11 @@ def spike_dot_kernel(
 
 
 STREAMS = {
-    # In a record, neighbours in a row are apart by the number of inputs.
-    "shift_sum_kernel": streams("BLOCK_R", "BLOCK", "UNROLL", src=READ.where(RING=False)),
+    "lines_kernel": streams("BLOCK", "WIDTH", src=READ, lines=WRITE),
+    "shift_table_kernel": streams("BLOCK"),
+    "shift_sum_kernel": streams("BLOCK_R", "BLOCK", src=READ),
     "shift_dot_kernel": streams("BLOCK_R", "BLOCK_C", "BLOCK", src=READ),
+    "shift_step_kernel": streams("BLOCK"),
     "temporal_gemm_kernel": streams("BLOCK"),
     "temporal_gemm_dot_kernel": streams("BLOCK"),
     "spike_sum_kernel": streams("BLOCK"),

@@ -16,8 +16,9 @@ from tritonsyn.testing import assert_close_as_torch, poisoned_empty
 from tritonsyn.values import PackedSpikes, compute_dtype
 
 # Steps, batch, inputs, outputs, slots: single ones, and one more or less than a tile.
-SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), (3, 17, 4, 8, 12)]
+SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), (3, 33, 4, 8, 12)]
 EMPTY = [(2, 0, 3, 2, 2), (2, 3, 0, 2, 2)]
+SHIFTS = ("shift_sum_kernel", "shift_dot_kernel", "shift_step_kernel")
 STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm"])
 sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
 # A walk takes a step of the interpreter for each spike and output.
@@ -40,11 +41,11 @@ walks_in_tiles = pytest.mark.parametrize(
 @pytest.fixture
 def tiny_tiles() -> Iterator[None]:
     """Tiles that sizes go beyond in every direction, and more parts than some sizes can fill."""
-    shifts = LaunchConfig(16, UNROLL=3, chunks=3, BLOCK_R=4, BLOCK_C=2)
+    shifts = LaunchConfig(32, UNROLL=3, chunks=3, BLOCK_R=4, BLOCK_C=2)
     products = LaunchConfig(16, BLOCK_R=16, BLOCK_C=16)  # tensor cores take no smaller ones
     walks = LaunchConfig(4, UNROLL=3, chunks=3)
     with (
-        override_config(shifts, "shift_sum_kernel", "shift_dot_kernel"),
+        override_config(shifts, "lines_kernel", "shift_table_kernel", *SHIFTS),
         override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),
         override_config(walks, "spike_sum_kernel", "spike_dot_kernel", "transpose_bits_kernel"),
     ):
@@ -83,14 +84,20 @@ def check(device, name, *arguments):
     # What rounds is the sum of all terms without their signs, as often as it has terms; such
     # errors grow with the root of their number.
     sizes, terms = (
-        by_reference("projection", name, *exact(given)).returned[0]
+        by_reference("projection", name, *exact(given)).returned
         for given in (without_signs(arguments), all_ones(arguments))
     )
-    scale = float(sizes.max() * terms.max().clamp(min=1).sqrt()) if sizes.numel() else 0.0
-    for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
+    found = zip(actual.returned, truth.returned, plain.returned, sizes, terms, strict=True)
+    for a, t, p, size, count in found:
+        scale = float(size.max() * count.max().clamp(min=1).sqrt()) if size.numel() else 0.0
         assert_close_as_torch(a, t, p, scale=scale)
     for a, b in zip(actual.arguments, tensors(arguments), strict=True):
         assert torch.equal(a, b)
+
+
+def pasts(size):
+    """How many rows come before the steps: none, and all that are read."""
+    return sorted({0, size[-1] - 1})
 
 
 @sized
@@ -98,37 +105,40 @@ def check(device, name, *arguments):
 def test_projection(device, strategy, size):
     steps, batch, inputs, _, slots = size
     weight, back = connections(size)
-    sequence = signal(steps + slots - 1, batch, inputs)
-    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
+    for before in pasts(size):
+        sequence = signal(before + steps, batch, inputs)
+        check(device, "project", sequence, weight, back, steps, slots, strategy, "ieee")
 
 
 @sized
 @STRATEGIES
-def test_adjoint_to_the_sequence(device, strategy, size):
-    steps, batch, _, outputs, slots = size
+def test_adjoint(device, strategy, size):
+    steps, batch, inputs, outputs, slots = size
     weight, back = connections(size)
     dy = signal(steps, batch, outputs)
-    check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
+    for before in pasts(size):
+        sequence, way = signal(before + steps, batch, inputs, seed=3), (slots, strategy, "ieee")
+        check(device, "project_backward", dy, sequence, weight, back, before + steps, *way)
 
 
-@sized
 @STRATEGIES
-def test_adjoint_to_the_weight(device, strategy, size):
-    steps, batch, inputs, outputs, slots = size
-    _, back = connections(size)
-    dy, sequence = signal(steps, batch, outputs), signal(steps + slots - 1, batch, inputs, seed=3)
-    check(device, "project_weight", dy, sequence, back, strategy, "ieee")
+def test_adjoint_to_one_operand(device, strategy):
+    steps, batch, inputs, outputs, slots = size = SIZES[1]
+    weight, back = connections(size)
+    dy, sequence = signal(steps, batch, outputs), signal(steps, batch, inputs, seed=3)
+    for operands in ((None, weight), (sequence, None)):
+        check(device, "project_backward", dy, *operands, back, steps, slots, strategy, "ieee")
 
 
 def check_all(device, strategy, size, dtype):
     """The projection of records of a dtype, and its adjoints."""
     steps, batch, inputs, outputs, slots = size
     weight, back = connections(size, compute_dtype(dtype))
-    sequence = signal(steps + slots - 1, batch, inputs, dtype=dtype)
+    sequence = signal(steps + slots // 2, batch, inputs, dtype=dtype)
     dy = signal(steps, batch, outputs, dtype=compute_dtype(dtype))
-    check(device, "project", sequence, weight, back, steps, strategy, "ieee")
-    check(device, "project_input", dy, weight, back, steps + slots - 1, strategy, "ieee")
-    check(device, "project_weight", dy, sequence, back, strategy, "ieee")
+    way = slots, strategy, "ieee"
+    check(device, "project", sequence, weight, back, steps, *way)
+    check(device, "project_backward", dy, sequence, weight, back, steps, *way)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
@@ -151,20 +161,18 @@ def test_one_step_reads_the_ring_around_its_end(device, dtype, on_device):
     record = signal(slots, batch, inputs, dtype=dtype)
     for pointer in range(slots):
         slot = torch.tensor(pointer) if on_device else pointer
-        check(device, "project", record, weight, back, 1, "shift", "ieee", slot)
-        oldest_first = record.roll(-pointer, 0)
-        expected = by_reference("projection", "project", oldest_first, weight, back, 1, "shift", "")
-        actual = by_reference(
-            "projection", "project", record, weight, back, 1, "shift", "", pointer
-        )
-        torch.testing.assert_close(actual.returned[0], expected.returned[0])
+        check(device, "project_step", record, slot, weight, back)
+        oldest_first, way = record.roll(-pointer, 0), (1, slots, "shift", "")
+        expected = reference.project(oldest_first, weight, back, *way)[0]
+        actual = reference.project_step(record, pointer, weight, back)
+        torch.testing.assert_close(actual, expected)
 
 
 def test_edges_of_tiles_of_a_ring(device, tiny_tiles):
     steps, batch, inputs, outputs, slots = 1, 17, 5, 3, 4
     weight, back = connections((steps, batch, inputs, outputs, slots), F32)
     record = signal(slots, batch, inputs, dtype=F32)
-    check(device, "project", record, weight, back, 1, "shift", "ieee", 2)
+    check(device, "project_step", record, 2, weight, back)
 
 
 @pytest.mark.gpu
@@ -173,9 +181,10 @@ def test_precision_of_the_tensor_cores(device, precision, digits):
     size = steps, batch, inputs, _, slots = (20, 32, 64, 64, 5)
     weight, back = connections(size, F32)
     sequence = signal(steps + slots - 1, batch, inputs, dtype=F32)
-    wanted = reference.project(sequence.to(F64), weight.to(F64), back, steps, "gemm", "ieee")
+    way = steps, slots, "gemm"
+    wanted = reference.project(sequence.to(F64), weight.to(F64), back, *way, "ieee")
     arguments = (tensor.to(device) for tensor in (sequence, weight, back))
-    actual = launch.project(*arguments, steps, "gemm", precision).cpu().to(F64)
+    actual = launch.project(*arguments, *way, precision).cpu().to(F64)
     assert (actual - wanted).abs().max() <= digits * wanted.abs().max()
 
 
@@ -196,9 +205,8 @@ def test_walk_over_spikes(device, size, rate):
         v = launch.project_spikes(on(device, spikes), weight.to(device), back.to(device), slots)
     expected = reference.project_spikes(spikes, weight, back, slots)
     torch.testing.assert_close(v.cpu(), expected, rtol=0, atol=1e-12)
-    silence = weight.new_zeros(slots - 1, *spikes.shape[1:])
-    dense = torch.cat((silence, (uniform(*spikes.shape, seed=4) < rate).to(F64)))
-    dense = reference.project(dense, weight, back, size[0], "gemm", "ieee")
+    dense = (uniform(*spikes.shape, seed=4) < rate).to(F64)
+    dense = reference.project(dense, weight, back, size[0], slots, "gemm", "ieee")
     torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
 
 
@@ -212,9 +220,8 @@ def test_adjoint_of_the_walk(device, size, rate):
         dweight = launch.project_spikes_weight(*arguments)
     expected = reference.project_spikes_weight(dv, spikes, back, slots)
     torch.testing.assert_close(dweight.cpu(), expected, rtol=0, atol=1e-12)
-    silence = dv.new_zeros(slots - 1, *spikes.shape[1:])
-    dense = torch.cat((silence, (uniform(*spikes.shape, seed=4) < rate).to(F64)))
-    dense = reference.project_weight(dv, dense, back, "gemm", "ieee")
+    dense = (uniform(*spikes.shape, seed=4) < rate).to(F64)
+    dense = reference.project_backward(dv, dense, None, back, steps, slots, "gemm", "ieee")[1]
     torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
 
 
@@ -251,5 +258,6 @@ def test_half_precision_weights_stay_in_float32(device):
     size = SIZES[1]
     weight, back = connections(size, F32)
     sequence = signal(size[0] + size[4] - 1, size[1], size[2], dtype=F16)
-    y = by_kernel(device, "projection", "project", sequence, weight, back, size[0], "shift", "ieee")
+    way = size[0], size[4], "shift", "ieee"
+    y = by_kernel(device, "projection", "project", sequence, weight, back, *way)
     assert y.returned[0].dtype == F32

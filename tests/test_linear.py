@@ -701,17 +701,17 @@ def test_no_grid_is_larger_than_a_gpu_takes():
     weight, back = torch.zeros(many, 1), torch.zeros(many, 1, dtype=torch.int32)
     with recording() as launches:
         for strategy in ("shift", "gemm"):
-            way = (strategy, "ieee")
+            way = (2, strategy, "ieee")
+            backward = project_launch.project_backward
+            project_launch.project(thin, weight, back, 2, *way)
             project_launch.project(thin, weight, back, 1, *way)
-            project_launch.project_input(wide, weight.t(), back.t(), 2, *way)
-            project_launch.project_weight(wide, thin, back, *way)
-            project_launch.project_weight(thin, wide, back.t(), *way)
-            long = torch.zeros(70_001, 1, 1)
-            project_launch.project_weight(thin[:1], long, back[:1], *way)
+            backward(wide, thin, weight, back, 2, *way)
+            backward(thin, wide, weight.t(), back.t(), 2, *way)
+            backward(thin[:1], torch.zeros(70_001, 1, 1), None, back[:1], 1, 70_001, *way[1:])
         spikes = PackedSpikes(torch.zeros(2, 1, 1, dtype=torch.int32), (2, 1, 1))
         project_launch.project_spikes(spikes, weight, back, 2)
         project_launch.project_spikes_weight(wide, spikes, back, 2)
-    assert len(launches) == 13  # the last transposes its bits before
+    assert len(launches) == 27  # with those that make lines and tables, and transpose bits
     assert all(size <= 65_535 for launch in launches for size in launch.grid[1:])
 
 

@@ -490,7 +490,7 @@ def test_a_launch_passes_on_the_settings_that_its_kernel_has():
     def passed(kernel):
         return main_launch(kernel, SHAPE, "float32").options
 
-    push, total = passed(PUSH), passed("shift_sum_kernel")
+    push, total = passed(PUSH), passed("shift_step_kernel")
     assert push == {"enable_fp_fusion": True, "BLOCK": 128, "num_warps": 1, "num_stages": 3}
     assert {"BLOCK", "BLOCK_R", "UNROLL", "num_warps"} <= total.keys()
     assert not {"BLOCK_C", "chunks"} & total.keys()

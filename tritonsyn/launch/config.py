@@ -132,20 +132,32 @@ def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(32 if work[-1] <= 32768 else 64, 1, UNROLL=4 if dtype.itemsize == 8 else 8)
 
 
+def _lines(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    return LaunchConfig(32)
+
+
 def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    steps, *_, places = work
-    if steps == 1:
-        # Few places, which lie apart: small tiles keep the GPU busy and the registers free.
-        return LaunchConfig(_tile(places, 32, 16), num_warps=1, UNROLL=8, BLOCK_R=2)
-    # In float64 four connections at a time do not fit in the registers.
-    return LaunchConfig(_tile(places, 256, 16), UNROLL=2 if dtype.itemsize == 8 else 4, BLOCK_R=8)
+    chunks, _, outputs, places = work
+    # 16 bytes of a thread, of each output; what they are added to takes most of the registers.
+    block = _tile(places, 512)
+    config = LaunchConfig(block, num_warps=max(1, block // 128), BLOCK_R=_tile(outputs, 16, 1))
+    most = 8 if dtype.itemsize == 8 else 16
+    programs = chunks * -(-places // block)
+    while most > 2 and programs * -(-outputs // most) < _BUSY // 4:
+        most //= 2
+    return replace(config, BLOCK_R=min(config.BLOCK_R, most))
 
 
 def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    inputs, outputs, places = work
-    config = LaunchConfig(128, num_warps=8, BLOCK_R=8, BLOCK_C=4)
+    chunks, inputs, outputs, places = work
+    config = LaunchConfig(_tile(places, 128), num_warps=8, BLOCK_R=8, BLOCK_C=4)
     programs = -(-outputs // config.BLOCK_R) * -(-inputs // config.BLOCK_C)
-    return _in_parts(config, programs, -(-places // (4 * config.BLOCK)))
+    return _in_parts(config, programs, chunks * -(-places // (4 * config.BLOCK)))
+
+
+def _shift_step(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Few places, which lie apart: small tiles keep the GPU busy and the registers free.
+    return LaunchConfig(_tile(work[-1], 32, 16), num_warps=1, UNROLL=8, BLOCK_R=2)
 
 
 def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -198,8 +210,11 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "batch_dot_kernel": _elementwise,
     "exp_scan_kernel": _scan,
     "exp_scan_constants_kernel": _scan_constants,
+    "lines_kernel": _lines,
+    "shift_table_kernel": _lines,
     "shift_sum_kernel": _shift_sum,
     "shift_dot_kernel": _shift_dot,
+    "shift_step_kernel": _shift_step,
     "temporal_gemm_kernel": _gemm,
     "temporal_gemm_dot_kernel": _gemm_dot,
     "spike_sum_kernel": _spike_sum,

@@ -1,18 +1,24 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..kernels.projection import (
+    lines_kernel,
     shift_dot_kernel,
+    shift_step_kernel,
     shift_sum_kernel,
+    shift_table_kernel,
     spike_dot_kernel,
     spike_sum_kernel,
     temporal_gemm_dot_kernel,
     temporal_gemm_kernel,
 )
 from ..values import PackedSpikes, Slot
-from .config import PASSES, config_for
+from .config import PASSES, LaunchConfig, config_for
 from .launcher import accumulator, launch, packed, tiles
 from .scan import transpose_bits
 
@@ -22,58 +28,215 @@ def project(
     weight: Tensor,
     back: Tensor,
     steps: int,
+    slots: int,
     strategy: str,
     precision: str,
-    pointer: Slot | None = None,
 ) -> Tensor:
     rows, batch, _ = sequence.shape
+    before = rows - steps
     y = torch.empty((steps, batch, weight.shape[0]), dtype=weight.dtype, device=weight.device)
-    if strategy == "gemm" and pointer is None:
-        _gemm(sequence, weight, back, y, rows - steps, precision)
+    if strategy == "gemm":
+        _gemm(sequence, weight, back, y, before, slots, precision)
+    elif steps == 1 and rows == slots:
+        # Each row is read once: lines would cost more than they save.
+        return project_step(sequence, 0, weight, back).unsqueeze(0)
     else:
-        newest = rows - steps if pointer is None else (pointer - 1) % rows
-        _shift_sum(sequence, weight, back, y, newest, ring=pointer is not None)
+        plan = _Plan.of(y, sequence)
+        lead = min(slots - 1, before + plan.tile)
+        lines = _lines(sequence, lead - before, 0, plan.config)
+        _shift_sum(lines, weight, back, y, plan, lead)
     return y
 
 
-def project_input(
-    dy: Tensor, weight: Tensor, back: Tensor, rows: int, strategy: str, precision: str
-) -> Tensor:
+def project_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor) -> Tensor:
+    (slots, batch, inputs), outputs = record.shape, weight.shape[0]
+    y = torch.empty((batch, outputs), dtype=weight.dtype, device=weight.device)
+    launch(
+        shift_step_kernel,
+        lambda config: (tiles(batch, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
+        *(packed(record), y, weight, back),
+        *(pointer, outputs, inputs, batch, slots, *weight.stride()),
+        work=(inputs, outputs, batch),
+        dtype=record.dtype,
+    )
+    return y
+
+
+def project_backward(
+    dy: Tensor,
+    sequence: Tensor | None,
+    weight: Tensor | None,
+    back: Tensor,
+    rows: int,
+    slots: int,
+    strategy: str,
+    precision: str,
+) -> tuple[Tensor | None, Tensor | None]:
     steps, batch, _ = dy.shape
-    size = (rows, batch, weight.shape[1])
-    dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
-    if strategy == "gemm":
-        _gemm(dy, weight.t(), back.t(), dsequence, rows - steps, precision, adjoint=True)
-    else:
-        _shift_sum(dy, weight.t(), back.t(), dsequence, rows - steps, adjoint=True)
-    return dsequence
+    before, dsequence, dweight, dlines = rows - steps, None, None, None
+    if weight is not None:
+        size = (rows, batch, weight.shape[1])
+        dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
+        if strategy == "gemm":
+            _gemm(dy, weight.t(), back.t(), dsequence, before, slots, precision, adjoint=True)
+        else:
+            plan = _Plan.of(dsequence, dy)
+            dlines = _lines(dy, before, min(slots - 1, plan.tile), plan.config)
+            _shift_sum(dlines, weight.t(), back.t(), dsequence, plan)
+    if sequence is not None:
+        if strategy == "gemm":
+            dweight = _gemm_dot(dy, sequence, back, slots, precision)
+        elif dlines is not None:
+            dweight = _shift_dot(dlines, before, dy, sequence, back, slots)
+        else:
+            dweight = _shift_dot(_lines(dy, 0, 0), 0, dy, sequence, back, slots)
+    return dsequence, dweight
+
+
+# -- shifted sums --------------------------------------------------------------------------------
+
+
+class _Plan(NamedTuple):
+    """How a shifted sum is cut into tiles."""
+
+    work: tuple[int, ...]
+    config: LaunchConfig
+    width: int
+    """Samples of the batch in a line."""
+
+    @property
+    def tile(self) -> int:
+        """Steps of a tile. So many rows of zeros stand for any number of them."""
+        return self.config.BLOCK // self.width
+
+    @classmethod
+    def of(cls, out: Tensor, source: Tensor) -> "_Plan":
+        """That of a sum ``[T, B, R]`` of what is read from a source ``[rows, B, C]``."""
+        (steps, batch, outputs), inputs = out.shape, source.shape[2]
+        width = _width(batch)
+        work = (tiles(batch, width), inputs, outputs, steps * width)
+        return cls(work, _config("shift_sum_kernel", work, source, width), width)
+
+
+def _config(kernel: str, work: tuple[int, ...], source: Tensor, width: int) -> LaunchConfig:
+    """The settings of a kernel on lines, whose tiles have a row of a line at least."""
+    config = config_for(kernel, work, source.dtype, source.device)
+    return replace(config, BLOCK=max(config.BLOCK, width))
+
+
+class _Lines(NamedTuple):
+    """A sequence in lines ``[N, groups, rows, width]``, and zeros beyond the last one."""
+
+    memory: Tensor
+    groups: int
+    rows: int
+    width: int
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """From a synapse to the next, and from a group of samples to the next."""
+        return self.groups * self.rows * self.width, self.rows * self.width
+
+
+def _width(batch: int) -> int:
+    """Samples of the batch in a line: a warp reads 128 bytes of float32 together."""
+    return min(32, 1 << max(batch - 1, 0).bit_length())
+
+
+def _lines(sequence: Tensor, lead: int, tail: int, reader: LaunchConfig | None = None) -> _Lines:
+    """``[T, B, N]`` as lines of ``lead + T + tail`` rows, with zeros around the sequence.
+
+    The last tile of the ``reader``, if there is one, may go beyond the last line.
+    """
+    steps, batch, synapses = sequence.shape
+    width, groups, rows = _width(batch), tiles(batch, _width(batch)), lead + steps + tail
+    beyond = 0 if reader is None else tiles(reader.BLOCK, width)
+    total = synapses * groups * rows + beyond
+    memory = torch.empty(total * width, dtype=sequence.dtype, device=sequence.device)
+    lines = tiles(total, max(groups * rows, 1))
+    launch(
+        lines_kernel,
+        lambda config: (tiles(lines, config.BLOCK) * groups * rows,),
+        *(packed(sequence), memory, steps, batch, synapses, lead, rows, groups, total),
+        WIDTH=width,
+        work=(rows, batch, synapses),
+        dtype=sequence.dtype,
+    )
+    return _Lines(memory, groups, rows, width)
 
 
 def _shift_sum(
-    source: Tensor,
-    weight: Tensor,
-    back: Tensor,
-    out: Tensor,
-    first: Slot,
-    adjoint: bool = False,
-    ring: bool = False,
+    lines: _Lines, weight: Tensor, back: Tensor, out: Tensor, plan: _Plan, lead: int | None = None
 ) -> None:
-    """``out [T, B, R]`` from a source ``[rows, B, C]``, connection by connection."""
-    (steps, batch, outputs), (rows, _, inputs) = out.shape, source.shape
-    # One step reads each line once: a transposed copy would cost more than it saves.
-    lines = packed(source).flatten(0, 1).t() if steps == 1 else _lines(source)
-    places = steps * batch
+    """``out [T, B, R]`` of lines with so many rows before the first step; None: the adjoint."""
+    steps, batch, outputs = out.shape
+    work, config, width = plan
+    unit = width if lead is None else -width
+    weights, offsets = _table(weight, back, unit, config)
     launch(
         shift_sum_kernel,
-        lambda config: (tiles(places, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
-        *(lines, out, weight, back),
-        *(first, outputs, inputs, places, rows * batch, batch, rows),
-        *(*lines.stride(), 1, outputs, *weight.stride()),
-        ADJOINT=adjoint,
-        RING=ring,
-        work=(steps, inputs, outputs, places),
-        dtype=source.dtype,
+        (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.groups,),
+        *(lines.memory, out, weights, offsets),
+        *(outputs, weight.shape[1], steps, batch, weights.shape[1], lead or 0, steps * width),
+        *(*lines.strides, out.stride(2), out.stride(0), out.stride(1)),
+        ADJOINT=lead is None,
+        WIDTH=width,
+        work=work,
+        dtype=lines.memory.dtype,
+        config=config,
     )
+
+
+def _table(weight: Tensor, back: Tensor, unit: int, reader: LaunchConfig) -> tuple[Tensor, Tensor]:
+    """Weights and offsets of connections ``[R, C]``, each input's in a row of whole tiles."""
+    outputs, inputs = weight.shape
+    # Rows of a multiple of 16 are read in wide loads.
+    whole = max(16, reader.BLOCK_R)
+    size = (inputs + 1, tiles(outputs, whole) * whole)
+    weights = torch.empty(size, dtype=weight.dtype, device=weight.device)
+    offsets = torch.empty(size, dtype=torch.int32, device=weight.device)
+    launch(
+        shift_table_kernel,
+        lambda config: (tiles(size[0], config.BLOCK) * tiles(size[1], config.BLOCK),),
+        *(weight, back, weights, offsets),
+        *(outputs, inputs, size[1], *weight.stride(), *back.stride()),
+        UNIT=unit,
+        work=(inputs, outputs),
+        dtype=weight.dtype,
+    )
+    return weights, offsets
+
+
+def _shift_dot(
+    dlines: _Lines, lead: int, dy: Tensor, sequence: Tensor, back: Tensor, slots: int
+) -> Tensor:
+    """The gradient of the weight from lines of ``dy`` with so many rows before the first step."""
+    (steps, _, outputs), (rows, _, inputs) = dy.shape, sequence.shape
+    groups, width = dlines.groups, dlines.width
+    work = (groups, inputs, outputs, steps * width)
+    config = _config("shift_dot_kernel", work, sequence, width)
+    tile = config.BLOCK // width
+    before = min(slots - 1, rows - steps + tile)
+    lines = _lines(sequence, before + steps - rows, 0)
+    share = tiles(tiles(steps, tiles(config.chunks, max(groups, 1))), tile) * tile
+    segments = tiles(steps, share)
+    partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
+    launch(
+        shift_dot_kernel,
+        (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks),
+        *(dlines.memory, lines.memory, back, partial),
+        *(outputs, inputs, steps, share, segments, groups * segments, lead, before),
+        *(*dlines.strides, *lines.strides),
+        ACC=accumulator(dy.dtype),
+        WIDTH=width,
+        work=work,
+        dtype=sequence.dtype,
+        config=config,
+    )
+    return partial.sum(0)
+
+
+# -- products of matrices ------------------------------------------------------------------------
 
 
 def _gemm(
@@ -82,12 +245,13 @@ def _gemm(
     back: Tensor,
     out: Tensor,
     first: int,
+    slots: int,
     precision: str,
     adjoint: bool = False,
 ) -> None:
     """The same by a matrix product for each delay."""
     (steps, batch, outputs), (rows, _, inputs) = out.shape, source.shape
-    slots, places = first + 1, steps * batch
+    places = steps * batch
     launch(
         temporal_gemm_kernel,
         lambda config: (tiles(places, config.BLOCK), tiles(outputs, config.BLOCK_R)),
@@ -100,44 +264,24 @@ def _gemm(
     )
 
 
-def _lines(sequence: Tensor) -> Tensor:
-    """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
-    return packed(sequence.flatten(0, 1).t())
-
-
-def project_weight(
-    dy: Tensor, sequence: Tensor, back: Tensor, strategy: str, precision: str
-) -> Tensor:
+def _gemm_dot(dy: Tensor, sequence: Tensor, back: Tensor, slots: int, precision: str) -> Tensor:
+    """The gradient of the weight by a matrix product for each delay."""
     (steps, batch, outputs), (rows, _, inputs) = dy.shape, sequence.shape
-    places, first = steps * batch, rows - steps
-    if strategy == "gemm":
-        dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
-        launch(
-            temporal_gemm_dot_kernel,
-            lambda own: (tiles(outputs, own.BLOCK_R) * tiles(inputs, own.BLOCK_C) * (first + 1),),
-            *(packed(dy), packed(sequence), back, dweight),
-            *(first, outputs, inputs, places, batch),
-            PRECISION=precision,
-            work=(PASSES[precision], first + 1, inputs, outputs, places),
-            dtype=sequence.dtype,
-        )
-        return dweight
-    lines, dlines = _lines(sequence), _lines(dy)
-    work = (inputs, outputs, places)
-    config = config_for("shift_dot_kernel", work, sequence.dtype, dy.device)
-    share = tiles(tiles(places, config.chunks), config.BLOCK) * config.BLOCK
-    partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
+    places = steps * batch
+    dweight = torch.empty(back.shape, dtype=dy.dtype, device=dy.device)
     launch(
-        shift_dot_kernel,
-        (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks),
-        *(dlines, lines, back, partial),
-        *(first, outputs, inputs, places, share, batch, *dlines.stride(), *lines.stride()),
-        ACC=accumulator(dy.dtype),
-        work=work,
+        temporal_gemm_dot_kernel,
+        lambda own: (tiles(outputs, own.BLOCK_R) * tiles(inputs, own.BLOCK_C) * slots,),
+        *(packed(dy), packed(sequence), back, dweight),
+        *(rows - steps, outputs, inputs, places, batch),
+        PRECISION=precision,
+        work=(PASSES[precision], slots, inputs, outputs, places),
         dtype=sequence.dtype,
-        config=config,
     )
-    return partial.sum(0)
+    return dweight
+
+
+# -- events --------------------------------------------------------------------------------------
 
 
 def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:

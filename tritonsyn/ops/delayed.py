@@ -58,10 +58,9 @@ class Run(NamedTuple):
         past = self.past and Past(*([t.detach() for t in tensors] for tensors in self.past))
         return self._replace(x=x, dynamics=dynamics, past=past)
 
-    def components(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What delayed reads see, of each state ``[K - 1 + T, B, N]``, the past first.
-
-        Also the :attr:`last` values of each state in the dtype of the arithmetic.
+    def scanned(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The states ``[T, B, N]``, and the :attr:`last` values of each in the dtype of the
+        arithmetic.
         """
         sequences, tails = [], []
         how: dict[str, Any] = {"last": self.last, "dtype": self.dtype, "backend": self.backend}
@@ -69,13 +68,24 @@ class Run(NamedTuple):
             alone = self.dynamics.alone(i)
             starts = self.starts[i + 1 - alone.states : i + 1]
             new, tail = scan(self.x, alone, starts, **how)
-            if self.past is None:
-                past = new.new_zeros(self.slots - 1, *new.shape[1:])
-            else:
-                past = self.past.histories[i][1:].to(self.dtype)
-            sequences.append(torch.cat((past, new)))
+            sequences.append(new)
             tails.append(tail[-1])
         return sequences, tails
+
+    def before(self) -> list[Tensor] | None:
+        """The last K - 1 values ``[K - 1, B, N]`` of each state from before; None at rest."""
+        if self.past is None:
+            return None
+        return [history[1:].to(self.dtype) for history in self.past.histories]
+
+    def components(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What delayed reads see, of each state ``[K - 1 + T, B, N]``, the past first.
+
+        Also the :attr:`last` values of each state in the dtype of the arithmetic.
+        """
+        sequences, tails = self.scanned()
+        past = self.before() or [s.new_zeros(self.slots - 1, *s.shape[1:]) for s in sequences]
+        return [torch.cat(parts) for parts in zip(past, sequences, strict=True)], tails
 
 
 def project_sequence(
@@ -93,8 +103,9 @@ def project_sequence(
     if chosen == "events":
         _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
         return _project_spikes(run, taps), tails
-    sequences, tails = run.components()
-    return project(sequences, taps, x.shape[0], strategy=chosen, backend=backend), tails
+    sequences, tails = run.scanned()
+    how: dict[str, Any] = {"pasts": run.before(), "strategy": chosen, "backend": backend}
+    return project(sequences, taps, x.shape[0], slots, **how), tails
 
 
 def choose(
@@ -135,13 +146,14 @@ def _project_spikes(run: Run, taps: Taps) -> Tensor:
         under_way = _under_way(histories, taps, dynamics)
     parts = []
     for i, weight in enumerate(taps.weights):
-        arriving = component(way, spikes, weight * gain, taps.back, slots)
+        arriving = component(way, spikes, weight * gain, taps.back, x.shape[0], slots)
         alone = dynamics._replace(gain=unit).alone(i)
         initials: list[Tensor | None] = [None] * alone.states
         if past is not None:
             tap = Taps(taps.back, (weight,))
             seen = histories[i + 1 - alone.states : i + 1]
-            initials = [project((h,), tap, 1, strategy="shift", backend=backend)[0] for h in seen]
+            how: dict[str, Any] = {"strategy": "shift", "backend": backend}
+            initials = [project((h,), tap, 1, slots, **how)[0] for h in seen]
             for increments, through in under_way[i]:
                 tap = Taps(taps.back, (through,))
                 arriving = _add_past(arriving, increments, tap, backend)
@@ -178,5 +190,6 @@ def _add_past(arriving: Tensor, increments: Tensor, tap: Taps, backend: str | No
     connections = sequence[:steps].numel() * tap.back.shape[0]
     work = Work(connections, 0, increments.shape[0] + 1, None, finite=False)
     strategy = cheapest(work, arriving.device)
-    past = project((sequence,), tap, steps, strategy=strategy, backend=backend)
+    slots = increments.shape[0] + 1
+    past = project((sequence,), tap, steps, slots, strategy=strategy, backend=backend)
     return torch.cat((arriving[:steps] + past, arriving[steps:]))

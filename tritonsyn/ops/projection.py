@@ -64,10 +64,8 @@ def way_of(strategy: str, device: torch.device, backend: str | None) -> Way:
     return strategy, precision(), running(device, backend)
 
 
-def _like_currents(sequence, shape, weight, back, slots, *way):  # type: ignore[no-untyped-def]
-    rows, batch, _ = sequence.shape
-    steps = rows + 1 - slots if shape is None else rows
-    return weight.new_empty((steps, batch, weight.shape[0]))
+def _like_currents(sequence, shape, weight, back, steps, slots, *way):  # type: ignore[no-untyped-def]
+    return weight.new_empty((steps, sequence.shape[1], weight.shape[0]))
 
 
 @operator(fake=_like_currents)
@@ -76,24 +74,24 @@ def project_component(
     shape: list[int] | None,
     weight: Tensor,
     back: Tensor,
+    steps: int,
     slots: int,
     strategy: str,
     digits: str | None,
     backend: str | None,
 ) -> Tensor:
-    """The delayed projection ``[T, B, O]`` of one component ``[K - 1 + T, B, I]``.
+    """The delayed projection ``[T, B, O]`` of one component ``[rows, B, I]`` at its last T steps.
 
-    Or with their ``shape`` of packed spikes ``[T, B, I]``, before which there are none.
+    Before its first row there is nothing. Or with their ``shape`` of packed spikes ``[T, B, I]``.
     """
     module = implementation("projection", back.device, backend)
     if shape is not None:
         return module.project_spikes(PackedSpikes(sequence, tuple(shape)), weight, back, slots)
-    steps = sequence.shape[0] + 1 - slots
-    return module.project(sequence, weight, back, steps, strategy, digits or precision())
+    return module.project(sequence, weight, back, steps, slots, strategy, digits or precision())
 
 
-def _like_operands(dy, sequence, shape, weight, back, slots, dtype, *way):  # type: ignore[no-untyped-def]
-    dsequence = dy.new_empty((slots - 1 + dy.shape[0], dy.shape[1], back.shape[1]), dtype=dtype)
+def _like_operands(dy, sequence, shape, weight, back, rows, slots, dtype, *way):  # type: ignore[no-untyped-def]
+    dsequence = dy.new_empty((rows, dy.shape[1], back.shape[1]), dtype=dtype)
     dweight = dy.new_empty(back.shape)
     return [*([] if weight is None else [dsequence]), *([] if sequence is None else [dweight])]
 
@@ -105,6 +103,7 @@ def project_component_backward(
     shape: list[int] | None,
     weight: Tensor | None,
     back: Tensor,
+    rows: int,
     slots: int,
     dtype: torch.dtype,
     strategy: str,
@@ -113,79 +112,103 @@ def project_component_backward(
 ) -> list[Tensor]:
     """``[*dsequence, *dweight]``; the gradient of each needs the other operand.
 
-    ``dtype`` is that of the sequence.
+    ``rows`` are the last ones of the sequence that want a gradient, ``dtype`` is its dtype.
     """
     module = implementation("projection", back.device, backend)
-    way, results = (strategy, digits or precision()), []
-    if weight is not None:
-        rows = slots - 1 + dy.shape[0]
-        results.append(module.project_input(dy, weight, back, rows, *way).to(dtype))
     if sequence is not None and shape is not None:
         spikes = PackedSpikes(sequence, tuple(shape))
-        results.append(module.project_spikes_weight(dy, spikes, back, slots))
-    elif sequence is not None:
-        results.append(module.project_weight(dy, sequence, back, *way))
-    return results
+        return [module.project_spikes_weight(dy, spikes, back, slots)]
+    way = (strategy, digits or precision())
+    dsequence, dweight = module.project_backward(dy, sequence, weight, back, rows, slots, *way)
+    found = [None if dsequence is None else dsequence.to(dtype), dweight]
+    return [gradient for gradient in found if gradient is not None]
 
 
 class _Project(torch.autograd.Function):
+    """Of the rows before the steps, if there are any, the sequence, and the weight."""
+
     @staticmethod
     def forward(
         ctx: Any,
         way: Way,
         shape: list[int] | None,
+        steps: int,
         slots: int,
         back: Tensor,
+        past: Tensor | None,
         sequence: Tensor,
         weight: Tensor,
     ) -> Tensor:
+        wants_past, wants_sequence, wants_weight = ctx.needs_input_grad[5:]
         ctx.way, ctx.shape, ctx.slots, ctx.sequence_dtype = way, shape, slots, sequence.dtype
-        wants_sequence, wants_weight = ctx.needs_input_grad[4:]
+        ctx.wants = wants_past, wants_sequence
+        ctx.rows = (0 if past is None else past.shape[0]), sequence.shape[0]
+        rows = _after(past, sequence)
         # Each gradient needs the other operand.
-        operands = sequence if wants_weight else None, weight if wants_sequence else None
-        keep(ctx, (back, *operands))
-        return project_component(sequence, shape, weight, back, slots, *way)
+        wants_any = wants_past or wants_sequence
+        keep(ctx, (back, rows if wants_weight else None, weight if wants_any else None))
+        return project_component(rows, shape, weight, back, steps, slots, *way)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ((back, sequence, weight),) = kept(ctx)
-        operands = (dy, sequence, ctx.shape, weight, back, ctx.slots, ctx.sequence_dtype)
+        before, own = ctx.rows
+        wants_past, wants_sequence = ctx.wants
+        rows = before + own if wants_past else own
+        operands = (dy, sequence, ctx.shape, weight, back, rows, ctx.slots, ctx.sequence_dtype)
         results = project_component_backward(*operands, *ctx.way)
-        dsequence = None if weight is None else results[0]
+        dpast = results[0][:before] if wants_past else None
+        dsequence = results[0][rows - own :] if wants_sequence else None
         dweight = None if sequence is None else results[-1]
-        return None, None, None, None, dsequence, dweight
+        return None, None, None, None, None, dpast, dsequence, dweight
+
+
+def _after(past: Tensor | None, sequence: Tensor) -> Tensor:
+    return sequence if past is None else torch.cat((past, sequence))
 
 
 def component(
-    way: Way, sequence: Tensor | PackedSpikes, weight: Tensor, back: Tensor, slots: int
+    way: Way,
+    sequence: Tensor | PackedSpikes,
+    weight: Tensor,
+    back: Tensor,
+    steps: int,
+    slots: int,
+    past: Tensor | None = None,
 ) -> Tensor:
-    """What one component delivers, ``[T, B, O]``; differentiable to the sequence and the weight."""
+    """What one component delivers, ``[T, B, O]``; differentiable to past, sequence and weight."""
     data = data_of(sequence)
     shape = list(sequence.shape) if isinstance(sequence, PackedSpikes) else None
-    if chained(data, weight):
-        return _Project.apply(way, shape, slots, back, data, weight)
-    return project_component(data, shape, weight, back, slots, *way)
+    if chained(past, data, weight):
+        return _Project.apply(way, shape, steps, slots, back, past, data, weight)
+    return project_component(_after(past, data), shape, weight, back, steps, slots, *way)
 
 
 def project(
     sequences: Sequence[Tensor],
     taps: Taps,
     steps: int,
+    slots: int,
     *,
+    pasts: Sequence[Tensor] | None = None,
     strategy: str,
     backend: str | None = None,
 ) -> Tensor:
     """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]``, summed over the components.
 
-    ``sequences`` one or two ``[K - 1 + steps, B, I]``, oldest first; ``strategy`` ``shift`` or
-    ``gemm``. Returns ``[steps, B, O]`` in the dtype of the weights. Differentiable to sequences and
-    weights.
+    ``sequences`` one or two ``[rows, B, I]``, oldest first, that end with the ``steps``; ``pasts``
+    what comes before each of them, zeros where there is nothing; ``slots`` is K. ``strategy`` is
+    ``shift`` or ``gemm``. Returns ``[steps, B, O]`` in the dtype of the weights. Differentiable to
+    sequences, pasts and weights.
     """
     way = way_of(strategy, taps.back.device, backend)
-    slots = sequences[0].shape[0] + 1 - steps
-    pairs = zip(sequences, taps.weights, strict=True)
-    return total([component(way, *pair, taps.back, slots) for pair in pairs])
+    before: Sequence[Tensor | None] = pasts or [None] * len(sequences)
+    parts = [
+        component(way, sequence, weight, taps.back, steps, slots, past)
+        for past, sequence, weight in zip(before, sequences, taps.weights, strict=True)
+    ]
+    return total(parts)
 
 
 def _project_rows(
@@ -196,7 +219,8 @@ def _project_rows(
         record.index_select(0, row_slots(pointer, record.shape[0], record))
         for record, pointer in zip(records, pointers, strict=True)
     ]
-    return project(ordered, taps, 1, strategy="shift", backend=backend)[0]
+    slots = ordered[0].shape[0]
+    return project(ordered, taps, 1, slots, strategy="shift", backend=backend)[0]
 
 
 @traced_as(_project_rows)
@@ -209,10 +233,10 @@ def project_step(
     module = implementation("projection", taps.back.device, backend)
     with torch.no_grad():
         parts = [
-            module.project(record, weight, taps.back, 1, "shift", "ieee", pointer)
+            module.project_step(record, pointer, weight, taps.back)
             for record, pointer, weight in zip(records, pointers, taps.weights, strict=True)
         ]
-    return total(parts)[0]
+    return total(parts)
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:

@@ -16,28 +16,24 @@ def project(
     weight: Tensor,
     back: Tensor,
     steps: int,
+    slots: int,
     strategy: str,
     precision: str,
-    pointer: Slot | None = None,
 ) -> Tensor:
     """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
 
-    ``sequence [K - 1 + steps, B, I]`` oldest first, or with ``pointer`` a record ``[K, B, I]`` that
-    writes there next, and one step; ``weight [O, I]`` in the arithmetic's dtype; ``back [O, I]``
-    int32 in 0 to K - 1. ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its products.
-    Returns ``[steps, B, O]`` in the dtype of the weight.
+    ``sequence [rows, B, I]`` oldest first, with zeros before it where ``rows < K - 1 + steps``;
+    ``K = slots``; ``weight [O, I]`` in the arithmetic's dtype; ``back [O, I]`` int32 in 0 to K - 1.
+    ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its products. Returns
+    ``[steps, B, O]`` in the dtype of the weight.
     """
-    rows, batch, _ = sequence.shape
-    slots = rows + 1 - steps
-    if pointer is not None:
-        # Steps back from the last row that lead to the same slot of the record.
-        back = rows - 1 - (int(pointer) - 1 - back).remainder(rows)
-    sequence = sequence.to(weight.dtype)
+    batch = sequence.shape[1]
+    sequence = _after_zeros(sequence.to(weight.dtype), slots - 1 + steps)
     # For one step a gather of every connection costs more than a product with each slot.
     if strategy == "gemm" or steps == 1:
         y = sequence.new_zeros(steps, batch, weight.shape[0])
         for k, part in enumerate(_masked(weight, back, slots)):
-            here = sequence[slots - 1 - k : rows - k]
+            here = sequence[slots - 1 - k : slots - 1 - k + steps]
             y.flatten(0, 1).addmm_(here.flatten(0, 1), part.t())
         if _contained(y):
             return y
@@ -46,40 +42,65 @@ def project(
     return _from_lines(out, steps, batch)
 
 
-def project_input(
-    dy: Tensor, weight: Tensor, back: Tensor, rows: int, strategy: str, precision: str
+def project_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor) -> Tensor:
+    """The same ``[B, O]`` at the newest row of a record ``[K, B, I]`` that writes next at
+    ``pointer``.
+    """
+    slots = record.shape[0]
+    # Steps back from the last row that lead to the same slot of the record.
+    back = slots - 1 - (int(pointer) - 1 - back).remainder(slots)
+    return project(record, weight, back, 1, slots, "shift", "ieee")[0]
+
+
+def project_backward(
+    dy: Tensor,
+    sequence: Tensor | None,
+    weight: Tensor | None,
+    back: Tensor,
+    rows: int,
+    slots: int,
+    strategy: str,
+    precision: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Adjoint of :func:`project` to the last ``rows`` of the sequence, and to the weight.
+
+    The gradient of each needs the other operand: ``[rows, B, I]`` in the dtype of the weight, if
+    that is given, and ``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the
+    dtype of ``dy``, if the sequence is given. With factors of each connection the latter gives the
+    gradients of the delay and of the time constants, too.
+    """
+    products = strategy == "gemm"
+    return (
+        None if weight is None else _to_sequence(dy, weight, back, rows, slots, products),
+        None if sequence is None else _to_weight(dy, sequence, back, slots, products),
+    )
+
+
+def _to_sequence(
+    dy: Tensor, weight: Tensor, back: Tensor, rows: int, slots: int, products: bool
 ) -> Tensor:
-    """Adjoint of :func:`project` to the sequence ``[rows, B, I]``, ``rows = K - 1 + steps``."""
     steps, batch, _ = dy.shape
-    slots = rows + 1 - steps
+    before = rows - steps
     dy = dy.to(weight.dtype)
-    if strategy == "gemm":
+    if products:
         dsequence = dy.new_zeros(rows, batch, weight.shape[1])
         for k, part in enumerate(_masked(weight, back, slots)):
-            here = dsequence[slots - 1 - k : slots - 1 - k + steps]
-            here.flatten(0, 1).addmm_(dy.flatten(0, 1), part)
+            # What was read before the first row gets no gradient.
+            beyond = min(max(k - before, 0), steps)
+            here = dsequence[before - k + beyond : before - k + steps]
+            here.flatten(0, 1).addmm_(dy[beyond:].flatten(0, 1), part)
         if _contained(dsequence):
             return dsequence
     # A step of the sequence is read up to K - 1 steps later, and not before the first one.
-    margin = (slots - 1) * batch
-    lines = torch.nn.functional.pad(_lines(dy), (margin, margin))
+    lines = torch.nn.functional.pad(_lines(dy), (before * batch, (slots - 1) * batch))
     out = _shifted_sum(lines, weight.t(), back.t() * batch, rows * batch)
     return _from_lines(out, rows, batch)
 
 
-def project_weight(
-    dy: Tensor, sequence: Tensor, back: Tensor, strategy: str, precision: str
-) -> Tensor:
-    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the dtype of
-    ``dy``.
-
-    The gradient of the weight, and with factors of each connection those of the delay and of the
-    time constants.
-    """
+def _to_weight(dy: Tensor, sequence: Tensor, back: Tensor, slots: int, products: bool) -> Tensor:
     steps, batch, outputs = dy.shape
-    sequence = sequence.to(dy.dtype)
-    slots = sequence.shape[0] + 1 - steps
-    if strategy == "gemm":
+    sequence = _after_zeros(sequence.to(dy.dtype), slots - 1 + steps)
+    if products:
         flat = dy.reshape(steps * batch, outputs).t()
         dweight, product = dy.new_empty(back.shape), dy.new_empty(back.shape)
         for k in range(slots):
@@ -93,6 +114,14 @@ def project_weight(
     for row, dline, windows in zip(dweight, _lines(dy), shifted, strict=False):
         torch.mv(windows, dline, out=row)
     return dweight
+
+
+def _after_zeros(sequence: Tensor, rows: int) -> Tensor:
+    """The sequence, made that long by zeros before it."""
+    missing = rows - sequence.shape[0]
+    if not missing:
+        return sequence
+    return torch.cat((sequence.new_zeros(missing, *sequence.shape[1:]), sequence))
 
 
 def _contained(product: Tensor) -> bool:

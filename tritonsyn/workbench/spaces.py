@@ -27,9 +27,13 @@ def _tiles(
 _STREAMS: Space = {"BLOCK": [128, 256, 512, 1024, 2048, 4096], "num_warps": [1, 2, 4, 8]}
 _SCANS = {"BLOCK": [64, 128, 256, 512], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4, 8, 16]}
 _SPIKES: Space = {"BLOCK": [32, 64, 128, 256], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4]}
+_LINES: Space = {"BLOCK": [16, 32, 64], "num_warps": [2, 4, 8]}
 _PROJECTIONS = {
-    "shift_sum_kernel": _tiles([128, 256], [4, 8, 16], [1], unroll=(2, 4, 8)),
-    "shift_dot_kernel": _tiles([64, 128, 256], [4, 8], [2, 4, 8]),
+    "lines_kernel": _LINES,
+    "shift_table_kernel": _LINES,
+    "shift_sum_kernel": _tiles([256, 512, 1024], [4, 8, 16], [1]),
+    "shift_dot_kernel": _tiles([64, 128, 256], [4, 8, 16], [2, 4, 8]),
+    "shift_step_kernel": _tiles([16, 32, 64], [1, 2, 4], [1], unroll=(4, 8, 16)),
     "temporal_gemm_kernel": _tiles([32, 64, 128], [32, 64], [16, 32, 64]),
     "temporal_gemm_dot_kernel": _tiles([32, 64], [32, 64], [32, 64]),
     "spike_sum_kernel": _SPIKES,
