@@ -11,7 +11,7 @@ import triton.language as tl
 def position(pointer):
     """A slot given as a number, or as the address where the device keeps it."""
     if pointer.dtype.is_ptr():
-        return tl.load(pointer)
+        return tl.load(pointer).to(tl.int32)
     else:
         return pointer
 

@@ -230,7 +230,8 @@ def select_bwd_kernel(
     size = tl.cast(B, tl.int64) * N
 
     pos_slot = position(pos_pointer)
-    neg_slot = position(neg_pointer)
+    if DOUBLE:
+        neg_slot = position(neg_pointer)
     # One stage: a later iteration's loads must not move above an earlier one's stores.
     for t in tl.range(0, steps, num_stages=1):
         row = t * tl.cast(B, tl.int64) + pid_b

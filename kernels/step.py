@@ -10,34 +10,56 @@ import triton
 import triton.language as tl
 
 from .common import coefficient, position, ring_slot, store_as
-from .streams import READ, UPDATE, WRITE, Stream, streams
+from .streams import READ, UPDATE, WRITE, streams
 
 _POINTERS = ["pos_pointer", "neg_pointer", "spike_pointer"]
 
 
 @triton.jit
-def _newest(record_ptr, carry_ptr, pointer, K, size, offs, mask, ACC: tl.constexpr):
-    """The carry, or without one the observation before the slot that is written next."""
-    if carry_ptr is not None:
-        return tl.load(carry_ptr + offs, mask=mask)
-    else:
-        newest = ring_slot(pointer, 1, K).to(tl.int64) * size
-        return tl.load(record_ptr + newest + offs, mask=mask).to(ACC)
+def _place(slot, size, offs):
+    """Where the elements of a slot are in a record."""
+    return slot.to(tl.int64) * size + offs
 
 
 @triton.jit
-def _advance(record_ptr, carry_ptr, pointer, before, injected, decay, size, offs, mask):
-    """``record[pointer] = before * decay + injected``; returns that, without a carry rounded."""
-    value = before * decay + injected
-    stored = value.to(record_ptr.dtype.element_ty)
-    tl.store(record_ptr + pointer.to(tl.int64) * size + offs, stored, mask=mask)
+def _newest(record_ptr, carry_ptr, slot, K, size, offs, mask, ACC: tl.constexpr):
+    """The carry, or without one the observation before the slot that is written next.
+
+    Either is loaded when the slot is known.
+    """
     if carry_ptr is not None:
-        # Another thread may have loaded the same element: every load comes before the store.
-        tl.debug_barrier()
+        return tl.load(carry_ptr + tl.multiple_of(slot >> 31, 16) + offs, mask=mask)
+    else:
+        return tl.load(record_ptr + _place(ring_slot(slot, 1, K), size, offs), mask=mask).to(ACC)
+
+
+@triton.jit
+def _put(record_ptr, carry_ptr, slot, value, size, offs, mask):
+    """Stores a state in its record, and as its carry; returns it, without a carry rounded."""
+    stored = value.to(record_ptr.dtype.element_ty)
+    tl.store(record_ptr + _place(slot, size, offs), stored, mask=mask)
+    if carry_ptr is not None:
         tl.store(carry_ptr + offs, value, mask=mask)
         return value
     else:
-        return stored.to(injected.dtype)
+        return stored.to(value.dtype)
+
+
+@triton.jit
+def _is_multiple(count, programs):
+    """Whether so many arrivals are a whole number of launches, below half a million of them.
+
+    Without a division of integers, which takes 18 instructions.
+    """
+    root = tl.rsqrt(programs.to(tl.float32))
+    launches = tl.floor(count.to(tl.float32) * (root * root) + 0.5).to(tl.int32)
+    return count == launches * programs
+
+
+@triton.jit
+def _advance(pointer, slot, K):
+    """Moves a pointer that is kept on the device on from its slot."""
+    tl.store(pointer, tl.where(slot + 1 == K, 0, slot + 1).to(tl.int64))
 
 
 @triton.jit(do_not_specialize=_POINTERS)
@@ -68,62 +90,83 @@ def synapse_step_fwd_kernel(
     mask = offs < size
     offs_n = ((start % N).to(tl.int32) + tl.arange(0, BLOCK)) % N
 
-    x = tl.load(x_ptr + offs, mask=mask, other=0)
-    pos_slot = position(pos_pointer)
-    neg_slot = position(neg_pointer)
+    x = tl.load(x_ptr + offs, mask=mask)
     spike_slot = position(spike_pointer)
-    tl.store(spike_ptr + spike_slot.to(tl.int64) * size + offs, x != 0, mask=mask)
-    injected = x.to(ACC) * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
+    # Plus 0, but so the states' loads wait for every slot: no thread passes the barrier, and no
+    # program arrives, before it knows them.
+    pos_slot = position(pos_pointer) + (spike_slot >> 31)
+    spike_slot += spike_slot >> 31
+    if DOUBLE:
+        neg_slot = position(neg_pointer) + (pos_slot >> 31)
+    gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
     pos = _newest(pos_ptr, pos_carry_ptr, pos_slot, K, size, offs, mask, ACC)
-    y = _advance(pos_ptr, pos_carry_ptr, pos_slot, pos, injected, decay, size, offs, mask)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
         neg = _newest(neg_ptr, neg_carry_ptr, neg_slot, K, size, offs, mask, ACC)
         if coupling_ptr is not None:
-            neg += coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE) * pos
-            fed = tl.zeros([BLOCK], ACC)
-            y = _advance(neg_ptr, neg_carry_ptr, neg_slot, neg, fed, rise, size, offs, mask)
+            coupling = coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
+    # The stores below may be to elements that other threads load: to a carry, or where there is
+    # one slot only.
+    tl.debug_barrier()
+    if arrivals_ptr is not None:
+        # While the loads are under way. No program reads what another wrote: relaxed will do.
+        programs = tl.num_programs(0)
+        count = tl.atomic_add(arrivals_ptr, 1, sem="relaxed") + 1
+        last = _is_multiple(count, programs)
+
+    tl.store(spike_ptr + _place(spike_slot, size, offs), x != 0, mask=mask)
+    injected = x.to(ACC) * gain
+    y = _put(pos_ptr, pos_carry_ptr, pos_slot, pos * decay + injected, size, offs, mask)
+    if DOUBLE:
+        if coupling_ptr is not None:
+            fed = (neg + coupling * pos) * rise
+            y = _put(neg_ptr, neg_carry_ptr, neg_slot, fed, size, offs, mask)
         else:
-            y -= _advance(neg_ptr, neg_carry_ptr, neg_slot, neg, injected, rise, size, offs, mask)
+            y -= _put(neg_ptr, neg_carry_ptr, neg_slot, neg * rise + injected, size, offs, mask)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
     if arrivals_ptr is not None:
-        # Advance the pointers only after every thread of every program has read them. No program
-        # reads what another wrote, so relaxed ordering is enough.
-        tl.debug_barrier()
-        programs = tl.num_programs(0)
-        # Subtracted, not set to zero, so that arrivals at another step on the GPU are not lost.
-        if (tl.atomic_add(arrivals_ptr, 1, sem="relaxed") + 1) % programs == 0:
+        if last:
+            _advance(pos_pointer, pos_slot, K)
+            _advance(spike_pointer, spike_slot, K)
+            if DOUBLE:
+                _advance(neg_pointer, neg_slot, K)
+            # Subtracted, not set to zero, so that arrivals at another step are not lost.
             tl.atomic_add(arrivals_ptr, -programs, sem="relaxed")
-            tl.store(pos_pointer, (pos_slot + 1) % K)
-            tl.store(neg_pointer, (neg_slot + 1) % K)
-            tl.store(spike_pointer, (spike_slot + 1) % K)
 
 
 @triton.jit
-def _retreat(drecord_ptr, dcarry_ptr, pointer, dy, fed, decay, K, size, offs, mask):
-    """Adjoint of a state's step: the written slot's gradient moves to the slot before it.
+def _several(K, mask):
+    """Whether a record has several slots, for each element, as the interpreter has to be told."""
+    return tl.full(mask.shape, K, tl.int32) > 1
 
-    With a carry it moves there, and joins what the carry's gradient was. ``fed`` is what the other
-    state's gradient adds, without decay.
-    """
-    written_ptr = drecord_ptr + pointer.to(tl.int64) * size + offs
-    newest_ptr = drecord_ptr + ring_slot(pointer, 1, K).to(tl.int64) * size + offs
-    element: tl.constexpr = drecord_ptr.dtype.element_ty
-    z = dy + tl.load(written_ptr, mask=mask).to(dy.dtype)
+
+@triton.jit
+def _received(drecord_ptr, dcarry_ptr, slot, K, size, offs, mask, ACC: tl.constexpr):
+    """Gradients of a state: after the step, and of its newest observation before."""
+    after = tl.load(drecord_ptr + _place(slot, size, offs), mask=mask).to(ACC)
     if dcarry_ptr is not None:
-        z += tl.load(dcarry_ptr + offs, mask=mask)
-    # The order matters where both are the same slot (K = 1): it is cleared, then added to. The
-    # barriers are there because an element may be stored and loaded by different threads.
-    tl.debug_barrier()
-    tl.store(written_ptr, tl.zeros(dy.shape, element), mask=mask)
-    if dcarry_ptr is not None:
-        tl.store(dcarry_ptr + offs, decay * z + fed, mask=mask)
+        return after + tl.load(dcarry_ptr + offs, mask=mask), tl.zeros_like(after)
     else:
-        tl.debug_barrier()
-        carried = tl.load(newest_ptr, mask=mask).to(dy.dtype) + decay * z + fed
-        tl.store(newest_ptr, carried.to(element), mask=mask)
-    return z
+        before = drecord_ptr + _place(ring_slot(slot, 1, K), size, offs)
+        # Where there is one slot only, both are the same, and what is after the step counts.
+        return after, tl.load(before, mask=mask & _several(K, mask), other=0).to(ACC)
+
+
+@triton.jit
+def _retreat(drecord_ptr, dcarry_ptr, slot, before, K, size, offs, mask):
+    """Empties the slot that was written; the gradient before the step goes to the carry, or
+    without one to the slot before it, which may be the same."""
+    element: tl.constexpr = drecord_ptr.dtype.element_ty
+    written_ptr = drecord_ptr + _place(slot, size, offs)
+    nothing = tl.zeros(before.shape, element)
+    if dcarry_ptr is not None:
+        tl.store(written_ptr, nothing, mask=mask)
+        tl.store(dcarry_ptr + offs, before, mask=mask)
+    else:
+        tl.store(written_ptr, nothing, mask=mask & _several(K, mask))
+        newest_ptr = drecord_ptr + _place(ring_slot(slot, 1, K), size, offs)
+        tl.store(newest_ptr, before.to(element), mask=mask)
 
 
 @triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
@@ -145,8 +188,8 @@ def synapse_step_bwd_kernel(
     ``dy``, ``dx``, ``pos_z`` and ``neg_z`` ``[size]`` may each be absent (None); ``dpos, dneg
     [K, size]`` are updated in place. So are the gradients ``dcarry [size]`` of carries: where there
     are any, ``z`` takes them too, and ``dP`` is theirs instead of a slot's. Bytes per element in
-    float32: dy 4, dx 4, pos_z 4, neg_z 4, dpos 16, dneg 16 (two reads and two writes each, whatever
-    K is; with a carry one of each), pos_dcarry 8, neg_dcarry 8.
+    float32: dy 4, dx 4, pos_z 4, neg_z 4, dpos 8, dneg 8 (16 each where there are several slots but
+    no carry: the one that was written, and the one before it), pos_dcarry 8, neg_dcarry 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -154,38 +197,44 @@ def synapse_step_bwd_kernel(
     mask = offs < size
     offs_n = ((start % N).to(tl.int32) + tl.arange(0, BLOCK)) % N
 
-    dy = tl.zeros([BLOCK], ACC)
-    if dy_ptr is not None:
-        dy = tl.load(dy_ptr + offs, mask=mask, other=0).to(ACC)
-    decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
     nothing = tl.zeros([BLOCK], ACC)
-    fed = nothing
-    neg_z = nothing
+    dy = nothing
+    if dy_ptr is not None:
+        dy = tl.load(dy_ptr + offs, mask=mask).to(ACC)
+    gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
+    decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
+    pos_slot = position(pos_pointer)
+    pos_z, dpos = _received(dpos_ptr, pos_dcarry_ptr, pos_slot, K, size, offs, mask, ACC)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        dneg = dy if coupling_ptr is not None else -dy
         neg_slot = position(neg_pointer)
-        neg_z = _retreat(
-            dneg_ptr, neg_dcarry_ptr, neg_slot, dneg, nothing, rise, K, size, offs, mask
-        )
-        if neg_z_ptr is not None:
-            tl.store(neg_z_ptr + offs, neg_z, mask=mask)
+        neg_z, dneg = _received(dneg_ptr, neg_dcarry_ptr, neg_slot, K, size, offs, mask, ACC)
         if coupling_ptr is not None:
             coupling = coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
-            fed = rise * coupling * neg_z
-            dy = nothing
-            neg_z = nothing
-    pos_slot = position(pos_pointer)
-    z = _retreat(dpos_ptr, pos_dcarry_ptr, pos_slot, dy, fed, decay, K, size, offs, mask)
+    # An element may be stored below by another thread than loaded it.
+    tl.debug_barrier()
+
+    if DOUBLE and coupling_ptr is not None:
+        neg_z += dy
+        dpos += rise * coupling * neg_z
+    else:
+        pos_z += dy
+    z = pos_z
+    if DOUBLE:
+        if coupling_ptr is None:
+            neg_z -= dy
+            z += neg_z
+        dneg += rise * neg_z
+        _retreat(dneg_ptr, neg_dcarry_ptr, neg_slot, dneg, K, size, offs, mask)
+        if neg_z_ptr is not None:
+            tl.store(neg_z_ptr + offs, neg_z, mask=mask)
+    dpos += decay * pos_z
+    _retreat(dpos_ptr, pos_dcarry_ptr, pos_slot, dpos, K, size, offs, mask)
     if pos_z_ptr is not None:
-        tl.store(pos_z_ptr + offs, z, mask=mask)
-    z += neg_z
+        tl.store(pos_z_ptr + offs, pos_z, mask=mask)
     if dx_ptr is not None:
-        dx = z * coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
-        store_as(dx_ptr + offs, dx, mask)
+        store_as(dx_ptr + offs, z * gain, mask)
 
-
-_BOTH = Stream(loads=2, stores=2)  # the slot that was written, and the one before it
 
 STREAMS = {
     "synapse_step_fwd_kernel": streams(
@@ -195,7 +244,7 @@ STREAMS = {
     ),
     "synapse_step_bwd_kernel": streams(
         "BLOCK", dy=READ, dx=WRITE,
-        dpos=_BOTH.where(pos_dcarry_ptr=None), dneg=_BOTH.where(DOUBLE=True, neg_dcarry_ptr=None),
+        dpos=UPDATE.where(K=1), dneg=UPDATE.where(DOUBLE=True, K=1),
         pos_dcarry=UPDATE, neg_dcarry=UPDATE.where(DOUBLE=True),
         pos_z=WRITE, neg_z=WRITE.where(DOUBLE=True),
     ),

@@ -193,9 +193,11 @@ def test_adjoint_at_every_slot(device, kind, slots):
 
 
 @pytest.mark.parametrize("name", ["reference", "launch"])
-@pytest.mark.parametrize(("synapses", "counted"), [(3, 0), (3, 3), (64, 0), (64, 4), (64, -2)])
+@pytest.mark.parametrize(
+    ("synapses", "counted"), [(3, 0), (3, 3), (64, 0), (64, 4), (64, -2), (200, 7 << 19)]
+)
 def test_pointers_move_whatever_has_been_counted(device, small_tiles, name, synapses, counted):
-    """By one program, or by the last of two, where a multiple of those has arrived before."""
+    """By the last of 1, 2 or 7 programs, where a multiple of those has arrived before."""
     module = launch if name == "launch" else reference
     constants = dynamics_of("double", synapses, F32).constants
     dynamics = Dynamics.of([t.to(device) for t in constants], coupled=False)
@@ -209,6 +211,17 @@ def test_pointers_move_whatever_has_been_counted(device, small_tiles, name, syna
         assert [slot.item() for slot in slots] == [step, (3 + step) % 5, (4 + step) % 5]
         assert arrivals.item() == counted
     assert spikes[[4, 0, 1]].all() and not spikes[[2, 3]].any()
+
+
+def test_a_lost_arrival_does_not_stop_the_pointers(device, small_tiles):
+    """They move once a step all the same, before the second of two programs arrives."""
+    one, slot, spike_slot = (torch.tensor(v, device=device) for v in (1.0, 0, 2))
+    arrivals = torch.tensor(1, dtype=torch.int32, device=device)
+    record = torch.zeros(3, 1, 64, device=device)
+    ring = Ring([record], [slot], record.bool(), spike_slot, arrivals)
+    for step in range(1, 5):
+        launch.step(torch.ones(1, 64, device=device), ring, Dynamics(one, (one,)))
+        assert (slot.item(), spike_slot.item(), arrivals.item()) == (step % 3, (2 + step) % 3, 1)
 
 
 @KINDS

@@ -80,8 +80,9 @@ def covering(size: int, rows: int = 1) -> Callable[[LaunchConfig], Grid]:
 
 
 def both(values: Sequence[Any]) -> tuple[Any, Any]:
-    """The first and the last of one or two states' values, as kernels take them; None for none."""
-    return (values[0], values[-1]) if values else (None, None)
+    """The values of up to two states, as kernels take them: None where there are fewer."""
+    first, second, *_ = *values, None, None
+    return first, second
 
 
 def packed(tensor: Tensor) -> Tensor:
@@ -96,13 +97,13 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 def constant_arguments(dynamics: Dynamics) -> tuple[list[Tensor | None], dict[str, Any]]:
     """Gain, decay, rise and coupling; how many states there are, and which has N values."""
-    decay, rise = dynamics.decay(0), dynamics.decay(1)
+    decay, rise = both([dynamics.decay(state) for state in range(dynamics.states)])
     coupling = dynamics.coupling
     flags = {
         "DOUBLE": dynamics.states == 2,
         "GAIN_PER_SYNAPSE": dynamics.gain.ndim > 0,
         "DECAY_PER_SYNAPSE": decay.ndim > 0,
-        "RISE_PER_SYNAPSE": rise.ndim > 0,
+        "RISE_PER_SYNAPSE": rise is not None and rise.ndim > 0,
         "COUPLING_PER_SYNAPSE": coupling is not None and coupling.ndim > 0,
     }
     constants = [dynamics.gain, decay, rise, coupling]

@@ -262,7 +262,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(BF16, step, x=BF16, kind="double")
     at(F16, step, x=F32, each=True, unused=True)
     at(F32, step, x=torch.uint8, **_DOUBLE)
-    at(F64, step, x=F64, **_DOUBLE, capturable=True)
+    at(F64, step, x=F64, **_DOUBLE, capturable=True, unused=True)
     for dtype, kind in ((BF16, "single"), (F16, "double"), (BF16, "alpha")):
         at(dtype, step, x=dtype, kind=kind)
     for mode in ("previous", "nearest"):
