@@ -9,12 +9,13 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from machine import device_name, is_there
 from workloads import ADDITION, Target
 
-from tritonsyn.system import package_version, write_whole
+from tritonsyn.system import package_version, parse_json, write_whole
 
 FILE = Path(__file__).parent / "results" / "synapses.csv"
 KEY = ("workload", "size", "provider", "dtype", "device", "torch", "triton", "commit", "date")
@@ -252,3 +253,33 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("TRITONSYN_COMMIT", "")
+
+
+# -- probes ---------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a probe has found."""
+
+    question: str
+    value: float
+    unit: str
+
+
+def answers_in(path: Path) -> dict[str, list[Answer]]:
+    """What probes have found, by probe; half a last line is left out, a file may be missing.
+
+    Raises ``ValueError`` for a file of something else.
+    """
+    found: dict[str, list[Answer]] = {}
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = parse_json(line)
+            found[row["probe"]] = [Answer(str(q), float(v), str(u)) for q, v, u in row["answers"]]
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"line {number}: {type(error).__name__}: {error}"
+            raise ValueError(f"{path} is not a file of probes: {why:.200}") from None
+    return found

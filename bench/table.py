@@ -43,8 +43,15 @@ STEPS: list[Workload] = [
         replace(_STEP, dtype=dtype, targets=(), sweep=True)
         for dtype in (torch.float64, torch.bfloat16, torch.float16)
     ),
-    Read(batch=128, synapses=256, record=25, shared=True, selectors=256, devices=GPU, sweep=True),
-]
+    *(
+        replace(_STEP, inplace=False, record=k, targets=(faster("cuda", limit, INFERNO),))
+        for k, limit in ((60, 30), (1023, 400))
+    ),
+    Read(
+        batch=128, synapses=256, record=25, shared=True, selectors=256, devices=GPU,
+        targets=(faster("cuda", 50, INFERNO),),
+    ),
+]  # fmt: skip
 
 # -- sequences ------------------------------------------------------------------------------------
 

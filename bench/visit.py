@@ -5,8 +5,9 @@
 Needs no network: the package is installed from this tree into a folder of its own, and what the
 machine lacks is skipped. Runs the stages below, the most valuable first, each with a part of the
 time; one that fails or runs out of time does not stop the others. ``DIR`` is left with few files:
-``summary.md``, ``summary.json``, ``bench.csv``, pictures, and ``logs.zip`` with everything that
-was printed. A second visit to the same folder goes on with the stages that did not finish.
+``summary.md``, ``summary.json``, ``probes.jsonl``, ``bench.csv``, pictures, and ``logs.zip`` with
+everything that was printed. A second visit to the same folder goes on with the stages that did not
+finish.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from results import read  # noqa: E402
+from results import Answer, answers_in, read  # noqa: E402
 
 from tritonsyn.system import read_json, reason, write_whole, written_whole  # noqa: E402
 
@@ -40,7 +41,7 @@ GRACE = 10.0
 UNFINISHED = 75
 """What the benchmarks exit with where they have more to do."""
 FINISHED = ("passed", "failed")
-SHOWN = ("environment", "device")
+SHOWN = ("environment", "device", "arithmetic")
 """Stages of which the summary shows the end of the output, however they went."""
 
 Reason = str | None
@@ -71,6 +72,11 @@ def needs_tune(out: Path) -> Reason:
         return reason
     there = any((ROOT / "tritonsyn").glob("cli/tune.py"))
     return None if there else "tritonsyn has no command `tune`"
+
+
+def needs_compiler(out: Path) -> Reason:
+    """The same for what only compiles."""
+    return None if importlib.util.find_spec("triton") else "no Triton"
 
 
 def needs_figures(out: Path) -> Reason:
@@ -119,6 +125,18 @@ STAGES = (
     Stage("environment", (*_CLI, "info"), 0.06),
     Stage("device", ("nvidia-smi",), 0.03, needs_gpu),
     Stage("smoke", _SMOKE, 0.15, needs_gpu),
+    Stage(
+        "probes",
+        (
+            "{python}",
+            "-P",
+            "{root}/bench/probes.py",
+            "--out={out}/probes.jsonl",
+            "--deadline={seconds}",
+        ),
+        0.12,
+        needs_gpu,
+    ),
     Stage("gpu-tests", (*_PYTEST, "{root}/tests", "-q", "-m", "gpu"), 0.15, needs_gpu),
     Stage(
         "bench-gates",
@@ -134,6 +152,7 @@ STAGES = (
         needs_sanitizer,
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # else it sees one large allocation
     ),
+    Stage("arithmetic", (*_CLI, "check", "--gates"), 0.15, needs_compiler),
     Stage("racecheck", (*_SANITIZER, "racecheck", *_SMOKE), 0.08, needs_sanitizer),
     Stage("tune", (*_CLI, "tune", "--out", "{logs}/tune"), 0.12, needs_tune),
     Stage(
@@ -270,10 +289,22 @@ class Visit:
             self.notes = list(dict.fromkeys([*self.notes, reason(error)]))
             return []
 
+    def _answers(self) -> list[Answer]:
+        """What the probes have found; none, with a note, where that cannot be read."""
+        try:
+            found = answers_in(self.out / "probes.jsonl")
+        except (OSError, ValueError) as error:
+            self.notes = list(dict.fromkeys([*self.notes, reason(error)]))
+            return []
+        return [answer for answers in found.values() for answer in answers]
+
     def _page(self, lines: list[dict[str, str]]) -> str:
+        answers = self._answers()
         page = ["# Visit", "", "| stage | outcome | s |", "|---|---|---|"]
         page += [f"| {name} | {o.status} | {o.seconds:g} |" for name, o in self.outcomes.items()]
-        page += ["", *self.notes, "", "## Targets", ""]
+        page += ["", *self.notes, "", "## Probes", "", "| question | found |", "|---|---|"]
+        page += [f"| {a.question} | {a.value:.4g} {a.unit} |" for a in answers]
+        page += ["", "## Targets", ""]
         page += ["| workload | size | dtype | ms | target |", "|---|---|---|---|---|"]
         for line in lines:
             if line["targets"]:

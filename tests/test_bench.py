@@ -13,6 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import oracle
 import peers
+
+try:
+    import probes
+except ImportError:  # without Triton there are no kernels
+    probes = None
 import providers
 import results
 import table
@@ -347,3 +352,79 @@ def test_the_tree_can_be_linked_where_pip_cannot_install_it(tmp_path):
     visit.link(tmp_path)
     assert (tmp_path / "tritonsyn" / "kernels" / "scan.py").exists()
     assert (tmp_path / "tritonsyn" / "__init__.py").exists()
+
+
+@pytest.mark.skipif(probes is None, reason="needs triton")
+@pytest.mark.parametrize("own", [False, True])
+def test_probes_read_what_they_say(own, monkeypatch):
+    """Toys in the interpreter: sums of all that a program reads, by hand."""
+    bench = probes.Bench(CPU, probes.TOY, probes.once)
+    size = bench.size
+    window, x = bench.window(own)
+    tile, programs = torch.arange(size.block), torch.arange(size.grid[0])
+    base = programs[:, None, None] * window if own else 0
+    out, call = bench.read(own)
+    call()
+    step = size.block if own else size.grid[0] * size.block
+    starts = programs[:, None] * size.block + torch.arange(size.rounds) * step
+    assert torch.equal(out, x[base + starts[:, :, None] % window + tile].sum(1).flatten())
+    out, call = bench.gather(own)
+    call()
+    state, total = programs[:, None] * size.block + tile, 0
+    state = (state * 747796405 + 1) % 2**32
+    for _ in range(size.rounds):
+        state = (state * 1664525 + 1013904223) % 2**32
+        place = (state >> 8) % window
+        total = total + x[place + (base[:, 0] if own else 0)]
+    assert torch.equal(out, total.flatten())
+
+
+@pytest.mark.skipif(probes is None, reason="needs triton")
+def test_probes_go_on_with_what_was_not_asked(tmp_path, monkeypatch, capsys):
+    path, asked = tmp_path / "probes.jsonl", []
+
+    def ask(name):
+        def asked_of(bench):
+            asked.append(name)
+            yield results.Answer(f"{name}?", 2.0, "TB/s")
+
+        return asked_of
+
+    monkeypatch.setattr(probes, "PROBES", {name: ask(name) for name in "ab"})
+    bench = probes.Bench(CPU, probes.TOY, probes.once)
+    assert not probes.probe(bench, path, -1.0, ("a", "b"))
+    assert probes.probe(bench, path, 60.0, ("a",))
+    with path.open("a") as file:
+        file.write('{"probe": "b", "ans')
+    assert probes.probe(bench, path, 60.0, ("a", "b"))
+    assert asked == ["a", "b"] and "a?: 2 TB/s" in capsys.readouterr().out
+    assert [answers[0].question for answers in results.answers_in(path).values()] == ["a?", "b?"]
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="is not a file of probes: line 1"):
+        results.answers_in(path)
+
+
+def test_a_summary_has_the_answers_of_probes(tmp_path, quick, visits):
+    there = visits()
+    line = {"probe": "rates", "answers": [["L2 to multiprocessors", 7.9, "TB/s"]]}
+    (tmp_path / "out" / "probes.jsonl").write_text(json.dumps(line) + "\n")
+    there.run((stage("good", ""),))
+    assert "| L2 to multiprocessors | 7.9 TB/s |" in (tmp_path / "out" / "summary.md").read_text()
+    (tmp_path / "out" / "probes.jsonl").write_bytes(b"else\n")
+    there.summarize()
+    assert "is not a file of probes" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_the_host_gets_as_long_as_it_needs(monkeypatch):
+    slept = []
+    monkeypatch.setattr(timing.torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(timing.torch.cuda, "_sleep", slept.append)
+    monkeypatch.setattr(
+        timing.time, "perf_counter", iter([0.0, 0.01] * 3 + [0.0, 9.0] * 2).__next__
+    )
+    timer = timing.EventTimer([providers.Job(tuple)], 1)
+    for _ in range(5):
+        timer.seconds()
+    assert [cycles / timing._CLOCK for cycles in slept] == pytest.approx(
+        [1e-3, 0.02, 0.02, 0.02, 0.2]
+    )
