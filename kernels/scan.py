@@ -211,6 +211,21 @@ def exp_scan_kernel(
 
 
 @triton.jit
+def _store_partial(ptr, place, value, offs, mask, size, EACH: tl.constexpr):
+    """A program's part of the gradient of one of the constants, which ``place`` counts.
+
+    Into ``[constants, chunks, size]`` if each synapse has its own (``EACH``), else the program's
+    sum into ``[constants, chunks, programs of a chunk]``.
+    """
+    chunk = place * tl.num_programs(1) + tl.program_id(1).to(tl.int64)
+    if EACH:
+        tl.store(ptr + chunk * size + offs, value, mask=mask)
+    else:
+        total = tl.sum(tl.where(mask, value, 0.0))
+        tl.store(ptr + chunk * tl.num_programs(0) + tl.program_id(0), total)
+
+
+@triton.jit
 def _sensitivity(state, sens, response, x, gain, decay, live):
     """One step of a component, its derivative to the decay, and its response to a unit gain."""
     sens = tl.where(live, decay * sens + state, sens)
@@ -223,17 +238,16 @@ def _sensitivity(state, sens, response, x, gain, decay, live):
 def exp_scan_constants_kernel(
     x_ptr, dy_ptr, pos_dtail_ptr, neg_dtail_ptr,
     pos_in_ptr, neg_in_ptr, pos_dcarry_ptr, neg_dcarry_ptr,
-    ddecay_ptr, drise_ptr, dgain_ptr,
-    gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
+    partial_ptr, gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
     T, L, last, size, N, W,
     DOUBLE: tl.constexpr, PACKED: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
     COUPLING_PER_SYNAPSE: tl.constexpr,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of decay, rise and gain, ``[chunks, size]`` partials to be summed.
+    """Gradients of gain, decay and rise, in parts to be summed: see ``_store_partial``.
 
-    With a coupling ``drise`` takes its gradient, and ``ddecay`` that of the one decay.
+    With a coupling that takes the place of the rise, and the decay is the one of both states.
 
     Forward in time with the sensitivities ``S = dP/d decay`` and ``G = dP/d gain``: the gradient is
     ``sum(dy * S)``, so that the currents need not be saved. ``in`` carries the components
@@ -331,11 +345,196 @@ def exp_scan_constants_kernel(
         dleft = decay * _carry_in(pos_dcarry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
         ddecay += dleft * pos_sens
         dgain += dleft * pos_response
-    out = chunk * stride + offs
-    tl.store(ddecay_ptr + out, ddecay, mask=mask)
-    tl.store(dgain_ptr + out, dgain, mask=mask)
+    EACH: tl.constexpr = (
+        GAIN_PER_SYNAPSE or DECAY_PER_SYNAPSE or RISE_PER_SYNAPSE or COUPLING_PER_SYNAPSE
+    )
+    _store_partial(partial_ptr, 0, dgain, offs, mask, stride, EACH)
+    _store_partial(partial_ptr, 1, ddecay, offs, mask, stride, EACH)
     if DOUBLE:
-        tl.store(drise_ptr + out, drise, mask=mask)
+        _store_partial(partial_ptr, 2, drise, offs, mask, stride, EACH)
+
+
+@triton.jit
+def _load(ptrs, mask):
+    if mask is None:
+        return tl.load(ptrs)
+    else:
+        return tl.load(ptrs, mask=mask, other=0)
+
+
+@triton.jit
+def _shifted(ptr, offsets):
+    """A pointer moved by offsets; an absent array stays absent."""
+    if ptr is None:
+        return None
+    else:
+        return ptr + offsets
+
+
+@triton.jit
+def _rows_back(dy_ptrs, x_ptrs, y_ptrs, stride, x_stride, mask, left, UNROLL: tl.constexpr):
+    """``UNROLL`` rows of each sequence, backward from where the pointers are.
+
+    An absent sequence has no rows. ``left``: how many there are, where those may be fewer. The mask
+    of the lanes is absent where all are there.
+    """
+    dys = ()
+    xs = ()
+    ys = ()
+    for i in tl.static_range(UNROLL):
+        live = mask
+        if left is not None:
+            live = mask & (i < left)
+        dys += (_load(dy_ptrs - i * stride, live),)
+        if x_ptrs is not None:
+            xs += (_load(x_ptrs - i * x_stride, live),)
+        if y_ptrs is not None:
+            ys += (_load(y_ptrs - i * stride, live),)
+    return dys, xs, ys
+
+
+@triton.jit
+def _where(live, new, old):
+    if live is None:
+        return new
+    else:
+        return tl.where(live, new, old)
+
+
+@triton.jit
+def _turn_back(
+    state, rows, dx_ptrs, dtail_ptrs, stride, gain, decay, bit, mask, left, tail,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """``UNROLL`` steps of the adjoint, with their part of the gradients of gain and decay.
+
+    ``left`` steps, and ``tail`` that have a gradient of a tail, where those may be fewer.
+    """
+    lam, dgain, ddecay = state
+    dys, xs, ys = rows
+    ACC: tl.constexpr = lam.dtype
+    for i in tl.static_range(UNROLL):
+        live = None
+        stored = mask
+        dy = dys[i].to(ACC)
+        if left is not None:
+            live = i < left
+            stored = mask & live
+            if dtail_ptrs is not None:
+                dy += tl.load(dtail_ptrs - i * stride, mask=mask & (i < tail), other=0.0)
+        if len(ys) > 0:
+            ddecay = _where(live, ddecay + lam * ys[i].to(ACC), ddecay)
+        lam = _where(live, decay * lam + dy, lam)
+        if len(xs) > 0:
+            x = xs[i]
+            if bit is not None:
+                x = (x >> bit) & 1
+            dgain = _where(live, dgain + lam * x.to(ACC), dgain)
+        if dx_ptrs is not None:
+            store_as(dx_ptrs - i * stride, gain * lam, stored)
+    return lam, dgain, ddecay
+
+
+@triton.jit(do_not_specialize=["T", "L", "last"])
+def exp_scan_backward_kernel(
+    dy_ptr, dtail_ptr, x_ptr, y_ptr, initial_ptr, carry_ptr,
+    dx_ptr, dinitial_ptr, partial_ptr, gain_ptr, decay_ptr,
+    T, L, last, size, N, W,
+    PACKED: tl.constexpr, GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """All gradients of ``y[t] = decay * y[t-1] + gain * x[t]`` from those of y.
+
+    ``lam[t] = dy[t] + decay * lam[t+1]`` backward in time; then ``dx[t] = gain * lam[t]``, the
+    gradient of the gain is ``sum(lam[t] * x[t])``, that of the decay ``sum(lam[t] * y[t-1])``, and
+    that of the initial state ``y[-1]``, ``initial [size]``, is ``decay * lam[0]``.
+
+    ``dy, y, dx [T, size]`` with ``size = B * N``, and x alike or as words ``[T, B, W]``. A program
+    handles one chunk of ``L`` steps, into which ``carry [chunks, size]`` brings the ``lam`` of the
+    step after; ``dtail [last, size]`` is added to the last of dy. The rows of ``UNROLL`` steps are
+    on their way while those of the steps after them are computed. ``partial`` takes what
+    ``_store_partial`` stores: of the gain where x is given, of the decay where y is, else 0.
+    All but dy and the constants may be absent. ``EVEN`` says that ``BLOCK`` divides the size.
+    Bytes per element in float32: dy 4, x 4 (bool 1, bits 1/8), y 4, dx 4.
+    """
+    ACC: tl.constexpr = decay_ptr.dtype.element_ty
+    offs, batch, offs_n = _places(size, N, BLOCK, 1)
+    mask = offs < size
+    chunk = tl.program_id(1).to(tl.int64)
+    stride = tl.cast(size, tl.int64)
+    first = chunk * L
+    length = tl.minimum(T - first, L)
+    gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
+    decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
+    zero = tl.zeros([BLOCK], ACC)
+    state = _carry_in(carry_ptr, chunk, offs, mask, stride, ACC, BLOCK), zero, zero
+
+    # The chunk's last step; from there time goes back a turn at a time.
+    end = first + length - 1
+    place = end * stride + offs
+    x_stride = stride
+    x_place = place
+    bit = None
+    if PACKED:
+        x_stride = stride // N * W
+        x_place = end * x_stride + batch * W + offs_n // 32
+        bit = offs_n % 32
+
+    # Steps with gradients of tails come first, and as many more as leave whole turns without masks.
+    tail = tl.minimum(tl.maximum(first + length - (T - last), 0), length)
+    turns = (length - tail) // UNROLL
+    edge = length - turns * UNROLL
+    # As vectors, because the interpreter cannot mask a vector with a scalar.
+    count = tl.zeros([BLOCK], tl.int64)
+    for done in range(0, edge, UNROLL):
+        left = count + (edge - done)
+        rows = _rows_back(
+            dy_ptr + place, _shifted(x_ptr, x_place), _shifted(y_ptr, place),
+            stride, x_stride, mask, left, UNROLL,
+        )  # fmt: skip
+        state = _turn_back(
+            state, rows, _shifted(dx_ptr, place), _shifted(dtail_ptr, place - (T - last) * stride),
+            stride, gain, decay, bit, mask, left, count + (tail - done), UNROLL,
+        )  # fmt: skip
+        steps = tl.minimum(edge - done, UNROLL)
+        place -= steps * stride
+        x_place -= steps * x_stride
+    if turns > 0:
+        lanes = mask
+        if EVEN:
+            lanes = None
+        ahead = _rows_back(
+            dy_ptr + place, _shifted(x_ptr, x_place), _shifted(y_ptr, place),
+            stride, x_stride, lanes, None, UNROLL,
+        )  # fmt: skip
+        for _ in range(1, turns):
+            rows = ahead
+            dx_ptrs = _shifted(dx_ptr, place)
+            place -= UNROLL * stride
+            x_place -= UNROLL * x_stride
+            ahead = _rows_back(
+                dy_ptr + place, _shifted(x_ptr, x_place), _shifted(y_ptr, place),
+                stride, x_stride, lanes, None, UNROLL,
+            )  # fmt: skip
+            state = _turn_back(
+                state, rows, dx_ptrs, None, stride, gain, decay, bit, lanes, None, None, UNROLL
+            )
+        state = _turn_back(
+            state, ahead, _shifted(dx_ptr, place), None,
+            stride, gain, decay, bit, lanes, None, None, UNROLL,
+        )  # fmt: skip
+    lam, dgain, ddecay = state
+
+    before_all = mask & (count + first == 0)
+    if y_ptr is not None and initial_ptr is not None:
+        initial = tl.load(initial_ptr + offs, mask=before_all, other=0.0)
+        ddecay += tl.where(before_all, lam * initial, 0.0)
+    if dinitial_ptr is not None:
+        tl.store(dinitial_ptr + offs, decay * lam, mask=before_all)
+    if partial_ptr is not None:
+        EACH: tl.constexpr = GAIN_PER_SYNAPSE or DECAY_PER_SYNAPSE
+        _store_partial(partial_ptr, 0, dgain, offs, mask, stride, EACH)
+        _store_partial(partial_ptr, 1, ddecay, offs, mask, stride, EACH)
 
 
 # Lanes share the words of packed spikes: 1/8 byte per element, which the code gathers.
@@ -344,4 +543,5 @@ _UNPACKED = READ.where(PACKED=False)
 STREAMS = {
     "exp_scan_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, y=WRITE),
     "exp_scan_constants_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, dy=READ),
+    "exp_scan_backward_kernel": streams("BLOCK", "UNROLL", dy=READ, x=_UNPACKED, y=READ, dx=WRITE),
 }

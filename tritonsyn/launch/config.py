@@ -129,8 +129,8 @@ def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return _in_parts(LaunchConfig(block, num_warps=1, UNROLL=16), -(-size // block), chunks)
 
 
-def _scan_constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Twice the state of a scan, so fewer steps fit in the registers.
+def _scan_backward(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Twice the state of a scan, or three sequences, so fewer steps fit in the registers.
     return LaunchConfig(32 if work[-1] <= 32768 else 64, 1, UNROLL=4 if dtype.itemsize == 8 else 8)
 
 
@@ -196,7 +196,7 @@ def _in_parts(config: LaunchConfig, programs: int, most: int) -> LaunchConfig:
     return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
 
 
-SCANS = ("exp_scan_kernel", "exp_scan_constants_kernel")
+SCANS = ("exp_scan_kernel", "exp_scan_backward_kernel", "exp_scan_constants_kernel")
 
 HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "ring_push_kernel": _elementwise,
@@ -211,7 +211,8 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,
     "exp_scan_kernel": _scan,
-    "exp_scan_constants_kernel": _scan_constants,
+    "exp_scan_backward_kernel": _scan_backward,
+    "exp_scan_constants_kernel": _scan_backward,
     "lines_kernel": _lines,
     "shift_table_kernel": _lines,
     "shift_sum_kernel": _shift_sum,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
-from ..kernels.scan import exp_scan_constants_kernel, exp_scan_kernel
-from ..values import WORD, Dynamics, PackedSpikes, data_of, words_per_row
+from ..kernels.scan import exp_scan_backward_kernel, exp_scan_constants_kernel, exp_scan_kernel
+from ..values import WORD, Dynamics, PackedSpikes, Wanted, data_of, words_per_row
 from .config import LaunchConfig, Work, config_for
 from .launcher import both, constant_arguments, covering, launch, packed, tiles
 
@@ -44,26 +44,79 @@ def scan_backward(
     dy: Tensor,
     dtails: Pair,
     x: Tensor | PackedSpikes | None,
+    y: Tensor | None,
     dynamics: Dynamics,
     initials: Pair,
-    dx_dtype: torch.dtype | None,
-    want_initials: bool = True,
-) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+    wanted: Wanted,
+) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
     dy = packed(dy)
     dtails = [None if d is None else packed(d) for d in dtails]
     last = max((d.shape[0] for d in dtails if d is not None), default=0)
-    walk = _Walk(dynamics, last, _config(dy, dx_dtype or dy.dtype))
-    dx = None if dx_dtype is None else torch.empty(dy.shape, dtype=dx_dtype, device=dy.device)
-    dcarries = _carries(dy, (), dtails, walk, reverse=True)
-    states = range(dynamics.states if want_initials else 0)
+    walk = _Walk(dynamics, last, _config(dy, wanted.x or dy.dtype))
+    dx = None if wanted.x is None else torch.empty(dy.shape, dtype=wanted.x, device=dy.device)
+    given = _Given(dy, dtails, x, y, initials, _carries(dy, (), dtails, walk, reverse=True))
+    if dynamics.states == 1 and (y is not None or not wanted.constants[1]):
+        return dx, *_single(given, dx, walk, wanted)
+    states = range(dynamics.states if wanted.initials else 0)
     outs = _for_each(states, walk.config.chunks, dy, dynamics)
-    if dx is not None or want_initials:
-        _launch(dy, dx, dtails, dcarries, outs, walk, reverse=True)
+    if dx is not None or wanted.initials:
+        _launch(dy, dx, dtails, given.dcarries, outs, walk, reverse=True)
     dinitials = _before_first([out[0] for out in outs], dynamics)
-    if x is None:
-        return dx, dinitials, []
-    carries = _carries(x, initials, (), walk, reverse=False)
-    return dx, dinitials, _constants(dy, dtails, x, carries, dcarries, walk)
+    return dx, dinitials, _constants(given, walk) if any(wanted.constants) else None
+
+
+class _Given(NamedTuple):
+    """What gradients are computed from, besides the constants."""
+
+    dy: Tensor
+    dtails: Pair
+    x: Input | None
+    y: Tensor | None
+    initials: Pair
+    dcarries: Pair
+    """The adjoint of what leaves each chunk."""
+
+
+def _single(
+    given: _Given, dx: Tensor | None, walk: _Walk, wanted: Wanted
+) -> tuple[list[Tensor], Tensor | None]:
+    """All gradients of a single state in one launch; that to the input is written to ``dx``.
+
+    Where the decay's is wanted, from y.
+    """
+    dy, (dtail,), x, y, (initial,), dcarries = given
+    x = x if wanted.constants[0] else None
+    data, (gain, decay, *_), numbers, options = _arguments(dy if x is None else x, dy.dtype, walk)
+    work, dtype = options["work"], _narrower(dy, dy.dtype if dx is None else dx.dtype)
+    config = config_for("exp_scan_backward_kernel", work, dtype, dy.device)
+    grid = tiles(work[-1], config.BLOCK), walk.config.chunks
+    dinitials = _for_each(range(wanted.initials), 1, dy, walk.dynamics)
+    parts = _parts(dy, grid, walk.dynamics) if any(wanted.constants) else None
+    launch(
+        exp_scan_backward_kernel,
+        grid,
+        *(dy, dtail, None if x is None else data, None if y is None else packed(y)),
+        *(None if initial is None else packed(initial), both(dcarries)[0], dx),
+        *(both(dinitials)[0], parts, gain, decay, *numbers),
+        EVEN=work[-1] % config.BLOCK == 0,
+        work=work,
+        dtype=dtype,
+        config=config,
+        **{name: options[name] for name in ("PACKED", "GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE")},
+    )
+    return [d[0] for d in dinitials], None if parts is None else parts.sum(1)
+
+
+def _parts(dy: Tensor, grid: tuple[int, int], dynamics: Dynamics) -> Tensor:
+    """Room for the parts of the constants' gradients, ``[constants, parts]`` or ``[.., parts, N]``.
+
+    A program's sums, or, if any constant has a value for each synapse, a chunk's of each element.
+    """
+    programs, chunks = grid
+    count, batch, synapses = len(dynamics.constants), *dy.shape[1:]
+    each = any(constant.ndim for constant in dynamics.constants)
+    shape = (count, chunks * batch, synapses) if each else (count, chunks * programs)
+    return torch.empty(shape, dtype=dynamics.gain.dtype, device=dy.device)
 
 
 def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
@@ -121,21 +174,24 @@ def _power(decay: Tensor, length: int) -> Tensor:
     return torch.where(decay != 0, least, power)
 
 
-def _constants(
-    dy: Tensor, dtails: Pair, x: Input, carries: Pair, dcarries: Pair, walk: _Walk
-) -> list[Tensor]:
-    """Gradients of the constants, ``[B, N]``: partials of the chunks and their sum."""
-    chunks = walk.config.chunks  # those of the scans that made the carries
-    dgain, *others = _for_each(walk.dynamics.constants, chunks, dy, walk.dynamics)
+def _constants(given: _Given, walk: _Walk) -> Tensor:
+    """Gradients of the constants from x, forward in time."""
+    dy, dtails, x, _, initials, dcarries = given
+    assert x is not None
     data, constants, numbers, options = _arguments(x, dy.dtype, walk)
+    work = options["work"]
+    config = config_for("exp_scan_constants_kernel", work, options["dtype"], dy.device)
+    grid = tiles(work[-1], config.BLOCK), walk.config.chunks  # of the scans that made the carries
+    parts = _parts(dy, grid, walk.dynamics)
     launch(
         exp_scan_constants_kernel,
-        lambda own: (tiles(dy[0].numel(), own.BLOCK), chunks),
-        *(data, dy, *both(dtails), *both(carries), *both(dcarries)),
-        *(*both(others), dgain, *constants, *numbers),
+        grid,
+        *(data, dy, *both(dtails), *both(_carries(x, initials, (), walk, reverse=False))),
+        *(*both(dcarries), parts, *constants, *numbers),
+        config=config,
         **options,
     )
-    return [partial.sum(0) for partial in (dgain, *others)]
+    return parts.sum(1)
 
 
 def _launch(

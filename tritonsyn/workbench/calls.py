@@ -207,7 +207,8 @@ CALLS = {
     "select_bwd_kernel": Call(delayed),
     "batch_dot_kernel": Call(delayed, options={"learned": True, "each": True}),
     "exp_scan_kernel": Call(scan, graph=False),
-    "exp_scan_constants_kernel": Call(scan, options=_LEARNED),
+    "exp_scan_backward_kernel": Call(scan, _ARITHMETIC, _LEARNED),
+    "exp_scan_constants_kernel": Call(scan, options={**_LEARNED, "kind": "double"}),
     "lines_kernel": Call(project, graph=False),
     "shift_table_kernel": Call(project, graph=False),
     "shift_sum_kernel": Call(project, graph=False),
@@ -277,6 +278,10 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F16, delayed, time=F32, each=True, learned=True)
     at(F32, scan, graph=False, x=torch.bool)
     at(F32, scan, **_LEARNED)
+    for dtype, options in ((F64, {}), (BF16, {}), (F32, {"x": torch.bool}), (F32, {"bits": True})):
+        at(dtype, scan, **_LEARNED, **options)
+    at(F32, scan)
+    at(BF16, scan)
     at(BF16, scan, bits=True, **_DOUBLE)
     at(F16, scan, x=BF16, **_DOUBLE, again=True)
     at(F64, scan, **_DOUBLE)
@@ -293,6 +298,10 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
         at(F32, step, x=F32, **_ALPHA, each=each)
         at(F32, delayed, **_ALPHA, each=each)
     at(F32, scan, **_ALPHA)
-    for options in ({**_DOUBLE, "again": True}, {**_ALPHA, "each": True}):
+    for options in (
+        {**_LEARNED, "again": True},
+        {**_DOUBLE, "again": True},
+        {**_ALPHA, "each": True},
+    ):
         found.append((Call(scan, options=options), LONG, F32))
     return found
