@@ -278,8 +278,10 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F16, delayed, time=F32, each=True, learned=True)
     at(F32, scan, graph=False, x=torch.bool)
     at(F32, scan, **_LEARNED)
-    for dtype, options in ((F64, {}), (BF16, {}), (F32, {"x": torch.bool}), (F32, {"bits": True})):
-        at(dtype, scan, **_LEARNED, **options)
+    at(F32, scan, **_LEARNED, x=torch.bool, each=True)
+    at(F32, scan, **_LEARNED, bits=True)
+    at(F64, scan, **_LEARNED)
+    at(BF16, scan, **_LEARNED)
     at(F32, scan)
     at(BF16, scan)
     at(BF16, scan, bits=True, **_DOUBLE)
