@@ -79,7 +79,16 @@ def test_scan_of_whole_tiles(device, kind, dtype):
     tails = [uniform(2, 4, 32, seed=60 + i).to(F32) for i in range(STATES[kind])]
     check(device, "scan", x, dynamics, [None] * STATES[kind], 2, F32, block=64)
     dy = uniform(7, 4, 32).to(F32)
-    check(device, "scan_backward", dy, tails, None, dynamics, [], F32, False, block=64, scale=8.0)
+    arguments = (
+        dy,
+        tails,
+        None,
+        None,
+        dynamics,
+        [None] * STATES[kind],
+        Wanted(F32, False, [False] * 3),
+    )
+    check(device, "scan_backward", *arguments, block=64, scale=8.0)
 
 
 @KINDS
