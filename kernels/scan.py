@@ -45,6 +45,18 @@ def _places(size, N, BLOCK: tl.constexpr, EVERY: tl.constexpr):
 
 
 @triton.jit
+def _line(size, N, BLOCK: tl.constexpr):
+    """Of a program's line of 32 rows of the batch: their places in ``[B, N]``, whether there are
+    so many rows, and their synapse."""
+    batch = size // N
+    count = (batch - 1) // 32 + 1
+    line = tl.program_id(0)
+    n = line // count
+    offs_b = (line % count) * 32 + tl.arange(0, BLOCK)
+    return offs_b.to(tl.int64) * N + n, offs_b < batch, tl.zeros([BLOCK], tl.int32) + n.to(tl.int32)
+
+
+@triton.jit
 def _inputs(x_ptrs, row, mask, left, EVEN: tl.constexpr, EDGE: tl.constexpr, UNROLL: tl.constexpr):
     """The next ``UNROLL`` inputs, as loaded, of which there are ``left``; without an ``EDGE`` that
     is a multiple, and with ``EVEN`` the mask is true."""
@@ -83,8 +95,8 @@ def exp_scan_kernel(
     x_ptr, y_ptr, pos_tail_ptr, neg_tail_ptr,
     pos_in_ptr, neg_in_ptr, pos_out_ptr, neg_out_ptr,
     gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
-    T, L, last, size, N, W,
-    DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr,
+    T, L, last, size, N, W, stride_x, stride_y,
+    DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr, LINES: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
     COUPLING_PER_SYNAPSE: tl.constexpr, EVEN: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
@@ -98,7 +110,10 @@ def exp_scan_kernel(
     one chunk of ``L`` steps; the inputs of ``UNROLL`` steps are on their way while it handles those
     before. ``in`` and ``out [chunks, size]`` carry the components into and out of each chunk;
     ``tail [last, size]`` takes the components' last values. Each of these, and ``y``, may be
-    absent. ``EVEN`` if ``BLOCK`` divides the size; groups of ``GROUP`` elements share a word.
+    absent. ``EVEN`` if ``BLOCK`` divides a row; groups of ``GROUP`` elements share a word.
+
+    ``LINES``: x and y are ``[N, cdiv(B, 32), T, 32]``; a program of 32 elements has a line of a
+    synapse, ``stride_x`` and ``stride_y`` from the next. What lies beyond B does not matter.
 
     ``REVERSE`` is the adjoint: x is the gradient of y, time runs backward, the gain applies to the
     output, the gradients of the tails are added to the input, and the negative component is
@@ -107,9 +122,20 @@ def exp_scan_kernel(
     """
     ACC: tl.constexpr = decay_ptr.dtype.element_ty
     COUPLED: tl.constexpr = coupling_ptr is not None
-    offs, _, offs_n = _places(size, N, BLOCK, 1)
-    mask = offs < size
     stride = tl.cast(size, tl.int64)
+    if LINES:
+        offs, own, offs_n = _line(size, N, BLOCK)
+        mask = tl.full([BLOCK], True, tl.int1)
+        offs_x = tl.program_id(0).to(tl.int64) * stride_x + tl.arange(0, BLOCK)
+        offs_y = tl.program_id(0).to(tl.int64) * stride_y + tl.arange(0, BLOCK)
+        row = tl.full([], BLOCK, tl.int64)
+    else:
+        offs, _, offs_n = _places(size, N, BLOCK, 1)
+        mask = offs < size
+        own = mask
+        offs_x = offs
+        offs_y = offs
+        row = stride
     chunk = tl.program_id(1).to(tl.int64)
     first = chunk * L
     length = tl.minimum(T - first, L)
@@ -117,19 +143,17 @@ def exp_scan_kernel(
     gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     silent = gain * 0.0
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    pos = _carry_in(pos_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    pos = _carry_in(pos_in_ptr, chunk, offs, own, stride, ACC, BLOCK)
     neg = tl.zeros([BLOCK], ACC)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+        neg = _carry_in(neg_in_ptr, chunk, offs, own, stride, ACC, BLOCK)
     if COUPLED:
         feed = rise * coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
 
-    offs_x = offs
     mask_x = mask
     bit = None
-    row = stride
-    x_row = stride
+    x_row = row
     if PACKED:
         offs_x, batch, offs_bit = _places(size, N, BLOCK, GROUP)
         mask_x = offs_x < size
@@ -138,6 +162,8 @@ def exp_scan_kernel(
         bit = tl.full([BLOCK], 1, tl.int32) << (offs_n % 32)
     start = first + (length - 1 if REVERSE else 0)
     x_base = x_ptr + start * x_row + offs_x
+    if y_ptr is not None:
+        y_base = y_ptr + start * row + offs_y
     if REVERSE:
         row = -row
         x_row = -x_row
@@ -153,7 +179,7 @@ def exp_scan_kernel(
         if phase == REVERSE:
             ahead = _inputs(x_ptrs, x_row, mask_x, count, EVEN, False, UNROLL)
         if y_ptr is not None:
-            y_ptrs = y_ptr + (start * stride + begin * row) + offs
+            y_ptrs = y_base + begin * row
         for done in range(0, count, UNROLL):
             left = count - done
             if phase == REVERSE:
@@ -179,7 +205,7 @@ def exp_scan_kernel(
                     step = begin + done + i
                     t = first + (length - 1 - step if REVERSE else step) - (T - last)
                     live = mask & (tl.zeros([BLOCK], tl.int32) + i < left)
-                    in_tail = live & (tl.zeros([BLOCK], tl.int64) + t >= 0)
+                    in_tail = live & own & (tl.zeros([BLOCK], tl.int64) + t >= 0)
                     tail = t * stride + offs
                     if REVERSE and pos_tail_ptr is not None:
                         pos_x += tl.load(pos_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
@@ -205,9 +231,94 @@ def exp_scan_kernel(
                     y_ptrs += row
 
     if pos_out_ptr is not None:
-        tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=mask)
+        tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=own)
     if DOUBLE and neg_out_ptr is not None:
-        tl.store(neg_out_ptr + chunk * stride + offs, neg, mask=mask)
+        tl.store(neg_out_ptr + chunk * stride + offs, neg, mask=own)
+
+
+@triton.jit
+def _whole_decay(decay, L):
+    """``decay ** L``, the decay of a chunk; 0 only where the decay of a step is.
+
+    If it underflowed to 0 elsewhere, an infinite carry would become NaN. In float64, because
+    repeated squaring multiplies the error of rounding by ``L``.
+    """
+    base = tl.abs(decay).to(tl.float64)
+    power = tl.full(base.shape, 1.0, tl.float64)
+    left = L
+    while left > 0:
+        if left % 2 == 1:
+            power *= base
+        base *= base
+        left //= 2
+    least: tl.constexpr = (
+        2.2250738585072014e-308 if decay.dtype == tl.float64 else 1.1754943508222875e-38
+    )
+    power = tl.where(power < least, least, power).to(decay.dtype)
+    power = tl.where((decay < 0.0) & (L % 2 == 1), -power, power)
+    return tl.where(decay == 0.0, decay, power)
+
+
+@triton.jit
+def _decayed(state, whole):
+    """A state a chunk later; 0 stays 0, also where the power of a decay above 1 is infinite."""
+    return tl.where(state == 0.0, state, whole * state)
+
+
+@triton.jit(do_not_specialize=["L", "C"])
+def exp_scan_carry_kernel(
+    pos_left_ptr, neg_left_ptr, pos_in_ptr, neg_in_ptr, pos_carry_ptr, neg_carry_ptr,
+    decay_ptr, rise_ptr, coupling_ptr,
+    L, C, size, N,
+    DOUBLE: tl.constexpr, REVERSE: tl.constexpr,
+    DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
+    COUPLING_PER_SYNAPSE: tl.constexpr,
+    BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """What enters each of C chunks of ``L`` steps, from what each leaves that starts at rest.
+
+    ``left`` and ``carry [C, size]`` of each state; ``in [size]``, which may be absent, enters
+    the first. In ``REVERSE`` the last chunk comes first. Signs are those of ``exp_scan_kernel``.
+    Bytes per element in float32: pos_left 4, neg_left 4, pos_carry 4, neg_carry 4.
+    """
+    ACC: tl.constexpr = decay_ptr.dtype.element_ty
+    offs, _, offs_n = _places(size, N, BLOCK, 1)
+    mask = offs < size
+    stride = tl.cast(size, tl.int64)
+    COUPLED: tl.constexpr = coupling_ptr is not None
+    decay = _whole_decay(coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE), L)
+    pos = _carry_in(pos_in_ptr, 0, offs, mask, stride, ACC, BLOCK)
+    if DOUBLE:
+        rise = _whole_decay(coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE), L)
+        neg = _carry_in(neg_in_ptr, 0, offs, mask, stride, ACC, BLOCK)
+    if COUPLED:
+        feed = rise * L * coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
+
+    for start in range(0, C, UNROLL):
+        pos_left = ()
+        neg_left = ()
+        for i in tl.static_range(UNROLL):
+            chunk = C - 1 - (start + i) if REVERSE else start + i
+            live = mask & (tl.zeros([BLOCK], tl.int32) + (start + i) < C)
+            place = chunk.to(tl.int64) * stride + offs
+            pos_left += (tl.load(pos_left_ptr + place, mask=live, other=0.0),)
+            if DOUBLE:
+                neg_left += (tl.load(neg_left_ptr + place, mask=live, other=0.0),)
+        for i in tl.static_range(UNROLL):
+            chunk = C - 1 - (start + i) if REVERSE else start + i
+            live = mask & (tl.zeros([BLOCK], tl.int32) + (start + i) < C)
+            place = chunk.to(tl.int64) * stride + offs
+            tl.store(pos_carry_ptr + place, pos, mask=live)
+            pos_after = _decayed(pos, decay) + pos_left[i]
+            if DOUBLE:
+                tl.store(neg_carry_ptr + place, neg, mask=live)
+                neg_after = _decayed(neg, rise) + neg_left[i]
+                if COUPLED and REVERSE:
+                    pos_after += _decayed(neg, feed)
+                elif COUPLED:
+                    neg_after += _decayed(pos, feed)
+                neg = neg_after
+            pos = pos_after
 
 
 @triton.jit
@@ -542,6 +653,14 @@ _UNPACKED = READ.where(PACKED=False)
 
 STREAMS = {
     "exp_scan_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, y=WRITE),
+    "exp_scan_carry_kernel": streams(
+        "BLOCK",
+        "UNROLL",
+        pos_left=READ,
+        pos_carry=WRITE,
+        neg_left=READ.where(DOUBLE=True),
+        neg_carry=WRITE.where(DOUBLE=True),
+    ),
     "exp_scan_constants_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, dy=READ),
     "exp_scan_backward_kernel": streams("BLOCK", "UNROLL", dy=READ, x=_UNPACKED, y=READ, dx=WRITE),
 }

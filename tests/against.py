@@ -44,23 +44,33 @@ def exact(tree: Any) -> Any:
     return replaced(tree, (t.to(F64) if t.is_floating_point() else t for t in tensors(tree)))
 
 
-def by_reference(stem: str, name: str, *arguments: Any) -> Outcome:
+def called(function: Any, *arguments: Any) -> Any:
+    """The function of these arguments."""
+    return function(*arguments)
+
+
+def by_reference(stem: str, name: str, *arguments: Any, call: Any = called) -> Outcome:
     """``tritonsyn.reference.<stem>.<name>`` on copies of the arguments, on the CPU."""
     copies = [t.detach().cpu().clone() for t in tensors(arguments)]
     function = getattr(importlib.import_module(f"tritonsyn.reference.{stem}"), name)
-    returned = function(*replaced(arguments, iter(copies)))
+    returned = call(function, *replaced(arguments, iter(copies)))
     return Outcome(list(tensors(returned)), copies)
 
 
 def by_kernel(
-    device: torch.device, stem: str, name: str, *arguments: Any, margin: int = 64
+    device: torch.device,
+    stem: str,
+    name: str,
+    *arguments: Any,
+    margin: int = 64,
+    call: Any = called,
 ) -> Outcome:
     """``tritonsyn.launch.<stem>.<name>`` on guarded copies, its allocations poisoned."""
     function = getattr(importlib.import_module(f"tritonsyn.launch.{stem}"), name)
     originals = [t.detach().to(device) for t in tensors(arguments)]
     with guarded(*originals, margin=margin) as copies:
         with poisoned_empty():
-            returned = function(*replaced(arguments, iter(copies)))
+            returned = call(function, *replaced(arguments, iter(copies)))
         outcome = Outcome(*([t.cpu().clone() for t in tensors(r)] for r in (returned, copies)))
     return outcome
 

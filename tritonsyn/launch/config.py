@@ -58,9 +58,10 @@ class LaunchConfig:
 
 # Programs that keep a large GPU busy; fewer than this and time is cut into chunks.
 _BUSY = 1024
-# A chunk shorter than this spends more on its carries than it saves: on an H100, 256 sequences of
-# 1,000 steps took 58 us in one piece and 200 us in pieces, most of it on the host.
-_SHORTEST_CHUNK = 1024
+# Calculated: a step of few sequences takes about 45 ns, which 16 steps in flight of 0.7 us allow. A
+# sequence in c chunks takes 2/c of that, and two more launches: 20 us of the host, or 450 steps. So
+# from 4 chunks of 256 steps on it takes two thirds of the time, and less the longer it is.
+_SHORTEST_CHUNK, _FEWEST_CHUNKS = 256, 4
 
 
 def _tile(size: int, largest: int = 1024, smallest: int = 32) -> int:
@@ -124,9 +125,15 @@ def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Four of a thread only where that is half of the registers at most: not of doubles.
     if block == 64 and given == dtype.itemsize == 4 and not _odd(size):
         block = 128
-    # What passes between chunks is a scan of its own, over as many steps as there are chunks.
-    chunks = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
-    return _in_parts(LaunchConfig(block, num_warps=1, UNROLL=16), -(-size // block), chunks)
+    # What passes between chunks is walked too, over as many steps as there are chunks.
+    most = min(steps // _SHORTEST_CHUNK, math.isqrt(steps))
+    config = LaunchConfig(block, num_warps=1, UNROLL=16)
+    cut = _in_parts(config, -(-size // block), most)
+    return cut if cut.chunks >= _FEWEST_CHUNKS else config
+
+
+def _scan_carry(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    return LaunchConfig(32, num_warps=1, UNROLL=8)
 
 
 def _scan_backward(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -211,6 +218,7 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "select_bwd_kernel": _scatter,
     "batch_dot_kernel": _elementwise,
     "exp_scan_kernel": _scan,
+    "exp_scan_carry_kernel": _scan_carry,
     "exp_scan_backward_kernel": _scan_backward,
     "exp_scan_constants_kernel": _scan_backward,
     "lines_kernel": _lines,

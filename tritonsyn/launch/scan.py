@@ -2,19 +2,47 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels.record import pack_bits_kernel, transpose_bits_kernel
-from ..kernels.scan import exp_scan_backward_kernel, exp_scan_constants_kernel, exp_scan_kernel
+from ..kernels.scan import (
+    exp_scan_backward_kernel,
+    exp_scan_carry_kernel,
+    exp_scan_constants_kernel,
+    exp_scan_kernel,
+)
 from ..values import WORD, Dynamics, PackedSpikes, Wanted, data_of, words_per_row
 from .config import LaunchConfig, Work, config_for
 from .launcher import both, constant_arguments, covering, launch, packed, tiles
 
-Input = Tensor | PackedSpikes
 Pair = Sequence[Tensor | None]
+
+
+class _Lines(NamedTuple):
+    """A sequence in lines ``[N, ceil(B / 32), T, 32]``, which may be a part of longer lines."""
+
+    lines: Tensor
+    batch: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(T, B, N)``."""
+        return self.lines.shape[2], self.batch, self.lines.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lines.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.lines.device
+
+
+Input = Tensor | PackedSpikes | _Lines
 
 
 class _Walk(NamedTuple):
@@ -119,6 +147,40 @@ def _parts(dy: Tensor, grid: tuple[int, int], dynamics: Dynamics) -> Tensor:
     return torch.empty(shape, dtype=dynamics.gain.dtype, device=dy.device)
 
 
+def scan_lines(
+    x: Tensor, y: Tensor | None, batch: int, dynamics: Dynamics, initials: Pair, last: int
+) -> list[Tensor]:
+    source = _Lines(x, batch)
+    tails = _for_each(range(dynamics.states), last, source, dynamics)
+    target = None if y is None else _Lines(y, batch)
+    dtype = dynamics.gain.dtype if y is None else y.dtype
+    walk = _Walk(dynamics, last, _config(source, dtype))
+    carries = _carries(source, initials, (), walk, reverse=False)
+    _launch(source, target, tails, carries, (), walk, reverse=False)
+    return tails
+
+
+def scan_lines_backward(
+    dy: Tensor,
+    dx: Tensor | None,
+    batch: int,
+    dtails: Pair,
+    dynamics: Dynamics,
+    want_initials: bool = True,
+) -> list[Tensor]:
+    source = _Lines(dy, batch)
+    dtails = [None if d is None else packed(d) for d in dtails]
+    last = max((d.shape[0] for d in dtails if d is not None), default=0)
+    walk = _Walk(dynamics, last, _config(source, dy.dtype if dx is None else dx.dtype))
+    states = range(dynamics.states if want_initials else 0)
+    outs = _for_each(states, walk.config.chunks, source, dynamics)
+    target = None if dx is None else _Lines(dx, batch)
+    if dx is not None or want_initials:
+        carries = _carries(source, (), dtails, walk, reverse=True)
+        _launch(source, target, dtails, carries, outs, walk, reverse=True)
+    return _before_first([out[0] for out in outs], dynamics)
+
+
 def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
     """Gradients of the initial states from the adjoints that the kernel carries out."""
     if dynamics.coupling is not None and zs:
@@ -132,46 +194,31 @@ def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
 def _carries(x: Input, initials: Pair, tails: Pair, walk: _Walk, reverse: bool) -> Pair:
     """The state that enters each chunk in the direction of the scan, ``[chunks, B, N]``.
 
-    Each chunk runs from zero first; a scan over the chunks, whose decay is that of a whole chunk,
-    adds up what they leave. A sequence in one chunk receives its initial state.
+    Each chunk runs from zero first; a walk over the chunks, with the decay of a whole chunk, adds
+    up what they leave. A sequence in one chunk receives its initial state.
     """
     initials = [None if initial is None else packed(initial) for initial in initials]
     dynamics, _, config = walk
     if config.chunks == 1:
         return initials
-    order = range(dynamics.states)
-    left = _for_each(order, config.chunks, x, dynamics)
-    _launch(x, None, tails, (), left, walk, reverse)
-    length = tiles(x.shape[0], config.chunks)
-    carries: list[Tensor | None] = [None] * dynamics.states
-    # Of two coupled states one feeds the other: it comes first, and backward that is the second.
-    coupled = dynamics.coupling is not None
-    for place in reversed(order) if coupled and reverse else order:
-        feeding = carries[1 - place] if coupled else None
-        whole = _power(dynamics.decay(place), length)
-        carry = torch.zeros_like(left[place])
-        initial = initials[place] if initials else None
-        if initial is not None:
-            carry[0] = initial
-        source, target, fed = left[place][:-1], carry[1:], slice(-1)
-        if reverse:
-            source, target, fed = left[place][1:], carry[:-1], slice(1, None)
-        if feeding is not None and dynamics.coupling is not None:
-            source = torch.addcmul(source, feeding[fed], whole * (length * dynamics.coupling))
-        among = _Walk(Dynamics(whole.new_ones(()), (whole,)), 0, config.with_chunks(1))
-        _launch(source, target, (), [initial], (), among, reverse)
-        carries[place] = carry
+    states = range(dynamics.states)
+    left, carries = (_for_each(states, config.chunks, x, dynamics) for _ in range(2))
+    _launch(x, None, tails, (), left, walk if reverse else walk._replace(last=0), reverse)
+    steps, batch, synapses = x.shape
+    (_, *constants), flags = constant_arguments(dynamics)
+    del flags["GAIN_PER_SYNAPSE"]
+    size = batch * synapses
+    launch(
+        exp_scan_carry_kernel,
+        covering(size),
+        *(*both(left), *both(initials), *both(carries), *constants),
+        *(tiles(steps, config.chunks), config.chunks, size, synapses),
+        REVERSE=reverse,
+        work=(config.chunks, size),
+        dtype=dynamics.gain.dtype,
+        **flags,
+    )
     return carries
-
-
-def _power(decay: Tensor, length: int) -> Tensor:
-    """The decay of a whole chunk; 0 only where that of a step is.
-
-    If it underflowed to 0 where the decay of a step is not 0, an infinite carry would become NaN.
-    """
-    power = decay**length
-    least = power.abs().clamp(min=torch.finfo(decay.dtype).tiny).copysign(power)
-    return torch.where(decay != 0, least, power)
 
 
 def _constants(given: _Given, walk: _Walk) -> Tensor:
@@ -196,7 +243,7 @@ def _constants(given: _Given, walk: _Walk) -> Tensor:
 
 def _launch(
     x: Input,
-    y: Tensor | None,
+    y: Tensor | _Lines | None,
     tails: Pair,
     carry_in: Pair,
     carry_out: Pair,
@@ -205,14 +252,19 @@ def _launch(
 ) -> None:
     dtype, config = walk.dynamics.gain.dtype if y is None else y.dtype, walk.config
     data, constants, numbers, options = _arguments(x, dtype, walk)
-    size = options["work"][-1]
+    in_lines = isinstance(x, _Lines)
+    _, batch, synapses = x.shape
+    lanes = synapses * tiles(batch, WORD) * WORD if in_lines else synapses * batch
+    strides = [part.lines.stride(1) if isinstance(part, _Lines) else 0 for part in (x, y)]
     launch(
         exp_scan_kernel,
-        (tiles(size, config.BLOCK), config.chunks),
-        *(data, y, *both(tails), *both(carry_in), *both(carry_out), *constants, *numbers),
+        (tiles(lanes, config.BLOCK), config.chunks),
+        *(data, y.lines if isinstance(y, _Lines) else y, *both(tails)),
+        *(*both(carry_in), *both(carry_out), *constants, *numbers, *strides),
         REVERSE=reverse,
-        EVEN=size % config.BLOCK == 0,
-        GROUP=_sharing(config, x.shape[2]) if isinstance(x, PackedSpikes) else 1,
+        LINES=in_lines,
+        EVEN=lanes % config.BLOCK == 0,
+        GROUP=_sharing(config, synapses) if isinstance(x, PackedSpikes) else 1,
         config=config,
         **options,
     )
@@ -239,7 +291,8 @@ def _arguments(
     }
     sizes = (batch * synapses, synapses, words_per_row(synapses))
     numbers = (steps, tiles(steps, walk.config.chunks), walk.last, *sizes)
-    return packed(data_of(x)), constants, numbers, options
+    data = x.lines if isinstance(x, _Lines) else packed(data_of(x))
+    return data, constants, numbers, options
 
 
 def _for_each(of: Sequence[Any], count: int, x: Input, dynamics: Dynamics) -> list[Tensor]:
@@ -250,7 +303,9 @@ def _for_each(of: Sequence[Any], count: int, x: Input, dynamics: Dynamics) -> li
 
 def _config(x: Input, dtype: torch.dtype) -> LaunchConfig:
     """The settings of a scan from ``x`` to a sequence of a dtype, or back."""
-    return config_for("exp_scan_kernel", _work(x), _narrower(x, dtype), x.device)
+    config = config_for("exp_scan_kernel", _work(x), _narrower(x, dtype), x.device)
+    # A warp has a line: its states and tails lie a row apart, so that nothing is gained by width.
+    return replace(config, BLOCK=32, num_warps=1) if isinstance(x, _Lines) else config
 
 
 def _work(x: Input) -> Work:
@@ -261,7 +316,7 @@ def _work(x: Input) -> Work:
 
 def _narrower(x: Input, dtype: torch.dtype) -> torch.dtype:
     """The dtype that tiles must suit: half precision, unless the arithmetic is double."""
-    given = data_of(x).dtype
+    given = x.dtype if isinstance(x, _Lines) else data_of(x).dtype
     halves = [d for d in (given, dtype) if d in (torch.float16, torch.bfloat16)]
     return halves[0] if halves and torch.float64 not in (given, dtype) else dtype
 

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import functional
+from ..launch.config import LaunchConfig, override_config
 from ..modules.linear import DelayedLinear
 from ..modules.record import RecordTensor
 from ..modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent
+from ..ops.common import implementation
 
 FLOATING = ("float32", "float64", "bfloat16", "float16")
 DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
@@ -159,6 +161,26 @@ def scan(
     _backward(*(synapse.scan(sequence) for _ in range(2 if again else 1)))
 
 
+def cut(site: Site, **group: Any) -> None:
+    """The same cut into chunks, however long it is."""
+    chunks = LaunchConfig(32, num_warps=1, UNROLL=16, chunks=4)
+    with override_config(chunks, "exp_scan_kernel"):
+        scan(site, **group)
+
+
+def scan_lines(site: Site, x: torch.dtype | None = None, **group: Any) -> None:
+    """A sequence in lines of 32 rows of the batch, in which layers take it, and its gradient."""
+    steps, batch, synapses = site.shape[:3]
+    dynamics = site.synapse(**group).coefficients().dynamics
+    lines = (synapses, -(-batch // 32), steps, 32)
+    y, dx = (site.values(*lines, dtype=torch.float32) for _ in range(2))
+    initials = [site.values(dtype=torch.float32)] * dynamics.states
+    way = implementation("scan", site.device)
+    with torch.no_grad():
+        tails = way.scan_lines(site.values(*lines, dtype=x), y, batch, dynamics, initials, 1)
+        way.scan_lines_backward(y, dx, batch, tails, dynamics)
+
+
 def pack(site: Site) -> None:
     """Spikes are packed."""
     functional.pack_spikes(site.values(*site.shape[:3]))
@@ -207,6 +229,7 @@ CALLS = {
     "select_bwd_kernel": Call(delayed),
     "batch_dot_kernel": Call(delayed, options={"learned": True, "each": True}),
     "exp_scan_kernel": Call(scan, graph=False),
+    "exp_scan_carry_kernel": Call(cut, _ARITHMETIC, graph=False),
     "exp_scan_backward_kernel": Call(scan, _ARITHMETIC, _LEARNED),
     "exp_scan_constants_kernel": Call(scan, options={**_LEARNED, "kind": "double"}),
     "lines_kernel": Call(project, graph=False),
@@ -229,6 +252,8 @@ STEMS: dict[Function, tuple[str, ...]] = {
     delayed: ("read",),
     select: ("read",),
     scan: ("scan",),
+    cut: ("scan",),
+    scan_lines: ("scan",),
     project: ("projection", "record"),
 }
 """The modules of kernels that a call is about; what else it launches is another call's part."""
@@ -300,6 +325,8 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
         at(F32, step, x=F32, **_ALPHA, each=each)
         at(F32, delayed, **_ALPHA, each=each)
     at(F32, scan, **_ALPHA)
+    for dtype, group in ((torch.bool, {}), (F32, {}), (BF16, _DOUBLE), (F32, _ALPHA)):
+        at(F32, scan_lines, x=dtype, **group)
     for options in (
         {**_LEARNED, "again": True},
         {**_DOUBLE, "again": True},
