@@ -255,6 +255,11 @@ def test_operators_pass_opcheck(device):
 
     weight = torch.rand(4, 3, device=device)
     back = torch.tensor([[0, 1, 2]] * 4, device=device).int()
+    for delay, lower in ((weight, 0.0), (weight[:1].contiguous(), 0.5)):
+        way = (weight, delay, rates, *rule[:4], lower, 5)
+        opcheck(OPERATORS.make_taps, (*way, backend))
+        dweights, wanted = [None, weight], [True, True, False, True]
+        opcheck(OPERATORS.make_taps_backward, (dweights, *way, wanted, backend))
     dy = torch.rand(3, 2, 4, device=device)
     for strategy in ("shift", "gemm"):
         for digits in (None, "ieee"):

@@ -159,8 +159,8 @@ def test_taps_of_a_pair(device, backend, mode):
     sequences = [uniform(3, 1, 3, seed=5 + i).to(device) for i in range(2)]
 
     def projected(weight, delay, *rates):
-        tapped = taps(weight, delay, rates, rule, 3)
-        return project(sequences, tapped, 1, strategy="shift", backend=backend)[0, 0]
+        tapped = taps(weight, delay, rates, rule, 3, backend=backend)
+        return project(sequences, tapped, 1, 3, strategy="shift", backend=backend)[0, 0]
 
     def read(weight, delay, *rates):
         pair = [sequence.expand(3, 4, 3).contiguous() for sequence in sequences]

@@ -576,7 +576,7 @@ def delayed_linear(
     strategy = checks.check_strategy(strategy, x, dynamics.decays)
     rates = [_rate(dynamics.decay(state)) for state in range(dynamics.states)]
     rule = ReadRule("expdecay" if ratio is None else "alpha", step_time, max_delay)
-    taps = ops.taps(weight, delay, rates, rule, slots)
+    taps = ops.taps(weight, delay, rates, rule, slots, backend=backend)
     past = None
     if initial is not None:
         past = ops.Past(initial, [history[-1].to(dynamics.gain.dtype) for history in initial])

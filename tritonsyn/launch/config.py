@@ -85,6 +85,12 @@ def _constants(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(block, num_warps=max(1, block // 64))
 
 
+def _taps(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # Tiles so small that a layer of 256 x 256 keeps the GPU busy.
+    warps = 8 if dtype == torch.float64 else 4
+    return LaunchConfig(_tile(work[-1], 64, 16), num_warps=warps, BLOCK_R=16)
+
+
 def _step(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Two programs for each of an H100's 132 multiprocessors, but whole warps. Four elements of a
     # thread: forward 8 % faster there than eight, of which two states in half precision spill.
@@ -212,6 +218,8 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "transpose_bits_kernel": _transpose,
     "coefficients_kernel": _constants,
     "coefficients_bwd_kernel": _constants,
+    "taps_kernel": _taps,
+    "taps_bwd_kernel": _taps,
     "synapse_step_fwd_kernel": _step,
     "synapse_step_bwd_kernel": _step,
     "select_fwd_kernel": _read,

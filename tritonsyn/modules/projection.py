@@ -156,7 +156,8 @@ class DelayedProjection(Stateful):
             check_input("bias", self.bias, self.weight.shape[:1], self.weight.device)
         weight, delay = self.weight.flatten(1), self.delay.flatten(1)
         rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
-        return ops.taps(weight, delay, coefficients.rates, rule, slots)
+        rates = coefficients.rates
+        return ops.taps(weight, delay, rates, rule, slots, backend=self.backend)
 
     # -- state --------------------------------------------------------------------------------
 

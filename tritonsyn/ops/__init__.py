@@ -8,11 +8,12 @@ from ..values import Ring
 from .common import hold
 from .constants import coefficients
 from .delayed import Past, Run, choose, project_sequence
-from .projection import Taps, project_step, taps
+from .projection import project_step
 from .read import select, select_scan, time_since_older
 from .record import blank, push, read, row_slots, write_rows
 from .scan import pack_spikes, scan
 from .step import step
+from .taps import Taps, taps
 
 __all__ = [
     "Past",

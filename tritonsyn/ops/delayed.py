@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, data_of, dense, readable
-from .projection import Taps, component, project, total, way_of
+from .projection import component, project, total, way_of
 from .scan import pack_spikes, scan
 from .strategy import Work, cheapest
+from .taps import Taps
 
 
 class Past(NamedTuple):

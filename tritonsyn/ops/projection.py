@@ -1,57 +1,20 @@
 """The delayed projection as a differentiable operation.
 
-Interpolation folds into the weight, so that a connection is one tap, a whole number of steps back;
-the tap and its gradients to weight, delay and time constants are plain tensor expressions of the
-size of the weight.
+Interpolation folds into the weight, so that a connection is one tap, a whole number of steps back.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..values import PackedSpikes, ReadRule, Slot, data_of, locate
-from .common import chained, first_order, implementation, keep, kept, refuse_transforms, running
+from ..values import PackedSpikes, Slot, data_of
+from .common import chained, first_order, implementation, keep, kept, running
 from .operator import operator, traced_as
 from .record import row_slots
 from .strategy import precision
-
-
-class Taps(NamedTuple):
-    """The observation that each connection reads, and its weight."""
-
-    back: Tensor
-    """``[O, I]`` int32: whole steps."""
-    weights: tuple[Tensor, ...]
-    """``[O, I]`` of each component, the second one's with its sign."""
-
-
-def taps(
-    weight: Tensor, delay: Tensor, rates: Sequence[Tensor], rule: ReadRule, slots: int
-) -> Taps:
-    """Each connection as one tap: ``ceil(delay / step)`` and ``weight * exp(-fraction * rate)``.
-
-    The second component of a pair counts negatively; in the mode ``alpha`` both count positively,
-    and the first, which is the rise, is also multiplied by ``fraction * rate``.
-    ``weight`` and ``delay [O, I]``; ``rates`` (steps over time constant, 0-d or ``[I]``) one for
-    each component. Differentiable to all three; the delay is clamped to ``[0, rule.limit]`` with
-    zero gradient outside.
-    """
-    refuse_transforms()
-    located = locate(delay.detach(), rule, slots)
-    dtype = rates[0].dtype
-    bounded = delay.clamp(0.0, rule.limit)
-    fraction = located.fraction.to(dtype) - ((bounded - bounded.detach()) / rule.step).to(dtype)
-    weights = [weight.to(dtype) * torch.exp(-fraction * rate) for rate in rates]
-    if rule.mode == "alpha":
-        weights[0] = weights[0] * (fraction * rates[0])
-    elif len(weights) == 2:
-        weights[1] = -weights[1]
-    back = located.older.nan_to_num(0.0).to(torch.int32).contiguous()
-    # Packed rows, whatever the strides of weight and delay are.
-    return Taps(back, tuple([weight.contiguous() for weight in weights]))
-
+from .taps import Taps
 
 Way = tuple[str, str | None, str | None]
 """How a projection is computed, forward and backward: strategy, precision and backend."""

@@ -60,10 +60,10 @@ def taps(
     assert rate is not None
     rises, step = mode == "alpha" and not second, rule.step if want_slope else None
     fraction, rate = fraction.to(dtype), rate.unsqueeze(-1)
-    return (Tap(older, partial(_decayed, fraction, rate, rises, step, want_rate_slope)),)
+    return (Tap(older, partial(decayed, fraction, rate, rises, step, want_rate_slope)),)
 
 
-def _decayed(
+def decayed(
     fraction: Tensor, rate: Tensor, rises: bool, step: float | None, want_rate_slope: bool
 ) -> Weights:
     """What is left of an observation, or with ``rises`` what it has fed into the current."""

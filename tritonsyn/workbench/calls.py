@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import functional
+from .. import functional, ops
 from ..launch.config import LaunchConfig, override_config
 from ..modules.linear import DelayedLinear
 from ..modules.record import RecordTensor
@@ -181,6 +181,31 @@ def scan_lines(site: Site, x: torch.dtype | None = None, **group: Any) -> None:
         way.scan_lines_backward(y, dx, batch, tails, dynamics)
 
 
+def taps(
+    site: Site,
+    kind: str = "single",
+    delay: str = "each",
+    step_time: float = 1.0,
+    fixed: bool = False,
+    **group: Any,
+) -> None:
+    """Connections with weights and delays become taps, and their gradients.
+
+    ``delay``: of ``each`` connection, of each ``input`` or each ``output``, or ``one`` of all.
+    ``fixed``: neither weights nor delays are learned.
+    """
+    synapse, shape = site.synapse(kind, **group), site.shape
+    outputs, inputs = shape.outputs or shape.synapses, shape.synapses
+    rows, columns = delay in ("each", "output"), delay in ("each", "input")
+    size = outputs if rows else 1, inputs if columns else 1
+    given = [site.values(outputs, inputs), site.values(*size)]
+    if fixed:
+        given = [tensor.detach() for tensor in given]
+    rates, slots = synapse.coefficients().rates, synapse.spike_.recordsz
+    rule = synapse.delay_rule()._replace(step=step_time)
+    _backward(*ops.taps(*given, rates, rule, slots).weights)
+
+
 def pack(site: Site) -> None:
     """Spikes are packed."""
     functional.pack_spikes(site.values(*site.shape[:3]))
@@ -223,6 +248,8 @@ CALLS = {
     "transpose_bits_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
     "coefficients_kernel": Call(constants, options=_DOUBLE),
     "coefficients_bwd_kernel": Call(constants, options=_DOUBLE),
+    "taps_kernel": Call(taps),
+    "taps_bwd_kernel": Call(taps),
     "synapse_step_fwd_kernel": Call(step),
     "synapse_step_bwd_kernel": Call(step, options={"x": torch.float32}),
     "select_fwd_kernel": Call(delayed, graph=False),
@@ -246,6 +273,7 @@ CALLS = {
 
 STEMS: dict[Function, tuple[str, ...]] = {
     write: ("record",),
+    taps: ("taps",),
     pack: ("record",),
     constants: ("constants",),
     step: ("step",),
@@ -283,6 +311,13 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
             at(dtype, constants, kind=kind, learned=True, each=kind == "double")
     at(F32, constants, kind="double", learned=True)
     at(F32, constants, each=True, graph=False)
+    for dtype in (F32, F64, BF16):
+        for options in ({}, {**_DOUBLE}, {"kind": "alpha"}, {"kind": "alpha", "learned": True}):
+            at(dtype, taps, **options)
+    for delay in ("input", "output", "one"):
+        at(F32, taps, delay=delay)
+    at(F32, taps, step_time=0.3)
+    at(F32, taps, learned=True, fixed=True)
     at(F32, step)
     at(F32, step, x=F32, graph=False)
     at(BF16, step, x=BF16, kind="double")

@@ -1,0 +1,140 @@
+"""Connections with a weight and a delay as taps, as a differentiable operation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..values import ReadRule
+from .common import chained, first_order, implementation, keep, kept, running, without_graph
+from .operator import operator, traced_as
+
+Tensors = list[Tensor]
+
+
+class Taps(NamedTuple):
+    """The observation that each connection reads, and its weight."""
+
+    back: Tensor
+    """``[O, I]`` int32: whole steps."""
+    weights: tuple[Tensor, ...]
+    """``[O, I]`` of each component, the second one's with its sign."""
+
+
+def _like_taps(weight, delay, rates, *settings):  # type: ignore[no-untyped-def]
+    dtypes = [torch.int32, *(rate.dtype for rate in rates)]
+    return [weight.new_empty(weight.shape, dtype=dtype) for dtype in dtypes]
+
+
+@operator(fake=_like_taps)
+def make_taps(
+    weight: Tensor,
+    delay: Tensor,
+    rates: Tensors,
+    mode: str,
+    step: float,
+    limit: float,
+    tolerance: float,
+    lower: float,
+    slots: int,
+    backend: str | None,
+) -> Tensors:
+    """``[back, *weights]``; from ``mode`` to ``tolerance`` the fields of a :class:`ReadRule`."""
+    rule = ReadRule(mode, step, limit, tolerance)
+    module = implementation("taps", weight.device, backend)
+    return module.taps(weight, delay, rates, rule, slots, lower)
+
+
+def _like_inputs(
+    dweights, weight, delay, rates, mode, step, limit, tolerance, lower, slots, wanted, *_
+):  # type: ignore[no-untyped-def]
+    pairs = zip((weight, delay, *rates), wanted, strict=True)
+    return [x.new_empty(x.shape) for x, want in pairs if want]
+
+
+@operator(fake=_like_inputs)
+def make_taps_backward(
+    dweights: list[Tensor | None],
+    weight: Tensor,
+    delay: Tensor,
+    rates: Tensors,
+    mode: str,
+    step: float,
+    limit: float,
+    tolerance: float,
+    lower: float,
+    slots: int,
+    wanted: list[bool],
+    backend: str | None,
+) -> Tensors:
+    """The gradients of weight, delay and rates, where they are wanted."""
+    rule = ReadRule(mode, step, limit, tolerance)
+    module = implementation("taps", weight.device, backend)
+    operands = (dweights, weight, delay, rates, rule, slots, lower, wanted)
+    return module.taps_backward(*operands)
+
+
+_Settings = tuple[str, float, float, float, float, int]
+"""Of the rule: mode, step, limit, tolerance; the lower bound of delays; slots of the records."""
+
+
+class _Taps(torch.autograd.Function):
+    """Of weight, delay and rates."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: _Settings, backend: str | None, weight: Tensor, delay: Tensor,
+        *rates: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        back, *weights = make_taps(weight, delay, list(rates), *settings, backend)
+        ctx.settings, ctx.backend = settings, backend
+        keep(ctx, (weight, delay), rates)
+        ctx.mark_non_differentiable(back)
+        return (back, *weights)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, _: Any, *dweights: Tensor | None) -> tuple[Tensor | None, ...]:
+        (weight, delay), rates = kept(ctx)
+        wanted = list(ctx.needs_input_grad[2:])
+        way = (*ctx.settings, wanted, ctx.backend)
+        found = iter(make_taps_backward(list(dweights), weight, delay, rates, *way))
+        return None, None, *[next(found) if want else None for want in wanted]
+
+
+@traced_as(lambda rates: [rate.view(rate.shape) for rate in rates])
+def _distinct(rates: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Where a Function is traced it takes no tensor twice; coupled states have one rate."""
+    return rates
+
+
+def taps(
+    weight: Tensor,
+    delay: Tensor,
+    rates: Sequence[Tensor],
+    rule: ReadRule,
+    slots: int,
+    lower: float = 0.0,
+    *,
+    backend: str | None = None,
+) -> Taps:
+    """Each connection as one tap: ``ceil(delay / step)`` and ``weight * exp(-fraction * rate)``.
+
+    The second component of a pair counts negatively; in the mode ``alpha`` both count positively,
+    and the first, which is the rise, is also multiplied by ``fraction * rate``.
+    ``weight [O, I]``; ``delay [O, I]``, ``[1, I]`` where the outputs share those of the inputs, or
+    ``[O, 1]``; ``rates`` (steps over time constant, 0-d or ``[I]``) one for each component.
+    Differentiable to all three; the delay is clamped to ``[lower, rule.limit]`` with zero gradient
+    outside.
+    """
+    settings = (rule.mode, rule.step, rule.limit, rule.tolerance, lower, slots)
+    # Packed rows, once for both passes.
+    weight, delay = weight.contiguous(), delay.contiguous()
+    if chained(weight, delay, *rates):
+        backend = running(weight.device, backend)
+        back, *weights = _Taps.apply(settings, backend, weight, delay, *_distinct(rates))
+    else:
+        with without_graph():
+            back, *weights = make_taps(weight, delay, list(rates), *settings, backend)
+    return Taps(back, tuple(weights))
