@@ -53,7 +53,7 @@ def shift_table_kernel(
 ):  # fmt: skip
     """``weights[c, r] = weight[r, c]`` and ``offsets[c, r] = back[r, c] * UNIT``.
 
-    ``[C + 1, width]``, zeros from ``R`` and ``C`` on: :func:`shift_sum_kernel` reads without masks.
+    ``[C, width]``, zeros from ``R`` on, so that :func:`shift_sum_kernel` reads without masks.
     No streams: of the size of the weight.
     """
     tile_r, tile_c = tile_of(tl.program_id(0), width, BLOCK)
@@ -63,7 +63,7 @@ def shift_table_kernel(
     rows, columns = offs_r.to(tl.int64)[None, :], offs_c.to(tl.int64)[:, None]
     weight = tl.load(weight_ptr + rows * stride_w_r + columns * stride_w_c, mask=live, other=0.0)
     back = tl.load(back_ptr + rows * stride_back_r + columns * stride_back_c, mask=live, other=0)
-    inside = (offs_r < width)[None, :] & (offs_c <= C)[:, None]
+    inside = (offs_r < width)[None, :] & (offs_c < C)[:, None]
     tl.store(weights_ptr + columns * width + rows, weight, mask=inside)
     tl.store(offsets_ptr + columns * width + rows, back * UNIT, mask=inside)
 
@@ -77,7 +77,7 @@ def shift_sum_kernel(
 ):  # fmt: skip
     """``out[r, t] = sum_c weights[c, r] * src[c, lead + t - back[r, c]]``, on lines.
 
-    ``weights, offsets [C + 1, width]`` are those of :func:`shift_table_kernel`, the latter
+    ``weights, offsets [C, width]`` are those of :func:`shift_table_kernel`, the latter
     ``-back * WIDTH``; ``src`` has ``lead`` rows before the first step. ``ADJOINT`` reads
     ``src[c, t + back[r, c]]``, and the offsets are positive. What would be read before the first
     row, or from ``end`` on, is zero and read there: a tile of zeros stands for any number of rows.
@@ -98,9 +98,8 @@ def shift_sum_kernel(
     weights_ptr += tile_r * BLOCK_R
     in_tile = tl.arange(0, BLOCK_R)
     acc = tl.zeros([BLOCK_R, BLOCK], ACC)
-    # The offsets of the next line are on their way while this one is read.
-    offset = tl.load(offsets_ptr + in_tile)
     for _ in range(C):
+        offset = tl.load(offsets_ptr + in_tile)
         if ADJOINT:
             offset = tl.minimum(offset, end - start)
         else:
@@ -111,7 +110,6 @@ def shift_sum_kernel(
         src_ptr += stride_src_c
         offsets_ptr += width
         weights_ptr += width
-        offset = tl.load(offsets_ptr + in_tile)
         acc += weight[:, None] * values.to(ACC)
     out_ptrs = (
         out_ptr

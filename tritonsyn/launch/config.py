@@ -152,22 +152,23 @@ def _lines(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    chunks, _, outputs, places = work
-    # 16 bytes of a thread, of each output; what they are added to takes most of the registers.
-    block = _tile(places, 512)
-    config = LaunchConfig(block, num_warps=max(1, block // 128), BLOCK_R=_tile(outputs, 16, 1))
-    most = 8 if dtype.itemsize == 8 else 16
-    programs = chunks * -(-places // block)
-    while most > 2 and programs * -(-outputs // most) < _BUSY // 4:
-        most //= 2
-    return replace(config, BLOCK_R=min(config.BLOCK_R, most))
+    groups, _, outputs, places = work
+    # Eight elements of a thread share the weight and offset of each output, which are loaded beside
+    # them; what they are added to takes half of the registers. Tiles of 32 steps of 32 samples
+    # would waste too much of a short sequence.
+    block = _tile(places, 1024 if places > 6 * 1024 else 512)
+    config = LaunchConfig(block, max(1, block // (128 if dtype.itemsize == 8 else 256)), BLOCK_R=8)
+    programs = groups * -(-places // block)
+    while config.BLOCK_R > 1 and programs * -(-outputs // config.BLOCK_R) < _BUSY // 4:
+        config = replace(config, BLOCK_R=config.BLOCK_R // 2)
+    return config
 
 
 def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    chunks, inputs, outputs, places = work
+    groups, inputs, outputs, places = work
     config = LaunchConfig(_tile(places, 128), num_warps=8, BLOCK_R=8, BLOCK_C=4)
     programs = -(-outputs // config.BLOCK_R) * -(-inputs // config.BLOCK_C)
-    return _in_parts(config, programs, chunks * -(-places // (4 * config.BLOCK)))
+    return _in_parts(config, programs, groups * -(-places // (4 * config.BLOCK)))
 
 
 def _shift_step(work: Work, dtype: torch.dtype) -> LaunchConfig:

@@ -192,7 +192,7 @@ def _table(weight: Tensor, back: Tensor, unit: int, reader: LaunchConfig) -> tup
     outputs, inputs = weight.shape
     # Rows of a multiple of 16 are read in wide loads.
     whole = max(16, reader.BLOCK_R)
-    size = (inputs + 1, tiles(outputs, whole) * whole)
+    size = (inputs, tiles(outputs, whole) * whole)
     weights = torch.empty(size, dtype=weight.dtype, device=weight.device)
     offsets = torch.empty(size, dtype=torch.int32, device=weight.device)
     launch(

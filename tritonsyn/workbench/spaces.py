@@ -31,7 +31,11 @@ _LINES: Space = {"BLOCK": [16, 32, 64], "num_warps": [2, 4, 8]}
 _PROJECTIONS = {
     "lines_kernel": _LINES,
     "shift_table_kernel": _LINES,
-    "shift_sum_kernel": _tiles([256, 512, 1024], [4, 8, 16], [1]),
+    "shift_sum_kernel": {
+        "BLOCK": [256, 512, 1024],
+        "num_warps": [1, 2, 4, 8],
+        "BLOCK_R": [4, 8, 16],
+    },
     "shift_dot_kernel": _tiles([64, 128, 256], [4, 8, 16], [2, 4, 8]),
     "shift_step_kernel": _tiles([16, 32, 64], [1, 2, 4], [1], unroll=(4, 8, 16)),
     "temporal_gemm_kernel": _tiles([32, 64, 128], [32, 64], [16, 32, 64]),
