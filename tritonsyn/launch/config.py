@@ -27,7 +27,8 @@ class LaunchConfig:
     num_warps: int = 4
     """Warps of 32 threads that share a program, a power of two of at most 32."""
     UNROLL: int = 1
-    """Steps of a scan, connections or spikes whose loads are in flight ahead of the arithmetic."""
+    """Steps of a scan, connections or spikes whose loads are in flight ahead of the arithmetic; or
+    rows for which a read locates a time once."""
     chunks: int = 1
     """Parts of a sequence that are handled side by side; a scan reads each twice if there are more
     than one."""
@@ -110,18 +111,33 @@ def _transpose(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _read(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    *_, shared, row = work
+    if shared > 1:
+        # On an H100 four of a thread were fastest. In float64 these do not fit in the registers.
+        block = _tile(row, 512)
+        warps = max(1, block * max(4, dtype.itemsize) // 512)
+        return _together(LaunchConfig(block, num_warps=warps), work)
     # Two or four times per thread, on an H100 1.1 to 1.6 times as fast as eight.
-    block = _tile(work[-1], 1024 if work[-1] > 1 << 14 else 512)
+    block = _tile(row, 1024 if row > 1 << 14 else 512)
     return LaunchConfig(block, num_warps=min(8, block // 32))
 
 
 def _scatter(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # A program walks all times of its synapses: more programs rather than larger ones.
-    batch, synapses = work
-    block = _tile(synapses)
-    while block > 128 and batch * -(-synapses // block) < _BUSY:
-        block //= 2
-    return LaunchConfig(block, num_warps=max(1, block // 256))
+    # One element of a thread: with more, loads and stores of the record do not suit those of times.
+    block = _tile(work[-1], 128)
+    return _together(LaunchConfig(block, num_warps=block // 32), work)
+
+
+def _together(config: LaunchConfig, work: Work) -> LaunchConfig:
+    """Up to eight rows that share times in a program, as long as there is one for each of nearly
+    all multiprocessors of an H100."""
+    rows, shared, size = work
+    unroll = 8
+    while unroll > 1 and (
+        unroll > shared or rows * -(-shared // unroll) * -(-size // config.BLOCK) < 128
+    ):
+        unroll //= 2
+    return replace(config, UNROLL=unroll)
 
 
 def _scan(work: Work, dtype: torch.dtype) -> LaunchConfig:

@@ -118,7 +118,7 @@ def locating_arguments(
     mantissa, exponent = math.frexp(rule.step)
     # Neither such a step nor its inverse is subnormal in float32.
     exact = mantissa == 0.5 and abs(exponent) < 126
-    numbers = (rule.step, 1.0 / rule.step, rule.limit, rule.tolerance)
+    numbers = tuple(map(float, (rule.step, 1.0 / rule.step, rule.limit, rule.tolerance)))
     # A fused multiply-add would round the distance to an observation differently.
     options = {"DIVIDE": not exact, "EPSILON": torch.finfo(time).eps, "enable_fp_fusion": False}
     return numbers, options

@@ -1,6 +1,6 @@
 """Delayed reads of a record: a gather with interpolation, and its adjoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..kernels.read import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
 from ..values import Reading, compute_dtype
-from .launcher import accumulator, both, covering, launch, locating_arguments, packed, tiles
+from .config import LaunchConfig
+from .launcher import Grid, accumulator, both, covering, launch, locating_arguments, packed, tiles
 
 # Rows of one batch that a program of the batch reduction adds up.
 _ROWS = 16
@@ -28,11 +29,13 @@ def select(
     rate_slopes = [torch.empty_like(value, dtype=acc) for _ in records] if want_rate_slopes else []
     times, rates, numbers, sizes, options = _arguments(records, reading)
     outputs = (value, slope, *both(rate_slopes))
+    overbound = float(reading.rule.overbound or 0.0)
+    shared = rows // max(times.shape[0], 1)
     launch(
         select_fwd_kernel,
-        covering(row, rows),
-        *(times, *both(records), *rates, *outputs, *numbers, reading.rule.overbound or 0.0, *sizes),
-        work=(rows, row),
+        _grid(row, times.shape[0], shared),
+        *(times, *both(records), *rates, *outputs, *numbers, overbound, *sizes, shared),
+        work=(times.shape[0], shared, row),
         **options,
     )
     return [value, *([] if slope is None else [slope]), *rate_slopes]
@@ -41,13 +44,19 @@ def select(
 def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading) -> None:
     _, batch, synapses = drecords[0].shape
     times, rates, numbers, sizes, options = _arguments(drecords, reading)
+    shared = batch // max(times.shape[0], 1)
     launch(
         select_bwd_kernel,
-        covering(synapses, batch if dvalue.numel() else 0),
-        *(times, packed(dvalue), *both(drecords), *rates, *numbers, *sizes, reading.steps),
-        work=(batch, synapses),
+        _grid(synapses, times.shape[0] if dvalue.numel() else 0, shared),
+        *(times, packed(dvalue), *both(drecords), *rates, *numbers, *sizes, shared, reading.steps),
+        work=(times.shape[0], shared, synapses),
         **options,
     )
+
+
+def _grid(size: int, sel_rows: int, shared: int) -> Callable[[LaunchConfig], Grid]:
+    """Programs for ``size`` elements in each of the ``shared`` rows that have a row of times."""
+    return lambda config: (sel_rows * tiles(shared, config.UNROLL) * tiles(size, config.BLOCK),)
 
 
 def _arguments(

@@ -134,10 +134,13 @@ def step(site: Site, x: torch.dtype = torch.bool, unused: bool = False, **group:
     _backward(synapse.current if unused else current)
 
 
-def delayed(site: Site, time: torch.dtype | None = None, times: int = 1, **group: Any) -> None:
-    """A delayed read of the currents, and its gradients."""
+def delayed(
+    site: Site, time: torch.dtype | None = None, times: int = 1, shared: bool = False, **group: Any
+) -> None:
+    """A delayed read of the currents, and its gradients; ``shared``: the batch shares the times."""
     synapse = site.synapse(**group)
-    sel = site.values(*site.shape[1:3], times, dtype=time)
+    batch, synapses = site.shape[1:3]
+    sel = site.values(1 if shared else batch, synapses, times, dtype=time)
     synapse(site.values())
     _backward(synapse.current_at(sel))
 
@@ -333,8 +336,9 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F64, select, step_time=0.3, capturable=True)
     at(F32, delayed, graph=False)
     at(F32, delayed, times=3, **_DOUBLE)
+    at(F32, delayed, shared=True, learned=True)
     at(BF16, delayed, kind="double", current_overbound=None, learned=True)
-    at(F64, delayed, **_DOUBLE, capturable=True, times=2)
+    at(F64, delayed, **_DOUBLE, capturable=True, times=2, shared=True)
     at(F16, delayed, time=F32, each=True, learned=True)
     at(F32, scan, graph=False, x=torch.bool)
     at(F32, scan, **_LEARNED)
@@ -358,7 +362,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
         at(dtype, project, strategy="events")
     for each in (False, True):
         at(F32, step, x=F32, **_ALPHA, each=each)
-        at(F32, delayed, **_ALPHA, each=each)
+        at(F32, delayed, **_ALPHA, each=each, shared=each)
     at(F32, scan, **_ALPHA)
     for dtype, group in ((torch.bool, {}), (F32, {}), (BF16, _DOUBLE), (F32, _ALPHA)):
         at(F32, scan_lines, x=dtype, **group)
