@@ -82,7 +82,7 @@ def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, 
         yield f"{kind}: sequences with gradients, and from bits", sequence
     yield "record with gradients", lambda backend: record(backend, times)
     for kind in ("single", "alpha"):  # a tap for a connection, and two
-        for strategy in ("shift", "gemm", "events"):
+        for strategy in ("shift", "gemm", "bits", "events"):
             run = partial(layer, kind=kind, spikes=spikes, delay=delay, strategy=strategy)
             yield f"{kind}: delayed linear layer with gradients, {strategy}", run
 
@@ -109,7 +109,7 @@ def layer(backend: str, kind: str, spikes: torch.Tensor, delay: float, strategy:
         )  # fmt: skip
         leaves = list(module.parameters())
         x = spikes
-        if strategy != "events":  # which takes spikes as they are
+        if strategy not in ("bits", "events"):  # which takes spikes as they are
             x = spikes.float().requires_grad_()
             leaves.append(x)
         y = module.scan(x)

@@ -1,8 +1,8 @@
 """Kernels of the delayed projection: each connection reads its input some whole steps back.
 
-``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` is computed in one of three ways: as a
-sum of shifted rows, whose cost does not depend on the longest delay; as a masked matrix product for
-each delay, on tensor cores; or as an event-driven sum over the spikes.
+``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` is computed in one of two ways: as a
+sum of shifted rows, whose cost does not depend on the longest delay; or as a masked matrix product
+for each delay, on tensor cores.
 """
 
 import triton
@@ -292,102 +292,6 @@ def temporal_gemm_dot_kernel(
     tl.store(dweight_ptr + connection, acc, mask=live & (back == k))
 
 
-@triton.jit
-def _lowest_bit(word):
-    """Index of the lowest bit that is set: the exponent of that bit as a float."""
-    exponent = (word & -word).to(tl.float32).to(tl.int32, bitcast=True)
-    return ((exponent >> 23) & 0xFF) - 127
-
-
-@triton.jit
-def spike_sum_kernel(
-    words_ptr, weight_ptr, back_ptr, out_ptr,
-    T, share, slots, B, W, N,
-    BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """``out[t, b, o] += sum_i weight[i, o] * x[t - back[i, o], b, i]``, one spike at a time.
-
-    ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``, ``back < slots``;
-    ``out [T, B, O]`` zeros. A program owns ``share`` steps of one row of the batch and ``BLOCK``
-    outputs, so that it adds without atomics and in the order of time; it handles the spikes of its
-    steps and of the ``slots - 1`` before them. It prefetches the next word; the connections of
-    ``UNROLL`` spikes are in flight at once. Moves 1/8 byte per input and step, and 16
-    bytes per spike and output. No streams: what is read depends on the spikes.
-    """
-    tile_o, row = tile_of(tl.program_id(0), N, BLOCK)
-    b = row.to(tl.int64)
-    offs_o = tile_o * BLOCK + tl.arange(0, BLOCK)
-    mask_o = offs_o < N
-    first = tl.program_id(1) * share
-    end = first + tl.minimum(share, T - first)
-    start = tl.maximum(first - slots + 1, 0)
-    width = tl.cast(W, tl.int64)
-    row_ptr = words_ptr + (start * tl.cast(B, tl.int64) + b) * width
-    ahead = tl.load(row_ptr, mask=start < end, other=0)
-    for t in range(start, end):
-        next_row_ptr = row_ptr + B * width
-        for w in range(W):
-            word = ahead
-            within = w + 1 < W
-            next_ptr = tl.where(within, row_ptr + w + 1, next_row_ptr)
-            ahead = tl.load(next_ptr, mask=within | (t + 1 < end), other=0)
-            while word != 0:
-                weights = ()
-                rows = ()
-                for _ in tl.static_range(UNROLL):
-                    live = mask_o & (tl.zeros_like(offs_o) + word != 0)
-                    connection = (w * 32 + _lowest_bit(word)).to(tl.int64) * N + offs_o
-                    weights += (tl.load(weight_ptr + connection, mask=live, other=0.0),)
-                    rows += (t + tl.load(back_ptr + connection, mask=live, other=T),)
-                    word = word & (word - 1)
-                for i in tl.static_range(UNROLL):
-                    live = (rows[i] >= first) & (rows[i] < end)
-                    out_ptrs = out_ptr + (rows[i].to(tl.int64) * B + b) * N + offs_o
-                    total = tl.load(out_ptrs, mask=live, other=0.0) + weights[i]
-                    tl.store(out_ptrs, total, mask=live)
-                    # May be loaded next by a different thread from the one that stored it.
-                    tl.debug_barrier()
-        row_ptr = next_row_ptr
-
-
-@triton.jit
-def spike_dot_kernel(
-    words_ptr, dy_ptr, back_ptr, partial_ptr,
-    V, share, J, unit, C, N,
-    ACC: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """``sum_j x[j, i] * dy[j + back[i, o] * unit, o]``, partials over parts of the words.
-
-    ``words [C, V]`` the spikes, 32 of ``j = t * B + b`` a word, ``unit = B``; ``dy [J, N]``;
-    ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. It prefetches
-    the next word; the rows of ``UNROLL`` spikes are in flight at once. Moves 1/8 byte per input and
-    step, and 4 bytes per spike and output. No streams: what is read depends on the spikes.
-    """
-    tile_o, source = tile_of(tl.program_id(0), N, BLOCK)
-    i = source.to(tl.int64)
-    offs_o = tile_o * BLOCK + tl.arange(0, BLOCK)
-    part = tl.program_id(1).to(tl.int64)
-    mask_o = offs_o < N
-    delay = tl.load(back_ptr + i * N + offs_o, mask=mask_o, other=0).to(tl.int64) * unit
-    acc = tl.zeros([BLOCK], ACC)
-    begin = part * share
-    end = tl.minimum(begin + share, V)
-    ahead = tl.load(words_ptr + i * V + begin, mask=begin < end, other=0)
-    for v in range(begin, end):
-        word = ahead
-        ahead = tl.load(words_ptr + i * V + v + 1, mask=v + 1 < end, other=0)
-        while word != 0:
-            values = ()
-            for _ in tl.static_range(UNROLL):
-                row = v * 32 + _lowest_bit(word) + delay
-                live = mask_o & (row < J) & (tl.zeros_like(offs_o) + word != 0)
-                values += (tl.load(dy_ptr + row * N + offs_o, mask=live, other=0.0).to(ACC),)
-                word = word & (word - 1)
-            for k in tl.static_range(UNROLL):
-                acc += values[k]
-    tl.store(partial_ptr + (part * C + i) * N + offs_o, acc, mask=mask_o)
-
-
 STREAMS = {
     "lines_kernel": streams("BLOCK", "WIDTH", src=READ, lines=WRITE),
     "shift_table_kernel": streams("BLOCK"),
@@ -396,6 +300,4 @@ STREAMS = {
     "shift_step_kernel": streams("BLOCK"),
     "temporal_gemm_kernel": streams("BLOCK"),
     "temporal_gemm_dot_kernel": streams("BLOCK"),
-    "spike_sum_kernel": streams("BLOCK"),
-    "spike_dot_kernel": streams("BLOCK"),
 }

@@ -13,9 +13,9 @@ import null_driver
 import smoke
 import torch
 
-from tritonsyn.kernels.projection import spike_sum_kernel
 from tritonsyn.kernels.read import select_bwd_kernel, select_fwd_kernel
 from tritonsyn.kernels.record import ring_take_kernel
+from tritonsyn.kernels.spikes import spike_sum_kernel
 from tritonsyn.kernels.step import synapse_step_bwd_kernel
 from tritonsyn.launch import read as launch
 from tritonsyn.values import Reading, ReadRule

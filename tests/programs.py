@@ -336,7 +336,7 @@ class Maker:
         self.delay = self.any_delay()
         self.inplace = self.chance(0.1)
         self.layer = self.chance(0.35)
-        self.strategy = pick(["auto", "shift", "gemm", "events"]) if self.layer else ""
+        self.strategy = pick(["auto", "shift", "gemm", "bits", "events"]) if self.layer else ""
         # No time lies a tolerance from an observation, where its rounding would decide.
         tolerance = pick([0.0, 0.0, 0.0, 1e-3, self.dt * 0.0613, self.dt * 0.3047])
         options = {
@@ -372,7 +372,7 @@ class Maker:
             self.constants.append((name, form, ""))
             return repr(self.number(low, high))
         sizes = [(), self.shape, self.shape[-1:], (*self.shape[:-1], 1)]
-        size = () if self.strategy == "events" else self.pick(sizes)
+        size = () if self.strategy in ("bits", "events") else self.pick(sizes)
         dtype = self.wide if self.chance(0.85) else self.pick([torch.float32, torch.float64])
         value = literal(self.numbers(size, low, high, dtype))
         self.constants.append((name, form, value))
@@ -442,7 +442,7 @@ class Maker:
         spikes = spikes.view(size).bool()
         dtypes = [torch.bool] * 3 + [torch.uint8, torch.int64, torch.int32]
         dtypes += [torch.float32] * 2 + [torch.float64] * 2 + [torch.bfloat16, torch.float16]
-        dtype = torch.bool if self.strategy == "events" else self.pick(dtypes)
+        dtype = torch.bool if self.strategy in ("bits", "events") else self.pick(dtypes)
         if dtype.is_floating_point and self.chance(0.6):
             x = spikes * self.numbers(size, -2.0, 3.0, dtype)
             # Triton's interpreter takes -0.0 in bfloat16, of which it compares bits, for a spike.

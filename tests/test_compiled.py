@@ -9,6 +9,7 @@ from torch.library import opcheck
 
 import tritonsyn
 from tritonsyn import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent, functional
+from tritonsyn.ops.spikes import pack_trains
 from tritonsyn.ops.strategy import Work, cheapest
 from tritonsyn.values import ReadRule
 
@@ -170,7 +171,8 @@ def test_the_costs_on_a_gpu_are_compared_while_compiling():
 
 
 @pytest.mark.parametrize("learned_constants", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_compiled_walk_over_spikes_equals_an_eager_one(device, learned_constants):
+@pytest.mark.parametrize("strategy", ["bits", "events"])
+def test_a_compiled_sum_of_spikes_equals_an_eager_one(device, strategy, learned_constants):
     constants = [
         torch.nn.Parameter(torch.tensor(v)) if learned_constants else v for v in (2.0, 6.0)
     ]
@@ -180,7 +182,7 @@ def test_a_compiled_walk_over_spikes_equals_an_eager_one(device, learned_constan
         torch.manual_seed(0)
         return tritonsyn.DelayedLinear(
             3, 4, 1.0, synapse=physics, delay=3.0, batch_size=2, device=device,
-            strategy="events", capturable=capturable,
+            strategy=strategy, capturable=capturable,
         )  # fmt: skip
 
     compiled, eager = make(True), make(False)
@@ -274,6 +276,11 @@ def test_operators_pass_opcheck(device):
     opcheck(OPERATORS.project_component, (*walk, weight, back, 4, 3, *way))
     dv = torch.rand(4, 2, 4, device=device)
     opcheck(OPERATORS.project_component_backward, (dv, *walk, None, back, 4, 3, f32, *way))
+    opcheck(OPERATORS.pack_steps, (*walk, 3, backend))
+    trains = (pack_trains(packed, 3, backend=backend).words, list(packed.shape))
+    way = ("bits", None, backend)
+    opcheck(OPERATORS.project_component, (*trains, weight, back, 4, 3, *way))
+    opcheck(OPERATORS.project_component_backward, (dv, *trains, None, back, 4, 3, f32, *way))
 
 
 def turned(tensor):

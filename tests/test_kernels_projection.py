@@ -6,14 +6,11 @@ import pytest
 import torch
 from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
 
-from tritonsyn.functional import pack_spikes
 from tritonsyn.launch import projection as launch
-from tritonsyn.launch import scan as decay_launch
 from tritonsyn.launch.config import LaunchConfig, override_config
 from tritonsyn.reference import projection as reference
-from tritonsyn.reference import scan as decay_reference
-from tritonsyn.testing import assert_close_as_torch, poisoned_empty
-from tritonsyn.values import PackedSpikes, compute_dtype
+from tritonsyn.testing import assert_close_as_torch
+from tritonsyn.values import compute_dtype
 
 # Steps, batch, inputs, outputs, slots: single ones, and one more or less than a tile.
 SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), (3, 33, 4, 8, 12)]
@@ -21,21 +18,6 @@ EMPTY = [(2, 0, 3, 2, 2), (2, 3, 0, 2, 2)]
 SHIFTS = ("shift_sum_kernel", "shift_dot_kernel", "shift_step_kernel")
 STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm"])
 sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
-# A walk takes a step of the interpreter for each spike and output.
-walks = pytest.mark.parametrize(
-    ("size", "rate"),
-    [
-        pytest.param(s, r, marks=[pytest.mark.slow] if r == 1.0 and s in SIZES[2:] else [])
-        for s in (*SIZES, *EMPTY)
-        for r in (0.0, 0.3, 1.0)
-    ],
-    ids=str,
-)
-walks_in_tiles = pytest.mark.parametrize(
-    "size",
-    [pytest.param(s, marks=[pytest.mark.slow] if s == SIZES[3] else []) for s in (*SIZES, *EMPTY)],
-    ids=str,
-)
 
 
 @pytest.fixture
@@ -43,11 +25,9 @@ def tiny_tiles() -> Iterator[None]:
     """Tiles that sizes go beyond in every direction, and more parts than some sizes can fill."""
     shifts = LaunchConfig(32, UNROLL=3, chunks=3, BLOCK_R=4, BLOCK_C=2)
     products = LaunchConfig(16, BLOCK_R=16, BLOCK_C=16)  # tensor cores take no smaller ones
-    walks = LaunchConfig(4, UNROLL=3, chunks=3)
     with (
         override_config(shifts, "lines_kernel", "shift_table_kernel", *SHIFTS),
         override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),
-        override_config(walks, "spike_sum_kernel", "spike_dot_kernel", "transpose_bits_kernel"),
     ):
         yield
 
@@ -186,72 +166,6 @@ def test_precision_of_the_tensor_cores(device, precision, digits):
     arguments = (tensor.to(device) for tensor in (sequence, weight, back))
     actual = launch.project(*arguments, *way, precision).cpu().to(F64)
     assert (actual - wanted).abs().max() <= digits * wanted.abs().max()
-
-
-def spikes_of(size, rate):
-    steps, batch, inputs, _, _ = size
-    return pack_spikes(uniform(steps, batch, inputs, seed=4) < rate)
-
-
-def on(device, spikes):
-    return PackedSpikes(spikes.words.to(device), spikes.shape)
-
-
-@walks
-def test_walk_over_spikes(device, size, rate):
-    weight, back = connections(size)
-    spikes, slots = spikes_of(size, rate), size[-1]
-    with poisoned_empty():
-        v = launch.project_spikes(on(device, spikes), weight.to(device), back.to(device), slots)
-    expected = reference.project_spikes(spikes, weight, back, slots)
-    torch.testing.assert_close(v.cpu(), expected, rtol=0, atol=1e-12)
-    dense = (uniform(*spikes.shape, seed=4) < rate).to(F64)
-    dense = reference.project(dense, weight, back, size[0], slots, "gemm", "ieee")
-    torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
-
-
-@walks
-def test_adjoint_of_the_walk(device, size, rate):
-    steps, batch, _, outputs, slots = size
-    _, back = connections(size)
-    spikes, dv = spikes_of(size, rate), signal(steps, batch, outputs)
-    with poisoned_empty():
-        arguments = dv.to(device), on(device, spikes), back.to(device), slots
-        dweight = launch.project_spikes_weight(*arguments)
-    expected = reference.project_spikes_weight(dv, spikes, back, slots)
-    torch.testing.assert_close(dweight.cpu(), expected, rtol=0, atol=1e-12)
-    dense = (uniform(*spikes.shape, seed=4) < rate).to(F64)
-    dense = reference.project_backward(dv, dense, None, back, steps, slots, "gemm", "ieee")[1]
-    torch.testing.assert_close(expected, dense, rtol=0, atol=1e-12)
-
-
-@walks_in_tiles
-def test_edges_of_tiles_of_the_walks(device, tiny_tiles, size):
-    test_walk_over_spikes(device, size, 0.3)
-    test_adjoint_of_the_walk(device, size, 0.3)
-
-
-def test_a_word_with_its_sign_bit_set(device):
-    """Input 31 is the sign of an int32 word."""
-    x = torch.zeros(2, 1, 40, dtype=torch.bool)
-    x[0, 0, 31] = x[1, 0, 39] = True
-    weight = torch.arange(40.0, dtype=F64).view(1, 40)
-    back = torch.ones(1, 40, dtype=torch.int32)
-    spikes = on(device, pack_spikes(x))
-    v = launch.project_spikes(spikes, weight.to(device), back.to(device), 2)
-    assert v.flatten().tolist() == [0.0, 31.0]
-
-
-@pytest.mark.parametrize("rows", [0, 1, 31, 64, 300])
-@pytest.mark.parametrize("synapses", [1, 32, 45])
-def test_bits_are_transposed(device, tiny_tiles, rows, synapses):
-    x = uniform(rows, synapses, seed=5) < 0.3
-    words = decay_reference.pack(x).to(device)
-    with poisoned_empty():
-        turned = decay_launch.transpose_bits(words, synapses)
-    expected = decay_reference.pack(x.t())
-    assert torch.equal(turned.cpu(), expected)
-    assert torch.equal(decay_reference.transpose_bits(words.cpu(), synapses), expected)
 
 
 def test_half_precision_weights_stay_in_float32(device):

@@ -15,16 +15,19 @@ import tritonsyn
 from tritonsyn import DelayedLinear, functional
 from tritonsyn.functional import PackedSpikes, pack_spikes
 from tritonsyn.launch import projection as project_launch
+from tritonsyn.launch import spikes as spikes_launch
 from tritonsyn.launch.launcher import recording
 from tritonsyn.modules.projection import DelayedProjection
 from tritonsyn.ops import choose
 from tritonsyn.ops.strategy import Work, cheapest
+from tritonsyn.values import SpikeTrains
 
 F64 = torch.float64
 BATCH, INPUTS, OUTPUTS, STEP, LONGEST = 2, 4, 3, 1.3, 3.7
 DELAYS = [[0.0, 1.3, 3.7, -1.0], [2.6, 0.5, 9.0, 3.9], [3.1, 1.0, 2.0, 1.3]]
 """Whole, fractional, zero, longest and out of range."""
-STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm", "events", "auto"])
+STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm", "bits", "events", "auto"])
+OF_SPIKES = ("bits", "events")
 
 
 def physics(kind, constants="number"):
@@ -85,18 +88,18 @@ def assert_same(actual, expected, tolerance=1e-10):
 def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, strategy, constants):
     if interpreted() and (strategy == "auto" or constants in ("each", "learned")):
         pytest.skip("the kernels see the same as with the other values")
-    if strategy == "events" and "each" in constants:
-        pytest.skip("a walk over spikes needs one time constant")
+    if strategy in OF_SPIKES and "each" in constants:
+        pytest.skip("sums of spikes need one time constant")
     layer = layer_of(kind, constants, device=device, strategy=strategy)
     oracle = copy.deepcopy(layer)
     x = spikes(7, BATCH, INPUTS).to(device)
-    if strategy != "events":
+    if strategy not in OF_SPIKES:
         x = x.to(F64)
     graded = [x.clone().requires_grad_(x.is_floating_point()) for _ in range(2)]
     y, wanted = layer.scan(graded[0]), materialised(oracle, graded[1])
     assert_same([y], [wanted])
     inputs = [[*layer.parameters(), *graded[:1]], [*oracle.parameters(), *graded[1:]]]
-    if strategy == "events":
+    if strategy in OF_SPIKES:
         inputs = [tensors[:-1] for tensors in inputs]
     assert_same(gradients(y, inputs[0]), gradients(wanted, inputs[1]))
     for a, b in zip(layer.synapse.children(), oracle.synapse.children(), strict=True):
@@ -109,7 +112,7 @@ def test_inplace_layers_have_the_same_gradients_whatever_the_strategy(device, ea
     """Through the taps alone: two sequences, of which the second starts from the first's state."""
     x = spikes(6, BATCH, INPUTS, seed=3).to(device)
     found = {}
-    for strategy in ("shift", "gemm", "events"):
+    for strategy in ("shift", "gemm", "bits", "events"):
         layer = layer_of(kind, "learned", device=device, strategy=strategy)
         layer.synapse.inplace = True
         layer.scan(x[:3])
@@ -161,7 +164,7 @@ def test_a_step_without_gradients_reads_the_ring(device, each_backend, kind):
 def test_gradients_against_finite_differences(device, each_backend, kind, strategy):
     """To weight, delay, learned constants, the initial state, and a graded input."""
     slots, steps, batch = 3, 2 if interpreted() else 4, 1
-    events = strategy == "events"
+    spiking = strategy in OF_SPIKES
     size = (2, 2)
     weight = uniform(*size, seed=1).to(device).requires_grad_()
     delay = torch.tensor([[0.2, 1.5], [2.3, 0.8]], dtype=F64, device=device).requires_grad_()
@@ -174,7 +177,7 @@ def test_gradients_against_finite_differences(device, each_backend, kind, strate
         for i in range(len(constants) - 1)
     ]
     x = spikes(steps, batch, 2).to(device)
-    graded = [] if events else [uniform(steps, batch, 2, seed=8).to(device).requires_grad_()]
+    graded = [] if spiking else [uniform(steps, batch, 2, seed=8).to(device).requires_grad_()]
 
     def run(weight, delay, gain, *rest):
         count = len(constants) - 1
@@ -215,7 +218,8 @@ def test_a_streaming_layer_learns_the_same_by_each_strategy(device, each_backend
 
     expected = learned("auto")
     assert sum(bool(gradient.any()) for gradient in expected) >= 5
-    for strategy in ("shift", "gemm", "events") if kind == "single" else ("shift", "gemm"):
+    of_spikes = OF_SPIKES if kind == "single" else ()
+    for strategy in ("shift", "gemm", *of_spikes):
         assert_same(learned(strategy), expected)
 
 
@@ -227,7 +231,7 @@ def test_packed_spikes_are_the_same_spikes(device, each_backend, strategy):
     assert_same([layer.scan(pack_spikes(x))], [again.scan(x)])
 
 
-@pytest.mark.parametrize("strategy", ["shift", "gemm", "events"])
+@pytest.mark.parametrize("strategy", ["shift", "gemm", "bits", "events"])
 def test_strided_tensors_are_read_as_what_they_show(device, each_backend, strategy):
     """Weights, delays and past of any strides; and initialisers that give such tensors."""
     weight, delay = uniform(3, 4, seed=1).to(device), 3.0 * uniform(3, 4, seed=2).to(device)
@@ -460,7 +464,7 @@ def test_rest_is_known_until_something_writes(device):
         ({"batch_size": 0}, "batch_size must be a positive integer"),
         ({"synapse": 3}, "synapse must be what a synapse's partialconstructor returns"),
         ({"synapse": lambda *a, **k: torch.nn.Identity()}, "synapse must make a synapse"),
-        ({"strategy": "fast"}, "strategy must be one of auto, shift, gemm, events"),
+        ({"strategy": "fast"}, "strategy must be one of auto, shift, gemm, bits, events"),
         ({"dtype": torch.int32}, "dtype must be one of"),
         ({"weight_init": 1.0}, "weight_init must be a function of a tensor"),
         ({"delay_init": lambda t: torch.zeros(3)}, "delay_init has shape"),
@@ -496,11 +500,12 @@ def test_a_refused_input_changes_nothing(x, message):
     assert same(before, snapshot(layer))
 
 
-def test_spikes_cannot_be_walked_everywhere():
-    before = layer_of(strategy="events")
+@pytest.mark.parametrize("strategy", OF_SPIKES)
+def test_spikes_cannot_be_summed_everywhere(strategy):
+    before = layer_of(strategy=strategy)
     with pytest.raises(ValueError, match=r"needs spikes, .* but x is torch.float64"):
         before.scan(torch.zeros(3, BATCH, INPUTS, dtype=F64))
-    apart = layer_of(constants="each", strategy="events")
+    apart = layer_of(constants="each", strategy=strategy)
     with pytest.raises(ValueError, match="time constants differ between inputs"):
         apart.scan(spikes(3, BATCH, INPUTS))
 
@@ -663,6 +668,16 @@ def test_products_on_a_gpu_are_not_chosen_for_what_may_not_be_finite():
     assert choose("auto", x, 8, 2, decays, at_rest=True) == "gemm"
 
 
+def test_bits_are_chosen_for_spikes_on_a_gpu_without_counting_them():
+    gpu = SimpleNamespace(type="cuda")
+    work = Work(taps=10**6, past=0, slots=20, arrivals=None, spikes=True)
+    assert cheapest(work, gpu) == "bits"
+    assert cheapest(work._replace(arrivals=10**4), gpu) == "events"
+    assert cheapest(work._replace(past=10**6), gpu) == "shift"
+    assert cheapest(work._replace(spikes=False), gpu) == "shift"
+    assert cheapest(work, torch.device("cpu")) == "gemm"
+
+
 def test_a_decay_that_underflows_waits_whole_steps():
     x, one = torch.ones(4, 1, 1), torch.ones(1, 1)
     for decay in (1e-50, torch.zeros(1)):
@@ -709,9 +724,11 @@ def test_no_grid_is_larger_than_a_gpu_takes():
             backward(thin, wide, weight.t(), back.t(), 2, *way)
             backward(thin[:1], torch.zeros(70_001, 1, 1), None, back[:1], 1, 70_001, *way[1:])
         spikes = PackedSpikes(torch.zeros(2, 1, 1, dtype=torch.int32), (2, 1, 1))
-        project_launch.project_spikes(spikes, weight, back, 2)
-        project_launch.project_spikes_weight(wide, spikes, back, 2)
-    assert len(launches) == 27  # with those that make lines and tables, and transpose bits
+        trains = SpikeTrains(spikes_launch.pack_trains(spikes, 2), spikes.shape)
+        for given in (spikes, trains):
+            spikes_launch.project_spikes(given, weight, back, 2)
+            spikes_launch.project_spikes_weight(wide, given, back, 2)
+    assert len(launches) == 30  # with those that make lines and tables, and pack or transpose bits
     assert all(size <= 65_535 for launch in launches for size in launch.grid[1:])
 
 
@@ -757,7 +774,7 @@ def test_constants_and_checks_are_made_once_a_call(call, strategy, learned, monk
     assert counted == {"coefficients": 1, "check_sequence": int(sequence)}
 
 
-@pytest.mark.parametrize("change", [{"x": 3.0}, {"strategy": "other"}, {"strategy": "events"}])
+@pytest.mark.parametrize("change", [{"x": 3.0}, {"strategy": "other"}, {"strategy": "bits"}])
 def test_a_refused_sequence_changes_nothing(change):
     layer = DelayedLinear(
         4, 3, 1.0, delay=2.0,

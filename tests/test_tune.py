@@ -36,7 +36,7 @@ SHAPE = Shape(12, 2, 64)
 LAYER = Shape(3, 11, 33, 20, 4)
 PROJECTIONS = (
     "shift_sum_kernel", "shift_dot_kernel", "temporal_gemm_kernel", "temporal_gemm_dot_kernel",
-    "spike_sum_kernel", "spike_dot_kernel",
+    "bit_sum_kernel", "bit_dot_kernel", "spike_sum_kernel", "spike_dot_kernel",
 )  # fmt: skip
 SPACE = {"BLOCK": [32, 64, 128], "num_warps": [1, 2]}
 PUSH = "ring_push_kernel"
@@ -480,6 +480,8 @@ def test_a_trial_knows_the_programs_of_its_launch(kernel):
         "shift_dot_kernel": 2 * 3 * 2,
         "temporal_gemm_kernel": 3 * 2,
         "temporal_gemm_dot_kernel": 2 * 3 * 4,
+        "bit_sum_kernel": 2 * 3,
+        "bit_dot_kernel": 4 * 2,
         "spike_sum_kernel": 11 * 2 * 2,
         "spike_dot_kernel": 33 * 2 * 2,
     }

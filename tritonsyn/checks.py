@@ -448,11 +448,11 @@ def check_layer(x: Tensor | PackedSpikes, weight: Tensor, delay: Tensor, bias: o
 def check_strategy(strategy: str, x: Tensor | PackedSpikes, decays: Sequence[Tensor]) -> str:
     """The strategy, if it is known and can take this input and these time constants."""
     strategy, spikes = one_of("strategy", strategy, STRATEGIES), x.dtype == torch.bool
-    if strategy == "events" and not (spikes and all(decay.ndim == 0 for decay in decays)):
+    if strategy in ("bits", "events") and not (spikes and all(decay.ndim == 0 for decay in decays)):
         reason = "the time constants differ between inputs" if spikes else f"x is {x.dtype}"
         raise ValueError(
-            "strategy 'events' needs spikes, bool or packed, and one time constant for all inputs, "
-            f"but {reason}"
+            f"strategy {strategy!r} needs spikes, bool or packed, and one time constant for all "
+            f"inputs, but {reason}"
         )
     return strategy
 

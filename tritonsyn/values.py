@@ -16,7 +16,7 @@ RECORD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 READ_MODES = ("previous", "nearest", "next", "linear", "expdecay", "alpha")
 """Modes of a :class:`ReadRule`; ``alpha`` reads a pair, the rise and the current."""
 
-STRATEGIES = ("auto", "shift", "gemm", "events")
+STRATEGIES = ("auto", "shift", "gemm", "bits", "events")
 """Ways to compute a delayed projection over a sequence."""
 
 
@@ -215,9 +215,9 @@ class PackedSpikes(NamedTuple):
         return unpack_bits(self.words, self.synapses).view(self.shape)
 
 
-def data_of(x: Tensor | PackedSpikes) -> Tensor:
-    """Where an input is kept: the words of packed spikes."""
-    return x.words if isinstance(x, PackedSpikes) else x
+def data_of(x: "Tensor | PackedSpikes | SpikeTrains") -> Tensor:
+    """Where an input is kept: the words of spikes as bits."""
+    return x if isinstance(x, Tensor) else x.words
 
 
 def dense(x: Tensor | PackedSpikes) -> Tensor:
@@ -238,6 +238,26 @@ def unpack_bits(words: Tensor, synapses: int) -> Tensor:
     octets = words.contiguous().view(torch.uint8)
     bits = spikes.index_select(0, octets.flatten().int()).view(octets.shape).view(torch.bool)
     return bits[..., :synapses].contiguous()
+
+
+class SpikeTrains(NamedTuple):
+    """Spikes ``[T, B, N]`` as bits over time, after zeros for the longest delay."""
+
+    words: Tensor
+    """``[B, N, lead + ceil(T / 32) + 1]`` int32: step t is bit ``t % 32`` of word
+    ``lead + t // 32``; all other bits are zero."""
+    shape: tuple[int, ...]
+    """``(T, B, N)``."""
+
+    @staticmethod
+    def lead(slots: int) -> int:
+        """Words before the first step, so that it can be read ``slots - 1`` steps back."""
+        return words_per_row(slots - 1)
+
+    @classmethod
+    def width(cls, steps: int, slots: int) -> int:
+        """Words of a row. After the last is one more, so that any step is in one of two."""
+        return cls.lead(slots) + words_per_row(steps) + 1
 
 
 _EXPONENT_BITS = {

@@ -27,13 +27,14 @@ class LaunchConfig:
     num_warps: int = 4
     """Warps of 32 threads that share a program, a power of two of at most 32."""
     UNROLL: int = 1
-    """Steps of a scan, connections or spikes whose loads are in flight ahead of the arithmetic; or
-    rows for which a read locates a time once."""
+    """Steps of a scan, connections or spikes whose loads are in flight ahead of the arithmetic;
+    rows for which a read locates a time once; steps of bits over time of a thread."""
     chunks: int = 1
     """Parts of a sequence that are handled side by side; a scan reads each twice if there are more
     than one."""
     BLOCK_R: int = 1
-    """Outputs of the tile of a projection, a power of two; ``BLOCK`` are its places of a row."""
+    """Outputs of the tile of a projection, a power of two; ``BLOCK`` are its places of a row. Of
+    bits over time, rows of the batch of a thread."""
     BLOCK_C: int = 1
     """Inputs of the tile of a projection, a power of two."""
     num_stages: int = 3
@@ -206,6 +207,42 @@ def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=32, BLOCK_C=32)
 
 
+def _pack_trains(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # One synapse of a thread, whose 32 steps are in flight at once.
+    block = _tile(work[-1], 128)
+    return LaunchConfig(block, num_warps=block // 32)
+
+
+def _bit_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    steps, batch, outputs = work
+    # Sums in registers: with 56 of a thread a multiprocessor holds 20 warps on sm_90. Programs of
+    # one warp leave it least uneven at the end.
+    unroll = _steps_of_bits(steps)
+    rows = min(56 // unroll, 4) // (dtype.itemsize // 4)
+    warps = -(-steps // unroll) * batch * outputs // 32
+    while rows > 1 and warps < rows * _BUSY:
+        rows //= 2
+    return LaunchConfig(32, num_warps=1, UNROLL=unroll, BLOCK_R=rows)
+
+
+def _bit_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    steps, batch, inputs, outputs = work
+    unroll = _steps_of_bits(steps) // (dtype.itemsize // 4)
+    config = LaunchConfig(32, num_warps=1, UNROLL=unroll, BLOCK_C=8)
+    programs = -(-inputs // config.BLOCK_C) * outputs // 32
+    # At least eight pieces of a part, for the partial sums are read again.
+    pieces = -(-steps // unroll) * batch
+    return _in_parts(config, programs, max(1, pieces // 8), busy=4 * _BUSY)
+
+
+def _steps_of_bits(steps: int) -> int:
+    """Steps of a thread: multiples of seven, the predicates that one instruction makes of bits.
+
+    Each turn also costs about twelve instructions beside those of the steps.
+    """
+    return min((28, 21, 14, 7), key=lambda each: -(-steps // each) * (each + 12))
+
+
 def _spike_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
     steps, slots, batch, outputs = work
     # One output of a thread and one warp: what is added needs no exchange between threads. A word
@@ -221,9 +258,9 @@ def _spike_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return _in_parts(config, inputs * -(-outputs // config.BLOCK), words)
 
 
-def _in_parts(config: LaunchConfig, programs: int, most: int) -> LaunchConfig:
+def _in_parts(config: LaunchConfig, programs: int, most: int, busy: int = _BUSY) -> LaunchConfig:
     """The work of so many programs is cut into parts that keep the GPU busy, at most ``most``."""
-    return config.with_chunks(max(1, min(_BUSY // max(programs, 1), most)))
+    return config.with_chunks(max(1, min(busy // max(programs, 1), most)))
 
 
 SCANS = ("exp_scan_kernel", "exp_scan_backward_kernel", "exp_scan_constants_kernel")
@@ -253,6 +290,9 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "shift_step_kernel": _shift_step,
     "temporal_gemm_kernel": _gemm,
     "temporal_gemm_dot_kernel": _gemm_dot,
+    "pack_trains_kernel": _pack_trains,
+    "bit_sum_kernel": _bit_sum,
+    "bit_dot_kernel": _bit_dot,
     "spike_sum_kernel": _spike_sum,
     "spike_dot_kernel": _spike_dot,
 }

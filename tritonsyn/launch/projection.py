@@ -12,15 +12,12 @@ from ..kernels.projection import (
     shift_step_kernel,
     shift_sum_kernel,
     shift_table_kernel,
-    spike_dot_kernel,
-    spike_sum_kernel,
     temporal_gemm_dot_kernel,
     temporal_gemm_kernel,
 )
-from ..values import PackedSpikes, Slot
+from ..values import Slot
 from .config import PASSES, LaunchConfig, config_for
 from .launcher import accumulator, launch, packed, tiles
-from .scan import transpose_bits
 
 
 def project(
@@ -279,49 +276,3 @@ def _gemm_dot(dy: Tensor, sequence: Tensor, back: Tensor, slots: int, precision:
         dtype=sequence.dtype,
     )
     return dweight
-
-
-# -- events --------------------------------------------------------------------------------------
-
-
-def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
-    steps, batch, _ = spikes.shape
-    outputs = weight.shape[0]
-    v = weight.new_zeros(steps, batch, outputs)
-    words = packed(spikes.words)
-    work = (steps, slots, batch, outputs)
-    config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
-    share = tiles(steps, config.chunks)
-    # The kernel prefetches a word, which there has to be.
-    rows = batch if words.numel() else 0
-    launch(
-        spike_sum_kernel,
-        (rows * tiles(outputs, config.BLOCK), config.chunks),
-        *(words, packed(weight.t()), packed(back.t()), v),
-        *(steps, share, slots, batch, words.shape[-1], outputs),
-        work=work,
-        dtype=weight.dtype,
-        config=config,
-    )
-    return v
-
-
-def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> Tensor:
-    steps, batch, outputs = dv.shape
-    inputs = spikes.synapses
-    words = transpose_bits(spikes.words.flatten(0, 1), inputs)
-    width = words.shape[1]
-    work = (width, inputs, outputs)
-    config = config_for("spike_dot_kernel", work, dv.dtype, dv.device)
-    partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
-    launch(
-        spike_dot_kernel,
-        (inputs * tiles(outputs, config.BLOCK), config.chunks),
-        *(words, packed(dv), packed(back.t()), partial),
-        *(width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs),
-        ACC=accumulator(dv.dtype),
-        work=work,
-        dtype=dv.dtype,
-        config=config,
-    )
-    return partial.sum(0).t().contiguous()

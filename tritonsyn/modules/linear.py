@@ -35,8 +35,9 @@ class DelayedLinear(DelayedProjection):
             delays are coarse: eight and eleven bits.
         strategy: how a sequence is computed: ``"shift"`` (a cost that does not depend on the
             longest delay), ``"gemm"`` (a matrix product for each delay, for short ones),
-            ``"events"`` (proportional to the spikes; for bool or packed input and one time
-            constant), or ``"auto"``: the one with the lowest estimated cost.
+            ``"bits"`` (a quicker sum of bool or packed input with one time constant), ``"events"``
+            (of the same, proportional to the spikes), or ``"auto"``: the one with the lowest
+            estimated cost.
         capturable, backend: as for the synapses.
 
     Attributes:

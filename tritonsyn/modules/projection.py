@@ -200,7 +200,7 @@ class DelayedProjection(Stateful):
         if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
             return self._scan_rows(rows)
         rows = synapse.check_step(rows)
-        if self.strategy in ("gemm", "events"):
+        if self.strategy in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
             return self._scan_rows(rows.unsqueeze(0)).squeeze(0)
         coefficients = synapse.coefficients()

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, PackedSpikes, data_of, dense, readable
+from ..values import Dynamics, PackedSpikes, SpikeTrains, data_of, dense, readable
 from .projection import component, project, total, way_of
 from .scan import pack_spikes, scan
+from .spikes import pack_trains
 from .strategy import Work, cheapest
 from .taps import Taps
 
@@ -101,9 +102,9 @@ def project_sequence(
     x, dynamics, past, slots, _, backend = run
     outputs, at_rest = taps.back.shape[0], past is None
     chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)
-    if chosen == "events":
+    if chosen in ("bits", "events"):
         _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
-        return _project_spikes(run, taps), tails
+        return _project_spikes(run, taps, chosen), tails
     sequences, tails = run.scanned()
     how: dict[str, Any] = {"pasts": run.before(), "strategy": chosen, "backend": backend}
     return project(sequences, taps, x.shape[0], slots, **how), tails
@@ -121,25 +122,29 @@ def choose(
     if strategy != "auto":
         return strategy
     arrivals = None
-    counted = x.dtype == torch.bool and readable(data_of(x))
-    if counted and all(decay.ndim == 0 for decay in decays):
+    spikes = x.dtype == torch.bool and all(decay.ndim == 0 for decay in decays)
+    if spikes and readable(data_of(x)):
         arrivals = int(dense(x).count_nonzero()) * outputs
     steps, batch, inputs = x.shape
     row = batch * inputs * outputs
     past = 0 if at_rest else row * min(steps, slots - 1)
     finite = not x.dtype.is_floating_point
-    return cheapest(Work(steps * row, past, slots, arrivals, finite), x.device)
+    return cheapest(Work(steps * row, past, slots, arrivals, spikes, finite), x.device)
 
 
-def _project_spikes(run: Run, taps: Taps) -> Tensor:
-    """The projected currents ``[T, B, O]`` of spikes, with work proportional to their number.
+def _project_spikes(run: Run, taps: Taps, strategy: str) -> Tensor:
+    """The projected currents ``[T, B, O]`` of spikes.
 
     With one time constant for the group, which 0-d decays are, delaying and filtering commute: the
     spikes arrive at the outputs, and are filtered there.
     """
     x, dynamics, past, slots, _, backend = run
-    spikes = x if isinstance(x, PackedSpikes) else pack_spikes(x, backend=backend)
-    way = way_of("events", taps.back.device, backend)
+    spikes: PackedSpikes | SpikeTrains
+    if strategy == "bits":
+        spikes = pack_trains(x, slots, backend=backend)
+    else:
+        spikes = x if isinstance(x, PackedSpikes) else pack_spikes(x, backend=backend)
+    way = way_of(strategy, taps.back.device, backend)
     gain, dtype = dynamics.gain, taps.weights[0].dtype
     unit = torch.ones((), dtype=gain.dtype, device=gain.device)
     if past is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..values import PackedSpikes, Slot, data_of
+from ..values import PackedSpikes, Slot, SpikeTrains, data_of
 from .common import chained, first_order, implementation, keep, kept, running
 from .operator import operator, traced_as
 from .record import row_slots
@@ -27,8 +27,17 @@ def way_of(strategy: str, device: torch.device, backend: str | None) -> Way:
     return strategy, precision(), running(device, backend)
 
 
+def _spikes(
+    strategy: str, words: Tensor, shape: list[int], backend: str | None
+) -> tuple[PackedSpikes | SpikeTrains, Any]:
+    """Spikes as the strategy takes them, and the module that projects them."""
+    kind = SpikeTrains if strategy == "bits" else PackedSpikes
+    return kind(words, tuple(shape)), implementation("spikes", words.device, backend)
+
+
 def _like_currents(sequence, shape, weight, back, steps, slots, *way):  # type: ignore[no-untyped-def]
-    return weight.new_empty((steps, sequence.shape[1], weight.shape[0]))
+    batch = (sequence.shape if shape is None else shape)[1]
+    return weight.new_empty((steps, batch, weight.shape[0]))
 
 
 @operator(fake=_like_currents)
@@ -45,11 +54,13 @@ def project_component(
 ) -> Tensor:
     """The delayed projection ``[T, B, O]`` of one component ``[rows, B, I]`` at its last T steps.
 
-    Before its first row there is nothing. Or with their ``shape`` of packed spikes ``[T, B, I]``.
+    Before its first row there is nothing. Or with their ``shape`` of spikes ``[T, B, I]``, packed,
+    or by ``bits`` as bits over time.
     """
-    module = implementation("projection", back.device, backend)
     if shape is not None:
-        return module.project_spikes(PackedSpikes(sequence, tuple(shape)), weight, back, slots)
+        spikes, module = _spikes(strategy, sequence, shape, backend)
+        return module.project_spikes(spikes, weight, back, slots)
+    module = implementation("projection", back.device, backend)
     return module.project(sequence, weight, back, steps, slots, strategy, digits or precision())
 
 
@@ -77,10 +88,10 @@ def project_component_backward(
 
     ``rows`` are the last ones of the sequence that want a gradient, ``dtype`` is its dtype.
     """
-    module = implementation("projection", back.device, backend)
     if sequence is not None and shape is not None:
-        spikes = PackedSpikes(sequence, tuple(shape))
+        spikes, module = _spikes(strategy, sequence, shape, backend)
         return [module.project_spikes_weight(dy, spikes, back, slots)]
+    module = implementation("projection", back.device, backend)
     way = (strategy, digits or precision())
     dsequence, dweight = module.project_backward(dy, sequence, weight, back, rows, slots, *way)
     found = [None if dsequence is None else dsequence.to(dtype), dweight]
@@ -133,7 +144,7 @@ def _after(past: Tensor | None, sequence: Tensor) -> Tensor:
 
 def component(
     way: Way,
-    sequence: Tensor | PackedSpikes,
+    sequence: Tensor | PackedSpikes | SpikeTrains,
     weight: Tensor,
     back: Tensor,
     steps: int,
@@ -142,7 +153,7 @@ def component(
 ) -> Tensor:
     """What one component delivers, ``[T, B, O]``; differentiable to past, sequence and weight."""
     data = data_of(sequence)
-    shape = list(sequence.shape) if isinstance(sequence, PackedSpikes) else None
+    shape = None if isinstance(sequence, Tensor) else list(sequence.shape)
     if chained(past, data, weight):
         return _Project.apply(way, shape, steps, slots, back, past, data, weight)
     return project_component(_after(past, data), shape, weight, back, steps, slots, *way)

@@ -13,22 +13,27 @@ class Work(NamedTuple):
     taps: int
     """Steps times batch times connections."""
     past: int
-    """Taps that deliver what was emitted before this call; ``events`` adds them densely."""
+    """Taps that deliver what was emitted before this call, which ``bits`` and ``events`` add in
+    another way."""
     slots: int
     """Whole steps that a delay can be, K."""
     arrivals: int | None
     """Spikes times outputs; None if that is unknown or ``events`` cannot be used."""
+    spikes: bool = False
+    """Whether ``bits`` can be used: spikes, and one time constant."""
     finite: bool = True
     """Whether the input is known to be finite: ``gemm`` spreads other values to all outputs."""
 
 
-# Nanoseconds of one multiplication and addition, measured in float32: on two cores of a CPU, and on
-# an H100 by the projections of docs/performance.md.
+# Nanoseconds of one multiplication and addition in float32. Measured on two cores of a CPU, and on
+# an H100 (docs/performance.md): shift, events, gemm in ieee, and bits by a prototype that had 2.5
+# instructions where there are 1.9 now. Calculated from what its tiles read: gemm on tensor cores.
+_GPU = {"shift": 4.0e-4, "bits": 2.6e-4, "events": 1.3e-2}
 _COSTS = {
     "cpu": {"shift": 1.4, "gemm": 0.027, "events": 8.0},
-    "ieee": {"shift": 4.0e-4, "gemm": 3.1e-4, "events": 1.3e-2},
-    "tf32x3": {"shift": 4.0e-4, "gemm": 5.0e-5, "events": 1.3e-2},
-    "tf32": {"shift": 4.0e-4, "gemm": 2.7e-5, "events": 1.3e-2},
+    "ieee": {**_GPU, "gemm": 3.1e-4},
+    "tf32x3": {**_GPU, "gemm": 5.0e-5},
+    "tf32": {**_GPU, "gemm": 2.7e-5},
 }
 
 
@@ -42,13 +47,15 @@ precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def cheapest(work: Work, device: torch.device) -> str:
-    """``"shift"``, ``"gemm"`` or ``"events"``."""
+    """``"shift"``, ``"gemm"``, ``"bits"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
     tap = {"shift": cost["shift"]}
     if work.finite or device.type == "cpu":  # where ``gemm`` checks its own result
         tap["gemm"] = work.slots * cost["gemm"]
-    if work.arrivals is None:
-        return min(tap, key=tap.__getitem__)
     costs = {strategy: work.taps * each for strategy, each in tap.items()}
-    costs["events"] = work.arrivals * cost["events"] + work.past * min(tap.values())
+    past = work.past * min(tap.values())
+    if work.spikes and "bits" in cost:  # a CPU has no bits over time
+        costs["bits"] = work.taps * cost["bits"] + past
+    if work.arrivals is not None:
+        costs["events"] = work.arrivals * cost["events"] + past
     return min(costs, key=costs.__getitem__)

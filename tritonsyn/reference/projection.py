@@ -5,10 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..values import PackedSpikes, Slot, unpack_bits
-
-# Connections and spikes expanded at once, so that intermediate results stay near the cache.
-_EXPANDED = 1 << 20
+from ..values import Slot
 
 
 def project(
@@ -164,48 +161,3 @@ def _shifted_sum(lines: Tensor, weight: Tensor, offsets: Tensor, length: int) ->
     for line, weights, windows in zip(out, weight, _shifted(lines, offsets, length), strict=False):
         torch.mv(windows.t(), weights, out=line)
     return out
-
-
-def project_spikes(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
-    """``v[t, b, o] = sum_i weight[o, i] * x[t - back[o, i], b, i]`` with no spikes before the
-    first.
-
-    ``spikes [T, B, I]``, ``weight`` and ``back [O, I]``, ``back < slots``. The work is
-    proportional to the number of spikes. Returns ``[T, B, O]``.
-    """
-    steps, batch, _ = spikes.shape
-    outputs = weight.shape[0]
-    # Rows beyond the end take what would arrive there.
-    v = weight.new_zeros((steps + slots - 1) * batch * outputs)
-    weights = weight.t().contiguous()
-    for source, arrivals in _events(spikes, back, v.numel()):
-        v.index_add_(0, arrivals.view(-1), weights[source].view(-1))
-    return v.view(steps + slots - 1, batch, outputs)[:steps]
-
-
-def project_spikes_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> Tensor:
-    """Adjoint of :func:`project_spikes` to the weight, ``[O, I]`` in the dtype of ``dv``."""
-    _, batch, outputs = dv.shape
-    padded = torch.cat((dv, dv.new_zeros(slots - 1, batch, outputs))).view(-1)
-    dweight = dv.new_zeros(back.shape[1], outputs)
-    for source, arrivals in _events(spikes, back, padded.numel()):
-        taken = padded.index_select(0, arrivals.view(-1)).view(arrivals.shape)
-        dweight.index_add_(0, source, taken)
-    return dweight.t().contiguous()
-
-
-def _events(spikes: PackedSpikes, back: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Spikes in groups: the input of each, and its places of arrival ``[spikes, O]``.
-
-    These are in ``[T, B, O]``, of ``size`` elements, flat.
-    """
-    outputs, batch = back.shape[0], spikes.shape[1]
-    # int32 takes half the bytes.
-    integer = torch.int32 if size < 2**31 else torch.int64
-    later = back.t().to(integer) * (batch * outputs)
-    later = later.add_(torch.arange(outputs, dtype=integer, device=back.device)).contiguous()
-    x = unpack_bits(spikes.words.flatten(0, 1), spikes.synapses)
-    group = max(1, _EXPANDED // max(outputs, 1))
-    places, sources = (found.split(group) for found in x.nonzero(as_tuple=True))
-    for place, source in zip(places, sources, strict=True):
-        yield source, later[source].add_((place * outputs).unsqueeze(-1).to(integer))

@@ -215,7 +215,11 @@ def pack(site: Site) -> None:
 
 
 def project(
-    site: Site, strategy: str = "shift", precision: str = "highest", steps: bool = False
+    site: Site,
+    strategy: str = "shift",
+    precision: str = "highest",
+    steps: bool = False,
+    packed: bool = False,
 ) -> None:
     """Sequences, or ``steps`` one by one, through a delayed layer, and their gradients."""
     shape = site.shape
@@ -231,11 +235,12 @@ def project(
         dtype=site.dtype,
     )
     x = site.values(*shape[:3])
-    x = x < 2 * _RATE if strategy == "events" else x
+    x = x < 2 * _RATE if strategy in ("bits", "events") else x
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        _backward(layer(x[0]) if steps else layer.scan(x))
+        sequence = functional.pack_spikes(x) if packed else x
+        _backward(layer(x[0]) if steps else layer.scan(sequence))
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -269,6 +274,9 @@ CALLS = {
     "shift_step_kernel": Call(project, options={"steps": True}, graph=False),
     "temporal_gemm_kernel": Call(project, options={"strategy": "gemm"}, graph=False),
     "temporal_gemm_dot_kernel": Call(project, options={"strategy": "gemm"}),
+    "pack_trains_kernel": Call(project, _ARITHMETIC, {"strategy": "bits"}, graph=False),
+    "bit_sum_kernel": Call(project, _ARITHMETIC, {"strategy": "bits"}, graph=False),
+    "bit_dot_kernel": Call(project, _ARITHMETIC, {"strategy": "bits"}),
     "spike_sum_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}, graph=False),
     "spike_dot_kernel": Call(project, _ARITHMETIC, {"strategy": "events"}),
 }
@@ -285,7 +293,7 @@ STEMS: dict[Function, tuple[str, ...]] = {
     scan: ("scan",),
     cut: ("scan",),
     scan_lines: ("scan",),
-    project: ("projection", "record"),
+    project: ("projection", "spikes", "record"),
 }
 """The modules of kernels that a call is about; what else it launches is another call's part."""
 
@@ -360,6 +368,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
         at(dtype, project, strategy="gemm")
     for dtype in (F32, F64):
         at(dtype, project, strategy="events")
+        at(dtype, project, strategy="bits", packed=dtype == F64)
     for each in (False, True):
         at(F32, step, x=F32, **_ALPHA, each=each)
         at(F32, delayed, **_ALPHA, each=each, shared=each)

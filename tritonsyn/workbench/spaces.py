@@ -28,6 +28,7 @@ _STREAMS: Space = {"BLOCK": [128, 256, 512, 1024, 2048, 4096], "num_warps": [1, 
 _SCANS = {"BLOCK": [64, 128, 256, 512], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4, 8, 16]}
 _SPIKES: Space = {"BLOCK": [32, 64, 128, 256], "num_warps": [1, 2, 4], "UNROLL": [1, 2, 4]}
 _LINES: Space = {"BLOCK": [16, 32, 64], "num_warps": [2, 4, 8]}
+_BITS = {"BLOCK": [32, 64, 128], "num_warps": [1, 2, 4], "UNROLL": [7, 14, 21, 28]}
 _PROJECTIONS = {
     "lines_kernel": _LINES,
     "shift_table_kernel": _LINES,
@@ -40,6 +41,8 @@ _PROJECTIONS = {
     "shift_step_kernel": _tiles([16, 32, 64], [1, 2, 4], [1], unroll=(4, 8, 16)),
     "temporal_gemm_kernel": _tiles([32, 64, 128], [32, 64], [16, 32, 64]),
     "temporal_gemm_dot_kernel": _tiles([32, 64], [32, 64], [32, 64]),
+    "bit_sum_kernel": {**_BITS, "BLOCK_R": [1, 2, 4]},
+    "bit_dot_kernel": {**_BITS, "BLOCK_C": [4, 8]},
     "spike_sum_kernel": _SPIKES,
     "spike_dot_kernel": _SPIKES,
 }

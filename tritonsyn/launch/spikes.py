@@ -1,0 +1,130 @@
+"""The delayed projection of spikes, which are one bit each."""
+
+import torch
+from torch import Tensor
+
+from ..kernels.spikes import (
+    bit_dot_kernel,
+    bit_sum_kernel,
+    pack_trains_kernel,
+    spike_dot_kernel,
+    spike_sum_kernel,
+)
+from ..values import WORD, PackedSpikes, SpikeTrains, data_of, words_per_row
+from .config import config_for
+from .launcher import accumulator, launch, packed, tiles
+from .scan import transpose_bits
+
+Spikes = PackedSpikes | SpikeTrains
+
+
+def pack_trains(x: Tensor | PackedSpikes, slots: int) -> Tensor:
+    steps, batch, synapses = x.shape
+    width = SpikeTrains.width(steps, slots)
+    words = torch.empty((batch, synapses, width), dtype=torch.int32, device=x.device)
+    launch(
+        pack_trains_kernel,
+        lambda config: (tiles(synapses, config.BLOCK) * width * batch,),
+        *(packed(data_of(x)), words, steps, batch, synapses),
+        *(words_per_row(synapses), width, SpikeTrains.lead(slots)),
+        PACKED=isinstance(x, PackedSpikes),
+        work=(batch * width, synapses),
+        dtype=data_of(x).dtype,
+    )
+    return words
+
+
+def project_spikes(spikes: Spikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
+    if isinstance(spikes, SpikeTrains):
+        return _bits(spikes, weight, back, slots)
+    return _walk(spikes, weight, back, slots)
+
+
+def project_spikes_weight(dv: Tensor, spikes: Spikes, back: Tensor, slots: int) -> Tensor:
+    if isinstance(spikes, SpikeTrains):
+        return _bits_weight(dv, spikes, back, slots)
+    return _walk_weight(dv, spikes, back, slots)
+
+
+def _bits(trains: SpikeTrains, weight: Tensor, back: Tensor, slots: int) -> Tensor:
+    steps, batch, inputs = trains.shape
+    outputs = weight.shape[0]
+    v = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
+    if not inputs:
+        return v.zero_()
+    launch(
+        bit_sum_kernel,
+        lambda own: (
+            tiles(tiles(batch, own.BLOCK_R) * outputs, own.BLOCK) * tiles(steps, own.UNROLL),
+        ),
+        *(packed(trains.words), packed(weight.t()), packed(back.t()), v),
+        *(steps, WORD * trains.lead(slots), batch, trains.words.shape[-1], inputs, outputs),
+        work=(steps, batch, outputs),
+        dtype=weight.dtype,
+    )
+    return v
+
+
+def _bits_weight(dv: Tensor, trains: SpikeTrains, back: Tensor, slots: int) -> Tensor:
+    steps, batch, outputs = dv.shape
+    inputs = trains.shape[-1]
+    work = (steps, batch, inputs, outputs)
+    config = config_for("bit_dot_kernel", work, dv.dtype, dv.device)
+    # A piece of the sum has no fewer steps than a thread holds.
+    dv = torch.nn.functional.pad(dv, (0, 0, 0, 0, 0, max(config.UNROLL - steps, 0)))
+    steps = dv.shape[0]
+    share = tiles(tiles(steps, config.UNROLL) * batch, config.chunks)
+    partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
+    launch(
+        bit_dot_kernel,
+        (tiles(tiles(inputs, config.BLOCK_C) * outputs, config.BLOCK), config.chunks),
+        *(packed(trains.words), packed(dv), packed(back.t()), partial),
+        *(steps, WORD * trains.lead(slots), share, batch, trains.words.shape[-1], inputs, outputs),
+        work=work,
+        dtype=dv.dtype,
+        config=config,
+    )
+    return partial.sum(0).t().contiguous()
+
+
+def _walk(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
+    steps, batch, _ = spikes.shape
+    outputs = weight.shape[0]
+    v = weight.new_zeros(steps, batch, outputs)
+    words = packed(spikes.words)
+    work = (steps, slots, batch, outputs)
+    config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
+    share = tiles(steps, config.chunks)
+    # The kernel prefetches a word, which there has to be.
+    rows = batch if words.numel() else 0
+    launch(
+        spike_sum_kernel,
+        (rows * tiles(outputs, config.BLOCK), config.chunks),
+        *(words, packed(weight.t()), packed(back.t()), v),
+        *(steps, share, slots, batch, words.shape[-1], outputs),
+        work=work,
+        dtype=weight.dtype,
+        config=config,
+    )
+    return v
+
+
+def _walk_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> Tensor:
+    steps, batch, outputs = dv.shape
+    inputs = spikes.synapses
+    words = transpose_bits(spikes.words.flatten(0, 1), inputs)
+    width = words.shape[1]
+    work = (width, inputs, outputs)
+    config = config_for("spike_dot_kernel", work, dv.dtype, dv.device)
+    partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
+    launch(
+        spike_dot_kernel,
+        (inputs * tiles(outputs, config.BLOCK), config.chunks),
+        *(words, packed(dv), packed(back.t()), partial),
+        *(width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs),
+        ACC=accumulator(dv.dtype),
+        work=work,
+        dtype=dv.dtype,
+        config=config,
+    )
+    return partial.sum(0).t().contiguous()
