@@ -98,7 +98,7 @@ def coefficients(
     """
     taus = [usable_time_constant(tau, step_time, dtype) for tau in taus]
     if len(taus) == 2:
-        taus = apart(*taus, dtype)
+        taus = apart(taus[0], taus[1], dtype)
     rates = [step_time / tau for tau in taus]
     decays = [
         torch.exp(-rate) if isinstance(rate, Tensor) else rounded(math.exp(-rate), dtype)

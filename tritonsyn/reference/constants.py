@@ -1,6 +1,7 @@
 """Charge and time constants as the constants of a step, and the gradients back to them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def coefficients_backward(
     gain, decays, rates = results[0], results[1 : count + 1], results[count + 1 :]
     given = [tau.to(dtype) for tau in taus]
     usable = [usable_time_constant(tau, step_time, dtype) for tau in given]
-    used = usable if count == 1 else apart(*usable, dtype)
+    used = usable if count == 1 else apart(usable[0], usable[1], dtype)
     sums = [torch.zeros_like(charge) if dgain is None else dgain, *given]
     if dgain is not None:
         sums[0] = dgain / physics.distance(used, decays, step_time)
@@ -52,7 +53,7 @@ def coefficients_backward(
         if dgain is not None:
             dgap = (sums[0] * gain).sum_to_size(used[0].shape)
             dused = [dused[0] - dgap, *(d + dgap for d in dused[1:])]
-        dusable = dused if count == 1 else _apart_backward(*dused, *usable, dtype)
+        dusable = dused if count == 1 else _apart_backward(dused, usable, dtype)
         pairs = zip(given, usable, dusable, strict=True)
         sums[1:] = [torch.where(tau == bound, d, 0.0) for tau, bound, d in pairs]
     triples = zip(wanted, sums, (charge, *taus), strict=True)
@@ -70,9 +71,10 @@ def _of_rate(
 
 
 def _apart_backward(
-    dlonger: Tensor, dshorter: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype
+    dused: Sequence[Any], taus: Sequence[Tensor], dtype: torch.dtype
 ) -> list[Tensor]:
     """Adjoint of :func:`physics.apart`; equal time constants share what reaches both."""
+    (dlonger, dshorter), (first, second) = dused, taus
     width = separation(dtype)
     total, gap = first + second, (first - second).abs()
     lacking = (width - gap / total).clamp(0.0, width)
