@@ -67,9 +67,10 @@ $L__BB0_3:
 def test_loops_turn_as_often_as_the_arguments_say():
     code = Code(PTX)
     inner, outer = (code.labels[f"$L__BB0_{n}"] for n in (2, 1))
-    runs = code.turns({2: 7}, (3,))
+    runs = code.turns({2: 7}, (6,))
     assert (runs[outer], runs[inner], runs[0], runs[-1]) == (3, 21, 1, 1)
-    assert code.turns({2: 7}, (8,))[inner] == 0
+    assert code.turns({2: 7}, (16,))[inner] == 0
+    assert code.turns({}, (6,))[outer] == 3  # how often the inner loop turns is not known
     assert {first: code.ops[last].name for first, last in code.loops} == {
         inner: "bra",
         outer: "bra.uni",
@@ -77,7 +78,7 @@ def test_loops_turn_as_often_as_the_arguments_say():
 
 
 def test_requests_of_a_warp_are_counted_in_lines_and_sectors():
-    index, gather, row = Code(PTX).requests(["a_ptr", "b_ptr", "n"], {2: 7}, (0,))
+    index, gather, row = Code(PTX).requests(["a_ptr", "b_ptr", "n"], {2: 7}, (1,))
     assert (index.lines, index.sectors, index.gathered, index.depth) == (1, 4, False, 0)
     assert (gather.gathered, gather.depth, len(gather.places)) == (True, 1, 2)
     assert (row.access.pointer, row.lines, row.sectors, row.depth) == ("a_ptr", 4, 16, 0)

@@ -167,10 +167,11 @@ class _Seen(NamedTuple):
         passed = passed_arguments(launch)
         code = Code(listing.ptx)
         numbers = {at: a for at, a in enumerate(passed.values()) if isinstance(a, int)}
-        program = [extent // 2 for extent in (*launch.grid, 1, 1)][:3]
-        runs = code.turns(numbers, program)
+        runs = code.turns(numbers, launch.grid)
         tensors = {name: a for name, a in passed.items() if isinstance(a, torch.Tensor)}
-        return cls(launch, listing, code, runs, code.requests([*passed], numbers, program), tensors)
+        return cls(
+            launch, listing, code, runs, code.requests([*passed], numbers, launch.grid), tensors
+        )
 
     @property
     def depth(self) -> int:
@@ -261,12 +262,14 @@ def _traffic(seen: _Seen, slots: int) -> _Traffic:
     gathers: dict[str, list[Request]] = defaultdict(list)
     for request in seen.requests:
         access, often = request.access, warps * seen.runs[request.at]
+        if not often:
+            continue
         if request.gathered:
             gathers[access.pointer].append(request)
             continue
         lines += often * request.lines
         shared = request.depth and request.sectors > 1  # its place is a delay of the warp
-        known = _reuse(seen.launch, slots) if shared and not access.store else 1.0
+        known = _reuse(seen, request, slots) if shared and not access.store else 1.0
         l2 += often * request.sectors * 32 / known
         moved[access.pointer, access.store] += programs * often * request.sectors * 32
         if not access.store and _of_main(seen, request):
@@ -315,19 +318,21 @@ def _missed(seen: _Seen, requests: Sequence[Request], rows: int) -> float:
     return turns * _spread(len(own), rows, lanes)
 
 
-def _reuse(launch: "Launch", slots: int) -> float:
-    """How often a program of a shifted sum reads a line, once it has it.
+def _reuse(seen: _Seen, request: Request, slots: int) -> float:
+    """How often a program with delayed rows reads a line, once it has it.
 
-    Its outputs read stretches of one array that begin at delays, drawn from ``slots``.
+    Its outputs read stretches of one array that begin at delays, drawn from ``slots``. Where the
+    delays are the same in all turns of its loop, that walks along the array.
     """
-    arguments = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
-    config = launch.config
-    itemsize = max(a.itemsize for a in launch.arguments if isinstance(a, torch.Tensor))
-    length = max(1, config.BLOCK * min(itemsize, 4) // 128)
-    step = max(1, int(arguments.get("unit") or 32) * min(itemsize, 4) // 128)
+    config = seen.launch.config
+    unit = dict(zip(seen.launch.kernel.arg_names, seen.launch.arguments, strict=False)).get("unit")
+    length = max(1, config.BLOCK // 32)
+    step = max(1, unit // 32) if isinstance(unit, int) else 1
+    walks = seen.main is not None and request.after < seen.main[0]
+    length *= int(seen.runs[request.at]) if walks else 1
     window = (slots - 1) * step + length
     covered = (
-        sum(k * step <= line < k * step + length for k in range(slots)) / slots
+        (min(line, (slots - 1) * step) // step - max(line - length, -1) // step) / slots
         for line in range(window)
     )
     outputs = config.BLOCK_R

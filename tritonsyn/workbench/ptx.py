@@ -26,6 +26,7 @@ class Request(NamedTuple):
     gathered: bool  # the places come from memory, another for each thread; as if all were 0
     places: frozenset[int]  # of a gather: its lines, of all warps
     depth: int  # loads, one after the other, that the address waits for
+    after: int  # the last of these instructions, -1 for none
 
 
 class Op(NamedTuple):
@@ -116,17 +117,20 @@ class Code:
         return found
 
     def requests(
-        self, passed: Sequence[str], numbers: Mapping[int, int], program: Sequence[int]
+        self, passed: Sequence[str], numbers: Mapping[int, int], grid: Sequence[int]
     ) -> list[Request]:
         """What a warp of a program asks for, each access once; arguments as below."""
-        lanes = [_in_lane(self, numbers, program, lane) for lane in range(32)]
-        others = [_in_lane(self, numbers, program, lane) for lane in range(0, self.threads, 32)]
+        lanes = [_in_lane(self, numbers, grid, lane) for lane in range(32)]
+        others = [_in_lane(self, numbers, grid, lane) for lane in range(0, self.threads, 32)]
         varying: dict[str, bool] = {}
         depths: dict[str, int] = {}
 
-        def waits_for(register: str) -> list[str]:
+        def loads_behind(register: str) -> list[Op]:
             ops = [op for r in self.behind(register) for op in self.targets.get(r, ())]
-            return [_place(op) for op in ops if _from_memory(op)]
+            return [op for op in ops if _from_memory(op)]
+
+        def waits_for(register: str) -> list[str]:
+            return [_place(op) for op in loads_behind(register)]
 
         def depth(register: str) -> int:
             if register not in depths:
@@ -153,18 +157,19 @@ class Code:
                 (lane.get(place, 0) + _offset(self.ops[at])) // 128
                 for lane in (others if gathered else ())
             )
-            found.append(Request(at, access, lines, sectors, gathered, of_all, depth(place)))
+            after = max((self.ops.index(op) for op in loads_behind(place)), default=-1)
+            found.append(Request(at, access, lines, sectors, gathered, of_all, depth(place), after))
         return found
 
-    def turns(self, numbers: Mapping[int, int], program: Sequence[int]) -> list[float]:
-        """How often each instruction runs in a program, as far as arguments tell.
+    def turns(self, numbers: Mapping[int, int], grid: Sequence[int]) -> list[float]:
+        """How often each instruction runs in the program in the middle of the grid.
 
-        ``numbers`` are those of the parameters that are whole numbers, ``program`` the coordinates
-        in the grid. What depends on memory is not known: such jumps are not taken.
+        ``numbers`` are those of the parameters that are whole numbers. What depends on memory is
+        not known: such jumps are not taken, or ahead from the second time on, so that loops end.
         """
         steering = self._steering()
-        values: dict[str, Number] = {"%tid.x": 0}
-        values |= {f"%ctaid.{axis}": n for axis, n in zip("xyz", program, strict=False)}
+        values: dict[str, Number] = _place_in(grid, 0)
+        seen: set[int] = set()
         counts: Counter[int] = Counter()  # by the first instruction of a straight run
         ends: dict[int, int] = {}
         at = start = 0
@@ -179,6 +184,9 @@ class Code:
                 left -= 1
                 if (op.name == "ret" and holds is not False) or left < 0:
                     break
+                if holds is None and to is not None and to > at:
+                    holds = at in seen
+                    seen.add(at)
                 at = start = to if to is not None and holds else at + 1
                 continue
             if at in steering and holds is not False:
@@ -202,12 +210,19 @@ class Code:
 _MOST = 2_000_000  # jumps
 
 
+def _place_in(grid: Sequence[int], lane: int) -> dict[str, Number]:
+    """What the special registers hold for a thread of the program in the middle of a grid."""
+    axes = [(axis, extent) for axis, extent in zip("xyz", (*grid, 1, 1), strict=False)]
+    values: dict[str, Number] = {"%tid.x": lane}
+    values |= {f"%ctaid.{axis}": extent // 2 for axis, extent in axes}
+    return values | {f"%nctaid.{axis}": extent for axis, extent in axes}
+
+
 def _in_lane(
-    code: Code, numbers: Mapping[int, int], program: Sequence[int], lane: int
+    code: Code, numbers: Mapping[int, int], grid: Sequence[int], lane: int
 ) -> dict[str, int]:
     """The whole numbers that a thread computes before any loop turns; memory holds zeros."""
-    values: dict[str, Number] = {"%tid.x": lane}
-    values |= {f"%ctaid.{axis}": n for axis, n in zip("xyz", program, strict=False)}
+    values = _place_in(grid, lane)
     for op in code.ops:
         if op.target and op.target not in values:
             values[op.target] = _computed(op, values, numbers) or 0
