@@ -252,7 +252,8 @@ def test_operators_pass_opcheck(device):
     opcheck(OPERATORS.read_values, ([spikes], sel, [None], pointers[:1], *way))
     dvalue = torch.rand(*ROW, 2, device=device)
     opcheck(OPERATORS.read_adjoint, (dvalue, 5, sel, rates, pointers, *rule, 1, backend))
-    opcheck(OPERATORS.batch_dot, (records[0][0], records[1][0], backend))
+    for whole in (False, True):
+        opcheck(OPERATORS.batch_dot, (records[0][0], records[1][0], whole, backend))
     opcheck(OPERATORS.hold, (pointers[0],))
 
     weight = torch.rand(4, 3, device=device)
@@ -310,7 +311,7 @@ def test_operators_take_what_lies_in_any_order(device):
     weight = turned(torch.rand(4, 3, device=device))
     back = torch.zeros(4, 3, device=device).int()
     sequence, dy = turned(records[0]), turned(torch.rand(3, 2, 4, device=device))
-    opcheck(OPERATORS.batch_dot, (turned(records[0][0]), turned(records[1][0]), backend))
+    opcheck(OPERATORS.batch_dot, (turned(records[0][0]), turned(records[1][0]), False, backend))
     for strategy in ("shift", "gemm"):
         way = (strategy, "ieee", backend)
         opcheck(OPERATORS.project_component, (sequence, None, weight, back, 3, 3, *way))

@@ -205,11 +205,13 @@ def test_several_selectors_that_share_observations_all_count(device):
 ])  # fmt: skip
 def test_batch_dot(device, small_tiles, batch, columns, dtype, margin):
     a, b = (uniform(batch, columns, seed=i).to(dtype) - 0.5 for i in (1, 2))
-    actual = by_kernel(device, "read", "batch_dot", a, b, margin=margin).returned[0]
-    plain = by_reference("read", "batch_dot", a, b).returned[0]
-    truth = by_reference("read", "batch_dot", *exact((a, b))).returned[0]
-    # As many additions as rows, of products up to a quarter.
-    assert_close_as_torch(actual, truth, plain, scale=0.25 * batch)
+    for other, whole in ((b, False), (b, True), (b > 0, False)):
+        actual = by_kernel(device, "read", "batch_dot", a, other, whole, margin=margin).returned[0]
+        plain = by_reference("read", "batch_dot", a, other, whole).returned[0]
+        truth = by_reference("read", "batch_dot", *exact((a, other)), whole).returned[0]
+        # As many additions as rows, of products up to a quarter, or a half.
+        scale = (0.25 if other is b else 0.5) * batch * (columns if whole else 1)
+        assert_close_as_torch(actual, truth, plain, scale=scale)
 
 
 # -- the rules of a read, independently of both implementations --------------------------------

@@ -84,11 +84,13 @@ def _arguments(
     return times, pair, (*both(pointers), *numbers), sizes, options
 
 
-def batch_dot(a: Tensor, b: Tensor) -> Tensor:
+def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
     batch, columns = a.shape
     groups = tiles(batch, _ROWS)
     partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)
     arguments = (packed(a), packed(b), partial, batch, columns)
     options = {"ROWS": _ROWS, "ACC": accumulator(a.dtype), "work": (batch, columns)}
     launch(batch_dot_kernel, covering(columns, groups), *arguments, **options, dtype=a.dtype)
-    return partial.sum(0)
+    if whole:
+        return partial.sum()
+    return partial[0] if groups == 1 else partial.sum(0)

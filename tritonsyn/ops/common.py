@@ -289,13 +289,6 @@ def flat_observation(x: Tensor) -> Tensor:
     return x if x.ndim == 2 else x.reshape(x.shape[0], -1)
 
 
-def over_synapses(total: Tensor, like: Tensor) -> Tensor:
-    """Reduces sums ``[N * D]``, one per synapse and time, to the shape of a coefficient."""
-    if not like.ndim:
-        return total.sum()
-    return total.view(like.numel(), -1).sum(1).view(like.shape)
-
-
 @cache
 def _load(name: str, backend: str) -> ModuleType:
     package = "launch" if backend == "triton" else "reference"

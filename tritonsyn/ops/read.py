@@ -19,7 +19,6 @@ from .common import (
     keep,
     kept,
     link,
-    over_synapses,
     own_gradient,
     running,
     without_graph,
@@ -95,10 +94,10 @@ def read_adjoint(
     return drecords
 
 
-@operator(fake=lambda a, b, backend: a.new_empty(a.shape[1:]))
-def batch_dot(a: Tensor, b: Tensor, backend: str | None) -> Tensor:
-    """``sum over the batch of a * b``, of ``[B, M]`` each: ``[M]``, in a fixed order."""
-    return implementation("read", a.device, backend).batch_dot(a, b)
+@operator(fake=lambda a, b, whole, backend: a.new_empty(() if whole else a.shape[1:]))
+def batch_dot(a: Tensor, b: Tensor, whole: bool, backend: str | None) -> Tensor:
+    """``sum over the batch of a * b``, of ``[B, M]`` each: ``[M]``, or 0-d, in a fixed order."""
+    return implementation("read", a.device, backend).batch_dot(a, b, whole)
 
 
 def _add_adjoint(drecords: Tensors, dvalue: Tensor, reading: Reading, backend: str | None) -> None:
@@ -200,7 +199,7 @@ def _gradients(
     drates: list[Tensor | None] = [None] * count
     if slopes:
         drates = [
-            None if rate is None else over_synapses(_in_rows(dvalue, slope, 1, backend), rate)
+            None if rate is None else _of_rate(dvalue, slope, rate, backend)
             for slope, rate in zip(slopes, rates, strict=True)
         ]
     return [dsel, *[None] * count, *drates]
@@ -212,7 +211,15 @@ def _in_rows(dvalue: Tensor, slope: Tensor, rows: int, backend: str | None) -> T
     if rows == dvalue.shape[0]:
         return dvalue * slope
     shape = (dvalue.shape[0] // rows, rows * math.prod(dvalue.shape[1:]))
-    return batch_dot(dvalue.reshape(shape), slope.reshape(shape), backend)
+    return batch_dot(dvalue.reshape(shape), slope.reshape(shape), False, backend)
+
+
+def _of_rate(dvalue: Tensor, slope: Tensor, rate: Tensor, backend: str | None) -> Tensor:
+    """``dvalue * slope``, summed over the batch and the times, and over synapses of one rate."""
+    shape = (dvalue.shape[0], math.prod(dvalue.shape[1:]))
+    pair = dvalue.to(slope.dtype).reshape(shape), slope.reshape(shape)
+    total = batch_dot(*pair, not rate.ndim, backend)
+    return total if total.shape == rate.shape else total.view(len(rate), -1).sum(1)
 
 
 def _traced_operands(

@@ -17,7 +17,6 @@ from .common import (
     held,
     implementation,
     link,
-    over_synapses,
     own_gradient,
     saved,
     unchained,
@@ -79,7 +78,7 @@ class _Step(torch.autograd.Function):
 
 
 Terms = list[tuple[Tensor, Tensor]]
-"""Pairs of tensors ``[B, N]`` whose products add up to a gradient."""
+"""Pairs of tensors ``[B, N]`` whose products add up to a gradient, in the dtype of the first."""
 
 
 def _terms(
@@ -90,7 +89,7 @@ def _terms(
     states = [state.to(dynamics.gain.dtype) for state in newest]
     if x is not None:
         taking = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
-        terms[0] = [(taking, flat_observation(x).to(taking.dtype))]
+        terms[0] = [(taking, flat_observation(x))]
     if states and dynamics.coupling is not None:
         joined = torch.addcmul(states[1], states[0], dynamics.coupling)
         terms[1] = [(zs[0], states[0]), (zs[1], joined)]
@@ -103,8 +102,8 @@ def _terms(
 def _gradient(terms: Terms, constant: Tensor, reads: ModuleType) -> Tensor | None:
     if not terms:
         return None
-    first, *others = (reads.batch_dot(*pair) for pair in terms)
-    return over_synapses(sum(others, first), constant)
+    first, *others = (reads.batch_dot(*pair, not constant.ndim) for pair in terms)
+    return sum(others, first)
 
 
 def _state(ring: Ring) -> tuple[Tensor, ...]:

@@ -288,9 +288,12 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
                 flat.index_add_(0, index.reshape(-1), share.reshape(-1), alpha=sign)
 
 
-def batch_dot(a: Tensor, b: Tensor) -> Tensor:
-    """``sum over the batch of a * b``: ``[B, M], [B, M] -> [M]``, in the dtype of ``a``."""
+def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
+    """``sum over the batch of a * b``: ``[B, M], [B, M] -> [M]``, in the dtype of ``a``.
+
+    ``b`` is of any dtype. ``whole``: the sum of that, 0-d.
+    """
     total = a.new_zeros(a.shape[1])
     for rows in _row_groups(a.shape[0], a.shape[1], a.device):
         total += (a[rows] * b[rows]).sum(0)
-    return total
+    return total.sum() if whole else total
