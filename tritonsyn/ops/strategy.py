@@ -52,10 +52,12 @@ def cheapest(work: Work, device: torch.device) -> str:
     tap = {"shift": cost["shift"]}
     if work.finite or device.type == "cpu":  # where ``gemm`` checks its own result
         tap["gemm"] = work.slots * cost["gemm"]
-    costs = {strategy: work.taps * each for strategy, each in tap.items()}
-    past = work.past * min(tap.values())
-    if work.spikes and "bits" in cost:  # a CPU has no bits over time
-        costs["bits"] = work.taps * cost["bits"] + past
-    if work.arrivals is not None:
-        costs["events"] = work.arrivals * cost["events"] + past
-    return min(costs, key=costs.__getitem__)
+    best = min(tap, key=tap.__getitem__)
+    least = tap[best]
+    # Sizes of a traced sequence are symbols: at rest no comparison depends on them.
+    past = work.past / work.taps * least if work.past else 0.0
+    if work.spikes and "bits" in cost and cost["bits"] + past < least:  # a CPU has no such bits
+        best, least = "bits", cost["bits"] + past
+    if work.arrivals is None:
+        return best
+    return "events" if work.arrivals * cost["events"] < work.taps * (least - past) else best
