@@ -243,6 +243,7 @@ class RecordTensor(Stateful):
             ValueError: ``length`` is not between 1 and K, or the offset's shape is wrong.
         """
         check_read()
+        self._check_length(length, least=1)
         slots = self._range_slots(length, offset, forward)
         if slots.ndim == 1:
             return self.storage.index_select(0, slots).movedim(0, -1)
@@ -355,6 +356,7 @@ class RecordTensor(Stateful):
         if checks.check_real("obs", obs).ndim != len(self.shape) + 1:
             raise checks.misshapen("obs", obs, (*self.shape, "length"))
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
+        self._check_length(obs.shape[-1], least=1)
         slots = self._range_slots(obs.shape[-1], offset, forward)
         rows = obs.movedim(-1, 0).to(self.storage.dtype)
         with recorded_unless(inplace):
@@ -397,7 +399,10 @@ class RecordTensor(Stateful):
 
     def history(self, length: int) -> Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
-        return self.storage.index_select(0, self._range_slots(length, 1, least=0))
+        self._check_length(length, least=0)
+        if isinstance(self.cursor, int):
+            return self.storage.roll(-self.cursor, 0)[self.recordsz - length :]
+        return self.storage.index_select(0, self._range_slots(length, 1))
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
@@ -543,12 +548,12 @@ class RecordTensor(Stateful):
     def _slot(self, offset: int) -> Slot:
         return (self.cursor - offset) % self.recordsz
 
-    def _range_slots(
-        self, length: int, offset: int | Tensor, forward: bool = False, least: int = 1
-    ) -> Tensor:
-        """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
+    def _check_length(self, length: int, least: int) -> None:
         if not least <= checks.integer("length", length) <= self.recordsz:
             raise ValueError(f"length must be in {least} to {self.recordsz}, but is {length}")
+
+    def _range_slots(self, length: int, offset: int | Tensor, forward: bool = False) -> Tensor:
+        """Slots of a range, oldest first: ``[length]``, or ``[length, *shape]`` for a tensor."""
         steps = torch.arange(length, device=self.storage.device)
         if isinstance(offset, Tensor):
             if offset.is_floating_point():

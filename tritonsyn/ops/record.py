@@ -6,7 +6,7 @@ record has one owner at a time: a read adds into it in place, a push takes its s
 zeros. Each costs the size of one observation, whatever the number of slots is.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class _Write(torch.autograd.Function):
     """``way.push`` writes what ``way.take`` takes out in backward."""
 
     @staticmethod
-    def forward(ctx: Any, record: Tensor, value: Tensor, slots: Slot, way: Any) -> Tensor:
+    def forward(ctx: Any, record: Tensor, value: Tensor, slots: Any, way: Any) -> Tensor:
         way.push(record, value, slots)
         link(ctx, record)
         ctx.slots, ctx.way, ctx.value_dtype = held(slots), way, value.dtype
@@ -59,8 +59,39 @@ class _Blank(torch.autograd.Function):
         return hand_over(ctx, drecord, 0), None
 
 
+class _Span(NamedTuple):
+    """Slots that the host knows, around the end of a record."""
+
+    first: int
+    length: int
+
+    def of(self, record: Tensor) -> list[Tensor]:
+        """These slots, in one or two parts."""
+        end, size = self.first + self.length, record.shape[0]
+        parts = [record[self.first : min(end, size)]]
+        return parts if end <= size else [*parts, record[: end - size]]
+
+
+class _Parts:
+    """A span written and taken, as one slot is by ``launch`` and ``reference``."""
+
+    @staticmethod
+    def push(record: Tensor, rows: Tensor, span: _Span) -> None:
+        parts = span.of(record)
+        for part, new in zip(parts, rows.split([len(part) for part in parts]), strict=True):
+            part.copy_(new)
+
+    @staticmethod
+    def take(drecord: Tensor, span: _Span) -> Tensor:
+        parts = span.of(drecord)
+        taken = torch.cat(parts)
+        for part in parts:
+            part.zero_()
+        return taken
+
+
 class _Rows:
-    """Several slots written and taken, as one slot is by ``launch`` and ``reference``."""
+    """The same of slots ``[L]`` that only the device knows."""
 
     @staticmethod
     def push(record: Tensor, rows: Tensor, slots: Tensor) -> None:
@@ -160,16 +191,16 @@ def write_rows(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
 
     In place, around the end of the record; differentiable as :func:`push`.
     """
-    if chained(record, rows) and record.is_floating_point():
-        return _Write.apply(record, rows, row_slots(slot, rows.shape[0], record), _Rows)
-    record, rows = unchained(record), rows.detach().resolve_neg()
+    way: Any
+    slots: Any
     if isinstance(slot, Tensor):
-        _Rows.push(record, rows, row_slots(slot, rows.shape[0], record))
-        return record
-    before_end = min(rows.shape[0], record.shape[0] - slot)
-    record[slot : slot + before_end] = rows[:before_end]
-    if before_end < rows.shape[0]:
-        record[: rows.shape[0] - before_end] = rows[before_end:]
+        way, slots = _Rows, row_slots(slot, rows.shape[0], record)
+    else:
+        way, slots = _Parts, _Span(slot, rows.shape[0])
+    if chained(record, rows) and record.is_floating_point():
+        return _Write.apply(record, rows, slots, way)
+    record = unchained(record)
+    way.push(record, rows.detach().resolve_neg(), slots)
     return record
 
 

@@ -46,9 +46,8 @@ def make_taps(
     return module.taps(weight, delay, rates, rule, slots, lower)
 
 
-def _like_inputs(
-    dweights, weight, delay, rates, mode, step, limit, tolerance, lower, slots, wanted, *_
-):  # type: ignore[no-untyped-def]
+def _like_inputs(dweights, weight, delay, rates, *settings):  # type: ignore[no-untyped-def]
+    *_, wanted, _ = settings
     pairs = zip((weight, delay, *rates), wanted, strict=True)
     return [x.new_empty(x.shape) for x, want in pairs if want]
 

@@ -48,30 +48,26 @@ def taps_backward(
     ``dweights`` those of the components' weights, any but not all of them None. That of a delay
     outside of its bounds is zero. Each has the shape and dtype of what it is the gradient of.
     """
-    want_weight, want_delay, *want_rates = wanted
+    _, want_delay, *want_rates = wanted
     located, dtype = _located(delay, rule, slots, lower), rates[0].dtype
     fraction, cast = located.fraction.to(dtype), weight.to(dtype)
     step = rule.step if want_delay else None
-    by_weight, by_delay, by_rates = [], [], []
+    by_weight, by_delay = torch.zeros_like(cast), torch.zeros_like(cast)
+    by_rates = [torch.zeros_like(rate) for rate in rates]
     for i, (dweight, rate) in enumerate(zip(dweights, rates, strict=True)):
         if dweight is None:
-            by_rates.append(torch.zeros_like(rate))
             continue
         signed = dweight if i == 0 or rule.mode == "alpha" else -dweight
         rises = rule.mode == "alpha" and i == 0
         factor, slope, rate_slope = decayed(fraction, rate, rises, step, want_rates[i])
-        by_weight.append(signed * factor)
-        by_delay.append(None if slope is None else signed * slope)
-        by_rates.append(None if rate_slope is None else signed * cast * rate_slope)
-    gradients = [sum(by_weight[1:], by_weight[0])]
-    if want_delay:
-        ddelay = sum(by_delay[1:], by_delay[0]) * cast
-        within = located.within
-        gradients.append(ddelay if within is None else torch.where(within, ddelay, 0.0))
-    else:
-        gradients.append(None)
-    gradients += by_rates
-    triples = zip(wanted, gradients, (weight, delay, *rates), strict=True)
+        by_weight.addcmul_(signed, factor)
+        if slope is not None:
+            by_delay += signed * cast * slope
+        if rate_slope is not None:
+            by_rates[i] = signed * cast * rate_slope
+    if located.within is not None:
+        by_delay = torch.where(located.within, by_delay, 0.0)
+    triples = zip(wanted, (by_weight, by_delay, *by_rates), (weight, delay, *rates), strict=True)
     return [d.sum_to_size(x.shape).to(x.dtype) for want, d, x in triples if want]
 
 

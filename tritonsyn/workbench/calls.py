@@ -201,12 +201,12 @@ def taps(
     outputs, inputs = shape.outputs or shape.synapses, shape.synapses
     rows, columns = delay in ("each", "output"), delay in ("each", "input")
     size = outputs if rows else 1, inputs if columns else 1
-    given = [site.values(outputs, inputs), site.values(*size)]
+    weight, delays = site.values(outputs, inputs), site.values(*size)
     if fixed:
-        given = [tensor.detach() for tensor in given]
+        weight, delays = weight.detach(), delays.detach()
     rates, slots = synapse.coefficients().rates, synapse.spike_.recordsz
     rule = synapse.delay_rule()._replace(step=step_time)
-    _backward(*ops.taps(*given, rates, rule, slots).weights)
+    _backward(*ops.taps(weight, delays, rates, rule, slots).weights)
 
 
 def pack(site: Site) -> None:
