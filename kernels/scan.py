@@ -351,12 +351,12 @@ def exp_scan_constants_kernel(
     pos_in_ptr, neg_in_ptr, pos_dcarry_ptr, neg_dcarry_ptr,
     partial_ptr, gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
     T, L, last, size, N, W,
-    DOUBLE: tl.constexpr, PACKED: tl.constexpr,
+    PACKED: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
     COUPLING_PER_SYNAPSE: tl.constexpr,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of gain, decay and rise, in parts to be summed: see ``_store_partial``.
+    """Gradients of gain, decay and rise of two states, in parts to be summed: ``_store_partial``.
 
     With a coupling that takes the place of the rise, and the decay is the one of both states.
 
@@ -384,13 +384,11 @@ def exp_scan_constants_kernel(
     pos = _carry_in(pos_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
     pos_sens = zero
     pos_response = zero
-    neg = zero
+    neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
     neg_sens = zero
     neg_response = zero
     coupling_sens = zero
-    if DOUBLE:
-        rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
     if COUPLED:
         coupling = coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
     ddecay = zero
@@ -417,7 +415,7 @@ def exp_scan_constants_kernel(
                 dneg = gradients[i]
             if pos_dtail_ptr is not None:
                 dpos += tl.load(pos_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
-            if DOUBLE and neg_dtail_ptr is not None:
+            if neg_dtail_ptr is not None:
                 dneg += tl.load(neg_dtail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
             if COUPLED:
                 # What the second state takes from the first, before either advances.
@@ -436,14 +434,14 @@ def exp_scan_constants_kernel(
             )
             ddecay += dpos * pos_sens
             dgain += dpos * pos_response
-            if DOUBLE and not COUPLED:
+            if not COUPLED:
                 neg, neg_sens, neg_response = _sensitivity(
                     neg, neg_sens, neg_response, inputs[i], gain, rise, live
                 )
                 drise += dneg * neg_sens
                 dgain += dneg * neg_response
 
-    if DOUBLE and neg_dcarry_ptr is not None:
+    if neg_dcarry_ptr is not None:
         dleft = rise * _carry_in(neg_dcarry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
         if COUPLED:
             ddecay += dleft * (neg_sens + coupling * pos_sens)
@@ -461,8 +459,7 @@ def exp_scan_constants_kernel(
     )
     _store_partial(partial_ptr, 0, dgain, offs, mask, stride, EACH)
     _store_partial(partial_ptr, 1, ddecay, offs, mask, stride, EACH)
-    if DOUBLE:
-        _store_partial(partial_ptr, 2, drise, offs, mask, stride, EACH)
+    _store_partial(partial_ptr, 2, drise, offs, mask, stride, EACH)
 
 
 @triton.jit
@@ -483,15 +480,14 @@ def _shifted(ptr, offsets):
 
 
 @triton.jit
-def _rows_back(dy_ptrs, x_ptrs, y_ptrs, stride, x_stride, mask, left, UNROLL: tl.constexpr):
-    """``UNROLL`` rows of each sequence, backward from where the pointers are.
+def _rows_back(dy_ptrs, x_ptrs, stride, x_stride, mask, left, UNROLL: tl.constexpr):
+    """``UNROLL`` rows of both sequences, backward from where the pointers are.
 
-    An absent sequence has no rows. ``left``: how many there are, where those may be fewer. The mask
+    An absent input has no rows. ``left``: how many there are, where those may be fewer. The mask
     of the lanes is absent where all are there.
     """
     dys = ()
     xs = ()
-    ys = ()
     for i in tl.static_range(UNROLL):
         live = mask
         if left is not None:
@@ -499,9 +495,7 @@ def _rows_back(dy_ptrs, x_ptrs, y_ptrs, stride, x_stride, mask, left, UNROLL: tl
         dys += (_load(dy_ptrs - i * stride, live),)
         if x_ptrs is not None:
             xs += (_load(x_ptrs - i * x_stride, live),)
-        if y_ptrs is not None:
-            ys += (_load(y_ptrs - i * stride, live),)
-    return dys, xs, ys
+    return dys, xs
 
 
 @triton.jit
@@ -517,12 +511,12 @@ def _turn_back(
     state, rows, dx_ptrs, dtail_ptrs, stride, gain, decay, bit, mask, left, tail,
     UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """``UNROLL`` steps of the adjoint, with their part of the gradients of gain and decay.
+    """``UNROLL`` steps of the adjoint and, with inputs, of the gradients of gain and decay.
 
     ``left`` steps, and ``tail`` that have a gradient of a tail, where those may be fewer.
     """
-    lam, dgain, ddecay = state
-    dys, xs, ys = rows
+    lam, total, dgain, ddecay = state
+    dys, xs = rows
     ACC: tl.constexpr = lam.dtype
     for i in tl.static_range(UNROLL):
         live = None
@@ -533,22 +527,23 @@ def _turn_back(
             stored = mask & live
             if dtail_ptrs is not None:
                 dy += tl.load(dtail_ptrs - i * stride, mask=mask & (i < tail), other=0.0)
-        if len(ys) > 0:
-            ddecay = _where(live, ddecay + lam * ys[i].to(ACC), ddecay)
         lam = _where(live, decay * lam + dy, lam)
         if len(xs) > 0:
             x = xs[i]
             if bit is not None:
                 x = (x >> bit) & 1
-            dgain = _where(live, dgain + lam * x.to(ACC), dgain)
+            x = x.to(ACC)
+            ddecay = _where(live, ddecay + total * x, ddecay)
+            dgain = _where(live, dgain + lam * x, dgain)
+            total = _where(live, decay * total + lam, total)
         if dx_ptrs is not None:
             store_as(dx_ptrs - i * stride, gain * lam, stored)
-    return lam, dgain, ddecay
+    return lam, total, dgain, ddecay
 
 
 @triton.jit(do_not_specialize=["T", "L", "last"])
 def exp_scan_backward_kernel(
-    dy_ptr, dtail_ptr, x_ptr, y_ptr, initial_ptr, carry_ptr,
+    dy_ptr, dtail_ptr, x_ptr, initial_ptr, carry_ptr, total_ptr,
     dx_ptr, dinitial_ptr, partial_ptr, gain_ptr, decay_ptr,
     T, L, last, size, N, W,
     PACKED: tl.constexpr, GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr,
@@ -557,16 +552,19 @@ def exp_scan_backward_kernel(
     """All gradients of ``y[t] = decay * y[t-1] + gain * x[t]`` from those of y.
 
     ``lam[t] = dy[t] + decay * lam[t+1]`` backward in time; then ``dx[t] = gain * lam[t]``, the
-    gradient of the gain is ``sum(lam[t] * x[t])``, that of the decay ``sum(lam[t] * y[t-1])``, and
-    that of the initial state ``y[-1]``, ``initial [size]``, is ``decay * lam[0]``.
+    gradient of the gain is ``sum(lam[t] * x[t])``, and that of the initial state ``y[-1]``,
+    ``initial [size]``, is ``decay * lam[0]``. That of the decay, ``sum(lam[t] * y[t-1])``, is
+    taken apart by the inputs that y is made of, so that y itself is not needed: it is
+    ``gain * sum(x[t] * total[t+1]) + y[-1] * total[0]`` with
+    ``total[t] = lam[t] + decay * total[t+1]``.
 
-    ``dy, y, dx [T, size]`` with ``size = B * N``, and x alike or as words ``[T, B, W]``. A program
+    ``dy, dx [T, size]`` with ``size = B * N``, and x alike or as words ``[T, B, W]``. A program
     handles one chunk of ``L`` steps, into which ``carry [chunks, size]`` brings the ``lam`` of the
-    step after; ``dtail [last, size]`` is added to the last of dy. The rows of ``UNROLL`` steps are
-    on their way while those of the steps after them are computed. ``partial`` takes what
-    ``_store_partial`` stores: of the gain where x is given, of the decay where y is, else 0.
-    All but dy and the constants may be absent. ``EVEN`` says that ``BLOCK`` divides the size.
-    Bytes per element in float32: dy 4, x 4 (bool 1, bits 1/8), y 4, dx 4.
+    step after, and ``total`` what its ``total`` has beyond that; ``dtail [last, size]`` is added to
+    the last of dy. The rows of ``UNROLL`` steps are on their way while those of the steps after
+    them are computed. ``partial`` takes the gradients of gain and decay (``_store_partial``). All
+    but dy and the constants may be absent. ``EVEN`` says that ``BLOCK`` divides the size.
+    Bytes per element in float32: dy 4, x 4 (bool 1, bits 1/8), dx 4.
     """
     ACC: tl.constexpr = decay_ptr.dtype.element_ty
     offs, batch, offs_n = _places(size, N, BLOCK, 1)
@@ -578,7 +576,9 @@ def exp_scan_backward_kernel(
     gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
     zero = tl.zeros([BLOCK], ACC)
-    state = _carry_in(carry_ptr, chunk, offs, mask, stride, ACC, BLOCK), zero, zero
+    lam = _carry_in(carry_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    total = lam + _carry_in(total_ptr, chunk, offs, mask, stride, ACC, BLOCK)
+    state = lam, total, zero, zero
 
     # The chunk's last step; from there time goes back a turn at a time.
     end = first + length - 1
@@ -600,9 +600,8 @@ def exp_scan_backward_kernel(
     for done in range(0, edge, UNROLL):
         left = count + (edge - done)
         rows = _rows_back(
-            dy_ptr + place, _shifted(x_ptr, x_place), _shifted(y_ptr, place),
-            stride, x_stride, mask, left, UNROLL,
-        )  # fmt: skip
+            dy_ptr + place, _shifted(x_ptr, x_place), stride, x_stride, mask, left, UNROLL
+        )
         state = _turn_back(
             state, rows, _shifted(dx_ptr, place), _shifted(dtail_ptr, place - (T - last) * stride),
             stride, gain, decay, bit, mask, left, count + (tail - done), UNROLL,
@@ -615,18 +614,16 @@ def exp_scan_backward_kernel(
         if EVEN:
             lanes = None
         ahead = _rows_back(
-            dy_ptr + place, _shifted(x_ptr, x_place), _shifted(y_ptr, place),
-            stride, x_stride, lanes, None, UNROLL,
-        )  # fmt: skip
+            dy_ptr + place, _shifted(x_ptr, x_place), stride, x_stride, lanes, None, UNROLL
+        )
         for _ in range(1, turns):
             rows = ahead
             dx_ptrs = _shifted(dx_ptr, place)
             place -= UNROLL * stride
             x_place -= UNROLL * x_stride
             ahead = _rows_back(
-                dy_ptr + place, _shifted(x_ptr, x_place), _shifted(y_ptr, place),
-                stride, x_stride, lanes, None, UNROLL,
-            )  # fmt: skip
+                dy_ptr + place, _shifted(x_ptr, x_place), stride, x_stride, lanes, None, UNROLL
+            )
             state = _turn_back(
                 state, rows, dx_ptrs, None, stride, gain, decay, bit, lanes, None, None, UNROLL
             )
@@ -634,15 +631,16 @@ def exp_scan_backward_kernel(
             state, ahead, _shifted(dx_ptr, place), None,
             stride, gain, decay, bit, lanes, None, None, UNROLL,
         )  # fmt: skip
-    lam, dgain, ddecay = state
+    lam, total, dgain, ddecay = state
 
     before_all = mask & (count + first == 0)
-    if y_ptr is not None and initial_ptr is not None:
-        initial = tl.load(initial_ptr + offs, mask=before_all, other=0.0)
-        ddecay += tl.where(before_all, lam * initial, 0.0)
     if dinitial_ptr is not None:
         tl.store(dinitial_ptr + offs, decay * lam, mask=before_all)
     if partial_ptr is not None:
+        ddecay *= gain
+        if initial_ptr is not None:
+            initial = tl.load(initial_ptr + offs, mask=before_all, other=0.0)
+            ddecay += tl.where(before_all, total * initial, 0.0)
         EACH: tl.constexpr = GAIN_PER_SYNAPSE or DECAY_PER_SYNAPSE
         _store_partial(partial_ptr, 0, dgain, offs, mask, stride, EACH)
         _store_partial(partial_ptr, 1, ddecay, offs, mask, stride, EACH)
@@ -662,5 +660,5 @@ STREAMS = {
         neg_carry=WRITE.where(DOUBLE=True),
     ),
     "exp_scan_constants_kernel": streams("BLOCK", "UNROLL", x=_UNPACKED, dy=READ),
-    "exp_scan_backward_kernel": streams("BLOCK", "UNROLL", dy=READ, x=_UNPACKED, y=READ, dx=WRITE),
+    "exp_scan_backward_kernel": streams("BLOCK", "UNROLL", dy=READ, x=_UNPACKED, dx=WRITE),
 }

@@ -299,8 +299,8 @@ def test_operators_take_what_lies_in_any_order(device):
     x, starts = turned(x.detach()), [turned(initial.detach()) for initial in initials]
     opcheck(OPERATORS.scan_forward, (x, None, constants, False, starts, 2, f32, backend))
     dy, *dtails = [turned(torch.rand(size, *ROW, device=device)) for size in (4, 2, 2)]
-    way = (constants, False, starts, f32, True, [True, True, False], backend)
-    opcheck(OPERATORS.scan_backward, (dy, dtails, x, None, None, *way))
+    way = (constants, False, starts, f32, True, backend)
+    opcheck(OPERATORS.scan_backward, (dy, dtails, x, None, *way))
     pointers, rule = [torch.tensor(2, device=device)] * 2, ReadRule("expdecay", 1.0, 4.0, 0.0, 0.0)
     records = [torch.rand(5, *ROW, device=device) for _ in "pn"]
     sel = turned(torch.rand(1, 3, 2, device=device) * 4)

@@ -4,10 +4,8 @@ The oracle keeps its history as a list of tensors and reads it with PyTorch oper
 PyTorch's own autograd differentiates it; in float64 the gradients must agree to its rounding.
 """
 
-import gc
 import itertools
 import random
-from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
@@ -15,9 +13,7 @@ import torch
 from synapses import PHYSICS, every_kind, make, same, snapshot, spikes, uniform
 from torch import nn
 from torch.autograd import forward_ad
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from tritonsyn import DelayedLinear, RecordTensor, SingleExponentialCurrent, functional, use_backend
 from tritonsyn.functional import ReadRule, Ring
@@ -837,49 +833,6 @@ def test_results_may_be_written_in_place(device, each_backend, capturable, steps
     digits = (8 + steps) * torch.finfo(torch.float32).eps
     for a, b in zip(in_place, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=digits * b.abs().max().item())
-
-
-def _hooks(pack):
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-
-
-@pytest.mark.parametrize("way", ["graph", "hooks", "copies", "checkpoint", "twice"])
-@pytest.mark.parametrize("written", [False, True])
-def test_a_scan_keeps_its_result_for_no_longer_than_autograd(device, each_backend, way, written):
-    """And gradients are those of the result as it was, whatever hooks make of what is saved."""
-    x, decay = leaf(6, 2, 3, seed=1, device=device), leaf(3, seed=2, device=device)
-    results = []
-
-    def freed():
-        if each_backend == "triton":
-            gc.collect()  # its interpreter makes cycles
-        return all(result.expired() for result in results)
-
-    def scanned(x, decay):
-        y, _ = functional.exp_scan(x, decay)
-        results.append(StorageWeakRef(y.untyped_storage()))
-        return y.mul_(3.0) if written else y * 3.0
-
-    if way == "checkpoint":
-        y = checkpoint(scanned, x, decay, use_reentrant=False)
-    else:
-        packs = {"hooks": lambda tensor: tensor, "copies": torch.Tensor.clone}
-        with _hooks(packs[way]) if way in packs else nullcontext():
-            y = scanned(x, decay)
-    loss = y.square().sum()
-    del y
-    assert freed() or written or way not in ("copies", "checkpoint")
-    if way == "twice":
-        torch.autograd.grad(loss, decay, retain_graph=True)
-    gradients = torch.autograd.grad(loss, (x, decay))
-    assert freed()
-
-    state, total = torch.zeros(2, 3, dtype=F64, device=device), 0.0
-    for row in x:
-        state = decay * state + row
-        total = total + (3.0 * state).square().sum()
-    for actual, expected in zip(gradients, torch.autograd.grad(total, (x, decay)), strict=True):
-        torch.testing.assert_close(actual, expected)
 
 
 # -- what else looks at the gradient of a record ---------------------------------------------------

@@ -7,7 +7,7 @@ from against import F32, F64, FLOATING, by_kernel, by_reference, exact, uniform
 from tritonsyn.launch.config import LaunchConfig, override_config
 from tritonsyn.reference.scan import pack
 from tritonsyn.testing import assert_close_as_torch
-from tritonsyn.values import Dynamics, PackedSpikes, Wanted, compute_dtype
+from tritonsyn.values import Dynamics, PackedSpikes, compute_dtype
 
 STATES = {"single": 1, "double": 2, "alpha": 2}
 KINDS = pytest.mark.parametrize("kind", STATES)
@@ -79,15 +79,7 @@ def test_scan_of_whole_tiles(device, kind, dtype):
     tails = [uniform(2, 4, 32, seed=60 + i).to(F32) for i in range(STATES[kind])]
     check(device, "scan", x, dynamics, [None] * STATES[kind], 2, F32, block=64)
     dy = uniform(7, 4, 32).to(F32)
-    arguments = (
-        dy,
-        tails,
-        None,
-        None,
-        dynamics,
-        [None] * STATES[kind],
-        Wanted(F32, False, [False] * 3),
-    )
+    arguments = (dy, tails, None, dynamics, [None] * STATES[kind], F32, False)
     check(device, "scan_backward", *arguments, block=64, scale=8.0)
 
 
@@ -101,14 +93,9 @@ def test_adjoint(device, kind, chunks, per_synapse, last):
     if last:
         dtails = [uniform(last, *ROW, seed=60 + i).to(F32) for i in range(STATES[kind])]
     dynamics, initials = dynamics_of(kind, F32, per_synapse), states_of(kind, F32)
-    learned, fixed = ([on] * len(dynamics.constants) for on in (True, False))
     scale = 16.0 if per_synapse else 16.0 * ROW[1]  # sums over synapses
-    for source, wanted in (
-        (x, Wanted(F32, True, learned)),
-        (None, Wanted(F32, False, fixed)),
-        (x, Wanted(None, False, learned)),
-    ):
-        arguments = (dy, dtails, source, None, dynamics, initials, wanted)
+    for source, dx_dtype, want_initials in ((x, F32, True), (None, F32, False), (x, None, False)):
+        arguments = (dy, dtails, source, dynamics, initials, dx_dtype, want_initials)
         check(device, "scan_backward", *arguments, chunks=chunks, scale=scale)
 
 
@@ -116,40 +103,35 @@ def test_adjoint(device, kind, chunks, per_synapse, last):
     ("kind", "steps", "chunks"),
     [("values", 1, 1), ("values", 9, 1), ("values", 7, 2), ("spikes", 5, 1), ("bits", 9, 3)],
 )
-def test_adjoint_from_the_current(device, kind, steps, chunks):
-    """Of each constant alone, too; with a gain of 0, and without an initial state."""
+def test_adjoint_of_a_single_state(device, kind, steps, chunks):
+    """With a gain of 0, too, and without an initial state, or the gradient to the input."""
     x, dy = (uniform(steps, *ROW, seed=seed).to(F32) - 0.3 for seed in (50, 51))
     x = x if kind == "values" else x > 0
-    y = uniform(steps, *ROW, seed=52).to(F32)
     if kind == "bits":
         x = PackedSpikes(pack(x.flatten(0, 1)).view(steps, 2, 1), (steps, *ROW))
-    initials = states_of("single", F32)
     for gain, per_synapse in ((1.3, False), (0.0, True)):
         dynamics = dynamics_of("single", F32, per_synapse)._replace(gain=torch.tensor(gain))
-        for given, wanted in (
-            ((dy, [dy[-2:]], x, y, dynamics, initials), Wanted(F32, True, (True, True))),
-            ((dy, [None], x, y, dynamics, [None]), Wanted(F32, False, (False, True))),
-            ((dy, [None], x, None, dynamics, [None]), Wanted(None, True, (True, False))),
+        for given in (
+            (dy, [dy[-2:]], x, dynamics, states_of("single", F32), F32, True),
+            (dy, [None], x, dynamics, [None], None, False),
         ):
-            check(device, "scan_backward", *given, wanted, chunks=chunks, scale=32.0)
+            check(device, "scan_backward", *given, chunks=chunks, scale=32.0)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_adjoint_takes_every_dtype(device, dtype):
     """With the elements of whole programs, too, which need no masks."""
-    acc = compute_dtype(dtype)
-    x, dy, y = (uniform(5, 4, 8, seed=seed) - 0.3 for seed in (50, 51, 52))
-    given = (dy.to(dtype), [None], x.to(dtype), None if dtype != acc else y.to(dtype))
-    dynamics = dynamics_of("single", dtype)
-    wanted = Wanted(dtype, True, (True, True))
-    check(device, "scan_backward", *given, dynamics, [y[0].to(acc)], wanted, chunks=2, scale=16.0)
+    x, dy = (uniform(5, 4, 8, seed=seed).to(dtype) - 0.3 for seed in (50, 51))
+    initials = [x[0].to(compute_dtype(dtype))]
+    arguments = (dy, [None], x, dynamics_of("single", dtype), initials, dtype, True)
+    check(device, "scan_backward", *arguments, chunks=2, scale=16.0)
 
 
 def test_gradients_of_constants_are_summed_as_exactly_as_by_torch(device):
     """Over many synapses; each has a term of the sum, and most of them cancel."""
     dy, y = (uniform(1, 64, 128, seed=seed).to(F32) - 0.5 for seed in (50, 51))
     dynamics, initials = dynamics_of("single", F32), [y[0]]
-    arguments = (dy, [None], y, y, dynamics, initials, Wanted(None, False, (True, True)))
+    arguments = (dy, [None], y, dynamics, initials, None, False)
     with override_config(LaunchConfig(512)):
         found = by_kernel(device, "scan", "scan_backward", *arguments).returned[-1]
     exactly = (dy[0].double() * y[0].double()).sum()

@@ -373,8 +373,7 @@ def exp_scan(
         ``final`` is float64 for a float64 output and float32 otherwise, as the recurrence itself.
 
     Differentiable (first order) to ``x``, ``decay``, ``gain`` and ``initial``. For the gradient to
-    ``x`` alone nothing of the size of ``x`` is kept; for those to ``decay`` and ``gain`` ``x`` and,
-    in eager float32 and float64, ``y``. You may write to ``y`` in place all the same.
+    ``x`` alone nothing of the size of ``x`` is kept.
 
     Raises:
         TypeError, ValueError: wrong kind, shape or device.
@@ -400,7 +399,7 @@ def double_exp_scan(
         P[t] = d\,P[t-1] + g\,x[t], \quad M[t] = r\,M[t-1] + g\,x[t], \quad y[t] = P[t] - M[t]
 
     ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything
-    else is as for :func:`exp_scan`, but ``y`` is not kept.
+    else is as for :func:`exp_scan`.
     """
     constants = {"gain": gain, "decay": decay, "rise": rise}
     return _sequence_scan(x, constants, initial, dtype, backend)
@@ -424,7 +423,7 @@ def alpha_scan(
     With :math:`r = \Delta t / \tau`, :math:`d = e^{-r}` and :math:`g = Q / \tau` a spike gives
     :math:`Q\,s / \tau^2\,e^{-s / \tau}` a time :math:`s` after it. ``initial`` is the pair
     :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else is as for
-    :func:`exp_scan`, but ``y`` is not kept.
+    :func:`exp_scan`.
     """
     constants = {"gain": gain, "decay": decay, "ratio": ratio}
     return _sequence_scan(x, constants, initial, dtype, backend)

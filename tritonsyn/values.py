@@ -130,17 +130,6 @@ class Dynamics(NamedTuple):
         return states[0] - states[1] if self.inputs == 2 else self.current_(states)
 
 
-class Wanted(NamedTuple):
-    """Which gradients of a scan are wanted."""
-
-    x: torch.dtype | None
-    """The dtype of the input's gradient; None: it is not wanted."""
-    initials: bool
-    """Those of the initial states, of all or of none."""
-    constants: Sequence[bool]
-    """Of each of the :attr:`Dynamics.constants`."""
-
-
 class Ring(NamedTuple):
     """The records of a group of synapses, and the slot that each writes next."""
 

@@ -15,7 +15,7 @@ from ..kernels.scan import (
     exp_scan_constants_kernel,
     exp_scan_kernel,
 )
-from ..values import WORD, Dynamics, PackedSpikes, Wanted, data_of, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, data_of, words_per_row
 from .config import LaunchConfig, Work, config_for
 from .launcher import both, constant_arguments, covering, launch, packed, tiles
 
@@ -72,25 +72,25 @@ def scan_backward(
     dy: Tensor,
     dtails: Pair,
     x: Tensor | PackedSpikes | None,
-    y: Tensor | None,
     dynamics: Dynamics,
     initials: Pair,
-    wanted: Wanted,
+    dx_dtype: torch.dtype | None,
+    want_initials: bool = True,
 ) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
     dy = packed(dy)
     dtails = [None if d is None else packed(d) for d in dtails]
     last = max((d.shape[0] for d in dtails if d is not None), default=0)
-    walk = _Walk(dynamics, last, _config(dy, wanted.x or dy.dtype))
-    dx = None if wanted.x is None else torch.empty(dy.shape, dtype=wanted.x, device=dy.device)
-    given = _Given(dy, dtails, x, y, initials, _carries(dy, (), dtails, walk, reverse=True))
-    if dynamics.states == 1 and (y is not None or not wanted.constants[1]):
-        return dx, *_single(given, dx, walk, wanted)
-    states = range(dynamics.states if wanted.initials else 0)
-    outs = _for_each(states, walk.config.chunks, dy, dynamics)
-    if dx is not None or wanted.initials:
-        _launch(dy, dx, dtails, given.dcarries, outs, walk, reverse=True)
+    walk = _Walk(dynamics, last, _config(dy, dx_dtype or dy.dtype))
+    dx = None if dx_dtype is None else torch.empty(dy.shape, dtype=dx_dtype, device=dy.device)
+    given = _Given(dy, dtails, x, initials)
+    if dynamics.states == 1:
+        return dx, *_single(given, dx, walk, want_initials)
+    dcarries = _carries(dy, (), dtails, walk, reverse=True)
+    outs = _for_each(range(2 * want_initials), walk.config.chunks, dy, dynamics)
+    if dx is not None or want_initials:
+        _launch(dy, dx, dtails, dcarries, outs, walk, reverse=True)
     dinitials = _before_first([out[0] for out in outs], dynamics)
-    return dx, dinitials, _constants(given, walk) if any(wanted.constants) else None
+    return dx, dinitials, None if x is None else _constants(given, dcarries, walk)
 
 
 class _Given(NamedTuple):
@@ -98,34 +98,27 @@ class _Given(NamedTuple):
 
     dy: Tensor
     dtails: Pair
-    x: Input | None
-    y: Tensor | None
+    x: Tensor | PackedSpikes | None
     initials: Pair
-    dcarries: Pair
-    """The adjoint of what leaves each chunk."""
 
 
 def _single(
-    given: _Given, dx: Tensor | None, walk: _Walk, wanted: Wanted
+    given: _Given, dx: Tensor | None, walk: _Walk, want_initials: bool
 ) -> tuple[list[Tensor], Tensor | None]:
-    """All gradients of a single state in one launch; that to the input is written to ``dx``.
-
-    Where the decay's is wanted, from y.
-    """
-    dy, (dtail,), x, y, (initial,), dcarries = given
-    x = x if wanted.constants[0] else None
+    """All gradients of a single state in one launch; that to the input is written to ``dx``."""
+    dy, (dtail,), x, (initial, *_) = given
     data, (gain, decay, *_), numbers, options = _arguments(dy if x is None else x, dy.dtype, walk)
     work, dtype = options["work"], _narrower(dy, dy.dtype if dx is None else dx.dtype)
     config = config_for("exp_scan_backward_kernel", work, dtype, dy.device)
     grid = tiles(work[-1], config.BLOCK), walk.config.chunks
-    dinitials = _for_each(range(wanted.initials), 1, dy, walk.dynamics)
-    parts = _parts(dy, grid, walk.dynamics) if any(wanted.constants) else None
+    dinitials = _for_each(range(want_initials), 1, dy, walk.dynamics)
+    parts = None if x is None else _parts(dy, grid, walk.dynamics)
     launch(
         exp_scan_backward_kernel,
         grid,
-        *(dy, dtail, None if x is None else data, None if y is None else packed(y)),
-        *(None if initial is None else packed(initial), both(dcarries)[0], dx),
-        *(both(dinitials)[0], parts, gain, decay, *numbers),
+        *(dy, dtail, None if x is None else data, None if initial is None else packed(initial)),
+        *(*_adjoint_carries(dy, dtail, x is not None, walk), dx, both(dinitials)[0]),
+        *(parts, gain, decay, *numbers),
         EVEN=work[-1] % config.BLOCK == 0,
         work=work,
         dtype=dtype,
@@ -133,6 +126,24 @@ def _single(
         **{name: options[name] for name in ("PACKED", "GAIN_PER_SYNAPSE", "DECAY_PER_SYNAPSE")},
     )
     return [d[0] for d in dinitials], None if parts is None else parts.sum(1)
+
+
+def _adjoint_carries(
+    dy: Tensor, dtail: Tensor | None, learned: bool, walk: _Walk
+) -> tuple[Tensor | None, Tensor | None]:
+    """The adjoint that enters each chunk, and, for the gradients of constants, its decayed sum.
+
+    That is the adjoint of an alpha synapse with a coupling of 1.
+    """
+    if walk.config.chunks == 1:
+        return None, None
+    if not learned:
+        (carry,) = _carries(dy, (), [dtail], walk, reverse=True)
+        return carry, None
+    gain, decay = walk.dynamics.constants
+    coupled = walk._replace(dynamics=Dynamics(gain, (decay,), gain.new_ones(())))
+    total, carry = _carries(dy, (), [None, dtail], coupled, reverse=True)
+    return carry, total
 
 
 def _parts(dy: Tensor, grid: tuple[int, int], dynamics: Dynamics) -> Tensor:
@@ -221,9 +232,9 @@ def _carries(x: Input, initials: Pair, tails: Pair, walk: _Walk, reverse: bool) 
     return carries
 
 
-def _constants(given: _Given, walk: _Walk) -> Tensor:
-    """Gradients of the constants from x, forward in time."""
-    dy, dtails, x, _, initials, dcarries = given
+def _constants(given: _Given, dcarries: Pair, walk: _Walk) -> Tensor:
+    """Gradients of the constants of two states, forward in time."""
+    dy, dtails, x, initials = given
     assert x is not None
     data, constants, numbers, options = _arguments(x, dy.dtype, walk)
     work = options["work"]
@@ -236,7 +247,7 @@ def _constants(given: _Given, walk: _Walk) -> Tensor:
         *(data, dy, *both(dtails), *both(_carries(x, initials, (), walk, reverse=False))),
         *(*both(dcarries), parts, *constants, *numbers),
         config=config,
-        **options,
+        **{name: value for name, value in options.items() if name != "DOUBLE"},
     )
     return parts.sum(1)
 

@@ -209,26 +209,6 @@ def kept(ctx: Any) -> list[list[Any]]:
     return [values[end - size : end] for size, end in zip(ctx.sizes, ends, strict=True)]
 
 
-def _unwatched(result: Tensor) -> tuple[None, None]:
-    """A compiler's backward pass would take a later write to a result for the result."""
-    return None, None
-
-
-@traced_as(_unwatched)
-def watch(result: Tensor) -> tuple[Tensor, Callable[[], bool]]:
-    """A result as a backward pass may keep it although the caller may write to it, and what tells
-    whether that has happened.
-
-    Autograd would refuse a backward pass then. What is kept counts no versions, and what counts
-    them holds no memory, so that hooks on saved tensors decide alone what becomes of it. Compiled
-    code keeps none.
-    """
-    counting = result.detach()
-    counting.data = result.new_empty(0)
-    version = counting._version
-    return result.data, lambda: counting._version != version
-
-
 def without_graph() -> AbstractContextManager[object]:
     """``torch.no_grad()``, or something cheaper if gradients are disabled already."""
     return torch.no_grad() if torch.is_grad_enabled() else nullcontext()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, PackedSpikes, Wanted, data_of, words_per_row
+from ..values import Dynamics, PackedSpikes, data_of, words_per_row
 from .common import (
     chained,
     first_order,
@@ -15,7 +15,6 @@ from .common import (
     kept,
     refuse_transforms,
     running,
-    watch,
     without_graph,
 )
 from .operator import operator
@@ -51,12 +50,12 @@ def scan_forward(
 
 
 def _like_gradients(  # type: ignore[no-untyped-def]
-    dy, dtails, x, y, shape, constants, coupled, initials, dx_dtype, want_initials, wanted, backend
+    dy, dtails, x, shape, constants, coupled, initials, dx_dtype, want_initials, backend
 ):
     dx = [] if dx_dtype is None else [dy.new_empty(dy.shape, dtype=dx_dtype)]
     dinitials = [constants[0].new_empty(dy.shape[1:]) for _ in initials if want_initials]
     row = max((c.shape for c in constants), key=len)
-    stacked = [constants[0].new_empty((len(constants), *row))] if any(wanted) else []
+    stacked = [] if x is None else [constants[0].new_empty((len(constants), *row))]
     return [*dx, *dinitials, *stacked]
 
 
@@ -65,27 +64,24 @@ def scan_backward(
     dy: Tensor,
     dtails: list[Tensor | None],
     x: Tensor | None,
-    y: Tensor | None,
     shape: list[int] | None,
     constants: Tensors,
     coupled: bool,
     initials: list[Tensor | None],
     dx_dtype: torch.dtype | None,
     want_initials: bool,
-    wanted: list[bool],
     backend: str | None,
 ) -> Tensors:
-    """``[*dx, *dinitials, *dconstants]``, each if wanted; the last is one tensor, the constants'
-    gradients as the implementations stack them."""
+    """``[*dx, *dinitials, *dconstants]``: the input's without a dtype, and the constants' without
+    ``x``, are not wanted; the last is one tensor, stacked as the implementations do it."""
     dynamics = Dynamics.of(constants, coupled)
     if not dy.shape[0]:
-        operands = (dy, dtails, x, y, shape, constants, coupled, initials)
-        gradients = _like_gradients(*operands, dx_dtype, want_initials, wanted, backend)
-        return [d.zero_() for d in gradients]
+        operands = (dy, dtails, x, shape, constants, coupled, initials)
+        return [d.zero_() for d in _like_gradients(*operands, dx_dtype, want_initials, backend)]
     sequence = None if x is None else _sequence(x, shape)
     module = implementation("scan", dy.device, backend)
     dx, dinitials, dconstants = module.scan_backward(
-        dy, dtails, sequence, y, dynamics, initials, Wanted(dx_dtype, want_initials, wanted)
+        dy, dtails, sequence, dynamics, initials, dx_dtype, want_initials
     )
     return [d for d in (dx, *dinitials, dconstants) if d is not None]
 
@@ -113,36 +109,24 @@ class _Scan(torch.autograd.Function):
         ctx.settings, ctx.x_dtype = settings, x.dtype
         ctx.size = x.shape[0], *results[-1].shape[1:]
         # The input's gradient alone needs neither the input nor the initial states.
-        learned = any(ctx.needs_input_grad[2 : 2 + count])
-        operands = [x, *initials] if learned else [None] * (1 + len(initials))
-        # A decay's gradient takes the currents too, which the caller may write to.
-        whole = len(initials) == 1 and dtype == constants[0].dtype
-        y = results[0] if whole and any(ctx.needs_input_grad[3 : 2 + count]) else None
-        y, ctx.written = (None, None) if y is None else watch(y)
-        keep(ctx, constants, operands, [y])
+        ctx.learned = any(ctx.needs_input_grad[2 : 2 + count])
+        keep(ctx, constants, [x, *initials] if ctx.learned else [None] * (1 + len(initials)))
         return tuple(results)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         coupled, _, dtype, shape, backend, count = ctx.settings
-        constants, (x, *initials), (y,) = kept(ctx)
-        if y is not None and ctx.written():
-            y = None  # then it is computed again
+        constants, (x, *initials) = kept(ctx)
         dy, dtails = (None, gradients) if dtype is None else (gradients[0], gradients[1:])
         if dy is None:
             dy = constants[0].new_zeros(ctx.size, dtype=dtype)
         want_x, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + count :]
-        learned = list(ctx.needs_input_grad[2 : 2 + count])
-        operands = (dy, list(dtails), x, y, shape, constants, coupled, initials)
+        operands = (dy, list(dtails), x, shape, constants, coupled, initials)
         dx_dtype = ctx.x_dtype if want_x else None
-        results = scan_backward(*operands, dx_dtype, any(wanted), learned, backend)
+        results = scan_backward(*operands, dx_dtype, any(wanted), backend)
         dx = results[0] if want_x else None
-        stacked = results[-1] if any(learned) else [None] * count
-        dconstants = [
-            _of_shape(d, c) if w else None
-            for d, c, w in zip(stacked, constants, learned, strict=True)
-        ]
+        dconstants = map(_of_shape, results[-1], constants) if ctx.learned else [None] * count
         found = results[want_x:] if any(wanted) else [None] * len(wanted)
         dinitials = [d if w else None for d, w in zip(found, wanted, strict=False)]
         return None, dx, *dconstants, *dinitials
@@ -171,9 +155,7 @@ def scan(
     ``x [T, B, N]`` or packed; constants 0-d or ``[N]`` and ``initials [B, N]`` (None at rest), of
     each state, all in the arithmetic's dtype of ``dtype``. Returns the current ``[T, B, N]`` in
     ``dtype``, or None without a ``dtype``, and the ``last`` values of each state. Differentiable to
-    everything floating. For the gradient to ``x`` nothing of the size of ``x`` is kept; for those
-    to the constants ``x``, and of a single state, in the arithmetic's dtype and where no compiler
-    traces, the current, to which the caller may write all the same.
+    everything floating; for the gradient to ``x`` nothing of the size of ``x`` is kept.
     """
     data = data_of(x)
     shape = [*x.shape[:2], x.synapses] if isinstance(x, PackedSpikes) else None

@@ -8,7 +8,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from ..values import WORD, Dynamics, PackedSpikes, Wanted, dense, unpack_bits, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, dense, unpack_bits, words_per_row
 from .step import as_real, scaled
 
 Pair = Sequence[Tensor | None]
@@ -170,10 +170,8 @@ def scan_lines_backward(
     Returns the gradients of the initials, as :func:`scan_backward` does.
     """
     dtype = None if dx is None else dx.dtype
-    wanted = Wanted(dtype, want_initials, [False] * len(dynamics.constants))
-    nothing = [None] * dynamics.states
-    operands = (_rows(dy, batch), dtails, None, None, dynamics, nothing)
-    rows, dinitials, _ = scan_backward(*operands, wanted)
+    operands = (_rows(dy, batch), dtails, None, dynamics, [None] * dynamics.states)
+    rows, dinitials, _ = scan_backward(*operands, dtype, want_initials)
     if dx is not None and rows is not None:
         _write_lines(dx, rows)
     return dinitials
@@ -216,34 +214,29 @@ def scan_backward(
     dy: Tensor,
     dtails: Pair,
     x: Tensor | PackedSpikes | None,
-    y: Tensor | None,
     dynamics: Dynamics,
     initials: Pair,
-    wanted: Wanted,
+    dx_dtype: torch.dtype | None,
+    want_initials: bool = True,
 ) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
     """Adjoint of :func:`scan`: gradients of the input, of the initials and of the constants.
 
-    ``dtails [last, B, N]`` or None are the gradients of the last values of the states. ``x`` is
-    needed where a constant's gradient is wanted. ``y``, which may be absent, is the current of a
-    single state in the dtype of the constants; it spares computing that again.
-
-    The gradients of the constants are stacked, ``[constants]``, or ``[constants, N]`` if any has N
-    values: then those of a single value are yet to be summed. What is not wanted is None, no
-    initial at all, or a row of no meaning.
+    ``dtails [last, B, N]`` or None are the gradients of the last values of the states. With ``x``
+    given, the gradients of the constants are returned too, stacked in their order,
+    ``[constants]``, or ``[constants, N]`` if any has N values: then those of a single value are
+    yet to be summed. ``dx_dtype`` None: the input's gradient is not wanted; without
+    ``want_initials`` theirs are an empty list.
     """
     # The adjoint is linear: where nothing but the input's gradient is wanted, the gain goes first.
-    only_dx = not wanted.initials and not any(wanted.constants)
+    only_dx = x is None and not want_initials
     factor = dynamics.gain if only_dx else torch.ones_like(dynamics.gain)
     zs = _adjoints(dy, dtails, dynamics, factor)
-    dinitials = _before_first(zs, dynamics) if wanted.initials else []
-    constants = None
-    if any(wanted.constants):
-        assert x is not None
-        constants = _constants(zs, x, y, dynamics, initials, wanted.constants)
+    dinitials = _before_first(zs, dynamics) if want_initials else []
+    constants = None if x is None else _stacked(_constants(zs, x, dynamics, initials), dynamics)
     dx = None
-    if wanted.x is not None:
+    if dx_dtype is not None:
         total = zs[0] if dynamics.inputs == 1 else zs[0].add_(zs[1])
-        dx = (total if only_dx else total.mul_(dynamics.gain)).to(wanted.x)
+        dx = (total if only_dx else total.mul_(dynamics.gain)).to(dx_dtype)
     return dx, dinitials, constants
 
 
@@ -255,45 +248,28 @@ def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
     return gradients
 
 
+def _stacked(gradients: Sequence[Tensor], dynamics: Dynamics) -> Tensor:
+    """Gradients ``[B, N]`` of the constants, each summed over what shares a value."""
+    each = any(constant.ndim for constant in dynamics.constants)
+    return torch.stack([gradient.sum(0) if each else gradient.sum() for gradient in gradients])
+
+
 def _constants(
-    zs: Sequence[Tensor],
-    x: Tensor | PackedSpikes,
-    y: Tensor | None,
-    dynamics: Dynamics,
-    initials: Pair,
-    wanted: Sequence[bool],
-) -> Tensor:
-    """Gradients of the constants, ``[constants]`` or ``[constants, N]``; 0 where not wanted."""
-    constants = dynamics.constants
-    each = any(constant.ndim for constant in constants)
-    totals = zs[0].new_zeros((len(constants), *zs[0].shape[2 if each else 3 :]))
-    values = dense(x)
-    found: list[Tensor | None] = [_of_gain(zs, values, dynamics) if wanted[0] else None]
-    if any(wanted[1:]):
-        states = _states(values, dynamics, initials) if y is None else [y]
-        found += _of_decays(zs, states, dynamics, initials)
-    for gradient, total in zip(found, totals, strict=False):
-        if gradient is not None:
-            torch.sum(gradient, 0 if each else (0, 1), out=total)
-    return totals
-
-
-def _of_gain(zs: Sequence[Tensor], x: Tensor, dynamics: Dynamics) -> Tensor:
-    """``sum_t z[t] * x[t]``, ``[B, N]``."""
-    total = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
-    return (total * as_real(x, dynamics.gain.dtype)).sum(0)
-
-
-def _of_decays(
-    zs: Sequence[Tensor], states: Sequence[Tensor], dynamics: Dynamics, initials: Pair
+    zs: Sequence[Tensor], x: Tensor | PackedSpikes, dynamics: Dynamics, initials: Pair
 ) -> list[Tensor]:
-    """``sum_t z[t] * C[t-1]`` for each decay, and the same of what a coupled state takes over."""
+    """``sum_t z[t] * x[t]`` for the gain, ``sum_t z[t] * C[t-1]`` for each decay, and the same of
+    what a coupled state takes over.
+    """
+    values = dense(x)
+    total = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
+    dgain = (total * as_real(values, dynamics.gain.dtype)).sum(0)
+    states = _states(values, dynamics, initials)
     ddecays = list(map(_with_before, zs, states, initials))
     if dynamics.coupling is None:
-        return ddecays
+        return [dgain, *ddecays]
     shared = _with_before(zs[1], states[0], initials[0])
     ddecay = ddecays[0] + ddecays[1] + dynamics.coupling * shared
-    return [ddecay, dynamics.decay(1) * shared]
+    return [dgain, ddecay, dynamics.decay(1) * shared]
 
 
 def _with_before(z: Tensor, state: Tensor, initial: Tensor | None) -> Tensor:

@@ -265,7 +265,7 @@ CALLS = {
     "batch_dot_kernel": Call(delayed, options={"learned": True, "each": True}),
     "exp_scan_kernel": Call(scan, graph=False),
     "exp_scan_carry_kernel": Call(cut, _ARITHMETIC, graph=False),
-    "exp_scan_backward_kernel": Call(scan, _ARITHMETIC, _LEARNED),
+    "exp_scan_backward_kernel": Call(scan, options=_LEARNED),
     "exp_scan_constants_kernel": Call(scan, options={**_LEARNED, "kind": "double"}),
     "lines_kernel": Call(project, graph=False),
     "shift_table_kernel": Call(project, graph=False),
