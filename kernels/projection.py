@@ -225,7 +225,8 @@ def temporal_gemm_kernel(
     ``src [L, C]`` and ``out [J, R]`` have rows of time and batch. There is one matrix product for
     each of the ``slots`` delays: ``slots`` times the operations of a dense layer, on tensor cores
     in the stated precision (``ieee``, ``tf32x3``, ``tf32``). ``ADJOINT`` turns the sign of the
-    offset. No streams: tiles in shared memory are used in many products.
+    offset. A tile of connections is loaded once for all delays. No streams: tiles in shared memory
+    are used in many products.
     """
     offs_j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -233,22 +234,22 @@ def temporal_gemm_kernel(
     mask_r = offs_r < R
     ACC: tl.constexpr = weight_ptr.dtype.element_ty
     acc = tl.zeros([BLOCK, BLOCK_R], ACC)
-    for k in range(slots):
-        shift = first - k
-        if ADJOINT:
-            shift = -shift
-        row = offs_j + tl.zeros_like(offs_j) + shift * unit
-        mask_row = mask_j & (row >= 0) & (row < L)
-        for start in range(0, C, BLOCK_C):
-            offs_c = start + tl.arange(0, BLOCK_C)
-            mask_c = offs_c < C
+    for start in range(0, C, BLOCK_C):
+        offs_c = start + tl.arange(0, BLOCK_C)
+        mask_c = offs_c < C
+        row_places = offs_r.to(tl.int64)[None, :] * stride_w_r
+        connection = row_places + offs_c.to(tl.int64)[:, None] * stride_w_c
+        live = mask_c[:, None] & mask_r[None, :]
+        back = tl.load(back_ptr + connection, mask=live, other=-1)
+        weight = tl.load(weight_ptr + connection, mask=live, other=0.0)
+        for k in range(slots):
+            shift = first - k
+            if ADJOINT:
+                shift = -shift
+            row = offs_j + tl.zeros_like(offs_j) + shift * unit
+            mask_row = mask_j & (row >= 0) & (row < L)
             a_ptrs = src_ptr + row[:, None] * C + offs_c[None, :]
             a = tl.load(a_ptrs, mask=mask_row[:, None] & mask_c[None, :], other=0.0)
-            row_places = offs_r.to(tl.int64)[None, :] * stride_w_r
-            connection = row_places + offs_c.to(tl.int64)[:, None] * stride_w_c
-            live = mask_c[:, None] & mask_r[None, :]
-            back = tl.load(back_ptr + connection, mask=live, other=-1)
-            weight = tl.load(weight_ptr + connection, mask=live, other=0.0)
             b = tl.where(back == k, weight, tl.zeros_like(weight))
             acc = tl.dot(a.to(ACC), b, acc, input_precision=PRECISION, out_dtype=ACC)
     out_ptrs = out_ptr + offs_j[:, None] * R + offs_r[None, :]

@@ -197,14 +197,20 @@ def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Exact float32 products, without tensor cores, do not fit in the registers of 4 warps; of odd
     # rows, whose elements are loaded one by one, only half as many do.
     exact = work[0] == 0 and dtype != torch.float64
-    outputs = 16 if exact and _odd(*work[2:]) else 32
+    odd = _odd(*work[2:])
+    if work[0] and dtype == torch.float32 and not odd:
+        # Twice as many outputs spill with tf32x3.
+        return LaunchConfig(128, num_warps=8, BLOCK_R=64, BLOCK_C=32)
+    outputs = 16 if exact and odd else 32
     return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=outputs, BLOCK_C=32)
 
 
 def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Of half precision, exact products spill with 4 warps.
     exact = work[0] == 0 and dtype.itemsize == 2
-    return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=32, BLOCK_C=32)
+    # Tensor cores of sm_90 are used to the full by 64 rows at least.
+    outputs = 64 if work[0] and dtype == torch.float32 and not _odd(*work[2:]) else 32
+    return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=outputs, BLOCK_C=32)
 
 
 def _pack_trains(work: Work, dtype: torch.dtype) -> LaunchConfig:

@@ -26,8 +26,9 @@ class Work(NamedTuple):
 
 
 # Nanoseconds of one multiplication and addition in float32. Measured on two cores of a CPU, and on
-# an H100 (docs/performance.md): shift, events, gemm in ieee, and bits by a prototype that had 2.5
-# instructions where there are 1.9 now. Calculated from what its tiles read: gemm on tensor cores.
+# an H100 (docs/performance.md): shift and events; bits by a prototype that took 2.5 instructions
+# where there are 1.9 now; gemm in ieee, when it loaded its connections anew for each delay.
+# Calculated: gemm on tensor cores.
 _GPU = {"shift": 4.0e-4, "bits": 2.6e-4, "events": 1.3e-2}
 _COSTS = {
     "cpu": {"shift": 1.4, "gemm": 0.027, "events": 8.0},
