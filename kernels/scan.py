@@ -9,7 +9,7 @@ first state feeds the second, which is the current.
 import triton
 import triton.language as tl
 
-from .common import coefficient, store_as
+from .common import coefficient, position, ring_slot, store_as
 from .streams import READ, WRITE, streams
 
 
@@ -69,16 +69,53 @@ def _inputs(x_ptrs, row, mask, left, EVEN: tl.constexpr, EDGE: tl.constexpr, UNR
 
 
 @triton.jit
+def _of_group(words, bit, GROUP: tl.constexpr):
+    """The word of each element."""
+    if GROUP > 1:
+        words = tl.reshape(tl.broadcast_to(words[:, None], [words.shape[0], GROUP]), bit.shape)
+    return words
+
+
+@triton.jit
 def _scaled(x, bit, gain, silent, GROUP: tl.constexpr):
     """``gain * x`` of an input as loaded; ``silent`` is that of no spike."""
     if bit is not None:
-        if GROUP > 1:
-            x = tl.reshape(tl.broadcast_to(x[:, None], [x.shape[0], GROUP]), bit.shape)
-        return tl.where((x & bit) != 0, gain, silent)
+        return tl.where((_of_group(x, bit, GROUP) & bit) != 0, gain, silent)
     elif x.dtype == tl.int1:
         return tl.where(x, gain, silent)
     else:
         return x.to(gain.dtype) * gain
+
+
+@triton.jit
+def _spikes(x, bit, GROUP: tl.constexpr):
+    """Whether an input as loaded is not 0."""
+    if bit is not None:
+        return (_of_group(x, bit, GROUP) & bit) != 0
+    else:
+        return x != 0
+
+
+@triton.jit
+def _wrapped(slot, K):
+    """A slot below ``2 K`` in a ring of K, as int64."""
+    return tl.where(slot < K, slot, slot - K).to(tl.int64)
+
+
+@triton.jit
+def _slots(pointer, skipped, K, stride):
+    """The slot of the first value that is kept after so many others, and where the newest lies."""
+    slot = position(pointer)
+    return _wrapped(slot + skipped % K, K), ring_slot(slot, 1, K).to(tl.int64) * stride
+
+
+@triton.jit
+def _newest(record_ptr, carry_ptr, offs, mask, ACC: tl.constexpr):
+    """A component's newest value: its carry, or without one that in its record."""
+    if carry_ptr is not None:
+        return tl.load(carry_ptr + offs, mask=mask, other=0.0).to(ACC)
+    else:
+        return tl.load(record_ptr + offs, mask=mask, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -90,11 +127,16 @@ def _stepped(state, decay, x, live, EDGE: tl.constexpr):
         return decay * state + x
 
 
-@triton.jit(do_not_specialize=["T", "L", "last"])
+_AT_RUN_TIME = ["pos_pointer", "neg_pointer", "spike_pointer", "K", "T", "L", "last"]
+
+
+@triton.jit(do_not_specialize=_AT_RUN_TIME)
 def exp_scan_kernel(
     x_ptr, y_ptr, pos_tail_ptr, neg_tail_ptr,
     pos_in_ptr, neg_in_ptr, pos_out_ptr, neg_out_ptr,
+    spike_ptr, pos_carry_ptr, neg_carry_ptr, arrivals_ptr,
     gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
+    pos_pointer, neg_pointer, spike_pointer, K,
     T, L, last, size, N, W, stride_x, stride_y,
     DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr, LINES: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
@@ -114,6 +156,12 @@ def exp_scan_kernel(
 
     ``LINES``: x and y are ``[N, cdiv(B, 32), T, 32]``; a program of 32 elements has a line of a
     synapse, ``stride_x`` and ``stride_y`` from the next. What lies beyond B does not matter.
+
+    With ``spike [K, size]`` the tails are rings of K slots, written after their pointers, as spikes
+    (``x != 0``) are: these are where a synapse keeps its past. Without ``in`` the components then
+    start from what is newest there, or from ``carry [size]``, which also takes their last values
+    unrounded. Unless ``arrivals [1]``, which is after as before, is None, the pointers are on the
+    device and advance.
 
     ``REVERSE`` is the adjoint: x is the gradient of y, time runs backward, the gain applies to the
     output, the gradients of the tails are added to the input, and the negative component is
@@ -148,6 +196,17 @@ def exp_scan_kernel(
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
         neg = _carry_in(neg_in_ptr, chunk, offs, own, stride, ACC, BLOCK)
+    if spike_ptr is not None:
+        pos_first, pos_newest = _slots(pos_pointer, T - last, K, stride)
+        if DOUBLE:
+            neg_first, neg_newest = _slots(neg_pointer, T - last, K, stride)
+        spike_first, _ = _slots(spike_pointer, T - last, K, stride)
+        if pos_in_ptr is None:
+            pos = _newest(pos_tail_ptr + pos_newest, pos_carry_ptr, offs, own, ACC)
+            if DOUBLE:
+                neg = _newest(neg_tail_ptr + neg_newest, neg_carry_ptr, offs, own, ACC)
+            # Another thread may store to the same elements.
+            tl.debug_barrier()
     if COUPLED:
         feed = rise * coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
 
@@ -207,6 +266,14 @@ def exp_scan_kernel(
                     live = mask & (tl.zeros([BLOCK], tl.int32) + i < left)
                     in_tail = live & own & (tl.zeros([BLOCK], tl.int64) + t >= 0)
                     tail = t * stride + offs
+                    neg_tail = tail
+                    if spike_ptr is not None:
+                        tail = _wrapped(pos_first + t, K) * stride + offs
+                        if DOUBLE:
+                            neg_tail = _wrapped(neg_first + t, K) * stride + offs
+                        spikes = _spikes(now[i], bit, GROUP)
+                        place = _wrapped(spike_first + t, K) * stride + offs
+                        tl.store(spike_ptr + place, spikes, mask=in_tail)
                     if REVERSE and pos_tail_ptr is not None:
                         pos_x += tl.load(pos_tail_ptr + tail, mask=in_tail, other=0.0).to(ACC)
                     if REVERSE and DOUBLE and neg_tail_ptr is not None:
@@ -222,9 +289,9 @@ def exp_scan_kernel(
                         y = neg
                 if phase != REVERSE and not REVERSE:
                     if pos_tail_ptr is not None:
-                        tl.store(pos_tail_ptr + tail, pos, mask=in_tail)
+                        store_as(pos_tail_ptr + tail, pos, in_tail)
                     if DOUBLE and neg_tail_ptr is not None:
-                        tl.store(neg_tail_ptr + tail, neg, mask=in_tail)
+                        store_as(neg_tail_ptr + neg_tail, neg, in_tail)
                 if y_ptr is not None:
                     y = y * gain if REVERSE else y
                     store_as(y_ptrs, y, None if EVEN and phase == REVERSE else live)
@@ -234,6 +301,23 @@ def exp_scan_kernel(
         tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=own)
     if DOUBLE and neg_out_ptr is not None:
         tl.store(neg_out_ptr + chunk * stride + offs, neg, mask=own)
+    if pos_carry_ptr is not None:
+        ends = own & (tl.zeros([BLOCK], tl.int64) + (first + length) == T)
+        tl.store(pos_carry_ptr + offs, pos, mask=ends)
+        if DOUBLE:
+            tl.store(neg_carry_ptr + offs, neg, mask=ends)
+    if arrivals_ptr is not None:
+        # Only after every thread of every program has read the pointers. No program reads what
+        # another wrote, so relaxed ordering is enough.
+        tl.debug_barrier()
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        if (tl.atomic_add(arrivals_ptr, 1, sem="relaxed") + 1) % programs == 0:
+            # Subtracted, not set to zero, so that arrivals at another step are not lost.
+            tl.atomic_add(arrivals_ptr, -programs, sem="relaxed")
+            tl.store(pos_pointer, (position(pos_pointer) + T) % K)
+            tl.store(spike_pointer, (position(spike_pointer) + T) % K)
+            if DOUBLE:
+                tl.store(neg_pointer, (position(neg_pointer) + T) % K)
 
 
 @triton.jit

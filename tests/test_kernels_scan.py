@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from against import F32, F64, FLOATING, by_kernel, by_reference, exact, uniform
+from against import F32, F64, FLOATING, by_kernel, by_reference, exact, tensors, uniform
 
 from tritonsyn.launch.config import LaunchConfig, override_config
 from tritonsyn.reference.scan import pack
 from tritonsyn.testing import assert_close_as_torch
-from tritonsyn.values import Dynamics, PackedSpikes, compute_dtype
+from tritonsyn.values import Dynamics, PackedSpikes, Ring, compute_dtype
 
 STATES = {"single": 1, "double": 2, "alpha": 2}
 KINDS = pytest.mark.parametrize("kind", STATES)
@@ -168,6 +168,32 @@ def test_scan_in_lines(device, kind, batch, dtype, chunks):
             assert_close_as_torch(*pick, scale=16.0)
             for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
                 assert_close_as_torch(a, t, p, scale=16.0)
+
+
+@KINDS
+@pytest.mark.parametrize("steps", [2, 3, 8])
+@pytest.mark.parametrize("how", ["numbers", "on the device", "carried", "packed", "cut"])
+def test_scan_into_rings(device, kind, steps, how):
+    """Of three slots, from the newest values, to around the end; as the reference does it."""
+    x = (uniform(steps, *ROW, seed=50) * 3 - 1).clamp(min=0).to(F32)
+    if how == "packed":
+        spikes = x > 0.5
+        x = PackedSpikes(pack(spikes.flatten(0, 1)).view(steps, 2, 1), (steps, *ROW))
+    dtype = torch.float16 if how == "carried" else F32
+    records = [uniform(3, *ROW, seed=i).to(dtype) for i in range(STATES[kind])]
+    carries = states_of(kind, F32) if how == "carried" else None
+    pointers, arrivals = [2, 1, 0], None
+    if how == "on the device":
+        pointers, arrivals = [torch.tensor(p) for p in pointers], torch.zeros((), dtype=torch.int32)
+    marks = torch.ones(3, *ROW, dtype=torch.bool)
+    ring = Ring(records, pointers[: len(records)], marks, pointers[2], arrivals, carries)
+    arguments = (x, ring, dynamics_of(kind, F32, per_synapse=True), dtype)
+    config = LaunchConfig(32, num_warps=1, UNROLL=2, chunks=2 if how == "cut" else 1)
+    with override_config(config, "exp_scan_kernel"):
+        actual = by_kernel(device, "scan", "scan_ring", *arguments)
+    expected = by_reference("scan", "scan_ring", *arguments)
+    for a, e in zip(tensors(actual), tensors(expected), strict=True):
+        torch.testing.assert_close(a, e)
 
 
 @KINDS

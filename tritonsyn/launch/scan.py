@@ -15,7 +15,7 @@ from ..kernels.scan import (
     exp_scan_constants_kernel,
     exp_scan_kernel,
 )
-from ..values import WORD, Dynamics, PackedSpikes, data_of, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, Ring, Slot, data_of, words_per_row
 from .config import LaunchConfig, Work, config_for
 from .launcher import both, constant_arguments, covering, launch, packed, tiles
 
@@ -66,6 +66,32 @@ def scan(
     walk = _Walk(dynamics, last, _config(x, dtype or dynamics.gain.dtype))
     _launch(x, y, tails, _carries(x, initials, (), walk, reverse=False), (), walk, reverse=False)
     return y, tails
+
+
+def scan_ring(
+    x: Tensor | PackedSpikes, ring: Ring, dynamics: Dynamics, dtype: torch.dtype | None
+) -> Tensor | None:
+    y = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)
+    last, chosen = min(x.shape[0], len(ring.spikes)), _config(x, ring.components[0].dtype)
+    walk = _Walk(dynamics, last, chosen)
+    carries: Pair = ()
+    if chosen.chunks > 1:
+        carries = _carries(x, _present(ring), (), walk, reverse=False)
+    _launch(x, y, ring.components, carries, (), walk, reverse=False, ring=ring)
+    return y
+
+
+def _present(ring: Ring) -> Pair:
+    """The newest value of each state, where it is kept if the host knows the place."""
+    if ring.carries:
+        return ring.carries
+    pairs = list(zip(ring.components, ring.pointers, strict=True))
+    return [
+        record.index_select(0, (pointer.view(1) - 1) % len(record))[0]
+        if isinstance(pointer, Tensor)
+        else record[pointer - 1]
+        for record, pointer in pairs
+    ]
 
 
 def scan_backward(
@@ -260,9 +286,15 @@ def _launch(
     carry_out: Pair,
     walk: _Walk,
     reverse: bool,
+    ring: Ring | None = None,
 ) -> None:
     dtype, config = walk.dynamics.gain.dtype if y is None else y.dtype, walk.config
     data, constants, numbers, options = _arguments(x, dtype, walk)
+    kept: tuple[Tensor | None, ...] = (None,) * 4
+    slots: tuple[Slot | None, ...] = (None, None, None, 0)
+    if ring is not None:
+        kept = ring.spikes, *both(ring.carries or ()), ring.arrivals
+        slots = *both(ring.pointers), ring.spike_pointer, len(ring.spikes)
     in_lines = isinstance(x, _Lines)
     _, batch, synapses = x.shape
     lanes = synapses * tiles(batch, WORD) * WORD if in_lines else synapses * batch
@@ -271,7 +303,7 @@ def _launch(
         exp_scan_kernel,
         (tiles(lanes, config.BLOCK), config.chunks),
         *(data, y.lines if isinstance(y, _Lines) else y, *both(tails)),
-        *(*both(carry_in), *both(carry_out), *constants, *numbers, *strides),
+        *(*both(carry_in), *both(carry_out), *kept, *constants, *slots, *numbers, *strides),
         REVERSE=reverse,
         LINES=in_lines,
         EVEN=lanes % config.BLOCK == 0,

@@ -412,22 +412,29 @@ class ExponentialCurrent(Stateful):
 
     def step(self, x: Tensor, coefficients: Coefficients, backend: str | None) -> Tensor:
         """Advances by one step; for layers, which have had the input accepted."""
-        components, spikes = self.component_records(), self.spike_
         # Counts for pointers on the device; where it is None the records advance theirs.
         arrivals = None if torch.compiler.is_compiling() else self._buffers["arrivals"]
+        ring, graph, dynamics = self._ring(arrivals), not self._inplace, coefficients.dynamics
+        current, state = ops.step(x, ring, dynamics, graph=graph, backend=backend)
+        self._take(state, 1, arrivals)
+        return current
+
+    def _ring(self, arrivals: Tensor | None) -> ops.Ring:
+        components, spikes = self.component_records(), self.spike_
         carries = [record.carry for record in components if record.carry is not None]
         places = *_places(components), spikes.storage, spikes.cursor
-        ring = ops.Ring(*places, arrivals, carries or None)
-        graph, dynamics = not self._inplace, coefficients.dynamics
-        current, tensors = ops.step(x, ring, dynamics, graph=graph, backend=backend)
-        _replace(components, tensors[: len(components)])
-        for record, carry in zip(components, tensors[len(components) :], strict=False):
+        return ops.Ring(*places, arrivals, carries or None)
+
+    def _take(self, state: Sequence[Tensor], steps: int, arrivals: Tensor | None) -> None:
+        """Takes over the records and carries after some steps, and advances what they did not."""
+        components = self.component_records()
+        _replace(components, state[: len(components)])
+        for record, carry in zip(components, state[len(components) :], strict=False):
             if carry is not record.carry:
                 record.carry = carry
         if arrivals is None:
-            for record in (*components, spikes):
-                record.advance()
-        return current
+            for record in (*components, self.spike_):
+                record.advance(steps)
 
     def scan(self, x: Tensor | PackedSpikes) -> Tensor:
         """Advances by T steps at once.
@@ -461,11 +468,17 @@ class ExponentialCurrent(Stateful):
         with recorded_unless(self._inplace):
             dynamics = self.coefficients().dynamics
             self.follow(x.shape[1], backend)
-            storage = self.component_records()[0].storage
-            last, dtype = min(x.shape[0], len(storage)), storage.dtype if wanted else None
-            y, tails = ops.scan(
-                _rows(x), dynamics, self._starts(), last=last, dtype=dtype, backend=backend
-            )
+            storage, rows = self.component_records()[0].storage, _rows(x)
+            how: dict[str, Any] = {"dtype": storage.dtype if wanted else None, "backend": backend}
+            if x.shape[0] and not torch.compiler.is_compiling():
+                arrivals = self._buffers["arrivals"]
+                at_once = ops.scan_ring(rows, self._ring(arrivals), dynamics, **how)
+                if at_once is not None:
+                    y, state = at_once
+                    self._take(state, x.shape[0], arrivals)
+                    return y
+            last = min(x.shape[0], len(storage))
+            y, tails = ops.scan(rows, dynamics, self._starts(), last=last, **how)
             if x.shape[0]:
                 self._extend(x, tails)
         return y

@@ -11,7 +11,7 @@ from .delayed import Past, Run, choose, project_sequence
 from .projection import project_step
 from .read import select, select_scan, time_since_older
 from .record import blank, push, read, row_slots, write_rows
-from .scan import pack_spikes, scan
+from .scan import pack_spikes, scan, scan_ring
 from .step import step
 from .taps import Taps, taps
 
@@ -31,6 +31,7 @@ __all__ = [
     "read",
     "row_slots",
     "scan",
+    "scan_ring",
     "select",
     "select_scan",
     "step",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, PackedSpikes, data_of, words_per_row
+from ..values import Dynamics, PackedSpikes, Ring, data_of, words_per_row
 from .common import (
     chained,
     first_order,
@@ -15,9 +15,11 @@ from .common import (
     kept,
     refuse_transforms,
     running,
+    unchained,
     without_graph,
 )
 from .operator import operator
+from .step import flat_ring, ring_state
 
 Tensors = list[Tensor]
 
@@ -170,6 +172,31 @@ def scan(
         with without_graph():
             results = scan_forward(*operands, last, dtype, backend)
     return (None, results) if dtype is None else (results[0], results[1:])
+
+
+def scan_ring(
+    x: Tensor | PackedSpikes,
+    ring: Ring,
+    dynamics: Dynamics,
+    *,
+    dtype: torch.dtype | None,
+    backend: str | None = None,
+) -> tuple[Tensor | None, list[Tensor]] | None:
+    """T >= 1 steps from the ring's newest values, which writes their end into the ring.
+
+    In place and without a graph: None, with nothing done, where one is to be recorded. Returns the
+    current as :func:`scan` does, and the records and carries. Not for compiled code.
+    """
+    state = ring_state(ring)
+    if chained(data_of(x), *dynamics.constants, *state):
+        return None
+    module = implementation("scan", x.device, backend)
+    torch.autograd.graph.increment_version(ring.spikes)
+    state = [unchained(tensor) for tensor in state]
+    if isinstance(x, PackedSpikes):
+        x = PackedSpikes(x.words, (*x.shape[:2], x.synapses))
+    with without_graph():
+        return module.scan_ring(x, flat_ring(ring, state), dynamics, dtype), state
 
 
 def _like_words(x, backend):  # type: ignore[no-untyped-def]

@@ -36,10 +36,10 @@ class _Step(torch.autograd.Function):
     def forward(
         ctx: Any, modules: Modules, ring: Ring, coupled: bool, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        count = len(_state(ring))
+        count = len(ring_state(ring))
         constants, state = tensors[:-count], tensors[-count:]
         wants_gain, *wants_others = ctx.needs_input_grad[4:-count]
-        flat = _flat(ring, [tensor.detach() for tensor in state])
+        flat = flat_ring(ring, [tensor.detach() for tensor in state])
         newest = _newest(flat) if any(wants_others) else []
         ctx.save_for_backward(x if wants_gain else None, *newest, *constants)
         ctx.pointers = list(map(held, ring.pointers))
@@ -106,12 +106,12 @@ def _gradient(terms: Terms, constant: Tensor, reads: ModuleType) -> Tensor | Non
     return sum(others, first)
 
 
-def _state(ring: Ring) -> tuple[Tensor, ...]:
+def ring_state(ring: Ring) -> tuple[Tensor, ...]:
     """What a step updates and differentiates: the records and, where there are any, the carries."""
     return (*ring.components, *(ring.carries or ()))
 
 
-def _flat(ring: Ring, state: Sequence[Tensor]) -> Ring:
+def flat_ring(ring: Ring, state: Sequence[Tensor]) -> Ring:
     """The ring with this state and one axis of synapses."""
     states = len(ring.components)
     return Ring(
@@ -178,7 +178,7 @@ def step(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
     module = implementation("step", x.device, backend)
-    state = _state(ring)
+    state = ring_state(ring)
     linked = chained(x, *dynamics.constants, *state) and graph
     torch.autograd.graph.increment_version(ring.spikes)
     if linked:
@@ -188,7 +188,7 @@ def step(
         return _shaped(y, x), tuple(state)
     state = tuple([unchained(tensor) for tensor in state])
     with without_graph():
-        y = module.step(flat_observation(x), _flat(ring, state), dynamics)
+        y = module.step(flat_observation(x), flat_ring(ring, state), dynamics)
     return _shaped(y, x), state
 
 

@@ -8,7 +8,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from ..values import WORD, Dynamics, PackedSpikes, dense, unpack_bits, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, Ring, dense, unpack_bits, words_per_row
 from .step import as_real, scaled
 
 Pair = Sequence[Tensor | None]
@@ -140,6 +140,37 @@ def _foreach_walks_in_order() -> bool:
         if rows.flatten().tolist() != [1.0, 1.5, 1.75]:
             return False
     return True
+
+
+def scan_ring(
+    x: Tensor | PackedSpikes, ring: Ring, dynamics: Dynamics, dtype: torch.dtype | None
+) -> Tensor | None:
+    """T >= 1 steps from the ring's newest values, whose end it takes up, as T single steps would.
+
+    Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``). Records, spikes and
+    carries change in place; with ``arrivals`` the pointers advance.
+    """
+    records, pointers, spikes, spike_pointer, arrivals, carries = ring
+    steps, slots = x.shape[0], len(spikes)
+    last = min(steps, slots)
+    newest = [record[int(p) - 1] for record, p in zip(records, pointers, strict=True)]
+    starts = [state.to(dynamics.gain.dtype) for state in carries or newest]
+    y, tails = scan(x, dynamics, starts, last, dtype)
+    if isinstance(x, PackedSpikes):
+        marks = PackedSpikes(x.words[-last:], (last, *x.shape[1:])).dense()
+    else:
+        marks = x[-last:] != 0
+    places = [*zip(records, pointers, tails, strict=True), (spikes, spike_pointer, marks)]
+    order = torch.arange(steps - last, steps, device=x.device)
+    for record, pointer, rows in places:
+        record.index_copy_(0, (int(pointer) + order) % slots, rows.to(record.dtype))
+    for carry, tail in zip(carries or (), tails, strict=False):
+        carry.copy_(tail[-1])
+    if arrivals is not None:
+        for pointer in (*pointers, spike_pointer):
+            if isinstance(pointer, Tensor):
+                pointer.add_(steps).remainder_(slots)
+    return y
 
 
 def scan_lines(

@@ -349,6 +349,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F64, delayed, **_DOUBLE, capturable=True, times=2, shared=True)
     at(F16, delayed, time=F32, each=True, learned=True)
     at(F32, scan, graph=False, x=torch.bool)
+    at(BF16, scan, graph=False, kind="double", capturable=True)
     at(F32, scan, **_LEARNED)
     at(F32, scan, **_LEARNED, x=torch.bool, each=True)
     at(F32, scan, **_LEARNED, bits=True)
