@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import tritonsyn
+from tritonsyn.launch.config import LaunchConfig, override_config
 
 
 class Size(NamedTuple):
@@ -80,11 +81,19 @@ def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, 
         yield f"{kind}: steps and reads, capturable", partial(streaming, capturable=True)
         yield f"{kind}: steps and reads with gradients", training
         yield f"{kind}: sequences with gradients, and from bits", sequence
+        if kind == "single":
+            yield f"{kind}: sequences in parts", partial(in_parts, sequence)
     yield "record with gradients", lambda backend: record(backend, times)
     for kind in ("single", "alpha"):  # a tap for a connection, and two
         for strategy in ("shift", "gemm", "bits", "events"):
             run = partial(layer, kind=kind, spikes=spikes, delay=delay, strategy=strategy)
             yield f"{kind}: delayed linear layer with gradients, {strategy}", run
+
+
+def in_parts(sequence: Operation, backend: str) -> Tensors:
+    """Sequences cut into chunks, as only much longer ones are by themselves."""
+    with override_config(LaunchConfig(32, num_warps=1, chunks=3), "exp_scan_kernel"):
+        return sequence(backend)
 
 
 def record(backend: str, values: torch.Tensor) -> Tensors:
