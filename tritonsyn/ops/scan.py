@@ -181,7 +181,7 @@ def scan_ring(
     *,
     dtype: torch.dtype | None,
     backend: str | None = None,
-) -> tuple[Tensor | None, list[Tensor]] | None:
+) -> tuple[Tensor | None, Sequence[Tensor]] | None:
     """T >= 1 steps from the ring's newest values, which writes their end into the ring.
 
     In place and without a graph: None, with nothing done, where one is to be recorded. Returns the
@@ -192,7 +192,7 @@ def scan_ring(
         return None
     module = implementation("scan", x.device, backend)
     torch.autograd.graph.increment_version(ring.spikes)
-    state = [unchained(tensor) for tensor in state]
+    state = tuple([unchained(tensor) for tensor in state])
     if isinstance(x, PackedSpikes):
         x = PackedSpikes(x.words, (*x.shape[:2], x.synapses))
     with without_graph():
