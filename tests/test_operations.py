@@ -70,15 +70,16 @@ class Call(NamedTuple):
 CALLS = {
     "step": Call("synapse", 1, 0, steps=True),
     "step, learned": Call("synapse", 6, 4, {"learned": True}, steps=True, backward=True),
-    "scan": Call("synapse", 1, 5),
+    "scan": Call("synapse", 1, 0),
     "scan, learned": Call("synapse", 4, 6, {"learned": True}, backward=True),
     "scan in parts": Call("synapse", 8, 6, {"learned": True}, backward=True, chunks=3),
-    "scan, capturable": Call("synapse", 1, 22, {"capturable": True}),
+    "scan, capturable": Call("synapse", 1, 0, {"capturable": True}),
     "layer, step": Call("layer", 3, 0, steps=True),
     "layer, scan": Call("layer", 5, 4),
     "layer, trained": Call("layer", 9, 5, backward=True),
     "layer, all learned": Call("layer", 14, 7, {"learned": True}, backward=True),
-    "layer, by events": Call("layer", 9, 13, {"strategy": "events"}, backward=True),
+    "layer, by bits": Call("layer", 8, 10, {"strategy": "bits"}, backward=True),
+    "layer, by events": Call("layer", 9, 10, {"strategy": "events"}, backward=True),
 }
 
 

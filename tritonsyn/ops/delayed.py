@@ -146,14 +146,20 @@ def _project_spikes(run: Run, taps: Taps, strategy: str) -> Tensor:
         spikes = x if isinstance(x, PackedSpikes) else pack_spikes(x, backend=backend)
     way = way_of(strategy, taps.back.device, backend)
     gain, dtype = dynamics.gain, taps.weights[0].dtype
-    unit = torch.ones((), dtype=gain.dtype, device=gain.device)
+    # From rest the filter has one gain of the group; else the weights have it, as what is under way
+    # has it already.
+    filtered = past is None and not gain.ndim
+    if not filtered:
+        unit = torch.ones((), dtype=gain.dtype, device=gain.device)
+        dynamics = dynamics._replace(gain=unit)
     if past is not None:
         histories = [history.to(dtype) for history in past.histories]
         under_way = _under_way(histories, taps, dynamics)
     parts = []
     for i, weight in enumerate(taps.weights):
-        arriving = component(way, spikes, weight * gain, taps.back, x.shape[0], slots)
-        alone = dynamics._replace(gain=unit).alone(i)
+        scaled = weight if filtered else weight * gain
+        arriving = component(way, spikes, scaled, taps.back, x.shape[0], slots)
+        alone = dynamics.alone(i)
         initials: list[Tensor | None] = [None] * alone.states
         if past is not None:
             tap = Taps(taps.back, (weight,))
