@@ -206,8 +206,8 @@ def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # Of half precision, exact products spill with 4 warps.
-    exact = work[0] == 0 and dtype.itemsize == 2
+    # With 4 warps exact products of odd rows, or of half precision, spill.
+    exact = work[0] == 0 and dtype != torch.float64
     # Tensor cores of sm_90 are used to the full by 64 rows at least.
     outputs = 64 if work[0] and dtype == torch.float32 and not _odd(*work[2:]) else 32
     return LaunchConfig(64, num_warps=8 if exact else 4, BLOCK_R=outputs, BLOCK_C=32)
