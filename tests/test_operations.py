@@ -72,7 +72,7 @@ CALLS = {
     "step, learned": Call("synapse", 6, 4, {"learned": True}, steps=True, backward=True),
     "scan": Call("synapse", 1, 0),
     "scan, learned": Call("synapse", 4, 6, {"learned": True}, backward=True),
-    "scan in parts": Call("synapse", 8, 6, {"learned": True}, backward=True, chunks=3),
+    "scan in parts": Call("synapse", 8, 7, {"learned": True}, backward=True, chunks=3),
     "scan, capturable": Call("synapse", 1, 0, {"capturable": True}),
     "layer, step": Call("layer", 3, 0, steps=True),
     "layer, scan": Call("layer", 5, 4),
