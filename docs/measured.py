@@ -118,7 +118,7 @@ MEASURED = {
     "exp_scan from bool": ("exp_scan from bool, single", _LONG),
     "scan, gradients to input and tau": ("sequence with gradient to input and tau, single", _LONG),
     "the same against accelerated-scan": ("sequence with gradient to input and tau, single", _LONG),
-    "delayed layer, forward": (_LAYER[0].format("forward"), _LAYER[1].format(26)),
+    "delayed layer, shifted sum": (_LAYER[0].format("forward"), _LAYER[1].format(26)),
     "forward and backward, flat in K": (_LAYER[0].format(_WAYS[True]), _LAYER[1].format(252)),
     **{
         f"against DCLS, K={k}{', both ways' if both else ''}": (
@@ -128,10 +128,8 @@ MEASURED = {
         for k in (26, 62, 252)
         for both in (False, True)
     },
-    "delayed layer from spikes": (_LAYER[0].format("forward"), _LAYER[1].format(26)),
 }
 """The row of the benchmarks that measures the call of a gate."""
-EVENTS, OURS = "tritonsyn triton, events", "tritonsyn triton"
 FIELDS = ("gate", "target", "milliseconds", "rival", "ratio", "reached", "operations", "triton")
 
 
@@ -166,9 +164,8 @@ def gates(lines: list[Line], found: list[Line]) -> list[str]:
     ]
     for line in found:
         place = MEASURED.get(line["gate"], ("", ""))
-        own = EVENTS if line["gate"] == "delayed layer from spikes" else OURS
         ratio = f"{line['ratio']}x, {line['reached']}"
-        before = there.get((*place, own), "")
+        before = there.get((*place, "tritonsyn triton"), "")
         rows.append((line["gate"], line["target"], line["milliseconds"], ratio, before))
     versions = ", ".join(sorted({line["triton"] for line in found}))
     title = (

@@ -116,7 +116,7 @@ def predict(
     launch: "Launch", listing: Listing, machine: Machine = H100, slots: int = 1
 ) -> Prediction:
     """The time of a launch whose compiled code is given; ``slots`` that delays are spread over."""
-    seen = _Seen.of(launch, listing)
+    seen = _Seen.of(launch, listing, slots)
     done, traffic = _executed(seen), _traffic(seen, slots)
     programs, warps = math.prod(launch.grid), launch.config.num_warps
     # The multiprocessor with most programs, of which it holds so many at once.
@@ -163,14 +163,19 @@ class _Seen(NamedTuple):
     tensors: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, launch: "Launch", listing: Listing) -> "_Seen":
+    def of(cls, launch: "Launch", listing: Listing, slots: int) -> "_Seen":
         passed = passed_arguments(launch)
         code = Code(listing.ptx)
         numbers = {at: a for at, a in enumerate(passed.values()) if isinstance(a, int)}
         runs = code.turns(numbers, launch.grid)
         tensors = {name: a for name, a in passed.items() if isinstance(a, torch.Tensor)}
         return cls(
-            launch, listing, code, runs, code.requests([*passed], numbers, launch.grid), tensors
+            launch,
+            listing,
+            code,
+            runs,
+            code.requests([*passed], numbers, launch.grid, slots),
+            tensors,
         )
 
     @property

@@ -23,7 +23,7 @@ class Request(NamedTuple):
     access: Access
     lines: int  # of 128 bytes, of the first warp
     sectors: int  # of 32 bytes
-    gathered: bool  # the places come from memory, another for each thread; as if all were 0
+    gathered: bool  # the places come from memory, many in a warp; lines are as if all were 0
     places: frozenset[int]  # of a gather: its lines, of all warps
     depth: int  # loads, one after the other, that the address waits for
     after: int  # the last of these instructions, -1 for none
@@ -117,12 +117,16 @@ class Code:
         return found
 
     def requests(
-        self, passed: Sequence[str], numbers: Mapping[int, int], grid: Sequence[int]
+        self, passed: Sequence[str], numbers: Mapping[int, int], grid: Sequence[int], slots: int
     ) -> list[Request]:
-        """What a warp of a program asks for, each access once; arguments as below."""
+        """What a warp of a program asks for, each access once; arguments as below.
+
+        Numbers that come from memory are taken to be 0, or up to ``slots``.
+        """
         lanes = [_in_lane(self, numbers, grid, lane) for lane in range(32)]
+        far = _in_lane(self, numbers, grid, 0, slots + 31)  # of bits, 32 are in a word
         others = [_in_lane(self, numbers, grid, lane) for lane in range(0, self.threads, 32)]
-        varying: dict[str, bool] = {}
+        draws: dict[str, list[tuple[int, ...]]] = {}
         depths: dict[str, int] = {}
 
         def loads_behind(register: str) -> list[Op]:
@@ -139,20 +143,32 @@ class Code:
                 depths[register] = max(waits, default=0)
             return depths[register]
 
-        def varies(register: str) -> bool:
-            """Whether it differs between the threads of a warp."""
-            if register not in varying:
-                varying[register] = False
-                own = len({lane.get(register, 0) for lane in lanes}) > 1
-                varying[register] = own or any(map(varies, waits_for(register)))
-            return varying[register]
+        def drawn(register: str) -> list[tuple[int, ...]]:
+            """Where, in each thread, the loads stand that an address comes from."""
+            if register not in draws:
+                draws[register] = [()] * len(lanes)
+                for place in waits_for(register):
+                    own = [
+                        (*key, lane.get(place, 0))
+                        for key, lane in zip(drawn(place), lanes, strict=True)
+                    ]
+                    draws[register] = [a + b for a, b in zip(draws[register], own, strict=True)]
+            return draws[register]
 
         found = []
         for at, access in self.accesses(passed):
             place = _place(self.ops[at])
+            keys = drawn(place)
+            # Within a few lines it does not matter which threads draw which place.
+            reach = abs(far.get(place, 0) - lanes[0].get(place, 0))
+            many = len(set(keys)) > _FEW
+            near = many and 0 < reach < 128 * _FEW
+            gathered = many and not near
+            keys = [()] * len(lanes) if many else keys
             first = [lane.get(place, 0) + _offset(self.ops[at]) for lane in lanes]
-            lines, sectors = (_units(first, access.bits // 8, unit) for unit in (128, 32))
-            gathered = any(map(varies, waits_for(place)))
+            lines, sectors = (_units(first, keys, access.bits // 8, unit) for unit in (128, 32))
+            if near:
+                lines, sectors = (n * (1 + reach // u) for n, u in ((lines, 128), (sectors, 32)))
             of_all = frozenset(
                 (lane.get(place, 0) + _offset(self.ops[at])) // 128
                 for lane in (others if gathered else ())
@@ -207,7 +223,8 @@ class Code:
         return {at for at, op in enumerate(self.ops) if op.target in needed}
 
 
-_MOST = 2_000_000  # jumps
+_MOST = 200_000  # jumps
+_FEW = 8  # places that the threads of a warp draw from memory: more are a gather
 
 
 def _place_in(grid: Sequence[int], lane: int) -> dict[str, Number]:
@@ -219,12 +236,14 @@ def _place_in(grid: Sequence[int], lane: int) -> dict[str, Number]:
 
 
 def _in_lane(
-    code: Code, numbers: Mapping[int, int], grid: Sequence[int], lane: int
+    code: Code, numbers: Mapping[int, int], grid: Sequence[int], lane: int, memory: int = 0
 ) -> dict[str, int]:
-    """The whole numbers that a thread computes before any loop turns; memory holds zeros."""
+    """The whole numbers that a thread computes before any loop turns, with one all over memory."""
     values = _place_in(grid, lane)
     for op in code.ops:
-        if op.target and op.target not in values:
+        if _from_memory(op):  # before it stands what it is where the load is masked
+            values |= dict.fromkeys(_assigned(op), memory)
+        elif op.target and op.target not in values:
             values[op.target] = _computed(op, values, numbers) or 0
     return {register: value or 0 for register, value in values.items()}
 
@@ -290,9 +309,15 @@ def _width(op: Op) -> int:
     return int(match[2] or 1) * int(match[3]) if match else 0
 
 
-def _units(starts: Sequence[int], length: int, unit: int) -> int:
-    """How many pieces of memory of one size accesses of one length touch."""
-    return len({n for a in starts for n in range(a // unit, (a + length - 1) // unit + 1)})
+def _units(starts: Sequence[int], keys: Sequence[tuple[int, ...]], length: int, unit: int) -> int:
+    """How many pieces of memory of one size accesses of one length touch, apart where keys are."""
+    return len(
+        {
+            (key, piece)
+            for start, key in zip(starts, keys, strict=True)
+            for piece in range(start // unit, (start + length - 1) // unit + 1)
+        }
+    )
 
 
 def _parameter(op: Op) -> int | None:
