@@ -103,9 +103,8 @@ def _wrapped(slot, K):
 
 
 @triton.jit
-def _slots(pointer, skipped, K, stride):
+def _slots(slot, skipped, K, stride):
     """The slot of the first value that is kept after so many others, and where the newest lies."""
-    slot = position(pointer)
     return _wrapped(slot + skipped % K, K), ring_slot(slot, 1, K).to(tl.int64) * stride
 
 
@@ -197,10 +196,13 @@ def exp_scan_kernel(
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
         neg = _carry_in(neg_in_ptr, chunk, offs, own, stride, ACC, BLOCK)
     if spike_ptr is not None:
-        pos_first, pos_newest = _slots(pos_pointer, T - last, K, stride)
+        pos_slot = position(pos_pointer)
+        spike_slot = position(spike_pointer)
+        pos_first, pos_newest = _slots(pos_slot, T - last, K, stride)
         if DOUBLE:
-            neg_first, neg_newest = _slots(neg_pointer, T - last, K, stride)
-        spike_first, _ = _slots(spike_pointer, T - last, K, stride)
+            neg_slot = position(neg_pointer)
+            neg_first, neg_newest = _slots(neg_slot, T - last, K, stride)
+        spike_first, _ = _slots(spike_slot, T - last, K, stride)
         if pos_in_ptr is None:
             pos = _newest(pos_tail_ptr + pos_newest, pos_carry_ptr, offs, own, ACC)
             if DOUBLE:
@@ -314,10 +316,10 @@ def exp_scan_kernel(
         if (tl.atomic_add(arrivals_ptr, 1, sem="relaxed") + 1) % programs == 0:
             # Subtracted, not set to zero, so that arrivals at another step are not lost.
             tl.atomic_add(arrivals_ptr, -programs, sem="relaxed")
-            tl.store(pos_pointer, (position(pos_pointer) + T) % K)
-            tl.store(spike_pointer, (position(spike_pointer) + T) % K)
+            tl.store(pos_pointer, (pos_slot + T) % K)
+            tl.store(spike_pointer, (spike_slot + T) % K)
             if DOUBLE:
-                tl.store(neg_pointer, (position(neg_pointer) + T) % K)
+                tl.store(neg_pointer, (neg_slot + T) % K)
 
 
 @triton.jit
