@@ -168,7 +168,7 @@ def gates(lines: list[Line], found: list[Line]) -> list[str]:
         before = there.get((*place, "tritonsyn triton"), "")
         rows.append((line["gate"], line["target"], line["milliseconds"], ratio, before))
     versions = ", ".join(sorted({line["triton"] for line in found}))
-    title = f"Calculated for sm_90 with triton {versions}, those of the last column measured at {VISIT[1]}."
+    title = f"Calculated for sm_90 with triton {versions}; the last column is of commit {VISIT[1]}."
     return ["", title, "", *table(*rows)]
 
 
