@@ -171,17 +171,17 @@ def cut(site: Site, **group: Any) -> None:
         scan(site, **group)
 
 
-def scan_lines(site: Site, x: torch.dtype | None = None, **group: Any) -> None:
-    """A sequence in lines of 32 rows of the batch, in which layers take it, and its gradient."""
+def scan_lines(site: Site, x: torch.dtype | None = None, bits: bool = False, **group: Any) -> None:
+    """A sequence whose currents go into lines, in which layers take them."""
     steps, batch, synapses = site.shape[:3]
     dynamics = site.synapse(**group).coefficients().dynamics
-    lines = (synapses, -(-batch // 32), steps, 32)
-    y, dx = (site.values(*lines, dtype=torch.float32) for _ in range(2))
-    initials = [site.values(dtype=torch.float32)] * dynamics.states
-    way = implementation("scan", site.device)
+    y = site.values(synapses, -(-batch // 32), steps, 32).detach()
+    sequence: Any = site.values(*site.shape[:3], dtype=x).detach()
+    if bits:
+        sequence = functional.pack_spikes(sequence)
+    initials = [site.values(dtype=dynamics.gain.dtype).detach()] * dynamics.states
     with torch.no_grad():
-        tails = way.scan_lines(site.values(*lines, dtype=x), y, batch, dynamics, initials, 1)
-        way.scan_lines_backward(y, dx, batch, tails, dynamics)
+        implementation("scan", site.device).scan_lines(sequence, y, dynamics, initials, 1)
 
 
 def taps(
@@ -374,8 +374,10 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
         at(F32, step, x=F32, **_ALPHA, each=each)
         at(F32, delayed, **_ALPHA, each=each, shared=each)
     at(F32, scan, **_ALPHA)
-    for dtype, group in ((torch.bool, {}), (F32, {}), (BF16, _DOUBLE), (F32, _ALPHA)):
-        at(F32, scan_lines, x=dtype, **group)
+    at(F32, scan_lines)
+    at(F32, scan_lines, bits=True)
+    at(F64, scan_lines, x=torch.bool, **_DOUBLE)
+    at(BF16, scan_lines, x=torch.bool, **_ALPHA)
     for options in (
         {**_LEARNED, "again": True},
         {**_DOUBLE, "again": True},
