@@ -36,7 +36,7 @@ def project(
         _gemm(sequence, weight, back, y, before, slots, precision)
     elif steps == 1 and rows == slots:
         # Each row is read once: lines would cost more than they save.
-        return project_step(sequence, 0, weight, back).unsqueeze(0)
+        _shift_step(sequence, 0, weight, back, y[0])
     else:
         plan = _Plan.of(y, sequence)
         lead = min(slots - 1, before + plan.tile)
@@ -46,8 +46,13 @@ def project(
 
 
 def project_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor) -> Tensor:
+    y = torch.empty((record.shape[1], weight.shape[0]), dtype=weight.dtype, device=weight.device)
+    _shift_step(record, pointer, weight, back, y)
+    return y
+
+
+def _shift_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor, y: Tensor) -> None:
     (slots, batch, inputs), outputs = record.shape, weight.shape[0]
-    y = torch.empty((batch, outputs), dtype=weight.dtype, device=weight.device)
     launch(
         shift_step_kernel,
         lambda config: (tiles(batch, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
@@ -56,7 +61,6 @@ def project_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor) ->
         work=(inputs, outputs, batch),
         dtype=record.dtype,
     )
-    return y
 
 
 def project_backward(
