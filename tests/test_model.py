@@ -208,8 +208,8 @@ BUDGETS = {
     ("exp_scan from bits", "exp_scan_kernel", "instructions"): 14,
     ("exp_scan from bool", "exp_scan_kernel", "instructions"): 9,
     ("read [128, 256, 256]", "select_fwd_kernel", "instructions"): 24,
-    # 120 instructions for 64 multiply-adds.
-    ("delayed layer, shifted sum", "shift_sum_kernel", "instructions"): 1.875,
+    # 124 instructions for 64 multiply-adds, 122 of them in the loop.
+    ("delayed layer, shifted sum", "shift_sum_kernel", "instructions"): 1.94,
 }
 """The most instructions of the machine code that a kernel may have in the call of a gate: as they
 stand (``code``), or for an element of its streams, loops as often as they turn."""
