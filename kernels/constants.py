@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import coefficient, divide
+from .common import coefficient, divide, store_as
 from .streams import READ, WRITE, streams
 
 
@@ -116,7 +116,7 @@ def _kept(ptr, d, total, offs_n, mask, PER_SYNAPSE: tl.constexpr):
     """Stores a constant's gradient, or adds it up for one number; returns the sum so far."""
     if ptr is not None:
         if PER_SYNAPSE:
-            tl.store(ptr + offs_n, d.to(ptr.dtype.element_ty), mask=mask)
+            store_as(ptr + offs_n, d, mask)
         else:
             total += tl.where(mask, d, 0.0)
     return total
@@ -127,7 +127,7 @@ def _finished(ptr, total, PER_SYNAPSE: tl.constexpr):
     """Stores the sum of a constant that is one number."""
     if ptr is not None:
         if not PER_SYNAPSE:
-            tl.store(ptr, tl.sum(total, axis=0).to(ptr.dtype.element_ty))
+            store_as(ptr, tl.sum(total, axis=0), None)
 
 
 @triton.jit

@@ -45,16 +45,17 @@ def lines_kernel(
     tl.store(lines_ptrs, values, mask=(line < total)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most"])
 def shift_table_kernel(
     weight_ptr, back_ptr, weights_ptr, offsets_ptr,
-    R, C, width, stride_w_r, stride_w_c, stride_back_r, stride_back_c,
+    R, C, width, most, stride_w_r, stride_w_c, stride_back_r, stride_back_c,
     UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``weights[c, r] = weight[r, c]`` and ``offsets[c, r] = back[r, c] * UNIT``.
+    """``weights[c, r] = weight[r, c]`` and ``offsets[c, r] = min(back[r, c], most) * UNIT``.
 
-    ``[C, width]``, zeros from ``R`` on, so that :func:`shift_sum_kernel` reads without masks.
-    No streams: of the size of the weight.
+    Beyond ``most`` steps all reads are the same, and products would leave int32. ``[C, width]``,
+    zeros from ``R`` on, so that :func:`shift_sum_kernel` reads without masks. No streams: of the
+    size of the weight.
     """
     tile_r, tile_c = tile_of(tl.program_id(0), width, BLOCK)
     offs_r = tile_r * BLOCK + tl.arange(0, BLOCK)
@@ -65,7 +66,7 @@ def shift_table_kernel(
     back = tl.load(back_ptr + rows * stride_back_r + columns * stride_back_c, mask=live, other=0)
     inside = (offs_r < width)[None, :] & (offs_c < C)[:, None]
     tl.store(weights_ptr + columns * width + rows, weight, mask=inside)
-    tl.store(offsets_ptr + columns * width + rows, back * UNIT, mask=inside)
+    tl.store(offsets_ptr + columns * width + rows, tl.minimum(back, most) * UNIT, mask=inside)
 
 
 @triton.jit
@@ -144,7 +145,9 @@ def shift_dot_kernel(
     # Beyond the last output or input the last is computed again, and not stored.
     rows = tl.minimum(offs_r, R - 1).to(tl.int64)
     columns = tl.minimum(offs_c, C - 1).to(tl.int64)
-    offset = tl.load(back_ptr + rows[None, :] * C + columns[:, None]) * WIDTH
+    back = tl.load(back_ptr + rows[None, :] * C + columns[:, None])
+    # Beyond so many steps all reads are the same, and the product would leave int32.
+    offset = tl.minimum(back, T + lead) * WIDTH
     i = tl.arange(0, BLOCK)
     acc = tl.zeros([BLOCK_C, BLOCK_R, BLOCK], ACC)
     for unit in range(part, units, tl.num_programs(1)):

@@ -304,7 +304,9 @@ def exp_scan_kernel(
     if DOUBLE and neg_out_ptr is not None:
         tl.store(neg_out_ptr + chunk * stride + offs, neg, mask=own)
     if pos_carry_ptr is not None:
-        ends = own & (tl.zeros([BLOCK], tl.int64) + (first + length) == T)
+        # A chunk without steps, where there are more chunks than the steps fill, ends nothing.
+        begin = tl.zeros([BLOCK], tl.int64) + first
+        ends = own & (begin < T) & (begin + length == T)
         tl.store(pos_carry_ptr + offs, pos, mask=ends)
         if DOUBLE:
             tl.store(neg_carry_ptr + offs, neg, mask=ends)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import coefficient, locate, tile_of
+from .common import coefficient, locate, store_as, tile_of
 from .read import taps
 from .streams import READ, WRITE, streams
 
@@ -120,19 +120,18 @@ def _store_delay(
     PER_OUTPUT: tl.constexpr, PER_INPUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradient of the delays; along an axis of one delay, the sum over the tile."""
-    element: tl.constexpr = ddelay_ptr.dtype.element_ty
     if PER_OUTPUT and PER_INPUT:
-        tl.store(ddelay_ptr + offs_r * C + offs_c, ddelay.to(element), mask=mask)
+        store_as(ddelay_ptr + offs_r * C + offs_c, ddelay, mask)
     elif PER_INPUT:
-        part = tl.sum(ddelay, axis=0)[None, :].to(element)
-        tl.store(ddelay_ptr + row.to(tl.int64) * C + offs_c, part, mask=offs_c < C)
+        part = tl.sum(ddelay, axis=0)[None, :]
+        store_as(ddelay_ptr + row.to(tl.int64) * C + offs_c, part, offs_c < C)
     else:
         columns = (C - 1) // BLOCK + 1
         part = tl.sum(ddelay, axis=1)[:, None]
         if PER_OUTPUT:
-            tl.store(ddelay_ptr + offs_r * columns + column, part.to(element), mask=offs_r < R)
+            store_as(ddelay_ptr + offs_r * columns + column, part, offs_r < R)
         else:
-            tl.store(ddelay_ptr + row * columns + column, tl.sum(part).to(element))
+            store_as(ddelay_ptr + row * columns + column, tl.sum(part), None)
 
 
 @triton.jit(do_not_specialize=["K"])
@@ -181,7 +180,7 @@ def taps_bwd_kernel(
         if dsecond_rate_ptr is not None:
             _store_rate(dsecond_rate_ptr, dtap * weight * rate_slope, row, offs_c, C)
     if dweight_ptr is not None:
-        tl.store(dweight_ptr + offs, dweight.to(dweight_ptr.dtype.element_ty), mask=mask)
+        store_as(dweight_ptr + offs, dweight, mask)
     if ddelay_ptr is not None:
         ddelay = tl.where(within, ddelay * weight, 0.0)
         _store_delay(

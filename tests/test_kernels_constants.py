@@ -86,6 +86,13 @@ def test_in_float32_as_exact_as_the_reference(device, given, flags):
     assert_close_as_torch(decay, torch.exp(-rate.to(F64)), plain[1])
 
 
+def test_gradients_of_half_precision_constants_in_float64(device):
+    charge, tau = constants((False, True), 13, BF16, hard=False)
+    actual, plain = both_ways(device, charge, [tau], F64, [True, True])
+    for a, b in zip(actual, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_gain_is_that_of_the_rounded_decays(device):
     """Of time constants so long that an ulp of a decay moves them by more than a percent."""
     charge, *taus = constants((True, True, True), hard=False)

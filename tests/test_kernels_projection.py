@@ -175,3 +175,20 @@ def test_half_precision_weights_stay_in_float32(device):
     way = size[0], size[4], "shift", "ieee"
     y = by_kernel(device, "projection", "project", sequence, weight, back, *way)
     assert y.returned[0].dtype == F32
+
+
+def test_delays_whose_offsets_would_leave_int32(device):
+    """In lines of 32 samples: 7e7 steps are more elements than an int32 counts."""
+    sequence, dy = signal(5, 32, 3), signal(5, 32, 2, seed=3)
+    weight, _ = connections((5, 32, 3, 2, 5))
+    back = torch.tensor([[70_000_000, 1, 0], [2, 100_000_000, 4]], dtype=torch.int32)
+    slots, way = 100_000_001, ("shift", "ieee")
+    for name, *arguments in (
+        ("project", sequence, weight, back, 5, slots, *way),
+        ("project_backward", dy, sequence, weight, back, 5, slots, *way),
+    ):
+        actual = by_kernel(device, "projection", name, *arguments).returned
+        # There is nothing further back than the five steps.
+        near = [6 if a is slots else back.clamp(max=5) if a is back else a for a in arguments]
+        expected = by_reference("projection", name, *near).returned
+        torch.testing.assert_close(actual, expected)

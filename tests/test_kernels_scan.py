@@ -172,9 +172,22 @@ def test_scan_in_lines(device, kind, batch, dtype, chunks):
 
 @KINDS
 @pytest.mark.parametrize("steps", [2, 3, 8])
-@pytest.mark.parametrize("how", ["numbers", "on the device", "carried", "packed", "cut"])
-def test_scan_into_rings(device, kind, steps, how):
-    """Of three slots, from the newest values, to around the end; as the reference does it."""
+@pytest.mark.parametrize(
+    ("how", "chunks"),
+    [
+        ("numbers", 1),
+        ("on the device", 3),
+        ("carried", 1),
+        ("carried", 5),
+        ("packed", 1),
+        ("cut", 2),
+    ],
+)
+def test_scan_into_rings(device, kind, steps, how, chunks):
+    """Of three slots, from the newest values, to around the end; as the reference does it.
+
+    In more chunks than the steps fill, too.
+    """
     x = (uniform(steps, *ROW, seed=50) * 3 - 1).clamp(min=0).to(F32)
     if how == "packed":
         spikes = x > 0.5
@@ -188,7 +201,7 @@ def test_scan_into_rings(device, kind, steps, how):
     marks = torch.ones(3, *ROW, dtype=torch.bool)
     ring = Ring(records, pointers[: len(records)], marks, pointers[2], arrivals, carries)
     arguments = (x, ring, dynamics_of(kind, F32, per_synapse=True), dtype)
-    config = LaunchConfig(32, num_warps=1, UNROLL=2, chunks=2 if how == "cut" else 1)
+    config = LaunchConfig(32, num_warps=1, UNROLL=2, chunks=chunks)
     with override_config(config, "exp_scan_kernel"):
         actual = by_kernel(device, "scan", "scan_ring", *arguments)
     expected = by_reference("scan", "scan_ring", *arguments)

@@ -64,7 +64,14 @@ def test_pairs(device, mode, rates):
 
 @pytest.mark.parametrize(
     ("weight", "delay", "acc"),
-    [(F32, F32, F32), (BF16, BF16, F32), (F16, F32, F32), (F32, F64, F32), (F64, F16, F64)],
+    [
+        (F32, F32, F32),
+        (BF16, BF16, F32),
+        (F16, F32, F32),
+        (F32, F64, F32),
+        (F64, F16, F64),
+        (BF16, BF16, F64),
+    ],
     ids=str,
 )
 def test_dtypes(device, weight, delay, acc):

@@ -774,7 +774,9 @@ def test_constants_and_checks_are_made_once_a_call(call, strategy, learned, monk
     assert counted == {"coefficients": 1, "check_sequence": int(sequence)}
 
 
-@pytest.mark.parametrize("change", [{"x": 3.0}, {"strategy": "other"}, {"strategy": "bits"}])
+@pytest.mark.parametrize(
+    "change", [{"x": 3.0}, *({"strategy": s} for s in ("other", "bits", "events"))]
+)
 def test_a_refused_sequence_changes_nothing(change):
     layer = DelayedLinear(
         4, 3, 1.0, delay=2.0,

@@ -379,6 +379,22 @@ def test_advancing_leaves_what_a_scan_leaves(device, each_backend, cls, constant
     torch.testing.assert_close(run(advance=True), run(advance=False))
 
 
+@pytest.mark.parametrize("record", ["current_", "spike_"])
+def test_a_sequence_may_be_a_record_that_the_scan_writes(device, each_backend, record):
+    def run(copied):
+        synapse = SingleExponentialCurrent(
+            3, 1.0, spike_charge=2.0, time_constant=4.0, delay=8.0, batch_size=2, device=device
+        )
+        with torch.no_grad():
+            synapse.scan(
+                torch.rand(11, *ROW, generator=torch.Generator().manual_seed(1)).to(device)
+            )
+            x = getattr(synapse, record).value
+            return synapse.scan(x.clone() if copied else x), *synapse.state_dict().values()
+
+    torch.testing.assert_close(run(copied=False), run(copied=True))
+
+
 @KINDS
 def test_a_refused_sequence_changes_nothing(device, cls, constants):
     synapse = cls(3, 1.0, delay=2.0, batch_size=2, device=device, **constants)

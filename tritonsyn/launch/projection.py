@@ -173,7 +173,7 @@ def _shift_sum(
     steps, batch, outputs = out.shape
     work, config, width = plan
     unit = width if lead is None else -width
-    weights, offsets = _table(weight, back, unit, config)
+    weights, offsets = _table(weight, back, lines.rows + steps, unit, config)
     launch(
         shift_sum_kernel,
         (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.groups,),
@@ -188,8 +188,13 @@ def _shift_sum(
     )
 
 
-def _table(weight: Tensor, back: Tensor, unit: int, reader: LaunchConfig) -> tuple[Tensor, Tensor]:
-    """Weights and offsets of connections ``[R, C]``, each input's in a row of whole tiles."""
+def _table(
+    weight: Tensor, back: Tensor, most: int, unit: int, reader: LaunchConfig
+) -> tuple[Tensor, Tensor]:
+    """Weights and offsets of connections ``[R, C]``, each input's in a row of whole tiles.
+
+    ``most`` steps back or more, which are beyond every line, are that many.
+    """
     outputs, inputs = weight.shape
     # Rows of a multiple of 16 are read in wide loads.
     whole = max(16, reader.BLOCK_R)
@@ -200,7 +205,7 @@ def _table(weight: Tensor, back: Tensor, unit: int, reader: LaunchConfig) -> tup
         shift_table_kernel,
         lambda config: (tiles(size[0], config.BLOCK) * tiles(size[1], config.BLOCK),),
         *(weight, back, weights, offsets),
-        *(outputs, inputs, size[1], *weight.stride(), *back.stride()),
+        *(outputs, inputs, size[1], most, *weight.stride(), *back.stride()),
         UNIT=unit,
         work=(inputs, outputs),
         dtype=weight.dtype,

@@ -195,8 +195,15 @@ def scan_ring(
     state = tuple([unchained(tensor) for tensor in state])
     if isinstance(x, PackedSpikes):
         x = PackedSpikes(x.words, (*x.shape[:2], x.synapses))
+    elif any(_is_alias(x, tensor) for tensor in (ring.spikes, *state)):
+        x = x.clone()  # whose rows would be written before they are read
     with without_graph():
         return module.scan_ring(x, flat_ring(ring, state), dynamics, dtype), state
+
+
+def _is_alias(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors share memory, or may."""
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _like_words(x, backend):  # type: ignore[no-untyped-def]
