@@ -140,8 +140,8 @@ class Ring(NamedTuple):
     """``[K, B, *shape]``, bool."""
     spike_pointer: Slot
     arrivals: Tensor | None = None
-    """An int32 zero, with which a step counts its programs to advance pointers that are kept on the
-    device; None leaves them, as numbers are left."""
+    """An int32 zero, with which a step or a scan counts its programs to advance pointers that are
+    kept on the device; None leaves them, as numbers are left."""
     carries: Sequence[Tensor] | None = None
     """Of each state ``[B, *shape]`` its newest value in the dtype of the arithmetic, before it was
     rounded into its record: a step starts from there, and writes them. None where the records hold
