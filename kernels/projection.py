@@ -21,15 +21,16 @@ from .streams import READ, WRITE, streams
 @triton.jit
 def lines_kernel(
     src_ptr, lines_ptr,
-    T, B, N, lead, rows, groups, total,
+    T, B, N, lead, count, rows, groups, total,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``lines[n, b // WIDTH, lead + t, b % WIDTH] = src[t, b, n]``, and zeros elsewhere.
 
-    ``src [T, B, N]``; ``lines [N, groups, rows, WIDTH]`` and what follows up to row ``total`` of
-    all, where the last tile of a line may reach. Bytes per element in float32: src 4, lines 4.
+    ``src [T, B, N]``; ``lines [N, groups, rows, WIDTH]``, of which the first ``count`` rows are
+    written, and what follows up to row ``total`` of all, where the last tile of a line may reach.
+    Bytes per element in float32: src 4, lines 4.
     """
-    tile_g, tile_n = tile_of(tl.program_id(0), groups * rows, 1)
+    tile_g, tile_n = tile_of(tl.program_id(0), groups * count, 1)
     group = tile_g % groups
     row = tile_g // groups
     offs_n = tile_n * BLOCK + tl.arange(0, BLOCK)

@@ -45,15 +45,20 @@ def _places(size, N, BLOCK: tl.constexpr, EVERY: tl.constexpr):
 
 
 @triton.jit
-def _line(size, N, BLOCK: tl.constexpr):
-    """Of a program's line of 32 rows of the batch: their places in ``[B, N]``, whether there are
-    so many rows, and their synapse."""
+def _line_places(size, N, BLOCK: tl.constexpr):
+    """A program's 8 rows of the batch by some synapses: whole sectors both in rows and in lines.
+
+    Places in ``[B, N]``, whether they are inside, their synapses and whether there are so many;
+    and for ``[N, cdiv(B, 32), 32]`` the line and the place in it.
+    """
     batch = size // N
     count = (batch - 1) // 32 + 1
-    line = tl.program_id(0)
-    n = line // count
-    offs_b = (line % count) * 32 + tl.arange(0, BLOCK)
-    return offs_b.to(tl.int64) * N + n, offs_b < batch, tl.zeros([BLOCK], tl.int32) + n.to(tl.int32)
+    i = tl.arange(0, BLOCK)
+    offs_b = tl.program_id(0) % (4 * count) * 8 + i % 8
+    offs_n = tl.program_id(0) // (4 * count) * (BLOCK // 8) + i // 8
+    mask_n = offs_n < N
+    line = offs_n.to(tl.int64) * count + offs_b // 32
+    return offs_b.to(tl.int64) * N + offs_n, mask_n & (offs_b < batch), offs_n, mask_n, line, offs_b
 
 
 @triton.jit
@@ -136,7 +141,7 @@ def exp_scan_kernel(
     spike_ptr, pos_carry_ptr, neg_carry_ptr, arrivals_ptr,
     gain_ptr, decay_ptr, rise_ptr, coupling_ptr,
     pos_pointer, neg_pointer, spike_pointer, K,
-    T, L, last, size, N, W, stride_x, stride_y,
+    T, L, last, size, N, W, stride_line,
     DOUBLE: tl.constexpr, REVERSE: tl.constexpr, PACKED: tl.constexpr, LINES: tl.constexpr,
     GAIN_PER_SYNAPSE: tl.constexpr, DECAY_PER_SYNAPSE: tl.constexpr, RISE_PER_SYNAPSE: tl.constexpr,
     COUPLING_PER_SYNAPSE: tl.constexpr, EVEN: tl.constexpr, GROUP: tl.constexpr,
@@ -153,8 +158,9 @@ def exp_scan_kernel(
     ``tail [last, size]`` takes the components' last values. Each of these, and ``y``, may be
     absent. ``EVEN`` if ``BLOCK`` divides a row; groups of ``GROUP`` elements share a word.
 
-    ``LINES``: x and y are ``[N, cdiv(B, 32), T, 32]``; a program of 32 elements has a line of a
-    synapse, ``stride_x`` and ``stride_y`` from the next. What lies beyond B does not matter.
+    ``LINES`` (not in reverse): y is ``[N, cdiv(B, 32), T, 32]``, a line ``stride_line`` elements
+    from the next, with zeros beyond B. A program has 8 rows of the batch; ``EVEN`` if these and its
+    synapses divide all.
 
     With ``spike [K, size]`` the tails are rings of K slots, written after their pointers, as spikes
     (``x != 0``) are: these are where a synapse keeps its past. Without ``in`` the components then
@@ -171,18 +177,15 @@ def exp_scan_kernel(
     COUPLED: tl.constexpr = coupling_ptr is not None
     stride = tl.cast(size, tl.int64)
     if LINES:
-        offs, own, offs_n = _line(size, N, BLOCK)
-        mask = tl.full([BLOCK], True, tl.int1)
-        offs_x = tl.program_id(0).to(tl.int64) * stride_x + tl.arange(0, BLOCK)
-        offs_y = tl.program_id(0).to(tl.int64) * stride_y + tl.arange(0, BLOCK)
-        row = tl.full([], BLOCK, tl.int64)
+        offs, mask, offs_n, mask_y, line, offs_b = _line_places(size, N, BLOCK)
+        offs_y = line * stride_line + offs_b % 32
+        y_row = tl.full([], 32, tl.int64)
     else:
         offs, _, offs_n = _places(size, N, BLOCK, 1)
         mask = offs < size
-        own = mask
-        offs_x = offs
+        mask_y = mask
         offs_y = offs
-        row = stride
+        y_row = stride
     chunk = tl.program_id(1).to(tl.int64)
     first = chunk * L
     length = tl.minimum(T - first, L)
@@ -190,11 +193,11 @@ def exp_scan_kernel(
     gain = coefficient(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE)
     silent = gain * 0.0
     decay = coefficient(decay_ptr, offs_n, mask, DECAY_PER_SYNAPSE)
-    pos = _carry_in(pos_in_ptr, chunk, offs, own, stride, ACC, BLOCK)
+    pos = _carry_in(pos_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
     neg = tl.zeros([BLOCK], ACC)
     if DOUBLE:
         rise = coefficient(rise_ptr, offs_n, mask, RISE_PER_SYNAPSE)
-        neg = _carry_in(neg_in_ptr, chunk, offs, own, stride, ACC, BLOCK)
+        neg = _carry_in(neg_in_ptr, chunk, offs, mask, stride, ACC, BLOCK)
     if spike_ptr is not None:
         pos_slot = position(pos_pointer)
         spike_slot = position(spike_pointer)
@@ -204,29 +207,33 @@ def exp_scan_kernel(
             neg_first, neg_newest = _slots(neg_slot, T - last, K, stride)
         spike_first, _ = _slots(spike_slot, T - last, K, stride)
         if pos_in_ptr is None:
-            pos = _newest(pos_tail_ptr + pos_newest, pos_carry_ptr, offs, own, ACC)
+            pos = _newest(pos_tail_ptr + pos_newest, pos_carry_ptr, offs, mask, ACC)
             if DOUBLE:
-                neg = _newest(neg_tail_ptr + neg_newest, neg_carry_ptr, offs, own, ACC)
+                neg = _newest(neg_tail_ptr + neg_newest, neg_carry_ptr, offs, mask, ACC)
             # Another thread may store to the same elements.
             tl.debug_barrier()
     if COUPLED:
         feed = rise * coefficient(coupling_ptr, offs_n, mask, COUPLING_PER_SYNAPSE)
 
     mask_x = mask
+    offs_x = offs
+    x_row = stride
     bit = None
-    x_row = row
-    if PACKED:
+    if PACKED and LINES:
+        offs_x = offs_b.to(tl.int64) * W + offs_n // 32
+    elif PACKED:
         offs_x, batch, offs_bit = _places(size, N, BLOCK, GROUP)
         mask_x = offs_x < size
         offs_x = batch * W + offs_bit // 32
+    if PACKED:
         x_row = stride // N * W
         bit = tl.full([BLOCK], 1, tl.int32) << (offs_n % 32)
     start = first + (length - 1 if REVERSE else 0)
     x_base = x_ptr + start * x_row + offs_x
     if y_ptr is not None:
-        y_base = y_ptr + start * row + offs_y
+        y_base = y_ptr + start * y_row + offs_y
     if REVERSE:
-        row = -row
+        y_row = -y_row
         x_row = -x_row
 
     # Whole turns need no mask for time. The edge does: the steps that have tails, and the odd ones.
@@ -240,7 +247,7 @@ def exp_scan_kernel(
         if phase == REVERSE:
             ahead = _inputs(x_ptrs, x_row, mask_x, count, EVEN, False, UNROLL)
         if y_ptr is not None:
-            y_ptrs = y_base + begin * row
+            y_ptrs = y_base + begin * y_row
         for done in range(0, count, UNROLL):
             left = count - done
             if phase == REVERSE:
@@ -262,11 +269,14 @@ def exp_scan_kernel(
                     if COUPLED:
                         neg_x = feed * pos
                 live = mask
+                live_y = mask_y
                 if phase != REVERSE:
                     step = begin + done + i
                     t = first + (length - 1 - step if REVERSE else step) - (T - last)
-                    live = mask & (tl.zeros([BLOCK], tl.int32) + i < left)
-                    in_tail = live & own & (tl.zeros([BLOCK], tl.int64) + t >= 0)
+                    in_time = tl.zeros([BLOCK], tl.int32) + i < left
+                    live = mask & in_time
+                    live_y = mask_y & in_time
+                    in_tail = live & (tl.zeros([BLOCK], tl.int64) + t >= 0)
                     tail = t * stride + offs
                     neg_tail = tail
                     if spike_ptr is not None:
@@ -296,17 +306,19 @@ def exp_scan_kernel(
                         store_as(neg_tail_ptr + neg_tail, neg, in_tail)
                 if y_ptr is not None:
                     y = y * gain if REVERSE else y
-                    store_as(y_ptrs, y, None if EVEN and phase == REVERSE else live)
-                    y_ptrs += row
+                    if LINES and not EVEN:
+                        y = tl.where(mask, y, 0.0)
+                    store_as(y_ptrs, y, None if EVEN and phase == REVERSE else live_y)
+                    y_ptrs += y_row
 
     if pos_out_ptr is not None:
-        tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=own)
+        tl.store(pos_out_ptr + chunk * stride + offs, pos, mask=mask)
     if DOUBLE and neg_out_ptr is not None:
-        tl.store(neg_out_ptr + chunk * stride + offs, neg, mask=own)
+        tl.store(neg_out_ptr + chunk * stride + offs, neg, mask=mask)
     if pos_carry_ptr is not None:
         # A chunk without steps, where there are more chunks than the steps fill, ends nothing.
         begin = tl.zeros([BLOCK], tl.int64) + first
-        ends = own & (begin < T) & (begin + length == T)
+        ends = mask & (begin < T) & (begin + length == T)
         tl.store(pos_carry_ptr + offs, pos, mask=ends)
         if DOUBLE:
             tl.store(neg_carry_ptr + offs, neg, mask=ends)

@@ -141,33 +141,32 @@ def test_gradients_of_constants_are_summed_as_exactly_as_by_torch(device):
 
 
 @KINDS
-@pytest.mark.parametrize(("batch", "dtype"), [(1, F32), (33, torch.bool), (64, torch.float16)])
+@pytest.mark.parametrize("batch, x", [(1, F32), (33, "bits"), (64, torch.bool)], ids=str)
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_scan_in_lines(device, kind, batch, dtype, chunks):
-    """Parts of longer lines, whose rows beyond the batch are NaN."""
-    inside = torch.arange(64)[: -(-batch // 32) * 32].view(-1, 1, 32) < batch
-    size, first = (3, len(inside), 7, 32), 2
-    lines = torch.where(inside, uniform(*size, seed=50) * 3 - 1, float("nan")).to(dtype)
+def test_scan_into_lines(device, kind, batch, x, chunks):
+    """The ends of longer lines; beyond the batch they are zero."""
+    values = uniform(7, batch, 3, seed=50) * 3 - 1
+    sequence = (values > 0) if x == "bits" else values.to(x)
+    if x == "bits":
+        words = pack(sequence.flatten(0, 1)).view(7, batch, 1)
+        sequence = PackedSpikes(words, (7, batch, 3))
+    lines = torch.full((3, -(-batch // 32), 9, 32), 5.0, dtype=F32)
     dynamics = dynamics_of(kind, F32, per_synapse=True)
     states = [uniform(batch, 3, seed=i).to(F32) for i in range(STATES[kind])]
-    tails = [uniform(3, batch, 3, seed=60 + i).to(F32) for i in range(STATES[kind])]
-    out, gradient = (torch.full(size, 5.0, dtype=F32) for _ in range(2))
+    arguments = (sequence, lines, dynamics, states, 3)
+
+    def end(launcher, x, lines, *rest):
+        return launcher(x, lines[:, :, 2:], *rest)
+
     with override_config(LaunchConfig(64, num_warps=1, UNROLL=2, chunks=chunks)):
-        for name, *arguments in (
-            ("scan_lines", lines, out, batch, dynamics, states, 3),
-            ("scan_lines_backward", lines.to(F32), gradient, batch, tails, dynamics),
-        ):
-
-            def part(launcher, *whole):
-                return launcher(*(t[:, :, first:] for t in whole[:2]), *whole[2:])
-
-            actual = by_kernel(device, "scan", name, *arguments, call=part)
-            plain = by_reference("scan", name, *arguments, call=part)
-            truth = by_reference("scan", name, *exact(arguments), call=part)
-            pick = [*(o.arguments[1].where(inside, 0.0) for o in (actual, truth, plain))]
-            assert_close_as_torch(*pick, scale=16.0)
-            for a, t, p in zip(actual.returned, truth.returned, plain.returned, strict=True):
-                assert_close_as_torch(a, t, p, scale=16.0)
+        actual = by_kernel(device, "scan", "scan_lines", *arguments, call=end)
+    plain = by_reference("scan", "scan_lines", *arguments, call=end)
+    truth = by_reference("scan", "scan_lines", *exact(arguments), call=end)
+    outcomes = [(*o.returned, o.arguments[1]) for o in (actual, truth, plain)]
+    for found in zip(*outcomes, strict=True):
+        assert_close_as_torch(*found, scale=16.0)
+    beyond = torch.arange(32 * lines.shape[1]).view(-1, 1, 32) >= batch
+    assert not actual.arguments[1][:, :, 2:].where(beyond, 0.0).any()
 
 
 @KINDS

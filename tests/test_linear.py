@@ -18,9 +18,9 @@ from tritonsyn.launch import projection as project_launch
 from tritonsyn.launch import spikes as spikes_launch
 from tritonsyn.launch.launcher import recording
 from tritonsyn.modules.projection import DelayedProjection
-from tritonsyn.ops import choose
+from tritonsyn.ops import Past, Run, Taps, choose, delayed, project_sequence
 from tritonsyn.ops.strategy import Work, cheapest
-from tritonsyn.values import SpikeTrains
+from tritonsyn.values import Dynamics, SpikeTrains
 
 F64 = torch.float64
 BATCH, INPUTS, OUTPUTS, STEP, LONGEST = 2, 4, 3, 1.3, 3.7
@@ -318,6 +318,69 @@ def test_the_tensor_of_delayed_currents_is_never_made(kind, strategy):
     # Inputs with what came before them, outputs, parameters: a small multiple of the largest.
     sizes = ((steps + slots) * batch * inputs, steps * batch * outputs, inputs * outputs)
     assert largest.elements <= 4 * max(sizes)
+
+
+LINES = {
+    "weight": ("single", 17, 5, 3, torch.bool, {"weight"}, True),
+    "input": ("single", 33, 3, 7, F64, {"x"}, True),
+    "all": ("double", 33, 3, 4, torch.float32, {"x", "weight", "constants", "past"}, False),
+    "constants": ("alpha", 17, 3, 3, "bits", {"constants"}, True),
+    "past": ("alpha", 17, 2, 7, F64, {"weight", "past"}, False),
+    "one slot": ("double", 17, 3, 1, torch.bool, {"weight", "past"}, False),
+    "few rows": ("single", 3, 3, 3, F64, {"x", "weight"}, True),
+    "no graph": ("single", 17, 3, 3, "bits", set(), False),
+    "many steps": ("single", 64, 40, 7, F64, {"x", "weight"}, True),
+}
+SLOW_LINES = [pytest.param(n, marks=pytest.mark.slow) if n == "many steps" else n for n in LINES]
+
+
+@pytest.mark.parametrize("name", SLOW_LINES)
+def test_currents_in_lines_are_what_rows_are(device, name, monkeypatch):
+    """Values, the last currents and all gradients, whatever of them is wanted."""
+    kind, batch, steps, slots, dtype, wanted, at_rest = LINES[name]
+    inputs, outputs, states = 3, 2, {"single": 1}.get(kind, 2)
+    signal = uniform(steps, batch, inputs, seed=1, low=-1)
+    x = signal.to(dtype) if isinstance(dtype, torch.dtype) else signal > 0
+    count = {"single": 2}.get(kind, 3)
+    leaves = {
+        "x": [x.to(device)],
+        "constants": [uniform(inputs, seed=i, low=0.2).to(device) for i in range(count)],
+        "weight": [uniform(outputs, inputs, seed=i).to(device) for i in range(states)],
+        "past": [uniform(slots, batch, inputs, seed=i).to(device) for i in range(states)],
+    }
+    back = torch.arange(outputs * inputs, dtype=torch.int32, device=device).view(outputs, inputs)
+
+    def run():
+        made = {
+            key: [t.clone().requires_grad_(key in wanted and t.is_floating_point()) for t in group]
+            for key, group in leaves.items()
+        }
+        source = made["x"][0] if dtype != "bits" else pack_spikes(made["x"][0])
+        past = None
+        if not at_rest:
+            past = Past(made["past"], [history[-1] for history in made["past"]])
+        dynamics = Dynamics.of(made["constants"], kind == "alpha")
+        taps = Taps(back % slots, made["weight"])
+        synapses = Run(source, dynamics, past, slots, F64, "triton")
+        y, tails = project_sequence(synapses, taps, strategy="shift")
+        tensors = [t for group in made.values() for t in group if t.requires_grad]
+        results = [y, *tails]
+        found = [r.detach() for r in results]
+        if y.requires_grad:
+            for used in (results, results[:1], results[1:]):
+                kept = [r for r in used if r.requires_grad]
+                loss = sum((r * uniform(*r.shape, seed=i).to(r)).sum() for i, r in enumerate(kept))
+                if kept:
+                    options = {"allow_unused": True, "retain_graph": True}
+                    found += torch.autograd.grad(loss, tensors, materialize_grads=True, **options)
+        return found
+
+    with recording(run=True) as launches:
+        actual = run()
+    written = [made for made in launches if made.constants.get("LINES")]
+    assert bool(written) == (batch > 16)
+    monkeypatch.setattr(delayed, "takes_lines", lambda x, backend: False)
+    assert_same(actual, run(), 1e-12)
 
 
 def test_nan_delay_stays_with_its_output(device, each_backend):

@@ -249,6 +249,16 @@ class SpikeTrains(NamedTuple):
         return cls.lead(slots) + words_per_row(steps) + 1
 
 
+class Lines(NamedTuple):
+    """A sequence ``[rows, B, N]`` with the batch in lines, on which kernels add shifted rows."""
+
+    memory: Tensor
+    """``[N, groups, lead + rows, width]``: element ``[n, g, lead + t, i]`` is that of row
+    ``width * g + i`` of the batch, zero beyond B and in the ``lead`` rows before the first."""
+    batch: int
+    """B."""
+
+
 _EXPONENT_BITS = {
     torch.float32: (torch.int32, 0x7F800000),
     torch.float64: (torch.int64, 0x7FF << 52),

@@ -1,5 +1,6 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,13 +16,29 @@ from ..kernels.projection import (
     temporal_gemm_dot_kernel,
     temporal_gemm_kernel,
 )
-from ..values import Slot
+from ..values import WORD, Lines, Slot
 from .config import PASSES, LaunchConfig, config_for
 from .launcher import accumulator, launch, packed, tiles
 
 
+def lines_for(
+    shape: tuple[int, int, int], past: Tensor | None, back: Tensor, slots: int, dtype: torch.dtype
+) -> Lines:
+    steps, batch, synapses = shape
+    if past is None:
+        past = torch.empty((0, batch, synapses), dtype=dtype, device=back.device)
+    work, before = (tiles(batch, WORD), synapses, back.shape[0], steps * WORD), past.shape[0]
+    # Of all that reads them.
+    kernels = "shift_sum_kernel", "shift_dot_kernel"
+    tile = max(_config(name, work, past, WORD).BLOCK for name in kernels) // WORD
+    lead = min(slots - 1, before + tile)
+    lines = _room(past, lead + steps, WORD, tile)
+    _write_lines(past, lines, lead - before, lead)
+    return lines
+
+
 def project(
-    sequence: Tensor,
+    sequence: Tensor | Lines,
     weight: Tensor,
     back: Tensor,
     steps: int,
@@ -29,18 +46,25 @@ def project(
     strategy: str,
     precision: str,
 ) -> Tensor:
+    outputs, inputs = weight.shape
+    if isinstance(sequence, Lines):
+        size = steps, sequence.batch, outputs
+        y = torch.empty(size, dtype=weight.dtype, device=weight.device)
+        plan = _Plan.of(y, inputs, sequence.memory)
+        _shift_sum(sequence, weight, back, y, plan, _lead(sequence, steps))
+        return y
     rows, batch, _ = sequence.shape
     before = rows - steps
-    y = torch.empty((steps, batch, weight.shape[0]), dtype=weight.dtype, device=weight.device)
+    y = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
     if strategy == "gemm":
         _gemm(sequence, weight, back, y, before, slots, precision)
     elif steps == 1 and rows == slots:
         # Each row is read once: lines would cost more than they save.
         _shift_step(sequence, 0, weight, back, y[0])
     else:
-        plan = _Plan.of(y, sequence)
+        plan = _Plan.of(y, inputs, sequence)
         lead = min(slots - 1, before + plan.tile)
-        lines = _lines(sequence, lead - before, 0, plan.config)
+        lines = _lines(sequence, lead - before, 0, plan.tile)
         _shift_sum(lines, weight, back, y, plan, lead)
     return y
 
@@ -65,7 +89,7 @@ def _shift_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor, y: 
 
 def project_backward(
     dy: Tensor,
-    sequence: Tensor | None,
+    sequence: Tensor | Lines | None,
     weight: Tensor | None,
     back: Tensor,
     rows: int,
@@ -81,11 +105,11 @@ def project_backward(
         if strategy == "gemm":
             _gemm(dy, weight.t(), back.t(), dsequence, before, slots, precision, adjoint=True)
         else:
-            plan = _Plan.of(dsequence, dy)
-            dlines = _lines(dy, before, min(slots - 1, plan.tile), plan.config)
+            plan = _Plan.of(dsequence, dy.shape[2], dy)
+            dlines = _lines(dy, before, min(slots - 1, plan.tile), plan.tile)
             _shift_sum(dlines, weight.t(), back.t(), dsequence, plan)
     if sequence is not None:
-        if strategy == "gemm":
+        if strategy == "gemm" and isinstance(sequence, Tensor):
             dweight = _gemm_dot(dy, sequence, back, slots, precision)
         elif dlines is not None:
             dweight = _shift_dot(dlines, before, dy, sequence, back, slots)
@@ -111,9 +135,9 @@ class _Plan(NamedTuple):
         return self.config.BLOCK // self.width
 
     @classmethod
-    def of(cls, out: Tensor, source: Tensor) -> "_Plan":
-        """That of a sum ``[T, B, R]`` of what is read from a source ``[rows, B, C]``."""
-        (steps, batch, outputs), inputs = out.shape, source.shape[2]
+    def of(cls, out: Tensor, inputs: int, source: Tensor) -> "_Plan":
+        """That of a sum ``[T, B, R]`` of so many sequences in the dtype of the source."""
+        steps, batch, outputs = out.shape
         width = _width(batch)
         work = (tiles(batch, width), inputs, outputs, steps * width)
         return cls(work, _config("shift_sum_kernel", work, source, width), width)
@@ -125,49 +149,54 @@ def _config(kernel: str, work: tuple[int, ...], source: Tensor, width: int) -> L
     return replace(config, BLOCK=max(config.BLOCK, width))
 
 
-class _Lines(NamedTuple):
-    """A sequence in lines ``[N, groups, rows, width]``, and zeros beyond the last one."""
-
-    memory: Tensor
-    groups: int
-    rows: int
-    width: int
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        """From a synapse to the next, and from a group of samples to the next."""
-        return self.groups * self.rows * self.width, self.rows * self.width
-
-
 def _width(batch: int) -> int:
     """Samples of the batch in a line: a warp reads 128 bytes of float32 together."""
-    return min(32, 1 << max(batch - 1, 0).bit_length())
+    return min(WORD, 1 << max(batch - 1, 0).bit_length())
 
 
-def _lines(sequence: Tensor, lead: int, tail: int, reader: LaunchConfig | None = None) -> _Lines:
+def _lead(lines: Lines, steps: int) -> int:
+    """The rows before so many steps."""
+    return lines.memory.shape[2] - steps
+
+
+def _lines(sequence: Tensor, lead: int, tail: int, beyond: int = 0) -> Lines:
     """``[T, B, N]`` as lines of ``lead + T + tail`` rows, with zeros around the sequence.
 
-    The last tile of the ``reader``, if there is one, may go beyond the last line.
+    The last tile of a reader may go so many rows ``beyond`` the last line.
     """
+    rows = lead + sequence.shape[0] + tail
+    lines = _room(sequence, rows, _width(sequence.shape[1]), beyond)
+    _write_lines(sequence, lines, lead, rows, beyond)
+    return lines
+
+
+def _room(like: Tensor, rows: int, width: int, beyond: int) -> Lines:
+    """Lines of so many rows, with room beyond the last, for ``[.., B, N]``."""
+    _, batch, synapses = like.shape
+    size = synapses, tiles(batch, width), rows, width
+    memory = torch.empty(math.prod(size) + beyond * width, dtype=like.dtype, device=like.device)
+    return Lines(memory[: math.prod(size)].view(size), batch)
+
+
+def _write_lines(sequence: Tensor, lines: Lines, lead: int, count: int, beyond: int = 0) -> None:
+    """The first ``count`` rows of lines: a sequence after ``lead`` rows of zeros, and zeros."""
     steps, batch, synapses = sequence.shape
-    width, groups, rows = _width(batch), tiles(batch, _width(batch)), lead + steps + tail
-    beyond = 0 if reader is None else tiles(reader.BLOCK, width)
+    _, groups, rows, width = lines.memory.shape
     total = synapses * groups * rows + beyond
-    memory = torch.empty(total * width, dtype=sequence.dtype, device=sequence.device)
-    lines = tiles(total, max(groups * rows, 1))
+    covered = tiles(total, max(groups * rows, 1))
     launch(
         lines_kernel,
-        lambda config: (tiles(lines, config.BLOCK) * groups * rows,),
-        *(packed(sequence), memory, steps, batch, synapses, lead, rows, groups, total),
+        lambda config: (tiles(covered, config.BLOCK) * groups * count,),
+        *(packed(sequence), lines.memory, steps, batch, synapses),
+        *(lead, count, rows, groups, total),
         WIDTH=width,
         work=(rows, batch, synapses),
         dtype=sequence.dtype,
     )
-    return _Lines(memory, groups, rows, width)
 
 
 def _shift_sum(
-    lines: _Lines, weight: Tensor, back: Tensor, out: Tensor, plan: _Plan, lead: int | None = None
+    lines: Lines, weight: Tensor, back: Tensor, out: Tensor, plan: _Plan, lead: int | None = None
 ) -> None:
     """``out [T, B, R]`` of lines with so many rows before the first step; None: the adjoint."""
     steps, batch, outputs = out.shape
@@ -176,10 +205,10 @@ def _shift_sum(
     weights, offsets = _table(weight, back, lines.rows + steps, unit, config)
     launch(
         shift_sum_kernel,
-        (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.groups,),
+        (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.memory.shape[1],),
         *(lines.memory, out, weights, offsets),
         *(outputs, weight.shape[1], steps, batch, weights.shape[1], lead or 0, steps * width),
-        *(*lines.strides, out.stride(2), out.stride(0), out.stride(1)),
+        *(*lines.memory.stride()[:2], out.stride(2), out.stride(0), out.stride(1)),
         ADJOINT=lead is None,
         WIDTH=width,
         work=work,
@@ -214,29 +243,31 @@ def _table(
 
 
 def _shift_dot(
-    dlines: _Lines, lead: int, dy: Tensor, sequence: Tensor, back: Tensor, slots: int
+    dlines: Lines, lead: int, dy: Tensor, sequence: Tensor | Lines, back: Tensor, slots: int
 ) -> Tensor:
     """The gradient of the weight from lines of ``dy`` with so many rows before the first step."""
-    (steps, _, outputs), (rows, _, inputs) = dy.shape, sequence.shape
-    groups, width = dlines.groups, dlines.width
+    (steps, _, outputs), inputs = dy.shape, back.shape[1]
+    _, groups, _, width = dlines.memory.shape
+    source = sequence.memory if isinstance(sequence, Lines) else sequence
     work = (groups, inputs, outputs, steps * width)
-    config = _config("shift_dot_kernel", work, sequence, width)
+    config = _config("shift_dot_kernel", work, source, width)
     tile = config.BLOCK // width
-    before = min(slots - 1, rows - steps + tile)
-    lines = _lines(sequence, before + steps - rows, 0)
+    if isinstance(sequence, Tensor):
+        missing = min(slots - 1, sequence.shape[0] - steps + tile) + steps - sequence.shape[0]
+        sequence = _lines(sequence, missing, 0)
     share = tiles(tiles(steps, tiles(config.chunks, max(groups, 1))), tile) * tile
     segments = tiles(steps, share)
     partial = torch.empty((config.chunks, *back.shape), dtype=dy.dtype, device=dy.device)
     launch(
         shift_dot_kernel,
         (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks),
-        *(dlines.memory, lines.memory, back, partial),
-        *(outputs, inputs, steps, share, segments, groups * segments, lead, before),
-        *(*dlines.strides, *lines.strides),
+        *(dlines.memory, sequence.memory, back, partial),
+        *(outputs, inputs, steps, share, segments, groups * segments, lead, _lead(sequence, steps)),
+        *(*dlines.memory.stride()[:2], *sequence.memory.stride()[:2]),
         ACC=accumulator(dy.dtype),
         WIDTH=width,
         work=work,
-        dtype=sequence.dtype,
+        dtype=source.dtype,
         config=config,
     )
     return partial.sum(0)

@@ -20,29 +20,7 @@ from .config import LaunchConfig, Work, config_for
 from .launcher import both, constant_arguments, covering, launch, packed, tiles
 
 Pair = Sequence[Tensor | None]
-
-
-class _Lines(NamedTuple):
-    """A sequence in lines ``[N, ceil(B / 32), T, 32]``, which may be a part of longer lines."""
-
-    lines: Tensor
-    batch: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(T, B, N)``."""
-        return self.lines.shape[2], self.batch, self.lines.shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.lines.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.lines.device
-
-
-Input = Tensor | PackedSpikes | _Lines
+Input = Tensor | PackedSpikes
 
 
 class _Walk(NamedTuple):
@@ -55,11 +33,7 @@ class _Walk(NamedTuple):
 
 
 def scan(
-    x: Tensor | PackedSpikes,
-    dynamics: Dynamics,
-    initials: Pair,
-    last: int,
-    dtype: torch.dtype | None,
+    x: Input, dynamics: Dynamics, initials: Pair, last: int, dtype: torch.dtype | None
 ) -> tuple[Tensor | None, list[Tensor]]:
     y = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)
     tails = _for_each(range(dynamics.states), last, x, dynamics)
@@ -68,9 +42,7 @@ def scan(
     return y, tails
 
 
-def scan_ring(
-    x: Tensor | PackedSpikes, ring: Ring, dynamics: Dynamics, dtype: torch.dtype | None
-) -> Tensor | None:
+def scan_ring(x: Input, ring: Ring, dynamics: Dynamics, dtype: torch.dtype | None) -> Tensor | None:
     y = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)
     last, chosen = min(x.shape[0], len(ring.spikes)), _config(x, ring.components[0].dtype)
     walk = _Walk(dynamics, last, chosen)
@@ -97,7 +69,7 @@ def _present(ring: Ring) -> Pair:
 def scan_backward(
     dy: Tensor,
     dtails: Pair,
-    x: Tensor | PackedSpikes | None,
+    x: Input | None,
     dynamics: Dynamics,
     initials: Pair,
     dx_dtype: torch.dtype | None,
@@ -124,7 +96,7 @@ class _Given(NamedTuple):
 
     dy: Tensor
     dtails: Pair
-    x: Tensor | PackedSpikes | None
+    x: Input | None
     initials: Pair
 
 
@@ -184,38 +156,16 @@ def _parts(dy: Tensor, grid: tuple[int, int], dynamics: Dynamics) -> Tensor:
     return torch.empty(shape, dtype=dynamics.gain.dtype, device=dy.device)
 
 
-def scan_lines(
-    x: Tensor, y: Tensor | None, batch: int, dynamics: Dynamics, initials: Pair, last: int
-) -> list[Tensor]:
-    source = _Lines(x, batch)
-    tails = _for_each(range(dynamics.states), last, source, dynamics)
-    target = None if y is None else _Lines(y, batch)
-    dtype = dynamics.gain.dtype if y is None else y.dtype
-    walk = _Walk(dynamics, last, _config(source, dtype))
-    carries = _carries(source, initials, (), walk, reverse=False)
-    _launch(source, target, tails, carries, (), walk, reverse=False)
+def scan_lines(x: Input, y: Tensor, dynamics: Dynamics, initials: Pair, last: int) -> list[Tensor]:
+    tails = _for_each(range(dynamics.states), last, x, dynamics)
+    config = _config(x, y.dtype)
+    # Elements of a thread are no neighbours; those of 64 share sectors of x. Two of bits would
+    # take all registers.
+    most = 32 if isinstance(x, PackedSpikes) else 64
+    walk = _Walk(dynamics, last, replace(config, BLOCK=min(config.BLOCK, most), num_warps=1))
+    carries = _carries(x, initials, (), walk, reverse=False)
+    _launch(x, y, tails, carries, (), walk, reverse=False, in_lines=True)
     return tails
-
-
-def scan_lines_backward(
-    dy: Tensor,
-    dx: Tensor | None,
-    batch: int,
-    dtails: Pair,
-    dynamics: Dynamics,
-    want_initials: bool = True,
-) -> list[Tensor]:
-    source = _Lines(dy, batch)
-    dtails = [None if d is None else packed(d) for d in dtails]
-    last = max((d.shape[0] for d in dtails if d is not None), default=0)
-    walk = _Walk(dynamics, last, _config(source, dy.dtype if dx is None else dx.dtype))
-    states = range(dynamics.states if want_initials else 0)
-    outs = _for_each(states, walk.config.chunks, source, dynamics)
-    target = None if dx is None else _Lines(dx, batch)
-    if dx is not None or want_initials:
-        carries = _carries(source, (), dtails, walk, reverse=True)
-        _launch(source, target, dtails, carries, outs, walk, reverse=True)
-    return _before_first([out[0] for out in outs], dynamics)
 
 
 def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
@@ -280,13 +230,14 @@ def _constants(given: _Given, dcarries: Pair, walk: _Walk) -> Tensor:
 
 def _launch(
     x: Input,
-    y: Tensor | _Lines | None,
+    y: Tensor | None,
     tails: Pair,
     carry_in: Pair,
     carry_out: Pair,
     walk: _Walk,
     reverse: bool,
     ring: Ring | None = None,
+    in_lines: bool = False,
 ) -> None:
     dtype, config = walk.dynamics.gain.dtype if y is None else y.dtype, walk.config
     data, constants, numbers, options = _arguments(x, dtype, walk)
@@ -295,27 +246,33 @@ def _launch(
     if ring is not None:
         kept = ring.spikes, *both(ring.carries or ()), ring.arrivals
         slots = *both(ring.pointers), ring.spike_pointer, len(ring.spikes)
-    in_lines = isinstance(x, _Lines)
     _, batch, synapses = x.shape
-    lanes = synapses * tiles(batch, WORD) * WORD if in_lines else synapses * batch
-    strides = [part.lines.stride(1) if isinstance(part, _Lines) else 0 for part in (x, y)]
+    if y is None or not in_lines:
+        in_lines, stride, places = False, 0, batch * synapses
+    else:
+        # Whole lines, and whole programs of 8 rows of the batch.
+        stride, each = y.stride(1), config.BLOCK // 8
+        places = y.shape[1] * WORD * tiles(synapses, each) * each
+    even = places == batch * synapses and places % config.BLOCK == 0
     launch(
         exp_scan_kernel,
-        (tiles(lanes, config.BLOCK), config.chunks),
-        *(data, y.lines if isinstance(y, _Lines) else y, *both(tails)),
-        *(*both(carry_in), *both(carry_out), *kept, *constants, *slots, *numbers, *strides),
+        (tiles(places, config.BLOCK), config.chunks),
+        *(data, y, *both(tails)),
+        *(*both(carry_in), *both(carry_out), *kept, *constants, *slots, *numbers, stride),
         REVERSE=reverse,
         LINES=in_lines,
-        EVEN=lanes % config.BLOCK == 0,
-        GROUP=_sharing(config, synapses) if isinstance(x, PackedSpikes) else 1,
+        EVEN=even,
+        GROUP=1 if in_lines else _sharing(config, x),
         config=config,
         **options,
     )
 
 
-def _sharing(config: LaunchConfig, synapses: int) -> int:
+def _sharing(config: LaunchConfig, x: Input) -> int:
     """Neighbouring elements, those of a thread if possible, that are always in one word."""
-    return math.gcd(max(1, config.BLOCK // (32 * config.num_warps)), synapses, WORD)
+    if isinstance(x, Tensor):
+        return 1
+    return math.gcd(max(1, config.BLOCK // (32 * config.num_warps)), x.shape[2], WORD)
 
 
 def _arguments(
@@ -334,7 +291,7 @@ def _arguments(
     }
     sizes = (batch * synapses, synapses, words_per_row(synapses))
     numbers = (steps, tiles(steps, walk.config.chunks), walk.last, *sizes)
-    data = x.lines if isinstance(x, _Lines) else packed(data_of(x))
+    data = packed(data_of(x))
     return data, constants, numbers, options
 
 
@@ -346,9 +303,7 @@ def _for_each(of: Sequence[Any], count: int, x: Input, dynamics: Dynamics) -> li
 
 def _config(x: Input, dtype: torch.dtype) -> LaunchConfig:
     """The settings of a scan from ``x`` to a sequence of a dtype, or back."""
-    config = config_for("exp_scan_kernel", _work(x), _narrower(x, dtype), x.device)
-    # A warp has a line: its states and tails lie a row apart, so that nothing is gained by width.
-    return replace(config, BLOCK=32, num_warps=1) if isinstance(x, _Lines) else config
+    return config_for("exp_scan_kernel", _work(x), _narrower(x, dtype), x.device)
 
 
 def _work(x: Input) -> Work:
@@ -359,7 +314,7 @@ def _work(x: Input) -> Work:
 
 def _narrower(x: Input, dtype: torch.dtype) -> torch.dtype:
     """The dtype that tiles must suit: half precision, unless the arithmetic is double."""
-    given = x.dtype if isinstance(x, _Lines) else data_of(x).dtype
+    given = data_of(x).dtype
     halves = [d for d in (given, dtype) if d in (torch.float16, torch.bfloat16)]
     return halves[0] if halves and torch.float64 not in (given, dtype) else dtype
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, SpikeTrains, data_of, dense, readable
+from .lines import scan_project, takes_lines
 from .projection import component, project, total, way_of
 from .scan import pack_spikes, scan
 from .spikes import pack_trains
@@ -60,6 +61,11 @@ class Run(NamedTuple):
         past = self.past and Past(*([t.detach() for t in tensors] for tensors in self.past))
         return self._replace(x=x, dynamics=dynamics, past=past)
 
+    def alone(self, state: int) -> tuple[Dynamics, Sequence[Tensor | None]]:
+        """The dynamics of which a state is the current, and their present values."""
+        alone = self.dynamics.alone(state)
+        return alone, self.starts[state + 1 - alone.states : state + 1]
+
     def scanned(self) -> tuple[list[Tensor], list[Tensor]]:
         """The states ``[T, B, N]``, and the :attr:`last` values of each in the dtype of the
         arithmetic.
@@ -67,9 +73,7 @@ class Run(NamedTuple):
         sequences, tails = [], []
         how: dict[str, Any] = {"last": self.last, "dtype": self.dtype, "backend": self.backend}
         for i in range(self.dynamics.states):
-            alone = self.dynamics.alone(i)
-            starts = self.starts[i + 1 - alone.states : i + 1]
-            new, tail = scan(self.x, alone, starts, **how)
+            new, tail = scan(self.x, *self.alone(i), **how)
             sequences.append(new)
             tails.append(tail[-1])
         return sequences, tails
@@ -105,9 +109,25 @@ def project_sequence(
     if chosen in ("bits", "events"):
         _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
         return _project_spikes(run, taps, chosen), tails
+    if chosen == "shift" and takes_lines(x, backend):
+        return _project_lines(run, taps)
     sequences, tails = run.scanned()
     how: dict[str, Any] = {"pasts": run.before(), "strategy": chosen, "backend": backend}
     return project(sequences, taps, x.shape[0], slots, **how), tails
+
+
+def _project_lines(run: Run, taps: Taps) -> tuple[Tensor, list[Tensor]]:
+    """The same by shifted sums, with the currents in lines."""
+    parts, tails = [], []
+    pasts: Sequence[Tensor | None] = run.before() or [None] * len(taps.weights)
+    how: dict[str, Any] = {"last": run.last, "dtype": run.dtype, "backend": run.backend}
+    for i, (weight, past) in enumerate(zip(taps.weights, pasts, strict=True)):
+        alone, starts = run.alone(i)
+        operands = (alone, starts, past, weight, taps.back, run.slots)
+        y, tail = scan_project(run.x, *operands, **how)
+        parts.append(y)
+        tails.append(tail)
+    return total(parts), tails
 
 
 def choose(

@@ -47,7 +47,7 @@ def scan_forward(
         return _like_scan(x, shape, constants, coupled, initials, last, dtype, backend)
     module = implementation("scan", x.device, backend)
     dynamics = Dynamics.of(constants, coupled)
-    y, tails = module.scan(_sequence(x, shape), dynamics, initials, last, dtype)
+    y, tails = module.scan(sequence_of(x, shape), dynamics, initials, last, dtype)
     return tails if y is None else [y, *tails]
 
 
@@ -80,7 +80,7 @@ def scan_backward(
     if not dy.shape[0]:
         operands = (dy, dtails, x, shape, constants, coupled, initials)
         return [d.zero_() for d in _like_gradients(*operands, dx_dtype, want_initials, backend)]
-    sequence = None if x is None else _sequence(x, shape)
+    sequence = None if x is None else sequence_of(x, shape)
     module = implementation("scan", dy.device, backend)
     dx, dinitials, dconstants = module.scan_backward(
         dy, dtails, sequence, dynamics, initials, dx_dtype, want_initials
@@ -88,7 +88,7 @@ def scan_backward(
     return [d for d in (dx, *dinitials, dconstants) if d is not None]
 
 
-class _Settings(NamedTuple):
+class ScanSettings(NamedTuple):
     """What a scan is told besides tensors."""
 
     coupled: bool
@@ -104,7 +104,7 @@ class _Scan(torch.autograd.Function):
     """Of input, constants and initial states; the same in eager and in compiled code."""
 
     @staticmethod
-    def forward(ctx: Any, settings: _Settings, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, settings: ScanSettings, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         coupled, last, dtype, shape, backend, count = settings
         constants, initials = list(tensors[:count]), list(tensors[count:])
         results = scan_forward(x, shape, constants, coupled, initials, last, dtype, backend)
@@ -118,20 +118,41 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        coupled, _, dtype, shape, backend, count = ctx.settings
+        dtype = ctx.settings.dtype
         constants, (x, *initials) = kept(ctx)
         dy, dtails = (None, gradients) if dtype is None else (gradients[0], gradients[1:])
         if dy is None:
             dy = constants[0].new_zeros(ctx.size, dtype=dtype)
-        want_x, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2 + count :]
-        operands = (dy, list(dtails), x, shape, constants, coupled, initials)
-        dx_dtype = ctx.x_dtype if want_x else None
-        results = scan_backward(*operands, dx_dtype, any(wanted), backend)
-        dx = results[0] if want_x else None
-        dconstants = map(_of_shape, results[-1], constants) if ctx.learned else [None] * count
-        found = results[want_x:] if any(wanted) else [None] * len(wanted)
-        dinitials = [d if w else None for d, w in zip(found, wanted, strict=False)]
-        return None, dx, *dconstants, *dinitials
+        results = input_gradients(
+            ctx.settings, ctx.needs_input_grad[1:], dy, dtails, x, ctx.x_dtype, constants, initials
+        )
+        return None, *results
+
+
+def input_gradients(
+    settings: ScanSettings,
+    wanted: Sequence[bool],
+    dy: Tensor,
+    dtails: Sequence[Tensor | None],
+    x: Tensor | None,
+    x_dtype: torch.dtype,
+    constants: Tensors,
+    initials: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of a scan to its input, constants and initials, as far as they are wanted.
+
+    With ``x``, those of the constants are.
+    """
+    coupled, _, _, shape, backend, count = settings
+    want_x, want_initials = wanted[0], wanted[1 + count :]
+    operands = (dy, list(dtails), x, shape, constants, coupled, initials)
+    results = scan_backward(*operands, x_dtype if want_x else None, any(want_initials), backend)
+    dx = results[0] if want_x else None
+    learned = x is not None
+    dconstants = map(_of_shape, results[-1], constants) if learned else [None] * count
+    found = results[want_x:] if any(want_initials) else [None] * len(want_initials)
+    dinitials = [d if w else None for d, w in zip(found, want_initials, strict=False)]
+    return [dx, *dconstants, *dinitials]
 
 
 def _of_shape(gradient: Tensor, constant: Tensor) -> Tensor:
@@ -139,7 +160,7 @@ def _of_shape(gradient: Tensor, constant: Tensor) -> Tensor:
     return gradient.sum() if gradient.ndim > constant.ndim else gradient.detach()
 
 
-def _sequence(x: Tensor, shape: Sequence[int] | None) -> Tensor | PackedSpikes:
+def sequence_of(x: Tensor, shape: Sequence[int] | None) -> Tensor | PackedSpikes:
     return x if shape is None else PackedSpikes(x, tuple(shape))
 
 
@@ -165,7 +186,7 @@ def scan(
     if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
         backend = running(data.device, backend)
-        settings = _Settings(coupled, last, dtype, shape, backend, len(constants))
+        settings = ScanSettings(coupled, last, dtype, shape, backend, len(constants))
         results = list(_Scan.apply(settings, data, *constants, *initials))
     else:
         operands = (data, shape, constants, coupled, list(initials))

@@ -5,11 +5,36 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..values import Slot
+from ..values import WORD, Lines, Slot
+from .scan import write_lines
+
+
+def lines_for(
+    shape: tuple[int, int, int], past: Tensor | None, back: Tensor, slots: int, dtype: torch.dtype
+) -> Lines:
+    """Lines for a sequence ``[T, B, N]`` that is yet to be written, after its past.
+
+    ``shape`` is that of the sequence, whose B is above 16, so that lines of 32 rows of the batch
+    are full enough; ``past [before, B, N]`` or None. The sequence is ``memory[:, :, -T:]``. What
+    comes before the past is zero, or left out where ``back`` reads no further.
+    """
+    steps, batch, synapses = shape
+    size = synapses, -(-batch // WORD), slots - 1 + steps, WORD
+    memory = torch.zeros(size, dtype=dtype, device=back.device)
+    if past is not None:
+        write_lines(memory[:, :, slots - 1 - past.shape[0] : slots - 1], past)
+    return Lines(memory, batch)
+
+
+def _rows(sequence: Tensor | Lines) -> Tensor:
+    """The sequence as ``[rows, B, N]``."""
+    if isinstance(sequence, Tensor):
+        return sequence
+    return sequence.memory.permute(2, 1, 3, 0).flatten(1, 2)[:, : sequence.batch]
 
 
 def project(
-    sequence: Tensor,
+    sequence: Tensor | Lines,
     weight: Tensor,
     back: Tensor,
     steps: int,
@@ -19,11 +44,12 @@ def project(
 ) -> Tensor:
     """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
 
-    ``sequence [rows, B, I]`` oldest first, with zeros before it where ``rows < K - 1 + steps``;
-    ``K = slots``; ``weight [O, I]`` in the arithmetic's dtype; ``back [O, I]`` int32 in 0 to K - 1.
-    ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its products. Returns
-    ``[steps, B, O]`` in the dtype of the weight.
+    ``sequence [rows, B, I]`` oldest first, with zeros before it where ``rows < K - 1 + steps``, or
+    for ``shift`` in lines; ``K = slots``; ``weight [O, I]`` in the arithmetic's dtype; ``back [O,
+    I]`` int32 in 0 to K - 1. ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its
+    products. Returns ``[steps, B, O]`` in the dtype of the weight.
     """
+    sequence = _rows(sequence)
     batch = sequence.shape[1]
     sequence = _after_zeros(sequence.to(weight.dtype), slots - 1 + steps)
     # For one step a gather of every connection costs more than a product with each slot.
@@ -51,7 +77,7 @@ def project_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor) ->
 
 def project_backward(
     dy: Tensor,
-    sequence: Tensor | None,
+    sequence: Tensor | Lines | None,
     weight: Tensor | None,
     back: Tensor,
     rows: int,
@@ -69,7 +95,7 @@ def project_backward(
     products = strategy == "gemm"
     return (
         None if weight is None else _to_sequence(dy, weight, back, rows, slots, products),
-        None if sequence is None else _to_weight(dy, sequence, back, slots, products),
+        None if sequence is None else _to_weight(dy, _rows(sequence), back, slots, products),
     )
 
 

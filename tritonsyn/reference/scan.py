@@ -174,49 +174,26 @@ def scan_ring(
 
 
 def scan_lines(
-    x: Tensor, y: Tensor | None, batch: int, dynamics: Dynamics, initials: Pair, last: int
+    x: Tensor | PackedSpikes, y: Tensor, dynamics: Dynamics, initials: Pair, last: int
 ) -> list[Tensor]:
-    """:func:`scan` in lines of 32 rows of the batch: ``x``, ``y [N, ceil(B / 32), T, 32]``.
+    """:func:`scan` that writes the current into lines ``y [N, ceil(B / 32), T, 32]``.
 
-    Element ``[n, c, t, i]`` is row ``32 c + i`` of the batch; what lies beyond B is not read, and
-    undefined in y. Both may be parts of longer lines, ``lines[:, :, first:]``. Writes the current
-    into y (None: not wanted), and returns the ``last`` values ``[last, B, N]`` of each state.
+    Element ``[n, c, t, i]`` is row ``32 c + i`` of the batch, zero beyond B. They may be parts of
+    longer lines, ``lines[:, :, first:]``. Returns the ``last`` values ``[last, B, N]`` of each
+    state.
     """
-    rows, tails = scan(_rows(x, batch), dynamics, initials, last, None if y is None else y.dtype)
-    if y is not None and rows is not None:
-        _write_lines(y, rows)
+    rows, tails = scan(x, dynamics, initials, last, y.dtype)
+    assert rows is not None
+    write_lines(y, rows)
     return tails
 
 
-def scan_lines_backward(
-    dy: Tensor,
-    dx: Tensor | None,
-    batch: int,
-    dtails: Pair,
-    dynamics: Dynamics,
-    want_initials: bool = True,
-) -> list[Tensor]:
-    """Adjoint of :func:`scan_lines`: writes the input's gradient into ``dx`` (None: not wanted).
-
-    Returns the gradients of the initials, as :func:`scan_backward` does.
-    """
-    dtype = None if dx is None else dx.dtype
-    operands = (_rows(dy, batch), dtails, None, dynamics, [None] * dynamics.states)
-    rows, dinitials, _ = scan_backward(*operands, dtype, want_initials)
-    if dx is not None and rows is not None:
-        _write_lines(dx, rows)
-    return dinitials
-
-
-def _rows(lines: Tensor, batch: int) -> Tensor:
-    """Lines as ``[T, B, N]``."""
-    return lines.permute(2, 1, 3, 0).flatten(1, 2)[:, :batch]
-
-
-def _write_lines(lines: Tensor, rows: Tensor) -> None:
-    full = rows.new_zeros(rows.shape[0], lines.shape[1] * WORD, rows.shape[2])
+def write_lines(lines: Tensor, rows: Tensor) -> None:
+    """``rows [T, B, N]`` as ``lines [N, groups, T, width]``, zero beyond B."""
+    groups, width = lines.shape[1], lines.shape[3]
+    full = rows.new_zeros(rows.shape[0], groups * width, rows.shape[2])
     full[:, : rows.shape[1]] = rows
-    lines.copy_(full.unflatten(1, (-1, WORD)).permute(3, 1, 0, 2))
+    lines.copy_(full.unflatten(1, (groups, width)).permute(3, 1, 0, 2))
 
 
 def _adjoints(dy: Tensor, dtails: Pair, dynamics: Dynamics, factor: Tensor) -> list[Tensor]:
