@@ -46,7 +46,7 @@ def _places(size, N, BLOCK: tl.constexpr, EVERY: tl.constexpr):
 
 @triton.jit
 def _line_places(size, N, BLOCK: tl.constexpr):
-    """A program's 8 rows of the batch by some synapses: whole sectors both in rows and in lines.
+    """A program's 8 rows of the batch by a few synapses: whole sectors in lines, halves in rows.
 
     Places in ``[B, N]``, whether they are inside, their synapses and whether there are so many;
     and for ``[N, cdiv(B, 32), 32]`` the line and the place in it.

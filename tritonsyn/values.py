@@ -253,10 +253,23 @@ class Lines(NamedTuple):
     """A sequence ``[rows, B, N]`` with the batch in lines, on which kernels add shifted rows."""
 
     memory: Tensor
-    """``[N, groups, lead + rows, width]``: element ``[n, g, lead + t, i]`` is that of row
+    """The lines, and beyond them room for the last tile of a kernel."""
+    size: tuple[int, int, int, int]
+    """``(N, groups, lead + rows, width)``: element ``[n, g, lead + t, i]`` is that of row
     ``width * g + i`` of the batch, zero beyond B and in the ``lead`` rows before the first."""
     batch: int
     """B."""
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """From a synapse to the next, and from a group of samples to the next."""
+        _, groups, rows, width = self.size
+        return groups * rows * width, rows * width
+
+    @property
+    def rows(self) -> Tensor:
+        """The lines in their size."""
+        return self.memory[: math.prod(self.size)].view(self.size)
 
 
 _EXPONENT_BITS = {

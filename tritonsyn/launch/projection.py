@@ -32,6 +32,7 @@ def lines_for(
     kernels = "shift_sum_kernel", "shift_dot_kernel"
     tile = max(_config(name, work, past, WORD).BLOCK for name in kernels) // WORD
     lead = min(slots - 1, before + tile)
+    # Nothing is written beyond the last line: of what a tile reads there it keeps nothing.
     lines = _room(past, lead + steps, WORD, tile)
     _write_lines(past, lines, lead - before, lead)
     return lines
@@ -156,7 +157,7 @@ def _width(batch: int) -> int:
 
 def _lead(lines: Lines, steps: int) -> int:
     """The rows before so many steps."""
-    return lines.memory.shape[2] - steps
+    return lines.size[2] - steps
 
 
 def _lines(sequence: Tensor, lead: int, tail: int, beyond: int = 0) -> Lines:
@@ -175,13 +176,13 @@ def _room(like: Tensor, rows: int, width: int, beyond: int) -> Lines:
     _, batch, synapses = like.shape
     size = synapses, tiles(batch, width), rows, width
     memory = torch.empty(math.prod(size) + beyond * width, dtype=like.dtype, device=like.device)
-    return Lines(memory[: math.prod(size)].view(size), batch)
+    return Lines(memory, size, batch)
 
 
 def _write_lines(sequence: Tensor, lines: Lines, lead: int, count: int, beyond: int = 0) -> None:
     """The first ``count`` rows of lines: a sequence after ``lead`` rows of zeros, and zeros."""
     steps, batch, synapses = sequence.shape
-    _, groups, rows, width = lines.memory.shape
+    _, groups, rows, width = lines.size
     total = synapses * groups * rows + beyond
     covered = tiles(total, max(groups * rows, 1))
     launch(
@@ -190,7 +191,7 @@ def _write_lines(sequence: Tensor, lines: Lines, lead: int, count: int, beyond: 
         *(packed(sequence), lines.memory, steps, batch, synapses),
         *(lead, count, rows, groups, total),
         WIDTH=width,
-        work=(rows, batch, synapses),
+        work=(count, batch, synapses),
         dtype=sequence.dtype,
     )
 
@@ -205,10 +206,10 @@ def _shift_sum(
     weights, offsets = _table(weight, back, lines.rows + steps, unit, config)
     launch(
         shift_sum_kernel,
-        (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.memory.shape[1],),
+        (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
         *(lines.memory, out, weights, offsets),
         *(outputs, weight.shape[1], steps, batch, weights.shape[1], lead or 0, steps * width),
-        *(*lines.memory.stride()[:2], out.stride(2), out.stride(0), out.stride(1)),
+        *(*lines.strides, out.stride(2), out.stride(0), out.stride(1)),
         ADJOINT=lead is None,
         WIDTH=width,
         work=work,
@@ -247,7 +248,7 @@ def _shift_dot(
 ) -> Tensor:
     """The gradient of the weight from lines of ``dy`` with so many rows before the first step."""
     (steps, _, outputs), inputs = dy.shape, back.shape[1]
-    _, groups, _, width = dlines.memory.shape
+    _, groups, _, width = dlines.size
     source = sequence.memory if isinstance(sequence, Lines) else sequence
     work = (groups, inputs, outputs, steps * width)
     config = _config("shift_dot_kernel", work, source, width)
@@ -263,7 +264,7 @@ def _shift_dot(
         (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks),
         *(dlines.memory, sequence.memory, back, partial),
         *(outputs, inputs, steps, share, segments, groups * segments, lead, _lead(sequence, steps)),
-        *(*dlines.memory.stride()[:2], *sequence.memory.stride()[:2]),
+        *(*dlines.strides, *sequence.strides),
         ACC=accumulator(dy.dtype),
         WIDTH=width,
         work=work,

@@ -158,11 +158,9 @@ def _parts(dy: Tensor, grid: tuple[int, int], dynamics: Dynamics) -> Tensor:
 
 def scan_lines(x: Input, y: Tensor, dynamics: Dynamics, initials: Pair, last: int) -> list[Tensor]:
     tails = _for_each(range(dynamics.states), last, x, dynamics)
-    config = _config(x, y.dtype)
-    # Elements of a thread are no neighbours; those of 64 share sectors of x. Two of bits would
-    # take all registers.
-    most = 32 if isinstance(x, PackedSpikes) else 64
-    walk = _Walk(dynamics, last, replace(config, BLOCK=min(config.BLOCK, most), num_warps=1))
+    # One element of a thread: several are no neighbours, so that nothing is gained by width.
+    config = replace(_config(x, y.dtype), BLOCK=32, num_warps=1)
+    walk = _Walk(dynamics, last, config)
     carries = _carries(x, initials, (), walk, reverse=False)
     _launch(x, y, tails, carries, (), walk, reverse=False, in_lines=True)
     return tails

@@ -44,7 +44,7 @@ def _forward(
     scan, projection = (implementation(n, x.device, backend) for n in ("scan", "projection"))
     lines = projection.lines_for(size, past, back, slots, dtype)
     steps = size[0]
-    current = lines.memory[:, :, -steps:]
+    current = lines.rows[:, :, -steps:]
     tails = scan.scan_lines(sequence_of(x, shape), current, dynamics, initials, last)
     return projection.project(lines, weight, back, steps, slots, "shift", ""), tails[-1], lines
 
@@ -65,7 +65,7 @@ class _ScanProject(torch.autograd.Function):
         y, tail, lines = _forward(settings, back, past, weight, x, *tensors)
         wants_past, wants_weight, *wanted = ctx.needs_input_grad[2:]
         count = settings.scan.constants
-        ctx.settings, ctx.x_dtype = settings, x.dtype
+        ctx.settings, ctx.x_dtype, ctx.size = settings, x.dtype, lines.size
         if not any(wanted):
             ctx.mark_non_differentiable(tail)
         ctx.before = past.shape[0] if past is not None and wants_past else 0
@@ -87,7 +87,7 @@ class _ScanProject(torch.autograd.Function):
         scan, (steps, batch, inputs), slots = ctx.settings
         before, dsequence, dweight = ctx.before, None, None
         if dy is not None:
-            lines = None if memory is None else Lines(memory, batch)
+            lines = None if memory is None else Lines(memory, ctx.size, batch)
             projection = implementation("projection", back.device, scan.backend)
             dsequence, dweight = projection.project_backward(
                 dy, lines, weight, back, before + steps, slots, "shift", ""

@@ -267,7 +267,7 @@ CALLS = {
     "exp_scan_carry_kernel": Call(cut, _ARITHMETIC, graph=False),
     "exp_scan_backward_kernel": Call(scan, options=_LEARNED),
     "exp_scan_constants_kernel": Call(scan, options={**_LEARNED, "kind": "double"}),
-    "lines_kernel": Call(project, graph=False),
+    "lines_kernel": Call(project),
     "shift_table_kernel": Call(project, graph=False),
     "shift_sum_kernel": Call(project, graph=False),
     "shift_dot_kernel": Call(project),
