@@ -267,7 +267,7 @@ class Lines(NamedTuple):
         return groups * rows * width, rows * width
 
     @property
-    def rows(self) -> Tensor:
+    def view(self) -> Tensor:
         """The lines in their size."""
         return self.memory[: math.prod(self.size)].view(self.size)
 

@@ -203,7 +203,7 @@ def _shift_sum(
     steps, batch, outputs = out.shape
     work, config, width = plan
     unit = width if lead is None else -width
-    weights, offsets = _table(weight, back, lines.rows + steps, unit, config)
+    weights, offsets = _table(weight, back, lines.size[2] + steps, unit, config)
     launch(
         shift_sum_kernel,
         (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),

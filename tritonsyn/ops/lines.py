@@ -44,7 +44,7 @@ def _forward(
     scan, projection = (implementation(n, x.device, backend) for n in ("scan", "projection"))
     lines = projection.lines_for(size, past, back, slots, dtype)
     steps = size[0]
-    current = lines.rows[:, :, -steps:]
+    current = lines.view[:, :, -steps:]
     tails = scan.scan_lines(sequence_of(x, shape), current, dynamics, initials, last)
     return projection.project(lines, weight, back, steps, slots, "shift", ""), tails[-1], lines
 

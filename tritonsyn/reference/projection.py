@@ -16,14 +16,14 @@ def lines_for(
     """Lines for a sequence ``[T, B, N]`` that is yet to be written, after its past.
 
     ``shape`` is that of the sequence, whose B is above 16, so that lines of 32 rows of the batch
-    are full enough; ``past [before, B, N]`` or None. The sequence is ``rows[:, :, -T:]``. What
+    are full enough; ``past [before, B, N]`` or None. The sequence is ``view[:, :, -T:]``. What
     comes before the past is zero, or left out where ``back`` reads no further.
     """
     steps, batch, synapses = shape
     size = synapses, -(-batch // WORD), slots - 1 + steps, WORD
     lines = Lines(torch.zeros(math.prod(size), dtype=dtype, device=back.device), size, batch)
     if past is not None:
-        write_lines(lines.rows[:, :, slots - 1 - past.shape[0] : slots - 1], past)
+        write_lines(lines.view[:, :, slots - 1 - past.shape[0] : slots - 1], past)
     return lines
 
 
@@ -31,7 +31,7 @@ def _rows(sequence: Tensor | Lines) -> Tensor:
     """The sequence as ``[rows, B, N]``."""
     if isinstance(sequence, Tensor):
         return sequence
-    return sequence.rows.permute(2, 1, 3, 0).flatten(1, 2)[:, : sequence.batch]
+    return sequence.view.permute(2, 1, 3, 0).flatten(1, 2)[:, : sequence.batch]
 
 
 def project(
