@@ -96,10 +96,10 @@ class _ScanProject(torch.autograd.Function):
             dsequence = weight.new_zeros((before + steps, batch, inputs))
         wants_past, _, *wanted = ctx.needs_input_grad[2:]
         found: Sequence[Tensor | None] = [None] * len(wanted)
-        dpast = None
         if dsequence is not None:
             dsequence = dsequence.to(scan.dtype)
-            dpast = dsequence[:before] if wants_past else None
+        dpast = dsequence[:before] if wants_past else None
+        if any(wanted):
             dtails = [None] * (ctx.states - 1) + [dtail]
             operands = (dsequence[before:], dtails, x, ctx.x_dtype, constants, initials)
             found = input_gradients(scan, wanted, *operands)
