@@ -85,7 +85,9 @@ class _ScanProject(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dtail: Tensor | None) -> tuple[Tensor | None, ...]:
         (back, memory, weight), constants, (x, *initials) = kept(ctx)
         scan, (steps, batch, inputs), slots = ctx.settings
-        before, dsequence, dweight = ctx.before, None, None
+        before: int = ctx.before
+        dsequence: Any = None
+        dweight: Tensor | None = None
         if dy is not None:
             lines = None if memory is None else Lines(memory, ctx.size, batch)
             projection = implementation("projection", back.device, scan.backend)
