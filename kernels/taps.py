@@ -33,13 +33,14 @@ def _located(
     if PER_INPUT:
         offs = offs * C + offs_c
     delay = tl.load(delay_ptr + offs, mask=mask, other=0.0).to(TIME)
-    # In the dtype of the delays, half precision via float32.
+    # In the dtype of the delays, half precision via float32: what they are kept in is what counts.
     least = tl.full(delay.shape, lower, TIME).to(delay_ptr.dtype.element_ty).to(TIME)
+    most = tl.full(delay.shape, limit, TIME).to(delay_ptr.dtype.element_ty).to(TIME)
     time = tl.where(delay < least, least, delay)
-    older, fraction, _, within = locate(time, K, step, inverse, limit, tolerance, DIVIDE, EPSILON)
+    older, fraction, _, _ = locate(time, K, step, inverse, limit, tolerance, DIVIDE, EPSILON)
     valid = time == time
     older = tl.where(valid, older, 0.0)
-    return older, tl.where(valid, fraction, float("nan")), within & (delay >= least)
+    return older, tl.where(valid, fraction, float("nan")), (delay >= least) & (delay <= most)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ import pytest
 import torch
 from against import BF16, F16, F32, F64, by_kernel, by_reference, uniform
 
+from tritonsyn.backend import interpreting
 from tritonsyn.ops import taps
 from tritonsyn.values import ReadRule
 
@@ -95,3 +96,17 @@ def test_the_gradient_of_a_shared_delay_is_the_sum_of_those_it_stands_for(device
         for a, b in zip(shared, torch.autograd.grad(tapped(*whole), leaves), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
         assert not shared[1][(leaves[1] < lower) | (leaves[1] > RULE.limit)].any()
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_a_delay_at_a_limit_that_its_dtype_rounds_up_has_a_gradient(device, dtype):
+    rule = RULE._replace(limit=0.4257, step=0.1)
+    delay = torch.tensor([[0.4257, 1.0, 0.1]]).to(dtype)
+    assert delay[0, 0].item() > rule.limit
+    weight, dweight = torch.ones(1, 3), torch.ones(1, 3)
+    arguments = ([dweight], weight, delay, [torch.tensor(0.1)], rule, 6, 0.0, [False, True, False])
+    found = [by_reference("taps", "taps_backward", *arguments)]
+    if dtype == F16 or not interpreting():  # the interpreter cuts off what bfloat16 has no room for
+        found.append(by_kernel(device, "taps", "taps_backward", *arguments))
+    for (gradient,) in (outcome.returned for outcome in found):
+        assert gradient.bool().tolist() == [[True, False, True]]

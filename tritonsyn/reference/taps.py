@@ -72,9 +72,11 @@ def taps_backward(
 
 
 def _located(delay: Tensor, rule: ReadRule, slots: int, lower: float) -> Located:
-    """The delays among the observations, those below the lower bound as at it."""
-    if lower <= 0.0:
-        return locate(delay, rule, slots)
-    raised = delay.clamp(min=lower)
-    located, within = locate(raised, rule, slots), delay == raised
-    return located._replace(within=within if located.within is None else within & located.within)
+    """The delays among the observations, those below the lower bound as at it.
+
+    They are within their bounds as these are in the dtype of the delays.
+    """
+    located = locate(delay if lower <= 0.0 else delay.clamp(min=lower), rule, slots)
+    if located.within is None and lower <= 0.0:
+        return located
+    return located._replace(within=delay == delay.clamp(max(lower, 0.0), rule.limit))
