@@ -9,7 +9,7 @@ from torch import Tensor
 from ..kernels.constants import coefficients_bwd_kernel, coefficients_kernel
 from ..physics import longest_time_constant, separation
 from ..values import highest_rate
-from .launcher import accumulator, covering, launch, packed
+from .launcher import accumulator, both, covering, launch, packed
 
 
 def coefficients(
@@ -18,7 +18,7 @@ def coefficients(
     sizes = [_largest(charge, *taus), *[_largest(*taus)] * (2 * len(taus))]
     results = [torch.empty(size, dtype=dtype, device=charge.device) for size in sizes]
     size = results[0].numel()
-    tensors = (*_in_slots(map(packed, (charge, *taus)), 3), *_results(results))
+    tensors = (*_in_three(map(packed, (charge, *taus))), *_results(results))
     options = _options(charge, taus, dtype)
     numbers = (step_time, size)
     launch(coefficients_kernel, covering(size), *tensors, *numbers, **options, work=(size,))
@@ -40,10 +40,10 @@ def coefficients_backward(
     dresults = [None if d is None else packed(d) for d in gradients]
     ddecays, drates = dresults[1 : len(taus) + 1], dresults[len(taus) + 1 :]
     tensors = (
-        *(dresults[0], *_in_slots(ddecays, 2), *_in_slots(drates, 3)),
+        *(dresults[0], *both(ddecays), *_in_three(drates)),
         *_results(results),
-        *_in_slots(map(packed, taus), 2),
-        *_in_slots(made, 3),
+        *both([packed(tau) for tau in taus]),
+        *_in_three(made),
     )
     options = _options(charge, taus, dtype)
     # A constant that is one number needs the sum over all synapses.
@@ -59,16 +59,16 @@ def _largest(*constants: Tensor) -> torch.Size:
     return max((constant.shape for constant in constants), key=len)
 
 
-def _in_slots(tensors: Iterable[Tensor | None], slots: int) -> list[Tensor | None]:
-    """So many arguments of a kernel, None where there are fewer tensors."""
-    given = list(tensors)
-    return given + [None] * (slots - len(given))
+def _in_three(tensors: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Three arguments of a kernel, None where there are fewer tensors."""
+    first, *others = tensors
+    return first, *both(others)
 
 
 def _results(results: Sequence[Tensor]) -> list[Tensor | None]:
     """Gain, two decays and two rates."""
     taus = len(results) // 2
-    return [results[0], *_in_slots(results[1 : taus + 1], 2), *_in_slots(results[taus + 1 :], 2)]
+    return [results[0], *both(results[1 : taus + 1]), *both(results[taus + 1 :])]
 
 
 def _options(charge: Tensor, taus: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:

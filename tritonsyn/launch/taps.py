@@ -9,7 +9,7 @@ from torch import Tensor
 from ..kernels.taps import taps_bwd_kernel, taps_kernel
 from ..values import ReadRule
 from .config import LaunchConfig, config_for
-from .launcher import accumulator, launch, locating_arguments, packed, tiles
+from .launcher import accumulator, both, launch, locating_arguments, packed, tiles
 
 
 def taps(
@@ -18,7 +18,7 @@ def taps(
     made = [_empty(weight, *weight.shape, dtype=dtype) for dtype in _dtypes(rates)]
     inputs, numbers, options = _arguments(weight, delay, rates, rule, slots, lower)
     back, *taps = made
-    launch(taps_kernel, _grid(weight), *inputs, back, *_pair(taps), *numbers, **options)
+    launch(taps_kernel, _grid(weight), *inputs, back, *both(taps), *numbers, **options)
     return made
 
 
@@ -45,8 +45,8 @@ def taps_backward(
         size = [parts[axis] if axis in summed else weight.shape[axis] for axis in (0, 1)]
         ddelay = _empty(weight, *size, dtype=dtype if summed else delay.dtype)
     drates = [_empty(weight, rows, columns, dtype=dtype) if want else None for want in want_rates]
-    gradients = _pair([None if d is None else packed(d) for d in dweights])
-    arguments = (*gradients, *inputs, dweight, ddelay, *_pair(drates), *numbers)
+    gradients = both([None if d is None else packed(d) for d in dweights])
+    arguments = (*gradients, *inputs, dweight, ddelay, *both(drates), *numbers)
     launch(taps_bwd_kernel, _grid(weight), *arguments, config=config, **options)
     if ddelay is not None and summed:
         ddelay = ddelay.sum(summed, keepdim=True).to(delay.dtype)
@@ -69,11 +69,6 @@ def _grid(weight: Tensor) -> Callable[[LaunchConfig], tuple[int]]:
     return lambda config: (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK),)
 
 
-def _pair(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """Those of one or two components, as kernels take them; None where there is no second."""
-    return tensors[0], tensors[1] if len(tensors) == 2 else None
-
-
 def _arguments(
     weight: Tensor, delay: Tensor, rates: Sequence[Tensor], rule: ReadRule, slots: int, lower: float
 ) -> tuple[tuple[Tensor | None, ...], tuple[float, ...], dict[str, Any]]:
@@ -90,5 +85,5 @@ def _arguments(
         "work": tuple(weight.shape),
         "dtype": rates[0].dtype,
     }
-    inputs = (packed(weight), packed(delay), *_pair([packed(rate) for rate in rates]))
+    inputs = (packed(weight), packed(delay), *both([packed(rate) for rate in rates]))
     return inputs, (lower, *rule_numbers, *weight.shape, slots), options
