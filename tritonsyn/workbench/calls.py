@@ -83,6 +83,20 @@ class Site(NamedTuple):
         options |= {"dtype": self.dtype, "device": self.device}
         return made(self.shape.synapses, 1.0, **options)
 
+    def layer(self, strategy: str) -> DelayedLinear:
+        """A delayed layer of single exponential synapses."""
+        return DelayedLinear(
+            self.shape.synapses,
+            self.shape.outputs or self.shape.synapses,
+            1.0,
+            synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0),
+            delay=self.shape.delay,
+            batch_size=self.shape.batch,
+            strategy=strategy,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
     def record(self, step_time: float = 1.0, **options: Any) -> RecordTensor:
         """A record of zeros."""
         delay = step_time * self.shape.delay
@@ -222,19 +236,8 @@ def project(
     packed: bool = False,
 ) -> None:
     """Sequences, or ``steps`` one by one, through a delayed layer, and their gradients."""
-    shape = site.shape
-    layer = DelayedLinear(
-        shape.synapses,
-        shape.outputs or shape.synapses,
-        1.0,
-        synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0),
-        delay=shape.delay,
-        batch_size=shape.batch,
-        strategy=strategy,
-        device=site.device,
-        dtype=site.dtype,
-    )
-    x = site.values(*shape[:3])
+    layer = site.layer(strategy)
+    x = site.values(*site.shape[:3])
     x = x < 2 * _RATE if strategy in ("bits", "events") else x
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)

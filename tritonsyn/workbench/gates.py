@@ -8,8 +8,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import functional
-from ..modules.linear import DelayedLinear
-from ..modules.synapse import SingleExponentialCurrent
 from .calls import Shape, Site
 from .inspect import Job, Listing, listing
 from .model import H100, Machine, Prediction, predict
@@ -57,22 +55,11 @@ def train(site: Site) -> Run:
 
 def project(site: Site, strategy: str = "auto") -> Run:
     """A sequence through a delayed layer, with a graph also backward."""
-    shape = site.shape
-    outputs = shape.outputs or shape.synapses
-    layer = DelayedLinear(
-        shape.synapses,
-        outputs,
-        1.0,
-        synapse=SingleExponentialCurrent.partialconstructor(1.0, 5.0),
-        delay=shape.delay,
-        batch_size=shape.batch,
-        strategy=strategy,
-        device=site.device,
-        dtype=site.dtype,
-    ).requires_grad_(site.graph)
+    shape, layer = site.shape, site.layer(strategy).requires_grad_(site.graph)
     if not site.graph:
         x = site.values(*shape[:3], dtype=torch.bool)
         return lambda: layer.scan(x)
+    outputs = layer.weight.shape[0]
     x, dy = site.values(*shape[:3]), site.values(*shape[:2], outputs).detach()
     leaves = [x, layer.weight, layer.delay]
     return lambda: torch.autograd.grad(layer.scan(x), leaves, dy)
