@@ -53,6 +53,15 @@ def coefficient(ptr, offs_n, mask, PER_SYNAPSE: tl.constexpr):
 
 
 @triton.jit
+def gradient(ptr, offs, mask, ACC: tl.constexpr):
+    """A gradient, kept in the arithmetic's dtype; none counts as 0."""
+    if ptr is not None:
+        return tl.load(ptr + offs, mask=mask, other=0.0)
+    else:
+        return tl.zeros(offs.shape, ACC)
+
+
+@triton.jit
 def divide(x, y):
     """IEEE division in either precision; ``/`` is approximate for float32 in Triton."""
     if x.dtype == tl.float64:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import coefficient, divide, store_as
+from .common import coefficient, divide, gradient, store_as
 from .streams import READ, WRITE, streams
 
 
@@ -103,15 +103,6 @@ def coefficients_kernel(
 
 
 @triton.jit
-def _gradient(ptr, like, offs_n, mask):
-    """The gradient of a result; none counts as 0."""
-    if ptr is not None:
-        return tl.load(ptr + offs_n, mask=mask, other=0.0)
-    else:
-        return tl.zeros_like(like)
-
-
-@triton.jit
 def _kept(ptr, d, total, offs_n, mask, PER_SYNAPSE: tl.constexpr):
     """Stores a constant's gradient, or adds it up for one number; returns the sum so far."""
     if ptr is not None:
@@ -124,10 +115,10 @@ def _kept(ptr, d, total, offs_n, mask, PER_SYNAPSE: tl.constexpr):
 
 @triton.jit
 def _finished(ptr, total, PER_SYNAPSE: tl.constexpr):
-    """Stores the sum of a constant that is one number."""
+    """Stores a program's sum of a constant that is one number."""
     if ptr is not None:
         if not PER_SYNAPSE:
-            store_as(ptr, tl.sum(total, axis=0), None)
+            store_as(ptr + tl.program_id(0), tl.sum(total, axis=0), None)
 
 
 @triton.jit
@@ -144,8 +135,8 @@ def coefficients_bwd_kernel(
     """Adjoint of ``coefficients_kernel`` to the constants, those of them that have a pointer.
 
     Any gradient may be absent. A single time constant has one rate, to which all three of
-    ``drate``, ``drise_rate`` and ``dcoupling`` belong. Where a constant is one number a single
-    program goes through all synapses and adds up; of more programs each has its share.
+    ``drate``, ``drise_rate`` and ``dcoupling`` belong. Each program goes through its share of the
+    synapses; of a constant that is one number it stores the sum, ``[programs]``.
     No streams: which arrays have N values, and which are there, differs from call to call.
     """
     TAUS_PER_SYNAPSE: tl.constexpr = TAU_PER_SYNAPSE or RISE_PER_SYNAPSE
@@ -174,18 +165,18 @@ def coefficients_bwd_kernel(
             rise_decay = _loaded(rise_decay_ptr, offs_n, mask, TAUS_PER_SYNAPSE, ACC)
             tau, rise, gap, lacking = _apart(usable, usable_rise, WIDTH)
             distance = _distance(tau, rise, decay, rise_decay, step)
-        dgain = _gradient(dgain_ptr, tau, offs_n, mask_gain)
+        dgain = gradient(dgain_ptr, offs_n, mask_gain, ACC)
         dcharge = divide(dgain, distance)
         charge_total = _kept(dcharge_ptr, dcharge, charge_total, offs_n, mask, CHARGE_PER_SYNAPSE)
         dgap = dcharge * _loaded(gain_ptr, offs_n, mask, GAIN_PER_SYNAPSE, ACC)
-        drate = _gradient(drate_ptr, tau, offs_n, mask_tau)
-        drate -= decay * _gradient(ddecay_ptr, tau, offs_n, mask_tau)
-        drise_rate = _gradient(drise_rate_ptr, tau, offs_n, mask_tau)
+        drate = gradient(drate_ptr, offs_n, mask_tau, ACC)
+        drate -= decay * gradient(ddecay_ptr, offs_n, mask_tau, ACC)
+        drise_rate = gradient(drise_rate_ptr, offs_n, mask_tau, ACC)
         if rise_ptr is None:
-            drate += drise_rate + _gradient(dcoupling_ptr, tau, offs_n, mask_tau)
+            drate += drise_rate + gradient(dcoupling_ptr, offs_n, mask_tau, ACC)
             dtau = -divide(drate * rate, tau) - dgap
         else:
-            drise_rate -= rise_decay * _gradient(drise_decay_ptr, tau, offs_n, mask_tau)
+            drise_rate -= rise_decay * gradient(drise_decay_ptr, offs_n, mask_tau, ACC)
             dlonger = -divide(drate * rate, tau) - dgap
             dshorter = -divide(drise_rate * rise_rate, rise) + dgap
             # Through the moving apart; equal time constants share what reaches both.

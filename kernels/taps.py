@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import coefficient, locate, store_as, tile_of
+from .common import coefficient, gradient, locate, store_as, tile_of
 from .read import taps
 from .streams import READ, WRITE, streams
 
@@ -100,15 +100,6 @@ def taps_kernel(
 
 
 @triton.jit
-def _gradient(ptr, offs, mask, ACC: tl.constexpr):
-    """The gradient of a component's taps; none counts as 0."""
-    if ptr is not None:
-        return tl.load(ptr + offs, mask=mask, other=0.0)
-    else:
-        return tl.zeros(offs.shape, ACC)
-
-
-@triton.jit
 def _store_rate(drate_ptr, drate, row, offs_c, C):
     """Stores the part of a rate's gradient that a tile's outputs make up, per input."""
     part = tl.sum(drate, axis=0)[None, :]
@@ -162,7 +153,7 @@ def taps_bwd_kernel(
         DELAY_PER_OUTPUT, DELAY_PER_INPUT, DIVIDE, EPSILON, TIME,
     )  # fmt: skip
     weight = tl.load(weight_ptr + offs, mask=mask, other=0.0).to(ACC)
-    dtap = _gradient(dtap_ptr, offs, mask, ACC)
+    dtap = gradient(dtap_ptr, offs, mask, ACC)
     factor, slope, rate_slope = _weighing(
         older, fraction, rate_ptr, offs_c, K, C, inverse, MODE, False, RATE_PER_INPUT, ACC
     )
@@ -171,7 +162,7 @@ def taps_bwd_kernel(
     if drate_ptr is not None:
         _store_rate(drate_ptr, dtap * weight * rate_slope, row, offs_c, C)
     if second_rate_ptr is not None:
-        dtap = _gradient(dsecond_tap_ptr, offs, mask, ACC)
+        dtap = gradient(dsecond_tap_ptr, offs, mask, ACC)
         factor, slope, rate_slope = _weighing(
             older, fraction, second_rate_ptr, offs_c, K, C, inverse,
             MODE, True, SECOND_RATE_PER_INPUT, ACC,

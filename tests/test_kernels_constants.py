@@ -7,6 +7,7 @@ import torch
 from against import BF16, F16, F32, F64, by_kernel, by_reference, exact, uniform
 
 from tritonsyn import physics
+from tritonsyn.launch.launcher import recording
 from tritonsyn.reference.constants import coefficients, coefficients_backward
 from tritonsyn.testing import assert_close_as_torch, assert_identical
 
@@ -120,7 +121,20 @@ def test_any_gradient_may_be_absent_and_unwanted(device, count):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-def test_runs_repeat_bit_for_bit_and_touch_nothing_else(device):
+@pytest.mark.parametrize("given", [F64, F32, BF16], ids=str)
+@pytest.mark.parametrize("size", [8 * 32, 8 * 32 + 1])
+def test_sums_of_one_program_and_of_many(device, small_tiles, size, given):
+    """Of tiles that one program goes through by itself, and of a tile more."""
+    charge, *taus = constants((False, True, False), size, given, hard=False)
+    wide = F32 if given == BF16 else given
+    with recording(run=True) as launches:
+        actual, expected = both_ways(device, charge, taus, wide, [True] * 3)
+    assert launches[-1].grid == (1 if size == 8 * 32 else 9,)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol={F64: 1e-9, F32: 1e-4, BF16: 1e-2}[a.dtype], atol=0)
+
+
+def test_runs_repeat_bit_for_bit_and_touch_nothing_else(device, small_tiles):
     charge, *taus = constants((False, True, False), 1111, F32, hard=False)
     runs = [both_ways(device, charge, taus, F32, [True] * 3)[0] for _ in range(2)]
     for a, b in zip(*runs, strict=True):

@@ -83,6 +83,12 @@ def distance(taus: Sequence[Any], decays: Sequence[Any], step_time: float) -> An
     return gap + correction
 
 
+def coefficient_shapes(charge: Tensor, taus: Sequence[Tensor]) -> list[torch.Size]:
+    """Those of gain, decays and rates of constants that are 0-d or ``[N]``."""
+    used = max((tau.shape for tau in taus), key=len)
+    return [max(charge.shape, used, key=len), *[used] * (2 * len(taus))]
+
+
 def coefficients(
     charge: Any, taus: Sequence[Any], step_time: float, dtype: torch.dtype
 ) -> tuple[Any, list[Any], list[Any]]:

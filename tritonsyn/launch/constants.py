@@ -7,16 +7,21 @@ import torch
 from torch import Tensor
 
 from ..kernels.constants import coefficients_bwd_kernel, coefficients_kernel
-from ..physics import longest_time_constant, separation
+from ..physics import coefficient_shapes, longest_time_constant, separation
 from ..values import highest_rate
-from .launcher import accumulator, both, covering, launch, packed
+from .config import config_for
+from .launcher import accumulator, both, covering, launch, packed, tiles
+
+_TURNS = 8
+"""The most tiles that one program adds up by itself. Calculated: a tile takes it a microsecond or
+two, and to add up the sums of many programs is another launch, of ten."""
 
 
 def coefficients(
     charge: Tensor, taus: Sequence[Tensor], step_time: float, dtype: torch.dtype
 ) -> list[Tensor]:
-    sizes = [_largest(charge, *taus), *[_largest(*taus)] * (2 * len(taus))]
-    results = [torch.empty(size, dtype=dtype, device=charge.device) for size in sizes]
+    shapes = coefficient_shapes(charge, taus)
+    results = [torch.empty(shape, dtype=dtype, device=charge.device) for shape in shapes]
     size = results[0].numel()
     tensors = (*_in_three(map(packed, (charge, *taus))), *_results(results))
     options = _options(charge, taus, dtype)
@@ -35,8 +40,15 @@ def coefficients_backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     constants = (charge, *taus)
-    made = [torch.empty_like(c) if w else None for c, w in zip(constants, wanted, strict=True)]
     size = results[0].numel()
+    config = config_for("coefficients_bwd_kernel", (size,), dtype, charge.device)
+    summed = any(want and not c.ndim for want, c in zip(wanted, constants, strict=True))
+    count = tiles(size, config.BLOCK)
+    programs = 1 if summed and count <= _TURNS else count
+    made = [
+        _empty_gradient(c, programs, dtype) if want else None
+        for want, c in zip(wanted, constants, strict=True)
+    ]
     dresults = [None if d is None else packed(d) for d in gradients]
     ddecays, drates = dresults[1 : len(taus) + 1], dresults[len(taus) + 1 :]
     tensors = (
@@ -46,17 +58,17 @@ def coefficients_backward(
         *_in_three(made),
     )
     options = _options(charge, taus, dtype)
-    # A constant that is one number needs the sum over all synapses.
-    summed = any(d is not None and not d.ndim for d in made)
-    grid = (1,) if summed else covering(size)
-    numbers = (step_time, size)
-    launch(coefficients_bwd_kernel, grid, *tensors, *numbers, **options, work=(size,))
-    return [d for d in made if d is not None]
+    arguments = (*tensors, step_time, size)
+    launch(coefficients_bwd_kernel, (programs,), *arguments, **options, config=config, work=(size,))
+    pairs = zip(made, constants, strict=True)
+    return [d if d.shape == c.shape else d.sum().to(c.dtype) for d, c in pairs if d is not None]
 
 
-def _largest(*constants: Tensor) -> torch.Size:
-    """The shape of what is made of constants that are 0-d or ``[N]``."""
-    return max((constant.shape for constant in constants), key=len)
+def _empty_gradient(constant: Tensor, programs: int, dtype: torch.dtype) -> Tensor:
+    """Where the gradient of a constant goes: of one number, the sum of each of the programs."""
+    if constant.ndim or programs == 1:
+        return torch.empty_like(constant)
+    return torch.empty(programs, dtype=dtype, device=constant.device)
 
 
 def _in_three(tensors: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:

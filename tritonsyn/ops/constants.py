@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..physics import coefficient_shapes
 from ..values import Dynamics
 from .common import chained, first_order, implementation, keep, kept, running, without_graph
 from .operator import operator
@@ -14,9 +15,7 @@ Tensors = list[Tensor]
 
 
 def _like_results(charge, taus, step_time, dtype, backend):  # type: ignore[no-untyped-def]
-    used = max((tau.shape for tau in taus), key=len)
-    gain = max(charge.shape, used, key=len)
-    shapes = [gain, *[used] * (2 * len(taus))]
+    shapes = coefficient_shapes(charge, taus)
     return [charge.new_empty(shape, dtype=dtype) for shape in shapes]
 
 
