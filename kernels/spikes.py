@@ -138,17 +138,18 @@ def _sum_where(total, bits, values, STEPS: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "start"])
 def bit_sum_kernel(
     words_ptr, weight_ptr, back_ptr, out_ptr,
-    T, start, B, V, C, N,
+    T, start, B, V, C, N, width,
     BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """``out[t, b, o] = sum_i weight[i, o] * x[t - back[i, o], b, i]`` of bits ``x``.
 
     ``words [B, C, V]``: step ``t`` of input ``i`` is bit ``start + t`` of its row, all counted from
-    the lowest of the first word; ``weight, back [C, N]``, ``back <= start``; ``out [T, B, N]``. A
-    thread sums ``UNROLL`` steps (at most 32) of ``BLOCK_R`` rows of the batch for one output, with
-    the next input's words and the weight and delay of the one after it in flight: a shift for each
-    row, and for each step one addition and a seventh of a test. Moves 8 bytes for each connection
-    and ``BLOCK_R`` words twice. No streams: connections and words are read again by other programs.
+    the lowest of the first word; ``weight, back [C, width]``, ``back <= start``; ``out [T, B, N]``.
+    A thread sums ``UNROLL`` steps (at most 32) of ``BLOCK_R`` rows of the batch for one output,
+    with the next input's words and the weight and delay of the one after it in flight: a shift for
+    each row, and for each step one addition and a seventh of a test. Moves 8 bytes for each
+    connection and ``BLOCK_R`` words twice. No streams: connections and words are read again by
+    other programs.
     """
     tl.static_assert(UNROLL <= 32)
     groups = tl.cast(tl.cdiv(B, BLOCK_R), tl.int64)
@@ -165,7 +166,7 @@ def bit_sum_kernel(
     back_ptrs = back_ptr + offs_o
     weight = tl.load(weight_ptrs)
     place = first - tl.load(back_ptrs)
-    step = tl.where(tl.cast(C, tl.int32) > 1, N, 0)
+    step = tl.where(tl.cast(C, tl.int32) > 1, width, 0)
     weight_ptrs += step
     back_ptrs += step
     next_weight = tl.load(weight_ptrs)
@@ -192,7 +193,7 @@ def bit_sum_kernel(
             ahead += (_window(moved[j], place),)
         row_ptrs = moved
         windows = ahead
-        step = tl.where(c + 2 < C, N, 0)
+        step = tl.where(c + 2 < C, width, 0)
         weight_ptrs += step
         back_ptrs += step
         next_weight = tl.load(weight_ptrs)
@@ -218,9 +219,9 @@ def bit_dot_kernel(
 ):  # fmt: skip
     """``sum_{t, b} x[t, b, i] * dy[t + back[i, o], b, o]`` of bits, partials over parts of the sum.
 
-    ``words`` and ``back`` as for the sum; ``dy [T, B, N]``, ``T >= UNROLL``; ``partial [parts, C,
-    N]``, to be added up. The sum is cut into pieces of ``UNROLL`` steps (at most 32) of one row of
-    the batch, a part is ``share`` of these. A thread holds a piece of ``dy`` for one output, and
+    ``words`` as for the sum; ``dy [T, B, N]``, ``T >= UNROLL``; ``back [N, C]``; ``partial [parts,
+    N, C]``, to be added up. The sum is cut into pieces of ``UNROLL`` steps (at most 32) of one row
+    of the batch, a part is ``share`` of these. A thread holds a piece of ``dy`` for one output, and
     adds the steps at which each of ``BLOCK_C`` inputs arrives. Moves 4 bytes in float32 for
     ``BLOCK_C`` connections and a step, and two words for each ``UNROLL`` steps. No streams: words
     and ``dy`` are read again by other programs.
@@ -236,10 +237,11 @@ def bit_dot_kernel(
     offs_o = (inside % N).to(tl.int32)
     i0 = inside // N * BLOCK_C
     # Where each input's bits begin, counted from the first input of the thread.
+    row = offs_o.to(tl.int64) * C
     places = ()
     for j in tl.static_range(BLOCK_C):
         i = tl.minimum(i0 + j, C - 1)
-        places += ((i - i0).to(tl.int32) * V * 32 + start - tl.load(back_ptr + i * N + offs_o),)
+        places += ((i - i0).to(tl.int32) * V * 32 + start - tl.load(back_ptr + row + i),)
     totals = _zeros(BLOCK, ACC, BLOCK_C)
     pieces = tl.cdiv(T, UNROLL)
     begin = part * share
@@ -262,7 +264,7 @@ def bit_dot_kernel(
         totals = new
     for j in tl.static_range(BLOCK_C):
         i = i0 + j
-        partial_ptrs = partial_ptr + (part.to(tl.int64) * C + i) * N + offs_o
+        partial_ptrs = partial_ptr + part.to(tl.int64) * N * C + row + i
         tl.store(partial_ptrs, totals[j], mask=live & (i < C))
 
 
@@ -276,13 +278,13 @@ def _lowest_bit(word):
 @triton.jit
 def spike_sum_kernel(
     words_ptr, weight_ptr, back_ptr, out_ptr,
-    T, share, slots, B, W, N,
+    T, share, slots, B, W, N, width,
     BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """``out[t, b, o] += sum_i weight[i, o] * x[t - back[i, o], b, i]``, one spike at a time.
+    """``out[t, b, o] = sum_i weight[i, o] * x[t - back[i, o], b, i]``, one spike at a time.
 
-    ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, O]``, ``back < slots``;
-    ``out [T, B, O]`` zeros. A program owns ``share`` steps of one row of the batch and ``BLOCK``
+    ``words [T, B, W]`` the spikes, 32 inputs a word; ``weight, back [I, width]``, ``back < slots``;
+    ``out [T, B, N]``. A program owns ``share`` steps of one row of the batch and ``BLOCK``
     outputs, so that it adds without atomics and in the order of time; it handles the spikes of its
     steps and of the ``slots - 1`` before them. It prefetches the next word; the connections of
     ``UNROLL`` spikes are in flight at once. Moves 1/8 byte per input and step, and 16
@@ -295,11 +297,16 @@ def spike_sum_kernel(
     first = tl.program_id(1) * share
     end = first + tl.minimum(share, T - first)
     start = tl.maximum(first - slots + 1, 0)
-    width = tl.cast(W, tl.int64)
-    row_ptr = words_ptr + (start * tl.cast(B, tl.int64) + b) * width
+    out_ptrs = out_ptr + (tl.cast(first, tl.int64) * B + b) * N + offs_o
+    for _ in range(first, end):
+        tl.store(out_ptrs, tl.zeros([BLOCK], out_ptr.dtype.element_ty), mask=mask_o)
+        out_ptrs += tl.cast(B, tl.int64) * N
+    tl.debug_barrier()
+    words = tl.cast(W, tl.int64)
+    row_ptr = words_ptr + (start * tl.cast(B, tl.int64) + b) * words
     ahead = tl.load(row_ptr, mask=start < end, other=0)
     for t in range(start, end):
-        next_row_ptr = row_ptr + B * width
+        next_row_ptr = row_ptr + B * words
         for w in range(W):
             word = ahead
             within = w + 1 < W
@@ -310,7 +317,7 @@ def spike_sum_kernel(
                 rows = ()
                 for _ in tl.static_range(UNROLL):
                     live = mask_o & (tl.zeros_like(offs_o) + word != 0)
-                    connection = (w * 32 + _lowest_bit(word)).to(tl.int64) * N + offs_o
+                    connection = (w * 32 + _lowest_bit(word)).to(tl.int64) * width + offs_o
                     weights += (tl.load(weight_ptr + connection, mask=live, other=0.0),)
                     rows += (t + tl.load(back_ptr + connection, mask=live, other=T),)
                     word = word & (word - 1)
@@ -333,16 +340,18 @@ def spike_dot_kernel(
     """``sum_j x[j, i] * dy[j + back[i, o] * unit, o]``, partials over parts of the words.
 
     ``words [C, V]`` the spikes, 32 of ``j = t * B + b`` a word, ``unit = B``; ``dy [J, N]``;
-    ``partial [parts, C, N]``, to be summed; a part is ``share`` of the ``V`` words. It prefetches
-    the next word; the rows of ``UNROLL`` spikes are in flight at once. Moves 1/8 byte per input and
-    step, and 4 bytes per spike and output. No streams: what is read depends on the spikes.
+    ``back [N, C]``; ``partial [parts, N, C]``, to be summed; a part is ``share`` of the ``V``
+    words. It prefetches the next word; the rows of ``UNROLL`` spikes are in flight at once. Moves
+    1/8 byte per input and step, and 4 bytes per spike and output. No streams: what is read depends
+    on the spikes.
     """
     tile_o, source = tile_of(tl.program_id(0), N, BLOCK)
     i = source.to(tl.int64)
     offs_o = tile_o * BLOCK + tl.arange(0, BLOCK)
     part = tl.program_id(1).to(tl.int64)
     mask_o = offs_o < N
-    delay = tl.load(back_ptr + i * N + offs_o, mask=mask_o, other=0).to(tl.int64) * unit
+    connection = offs_o.to(tl.int64) * C + i
+    delay = tl.load(back_ptr + connection, mask=mask_o, other=0).to(tl.int64) * unit
     acc = tl.zeros([BLOCK], ACC)
     begin = part * share
     end = tl.minimum(begin + share, V)
@@ -359,7 +368,7 @@ def spike_dot_kernel(
                 word = word & (word - 1)
             for k in tl.static_range(UNROLL):
                 acc += values[k]
-    tl.store(partial_ptr + (part * C + i) * N + offs_o, acc, mask=mask_o)
+    tl.store(partial_ptr + part * N * C + connection, acc, mask=mask_o)
 
 
 STREAMS = {

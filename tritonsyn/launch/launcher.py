@@ -90,6 +90,11 @@ def packed(tensor: Tensor) -> Tensor:
     return tensor.contiguous().resolve_neg()
 
 
+def sum_of_parts(partial: Tensor) -> Tensor:
+    """What the parts, along the first axis, add up to."""
+    return partial[0] if partial.shape[0] == 1 else partial.sum(0)
+
+
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """Triton's dtype of the arithmetic on tensors of a dtype."""
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -18,7 +18,7 @@ from ..kernels.projection import (
 )
 from ..values import WORD, Lines, Slot
 from .config import PASSES, LaunchConfig, config_for
-from .launcher import accumulator, launch, packed, tiles
+from .launcher import accumulator, launch, packed, sum_of_parts, tiles
 
 
 def lines_for(
@@ -203,7 +203,7 @@ def _shift_sum(
     steps, batch, outputs = out.shape
     work, config, width = plan
     unit = width if lead is None else -width
-    weights, offsets = _table(weight, back, lines.size[2] + steps, unit, config)
+    weights, offsets = table(weight, back, lines.size[2] + steps, unit, config.BLOCK_R)
     launch(
         shift_sum_kernel,
         (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
@@ -218,16 +218,17 @@ def _shift_sum(
     )
 
 
-def _table(
-    weight: Tensor, back: Tensor, most: int, unit: int, reader: LaunchConfig
+def table(
+    weight: Tensor, back: Tensor, most: int, unit: int = 1, tile: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Weights and offsets of connections ``[R, C]``, each input's in a row of whole tiles.
 
-    ``most`` steps back or more, which are beyond every line, are that many.
+    The offsets are steps times ``unit``; ``most`` steps back or more, which are beyond every
+    sequence, are that many.
     """
     outputs, inputs = weight.shape
     # Rows of a multiple of 16 are read in wide loads.
-    whole = max(16, reader.BLOCK_R)
+    whole = max(16, tile)
     size = (inputs, tiles(outputs, whole) * whole)
     weights = torch.empty(size, dtype=weight.dtype, device=weight.device)
     offsets = torch.empty(size, dtype=torch.int32, device=weight.device)
@@ -271,7 +272,7 @@ def _shift_dot(
         dtype=source.dtype,
         config=config,
     )
-    return partial.sum(0)
+    return sum_of_parts(partial)
 
 
 # -- products of matrices ------------------------------------------------------------------------

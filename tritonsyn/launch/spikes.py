@@ -1,5 +1,7 @@
 """The delayed projection of spikes, which are one bit each."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,8 @@ from ..kernels.spikes import (
 )
 from ..values import WORD, PackedSpikes, SpikeTrains, data_of, words_per_row
 from .config import config_for
-from .launcher import accumulator, launch, packed, tiles
+from .launcher import accumulator, launch, packed, sum_of_parts, tiles
+from .projection import table
 from .scan import transpose_bits
 
 Spikes = PackedSpikes | SpikeTrains
@@ -52,13 +55,15 @@ def _bits(trains: SpikeTrains, weight: Tensor, back: Tensor, slots: int) -> Tens
     v = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
     if not inputs:
         return v.zero_()
+    weights, backs = table(weight, back, slots)
     launch(
         bit_sum_kernel,
         lambda own: (
             tiles(tiles(batch, own.BLOCK_R) * outputs, own.BLOCK) * tiles(steps, own.UNROLL),
         ),
-        *(packed(trains.words), packed(weight.t()), packed(back.t()), v),
-        *(steps, WORD * trains.lead(slots), batch, trains.words.shape[-1], inputs, outputs),
+        *(packed(trains.words), weights, backs, v),
+        *(steps, WORD * trains.lead(slots), batch, trains.words.shape[-1]),
+        *(inputs, outputs, weights.shape[1]),
         work=(steps, batch, outputs),
         dtype=weight.dtype,
     )
@@ -70,38 +75,36 @@ def _bits_weight(dv: Tensor, trains: SpikeTrains, back: Tensor, slots: int) -> T
     inputs = trains.shape[-1]
     work = (steps, batch, inputs, outputs)
     config = config_for("bit_dot_kernel", work, dv.dtype, dv.device)
-    # A piece of the sum has no fewer steps than a thread holds.
-    dv = torch.nn.functional.pad(dv, (0, 0, 0, 0, 0, max(config.UNROLL - steps, 0)))
-    steps = dv.shape[0]
+    config = replace(config, UNROLL=min(config.UNROLL, steps))
     share = tiles(tiles(steps, config.UNROLL) * batch, config.chunks)
-    partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
+    partial = torch.empty((config.chunks, *back.shape), dtype=dv.dtype, device=dv.device)
     launch(
         bit_dot_kernel,
         (tiles(tiles(inputs, config.BLOCK_C) * outputs, config.BLOCK), config.chunks),
-        *(packed(trains.words), packed(dv), packed(back.t()), partial),
+        *(packed(trains.words), packed(dv), packed(back), partial),
         *(steps, WORD * trains.lead(slots), share, batch, trains.words.shape[-1], inputs, outputs),
         work=work,
         dtype=dv.dtype,
         config=config,
     )
-    return partial.sum(0).t().contiguous()
+    return sum_of_parts(partial)
 
 
 def _walk(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
-    steps, batch, _ = spikes.shape
-    outputs = weight.shape[0]
-    v = weight.new_zeros(steps, batch, outputs)
+    (steps, batch, _), (outputs, inputs) = spikes.shape, weight.shape
+    v = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
+    if not inputs:
+        return v.zero_()
+    weights, backs = table(weight, back, slots)
     words = packed(spikes.words)
     work = (steps, slots, batch, outputs)
     config = config_for("spike_sum_kernel", work, weight.dtype, v.device)
     share = tiles(steps, config.chunks)
-    # The kernel prefetches a word, which there has to be.
-    rows = batch if words.numel() else 0
     launch(
         spike_sum_kernel,
-        (rows * tiles(outputs, config.BLOCK), config.chunks),
-        *(words, packed(weight.t()), packed(back.t()), v),
-        *(steps, share, slots, batch, words.shape[-1], outputs),
+        (batch * tiles(outputs, config.BLOCK), config.chunks),
+        *(words, weights, backs, v),
+        *(steps, share, slots, batch, words.shape[-1], outputs, weights.shape[1]),
         work=work,
         dtype=weight.dtype,
         config=config,
@@ -116,15 +119,15 @@ def _walk_weight(dv: Tensor, spikes: PackedSpikes, back: Tensor, slots: int) -> 
     width = words.shape[1]
     work = (width, inputs, outputs)
     config = config_for("spike_dot_kernel", work, dv.dtype, dv.device)
-    partial = torch.empty((config.chunks, inputs, outputs), dtype=dv.dtype, device=dv.device)
+    partial = torch.empty((config.chunks, *back.shape), dtype=dv.dtype, device=dv.device)
     launch(
         spike_dot_kernel,
         (inputs * tiles(outputs, config.BLOCK), config.chunks),
-        *(words, packed(dv), packed(back.t()), partial),
+        *(words, packed(dv), packed(back), partial),
         *(width, tiles(width, config.chunks), steps * batch, batch, inputs, outputs),
         ACC=accumulator(dv.dtype),
         work=work,
         dtype=dv.dtype,
         config=config,
     )
-    return partial.sum(0).t().contiguous()
+    return sum_of_parts(partial)
