@@ -298,7 +298,7 @@ def spike_sum_kernel(
     end = first + tl.minimum(share, T - first)
     start = tl.maximum(first - slots + 1, 0)
     out_ptrs = out_ptr + (tl.cast(first, tl.int64) * B + b) * N + offs_o
-    for _ in range(first, end):
+    for t in range(first, end):
         tl.store(out_ptrs, tl.zeros([BLOCK], out_ptr.dtype.element_ty), mask=mask_o)
         out_ptrs += tl.cast(B, tl.int64) * N
     tl.debug_barrier()
