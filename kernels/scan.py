@@ -574,7 +574,7 @@ def _load(ptrs, mask):
 def _shifted(ptr, offsets):
     """A pointer moved by offsets; an absent array stays absent."""
     if ptr is None:
-        return None
+        return  # not None, of which Triton 3.6 would make a tensor
     else:
         return ptr + offsets
 
