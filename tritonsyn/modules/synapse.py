@@ -209,7 +209,7 @@ class ExponentialCurrent(Stateful):
             gain = as_tensor(numbers[0], dtype, device)
             decays, rates = ([as_tensor(n, dtype, device) for n in each] for each in numbers[1:])
         if self._coupled:
-            rates *= 2
+            rates = rates * 2  # not in place, which PyTorch 2.11 does not trace
         dynamics = Dynamics(gain, tuple(decays), rates[0] if self._coupled else None)
         made = Coefficients(dynamics, tuple(rates))
         if not torch.compiler.is_compiling():
