@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import WORD, Dynamics, Lines, PackedSpikes, data_of
+from ..values import WORD, Dynamics, Lines, PackedSpikes
 from .common import chained, first_order, implementation, keep, kept, running, without_graph
 from .operator import traced_as
-from .scan import ScanSettings, input_gradients, sequence_of
+from .scan import ScanSettings, input_gradients, parts_of, sequence_of
 
 
 @traced_as(lambda *arguments: False)
@@ -127,8 +127,7 @@ def scan_project(
     :func:`tritonsyn.ops.projection.project` for one component. Differentiable to everything
     floating; the lines ``[N, ceil(B / 32), T, 32]`` are kept for the gradient to the weight.
     """
-    data, constants = data_of(x), dynamics.constants
-    shape = [*x.shape[:2], x.synapses] if isinstance(x, PackedSpikes) else None
+    (data, shape), constants = parts_of(x), dynamics.constants
     backend = running(data.device, backend)
     scan = ScanSettings(dynamics.coupling is not None, last, dtype, shape, backend, len(constants))
     settings = _Settings(scan, (x.shape[0], x.shape[1], x.shape[2]), slots)

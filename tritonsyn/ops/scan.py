@@ -160,7 +160,13 @@ def _of_shape(gradient: Tensor, constant: Tensor) -> Tensor:
     return gradient.sum() if gradient.ndim > constant.ndim else gradient.detach()
 
 
+def parts_of(x: Tensor | PackedSpikes) -> tuple[Tensor, list[int] | None]:
+    """A sequence as operators take it: where it is kept and, of packed spikes, ``[T, B, N]``."""
+    return data_of(x), [*x.shape[:2], x.synapses] if isinstance(x, PackedSpikes) else None
+
+
 def sequence_of(x: Tensor, shape: Sequence[int] | None) -> Tensor | PackedSpikes:
+    """The sequence of such parts."""
     return x if shape is None else PackedSpikes(x, tuple(shape))
 
 
@@ -180,8 +186,7 @@ def scan(
     ``dtype``, or None without a ``dtype``, and the ``last`` values of each state. Differentiable to
     everything floating; for the gradient to ``x`` nothing of the size of ``x`` is kept.
     """
-    data = data_of(x)
-    shape = [*x.shape[:2], x.synapses] if isinstance(x, PackedSpikes) else None
+    data, shape = parts_of(x)
     constants, coupled = list(dynamics.constants), dynamics.coupling is not None
     if chained(data, *constants, *initials):
         # Backward runs where forward ran, whatever the default is by then.
