@@ -21,29 +21,35 @@ def pack_trains_kernel(
 ):
     """Bit ``t % 32`` of ``words[b, n, lead + t // 32]`` is ``x[t, b, n] != 0``.
 
-    ``x [T, B, N]``, or as words ``[T, B, W]`` of 32 synapses; ``words [B, N, V]`` int32, zero
-    before the first step and after the last. Moves each value of ``x`` once and ``V / T`` words for
-    it. No streams: the 32 steps of a word lie a row apart.
+    ``x [T, B, N]``, or as words ``[T, B, W]`` of 32 synapses; ``words [B, N, V]`` int32 and two
+    more, zero before the first step and after the last. Moves each value of ``x`` once and
+    ``V / T`` words for it. No streams: the 32 steps of a word lie a row apart.
     """
     tile, others = tile_of(tl.program_id(0), N, BLOCK)
-    v, b = tile_of(others, V, 1)
+    v, row = tile_of(others, V, 1)
+    b = row.to(tl.int64)
     offs_n = tile * BLOCK + tl.arange(0, BLOCK)
     mask = offs_n < N
-    row = b.to(tl.int64) + tl.zeros_like(offs_n)
-    values = ()
-    for i in tl.static_range(32):
-        t = (v - lead) * 32 + i + tl.zeros_like(offs_n)
-        live = mask & (t >= 0) & (t < T)
-        at = t.to(tl.int64) * B + row
-        if PACKED:
-            word = tl.load(x_ptr + at * W + offs_n // 32, mask=live, other=0)
-            values += ((word >> (offs_n % 32)) & 1,)
-        else:
-            values += ((tl.load(x_ptr + at * N + offs_n, mask=live, other=0) != 0).to(tl.int32),)
+    first = (v - lead) * 32
     word = tl.zeros([BLOCK], tl.int32)
-    for i in tl.static_range(32):
-        word |= values[i] << i
-    tl.store(words_ptr + (row * N + offs_n) * V + v, word, mask=mask)
+    if first >= 0:
+        values = ()
+        for i in tl.static_range(32):
+            # The last step again stands for those beyond it, whose bits are cleared below.
+            at = tl.minimum(first + i, T - 1).to(tl.int64) * B + b
+            if PACKED:
+                bits = tl.load(x_ptr + at * W + offs_n // 32, mask=mask, other=0)
+                values += ((bits >> (offs_n % 32)) & 1,)
+            else:
+                value = tl.load(x_ptr + at * N + offs_n, mask=mask, other=0)
+                values += ((value != 0).to(tl.int32),)
+        for i in tl.static_range(32):
+            word |= values[i] << i
+        word &= tl.where(first + 32 <= T, -1, (1 << ((T - first) & 31)) - 1)
+    tl.store(words_ptr + (b * N + offs_n) * V + v, word, mask=mask)
+    if tl.program_id(0) == 0:
+        beyond = words_ptr + tl.cast(B, tl.int64) * N * V + tl.arange(0, 2)
+        tl.store(beyond, tl.zeros([2], tl.int32))
 
 
 @triton.jit
@@ -56,17 +62,20 @@ def _zeros(BLOCK: tl.constexpr, dtype: tl.constexpr, count: tl.constexpr):
 
 
 @triton.jit
-def _window(row_ptrs, place):
-    """The two words that hold 32 bits from ``place`` on."""
-    ptrs = row_ptrs + (place >> 5)
-    return tl.load(ptrs), tl.load(ptrs + 1)
+def _window(row_ptrs, place, STEPS: tl.constexpr):
+    """The words that hold so many bits from ``place`` on."""
+    words = ()
+    for k in tl.static_range((STEPS + 62) // 32):
+        words += (tl.load(row_ptrs + (place >> 5) + k),)
+    return words
 
 
 @triton.jit
-def _from_place(window, place):
-    """The 32 bits of a window from ``place`` on."""
-    low, high = window
-    both = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+def _from_place(window, place, k: tl.constexpr):
+    """The 32 bits of a window from ``32 * k`` after ``place`` on, as far as it reaches."""
+    both = window[k].to(tl.int64) & 0xFFFFFFFF
+    if k + 1 < len(window):
+        both |= window[k + 1].to(tl.int64) << 32
     return (both >> (place & 31)).to(tl.int32)
 
 
@@ -91,27 +100,62 @@ _OF_SEVEN_TYPES = tl.constexpr("=&f," + "f," * 8 + "r")
 
 
 @triton.jit
-def _add_where(sums, bits, weight, STEPS: tl.constexpr):
-    """Adds a weight to the sums of those steps whose bit is set."""
-    SEVENS: tl.constexpr = 0 if INTERPRETED or weight.dtype == tl.float64 else STEPS // 7
+def _add_where(sums, bits, weight, FIRST: tl.constexpr, END: tl.constexpr):
+    """Adds a weight to those sums, of steps ``FIRST`` to ``END``, whose bit is set."""
     new = ()
-    for k in tl.static_range(SEVENS):
-        new += tl.inline_asm_elementwise(
-            _TO_SEVEN,
-            _TO_SEVEN_TYPES,
-            [
-                sums[7 * k], sums[7 * k + 1], sums[7 * k + 2], sums[7 * k + 3],
-                sums[7 * k + 4], sums[7 * k + 5], sums[7 * k + 6], bits >> (7 * k), weight,
-            ],
-            dtype=(
-                tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32,
-            ),
-            is_pure=True,
-            pack=1,
-        )  # fmt: skip
-    for t in tl.static_range(7 * SEVENS, STEPS):
-        new += (tl.where(((bits >> t) & 1) != 0, sums[t] + weight, sums[t]),)
+    if INTERPRETED or weight.dtype == tl.float64:
+        for t in tl.static_range(FIRST, END):
+            new += (tl.where(((bits >> (t - FIRST)) & 1) != 0, sums[t] + weight, sums[t]),)
+    else:
+        for t in tl.static_range(FIRST, END, 7):
+            # Beyond the end stands the last sum again; what is added to it there is not used.
+            added = tl.inline_asm_elementwise(
+                _TO_SEVEN,
+                _TO_SEVEN_TYPES,
+                [
+                    sums[t], sums[min(t + 1, END - 1)], sums[min(t + 2, END - 1)],
+                    sums[min(t + 3, END - 1)], sums[min(t + 4, END - 1)],
+                    sums[min(t + 5, END - 1)], sums[min(t + 6, END - 1)], bits >> (t - FIRST),
+                    weight,
+                ],
+                dtype=(
+                    tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32,
+                    tl.float32,
+                ),
+                is_pure=True,
+                pack=1,
+            )  # fmt: skip
+            for i in tl.static_range(min(7, END - t)):
+                new += (added[i],)
     return new
+
+
+@triton.jit
+def _add_inputs(
+    sums, row_ptrs, weight_ptrs, back_ptrs, first, V, width, INPUTS: tl.constexpr
+):  # fmt: skip
+    """Adds the weights of the next inputs to the sums of each row at the steps of their spikes."""
+    STEPS: tl.constexpr = len(sums[0])
+    weights = ()
+    places = ()
+    for i in tl.static_range(INPUTS):
+        weights += (tl.load(weight_ptrs + i * width),)
+        # Longer ago than the zeros before the first step there are only more of them.
+        places += (tl.maximum(first - tl.load(back_ptrs + i * width), 0),)
+    windows = ()
+    for i in tl.static_range(INPUTS):
+        for j in tl.static_range(len(row_ptrs)):
+            windows += (_window(row_ptrs[j] + i * V, places[i], STEPS),)
+    for i in tl.static_range(INPUTS):
+        added = ()
+        for j in tl.static_range(len(row_ptrs)):
+            new = ()
+            for k in tl.static_range((STEPS + 31) // 32):
+                bits = _from_place(windows[i * len(row_ptrs) + j], places[i], k)
+                new += _add_where(sums[j], bits, weights[i], 32 * k, min(32 * k + 32, STEPS))
+            added += (new,)
+        sums = added
+    return sums
 
 
 @triton.jit
@@ -135,23 +179,32 @@ def _sum_where(total, bits, values, STEPS: tl.constexpr):
     return total
 
 
+@triton.jit
+def _moved(pointers, distance):
+    """Each of the pointers so far on."""
+    moved = ()
+    for j in tl.static_range(len(pointers)):
+        moved += (pointers[j] + distance,)
+    return moved
+
+
 @triton.jit(do_not_specialize=["T", "start"])
 def bit_sum_kernel(
     words_ptr, weight_ptr, back_ptr, out_ptr,
     T, start, B, V, C, N, width,
-    BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """``out[t, b, o] = sum_i weight[i, o] * x[t - back[i, o], b, i]`` of bits ``x``.
 
-    ``words [B, C, V]``: step ``t`` of input ``i`` is bit ``start + t`` of its row, all counted from
-    the lowest of the first word; ``weight, back [C, width]``, ``back <= start``; ``out [T, B, N]``.
-    A thread sums ``UNROLL`` steps (at most 32) of ``BLOCK_R`` rows of the batch for one output,
-    with the next input's words and the weight and delay of the one after it in flight: a shift for
-    each row, and for each step one addition and a seventh of a test. Moves 8 bytes for each
-    connection and ``BLOCK_R`` words twice. No streams: connections and words are read again by
-    other programs.
+    ``words [B, C, V]`` and two more: step ``t`` of input ``i`` is bit ``start + t`` of its row, all
+    counted from the lowest of the first word; before it are zeros, ``UNROLL`` at least or as many
+    as the longest delay. ``weight, back [C, width]``; ``out [T, B, N]``. A thread sums ``UNROLL``
+    steps (at most 64) of ``BLOCK_R`` rows of the batch for one output, with the words of
+    ``BLOCK_C`` inputs in flight at once: two shifts for each row, and for each step one addition
+    and a seventh of a test. Moves 8 bytes for each connection and ``BLOCK_R`` times the words of
+    its steps. No streams: connections and words are read again by other programs.
     """
-    tl.static_assert(UNROLL <= 32)
+    tl.static_assert(UNROLL <= 64)
     groups = tl.cast(tl.cdiv(B, BLOCK_R), tl.int64)
     tile, part = tile_of(tl.program_id(0), groups * N, BLOCK)
     offs = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -161,47 +214,26 @@ def bit_sum_kernel(
     offs_o = (inside % N).to(tl.int32)
     b0 = inside // N * BLOCK_R
     t0 = part.to(tl.int32) * UNROLL
-    first = start + t0
     weight_ptrs = weight_ptr + offs_o
     back_ptrs = back_ptr + offs_o
-    weight = tl.load(weight_ptrs)
-    place = first - tl.load(back_ptrs)
-    step = tl.where(tl.cast(C, tl.int32) > 1, width, 0)
-    weight_ptrs += step
-    back_ptrs += step
-    next_weight = tl.load(weight_ptrs)
-    next_place = first - tl.load(back_ptrs)
     row_ptrs = ()
-    windows = ()
     sums = ()
     for j in tl.static_range(BLOCK_R):
         row_ptrs += (words_ptr + tl.minimum(b0 + j, B - 1) * C * V,)
-        windows += (_window(row_ptrs[j], place),)
-        sums += (_zeros(BLOCK, weight.dtype, UNROLL),)
-    for c in range(C):
-        bits = ()
-        for j in tl.static_range(BLOCK_R):
-            bits += (_from_place(windows[j], place),)
-        now = weight
-        weight = next_weight
-        place = next_place
-        step = tl.where(c + 1 < C, V, 0)
-        moved = ()
-        ahead = ()
-        for j in tl.static_range(BLOCK_R):
-            moved += (row_ptrs[j] + step,)
-            ahead += (_window(moved[j], place),)
-        row_ptrs = moved
-        windows = ahead
-        step = tl.where(c + 2 < C, width, 0)
-        weight_ptrs += step
-        back_ptrs += step
-        next_weight = tl.load(weight_ptrs)
-        next_place = first - tl.load(back_ptrs)
-        added = ()
-        for j in tl.static_range(BLOCK_R):
-            added += (_add_where(sums[j], bits[j], now, UNROLL),)
-        sums = added
+        sums += (_zeros(BLOCK, weight_ptr.dtype.element_ty, UNROLL),)
+    whole = C // BLOCK_C * BLOCK_C
+    for _ in range(0, whole, BLOCK_C):
+        sums = _add_inputs(
+            sums, row_ptrs, weight_ptrs, back_ptrs, start + t0, V, width, BLOCK_C
+        )  # fmt: skip
+        row_ptrs = _moved(row_ptrs, BLOCK_C * V)
+        weight_ptrs += BLOCK_C * width
+        back_ptrs += BLOCK_C * width
+    for _ in range(whole, C):
+        sums = _add_inputs(sums, row_ptrs, weight_ptrs, back_ptrs, start + t0, V, width, 1)
+        row_ptrs = _moved(row_ptrs, V)
+        weight_ptrs += width
+        back_ptrs += width
     stride = tl.cast(B, tl.int64) * N
     for j in tl.static_range(BLOCK_R):
         mask = live & (b0 + j < B)
@@ -238,10 +270,12 @@ def bit_dot_kernel(
     i0 = inside // N * BLOCK_C
     # Where each input's bits begin, counted from the first input of the thread.
     row = offs_o.to(tl.int64) * C
+    begins = ()
     places = ()
     for j in tl.static_range(BLOCK_C):
         i = tl.minimum(i0 + j, C - 1)
-        places += ((i - i0).to(tl.int32) * V * 32 + start - tl.load(back_ptr + row + i),)
+        begins += ((i - i0).to(tl.int32) * V * 32,)
+        places += (begins[j] + start - tl.load(back_ptr + row + i),)
     totals = _zeros(BLOCK, ACC, BLOCK_C)
     pieces = tl.cdiv(T, UNROLL)
     begin = part * share
@@ -258,8 +292,8 @@ def bit_dot_kernel(
         row_ptrs = words_ptr + (b * C + i0) * V
         new = ()
         for j in tl.static_range(BLOCK_C):
-            place = places[j] + t0
-            bits = _from_place(_window(row_ptrs, place), place) & mask
+            place = tl.maximum(places[j] + t0, begins[j])
+            bits = _from_place(_window(row_ptrs, place, UNROLL), place, 0) & mask
             new += (_sum_where(totals[j], bits, values, UNROLL),)
         totals = new
     for j in tl.static_range(BLOCK_C):

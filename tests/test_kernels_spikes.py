@@ -17,8 +17,9 @@ from tritonsyn.reference import spikes as reference
 from tritonsyn.testing import poisoned_empty
 from tritonsyn.values import PackedSpikes, SpikeTrains
 
-LONG = [(70, 2, 3, 5, 40), (33, 3, 2, 33, 33)]
-"""More words than one, before the first step too; rows and outputs of no full tile."""
+LONG = [(70, 2, 3, 5, 40), (33, 3, 2, 33, 33), (45, 1, 6, 2, 200)]
+"""More words than one, before the first step too; rows and outputs of no full tile; more delays
+than steps."""
 # A walk takes a step of the interpreter for each spike and output.
 walks = pytest.mark.parametrize(
     ("size", "rate"),
@@ -100,12 +101,16 @@ def test_bits_are_packed_over_time(device, size, kind):
     words = reference.pack_trains(given, slots)
     assert torch.equal(by_kernel(device, "spikes", "pack_trains", given, slots).returned[0], words)
     lead = 32 * SpikeTrains.lead(slots)
-    bits = (words.unsqueeze(-1) >> torch.arange(32)) & 1
+    bits = (words[:-2].view(*x.shape[1:], -1, 1) >> torch.arange(32)) & 1
     assert torch.equal(bits.flatten(2)[..., lead : lead + size[0]].permute(2, 0, 1) != 0, x)
     assert bits.sum() == x.sum()
 
 
-@pytest.mark.parametrize("size", [SIZES[0], SIZES[2], LONG[0], *EMPTY], ids=str)
+def test_bits_from_before_a_sequence_are_not_kept():
+    assert SpikeTrains.width(5, 1_000_000) == SpikeTrains.width(5, 66) == 3
+
+
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[2], LONG[0], LONG[2], *EMPTY], ids=str)
 def test_bits_over_time(device, size):
     check_bits(device, size, 0.3)
 
@@ -114,7 +119,7 @@ def test_bits_of_float32(device):
     check_bits(device, LONG[0], 0.3, F32)
 
 
-@pytest.mark.parametrize("size", [SIZES[1], SIZES[3], LONG[1], *EMPTY], ids=str)
+@pytest.mark.parametrize("size", [SIZES[1], SIZES[3], *LONG[1:], *EMPTY], ids=str)
 def test_edges_of_tiles_of_bits(device, tiny_tiles, size):
     check_bits(device, size, 0.3)
 

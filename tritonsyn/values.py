@@ -230,23 +230,32 @@ def unpack_bits(words: Tensor, synapses: int) -> Tensor:
 
 
 class SpikeTrains(NamedTuple):
-    """Spikes ``[T, B, N]`` as bits over time, after zeros for the longest delay."""
+    """Spikes ``[T, B, N]`` as bits over time, after zeros."""
 
     words: Tensor
-    """``[B, N, lead + ceil(T / 32) + 1]`` int32: step t is bit ``t % 32`` of word
-    ``lead + t // 32``; all other bits are zero."""
+    """``[B, N, width]`` int32, flat, and two more: step t is bit ``t % 32`` of word ``lead + t //
+    32``; all other bits are zero, those of the two words at the end included."""
     shape: tuple[int, ...]
     """``(T, B, N)``."""
 
     @staticmethod
     def lead(slots: int) -> int:
-        """Words before the first step, so that it can be read ``slots - 1`` steps back."""
-        return words_per_row(slots - 1)
+        """Words before the first step, for reads up to ``slots - 1`` steps back.
+
+        Two at the most: what is before them is zero too, and need not be read.
+        """
+        return min(words_per_row(slots - 1), 2)
 
     @classmethod
     def width(cls, steps: int, slots: int) -> int:
-        """Words of a row. After the last is one more, so that any step is in one of two."""
-        return cls.lead(slots) + words_per_row(steps) + 1
+        """Words of an input and row of the batch."""
+        return cls.lead(slots) + words_per_row(steps)
+
+    @classmethod
+    def size(cls, shape: Sequence[int], slots: int) -> int:
+        """All words. Two follow the last, so that 64 steps from any place on are in memory."""
+        steps, batch, synapses = shape
+        return batch * synapses * cls.width(steps, slots) + 2
 
 
 class Lines(NamedTuple):

@@ -36,7 +36,8 @@ class LaunchConfig:
     """Outputs of the tile of a projection, a power of two; ``BLOCK`` are its places of a row. Of
     bits over time, rows of the batch of a thread."""
     BLOCK_C: int = 1
-    """Inputs of the tile of a projection, a power of two."""
+    """Inputs of the tile of a projection, a power of two. Of a sum of bits over time, those whose
+    words are in flight at once."""
     num_stages: int = 3
     """Turns of a loop whose loads Triton keeps in flight; 3 is Triton's own default."""
 
@@ -213,26 +214,28 @@ def _gemm_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 
 def _pack_trains(work: Work, dtype: torch.dtype) -> LaunchConfig:
-    # One synapse of a thread, whose 32 steps are in flight at once.
+    # 32 steps of a thread are in flight at once, of one synapse or, of bytes, of four.
     block = _tile(work[-1], 128)
-    return LaunchConfig(block, num_warps=block // 32)
+    return LaunchConfig(block, num_warps=max(1, block // (128 if dtype.itemsize == 1 else 32)))
 
 
 def _bit_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
     steps, batch, outputs = work
-    # Sums in registers: with 56 of a thread a multiprocessor holds 20 warps on sm_90. Programs of
-    # one warp leave it least uneven at the end.
-    unroll = _steps_of_bits(steps)
-    rows = min(56 // unroll, 4) // (dtype.itemsize // 4)
+    # Sums of at most 56 registers, of steps and, where these are few, of several rows. With the
+    # words of four inputs in flight 16 warps of a multiprocessor hide what they wait for. Programs
+    # of one warp leave it least uneven at the end.
+    most = 56 // (dtype.itemsize // 4)
+    unroll = _steps_of_bits(steps, most)
+    rows = 4
     warps = -(-steps // unroll) * batch * outputs // 32
-    while rows > 1 and warps < rows * _BUSY:
+    while rows > 1 and (rows * unroll > most or warps < rows * _BUSY):
         rows //= 2
-    return LaunchConfig(32, num_warps=1, UNROLL=unroll, BLOCK_R=rows)
+    return LaunchConfig(32, num_warps=1, UNROLL=unroll, BLOCK_R=rows, BLOCK_C=4)
 
 
 def _bit_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     steps, batch, inputs, outputs = work
-    unroll = _steps_of_bits(steps) // (dtype.itemsize // 4)
+    unroll = _steps_of_bits(steps, 28 // (dtype.itemsize // 4))
     config = LaunchConfig(32, num_warps=1, UNROLL=unroll, BLOCK_C=8)
     programs = -(-inputs // config.BLOCK_C) * outputs // 32
     # At least eight pieces of a part, for the partial sums are read again.
@@ -240,12 +243,13 @@ def _bit_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return _in_parts(config, programs, max(1, pieces // 8), busy=4 * _BUSY)
 
 
-def _steps_of_bits(steps: int) -> int:
-    """Steps of a thread: multiples of seven, the predicates that one instruction makes of bits.
+def _steps_of_bits(steps: int, most: int) -> int:
+    """Steps of a thread: one of a few, each of which is compiled, that leaves few unused.
 
-    Each turn also costs about twelve instructions beside those of the steps.
+    Each turn costs about twelve instructions beside those of the steps.
     """
-    return min((28, 21, 14, 7), key=lambda each: -(-steps // each) * (each + 12))
+    choices = (each for each in (56, 50, 42, 35, 28, 21, 14, 7) if each <= most)
+    return min(choices, key=lambda each: -(-steps // each) * (each + 12))
 
 
 def _spike_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:

@@ -203,7 +203,7 @@ def _shift_sum(
     steps, batch, outputs = out.shape
     work, config, width = plan
     unit = width if lead is None else -width
-    weights, offsets = table(weight, back, lines.size[2] + steps, unit, config.BLOCK_R)
+    weights, offsets = _table(weight, back, lines.size[2] + steps, unit, config.BLOCK_R)
     launch(
         shift_sum_kernel,
         (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
@@ -218,7 +218,7 @@ def _shift_sum(
     )
 
 
-def table(
+def _table(
     weight: Tensor, back: Tensor, most: int, unit: int = 1, tile: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Weights and offsets of connections ``[R, C]``, each input's in a row of whole tiles.

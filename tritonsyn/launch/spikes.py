@@ -15,7 +15,7 @@ from ..kernels.spikes import (
 from ..values import WORD, PackedSpikes, SpikeTrains, data_of, words_per_row
 from .config import config_for
 from .launcher import accumulator, launch, packed, sum_of_parts, tiles
-from .projection import table
+from .projection import _table
 from .scan import transpose_bits
 
 Spikes = PackedSpikes | SpikeTrains
@@ -24,7 +24,10 @@ Spikes = PackedSpikes | SpikeTrains
 def pack_trains(x: Tensor | PackedSpikes, slots: int) -> Tensor:
     steps, batch, synapses = x.shape
     width = SpikeTrains.width(steps, slots)
-    words = torch.empty((batch, synapses, width), dtype=torch.int32, device=x.device)
+    size = SpikeTrains.size(x.shape, slots)
+    words = torch.empty(size, dtype=torch.int32, device=x.device)
+    if not batch * synapses:
+        return words.zero_()
     launch(
         pack_trains_kernel,
         lambda config: (tiles(synapses, config.BLOCK) * width * batch,),
@@ -55,14 +58,14 @@ def _bits(trains: SpikeTrains, weight: Tensor, back: Tensor, slots: int) -> Tens
     v = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
     if not inputs:
         return v.zero_()
-    weights, backs = table(weight, back, slots)
+    weights, backs = _table(weight, back, slots)
     launch(
         bit_sum_kernel,
         lambda own: (
             tiles(tiles(batch, own.BLOCK_R) * outputs, own.BLOCK) * tiles(steps, own.UNROLL),
         ),
         *(packed(trains.words), weights, backs, v),
-        *(steps, WORD * trains.lead(slots), batch, trains.words.shape[-1]),
+        *(steps, WORD * trains.lead(slots), batch, trains.width(steps, slots)),
         *(inputs, outputs, weights.shape[1]),
         work=(steps, batch, outputs),
         dtype=weight.dtype,
@@ -82,7 +85,8 @@ def _bits_weight(dv: Tensor, trains: SpikeTrains, back: Tensor, slots: int) -> T
         bit_dot_kernel,
         (tiles(tiles(inputs, config.BLOCK_C) * outputs, config.BLOCK), config.chunks),
         *(packed(trains.words), packed(dv), packed(back), partial),
-        *(steps, WORD * trains.lead(slots), share, batch, trains.words.shape[-1], inputs, outputs),
+        *(steps, WORD * trains.lead(slots), share, batch, trains.width(steps, slots)),
+        *(inputs, outputs),
         work=work,
         dtype=dv.dtype,
         config=config,
@@ -95,7 +99,7 @@ def _walk(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Ten
     v = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
     if not inputs:
         return v.zero_()
-    weights, backs = table(weight, back, slots)
+    weights, backs = _table(weight, back, slots)
     words = packed(spikes.words)
     work = (steps, slots, batch, outputs)
     config = config_for("spike_sum_kernel", work, weight.dtype, v.device)

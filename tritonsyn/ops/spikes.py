@@ -10,8 +10,8 @@ from .scan import parts_of, sequence_of
 
 
 def _like_trains(x, shape, slots, backend):  # type: ignore[no-untyped-def]
-    steps, batch, synapses = x.shape if shape is None else shape
-    return x.new_empty((batch, synapses, SpikeTrains.width(steps, slots)), dtype=torch.int32)
+    size = SpikeTrains.size(x.shape if shape is None else shape, slots)
+    return x.new_empty(size, dtype=torch.int32)
 
 
 @operator(_like_trains)

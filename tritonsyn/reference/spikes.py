@@ -22,7 +22,7 @@ def pack_trains(x: Tensor | PackedSpikes, slots: int) -> Tensor:
     spikes = torch.zeros(batch, synapses, WORD * width, dtype=torch.bool, device=x.device)
     first = WORD * SpikeTrains.lead(slots)
     spikes[..., first : first + steps] = (dense(x) != 0).permute(1, 2, 0)
-    return pack(spikes.flatten(0, 1)).view(batch, synapses, width)
+    return torch.nn.functional.pad(pack(spikes.flatten(0, 1)).flatten(), (0, 2))
 
 
 def project_spikes(spikes: Spikes, weight: Tensor, back: Tensor, slots: int) -> Tensor:
@@ -65,9 +65,10 @@ def project_spikes_weight(dv: Tensor, spikes: Spikes, back: Tensor, slots: int) 
 
 def _sequence(trains: SpikeTrains, slots: int) -> Tensor:
     """The spikes ``[T, B, N]`` as bools."""
-    first = WORD * trains.lead(slots)
-    spikes = unpack_bits(trains.words, WORD * trains.words.shape[-1])
-    return spikes[..., first : first + trains.shape[0]].movedim(-1, 0)
+    steps, batch, synapses = trains.shape
+    first, width = WORD * trains.lead(slots), trains.width(steps, slots)
+    words = trains.words[: batch * synapses * width].view(batch, synapses, width)
+    return unpack_bits(words, WORD * width)[..., first : first + steps].movedim(-1, 0)
 
 
 def _events(spikes: PackedSpikes, back: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -41,7 +41,12 @@ _PROJECTIONS = {
     "shift_step_kernel": _tiles([16, 32, 64], [1, 2, 4], [1], unroll=(4, 8, 16)),
     "temporal_gemm_kernel": _tiles([32, 64, 128], [32, 64], [16, 32, 64]),
     "temporal_gemm_dot_kernel": _tiles([32, 64], [32, 64], [32, 64]),
-    "bit_sum_kernel": {**_BITS, "BLOCK_R": [1, 2, 4]},
+    "bit_sum_kernel": {
+        **_BITS,
+        "UNROLL": [7, 14, 28, 35, 42, 50, 56],
+        "BLOCK_R": [1, 2, 4],
+        "BLOCK_C": [2, 4],
+    },
     "bit_dot_kernel": {**_BITS, "BLOCK_C": [4, 8]},
     "spike_sum_kernel": _SPIKES,
     "spike_dot_kernel": _SPIKES,
