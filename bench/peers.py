@@ -190,5 +190,5 @@ PROVIDERS: list[Provider] = [
     Dcls(),
     Tritonsyn("reference", ("cpu", "cuda")),
     Tritonsyn("triton", ("cuda",)),
-    *(Strategy(strategy, "triton", ("cuda",)) for strategy in ("shift", "gemm", "events")),
+    *(Strategy(strategy, "triton", ("cuda",)) for strategy in ("shift", "gemm", "bits", "events")),
 ]

@@ -328,7 +328,8 @@ class Strategy(Tritonsyn):
     def offers(self, work, device):
         if not isinstance(work, Project) or work.host or device not in self.devices:
             return False
-        return self._strategy != "events" or not work.gradient  # the gradient to spikes is dense
+        # Spikes alone, which the gradient to the input is not.
+        return self._strategy not in ("bits", "events") or not work.gradient
 
 
 # -- plain PyTorch, eager and compiled ------------------------------------------------------------

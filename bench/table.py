@@ -1,16 +1,25 @@
 """The rows: every size that is timed, and what it has to reach.
 
-To add a size, a dtype or a delay, add a row.
+To add a size, a dtype or a delay, add a row. What a GPU has to reach is a speed gate, of
+``tritonsyn.workbench.gates``, wherever arithmetic judges the same call.
 """
 
 from dataclasses import replace
 
 import torch
-from workloads import GPU, PHYSICS, Project, Read, Scan, Step, Workload, faster, within
+from workloads import GPU, PHYSICS, Project, Read, Scan, Step, Target, Workload, faster
+
+from tritonsyn.workbench.gates import GATES
 
 CPU = ("cpu",)
 INFERNO, LOOP, COPY, CLONE = "inferno-ai", "plain PyTorch", "copy_", "clone"
-SHIFT, EVENTS = "tritonsyn triton, shift", "tritonsyn triton, events"
+SHIFT, BITS = "tritonsyn triton, shift", "tritonsyn triton, bits"
+_GATES = {gate.name: gate for gate in GATES}
+
+
+def gate(name: str, rival: str = "", size: str = "", of: str = "") -> Target:
+    """What the gate of this name demands, against a provider or another size."""
+    return Target("cuda", _GATES[name].limit, rival, size, _GATES[name].least, of)
 
 
 def at_rates(rates: tuple[float, ...], row: Project) -> list[Workload]:
@@ -31,11 +40,11 @@ SYNAPSES: list[Workload] = [
     )
 ]
 
-_STEP = Step(inplace=True, record=25, devices=GPU, targets=(within("cuda", 1.3, COPY),))
-_FLAT = within("cuda", 1.1, size=_STEP.size)
+_STEP = Step(inplace=True, record=25, devices=GPU, targets=(gate("step, K=26", COPY),))
+_LONGEST = gate("step, K=1024", COPY), gate("step, flat in K", size=_STEP.size)
 STEPS: list[Workload] = [
     _STEP,
-    replace(_STEP, record=1023, targets=(*_STEP.targets, _FLAT)),
+    replace(_STEP, record=1023, targets=_LONGEST),
     replace(_STEP, kind="double"),
     replace(_STEP, record=255, targets=(), sweep=True),
     *(replace(_STEP, synapses=n, targets=(), sweep=True) for n in (256, 1024, 16384)),
@@ -44,12 +53,17 @@ STEPS: list[Workload] = [
         for dtype in (torch.float64, torch.bfloat16, torch.float16)
     ),
     *(
-        replace(_STEP, inplace=False, record=k, targets=(faster("cuda", limit, INFERNO),))
-        for k, limit in ((60, 30), (1023, 400))
+        replace(
+            _STEP,
+            inplace=False,
+            record=k,
+            targets=(gate(f"step, K={k + 1}, against inferno-ai", INFERNO),),
+        )
+        for k in (60, 1023)
     ),
     Read(
         batch=128, synapses=256, record=25, shared=True, selectors=256, devices=GPU,
-        targets=(faster("cuda", 50, INFERNO),),
+        targets=(gate("read [128, 256, 256]", INFERNO),),
     ),
 ]  # fmt: skip
 
@@ -67,9 +81,17 @@ SEQUENCES: list[Workload] = [
 _LONG = Scan(steps=1000, batch=64, synapses=1024, record=0, gradients=(), devices=GPU)
 _TRAINED = replace(_LONG, gradients=("input", "tau"))
 SCANS: list[Workload] = [
-    replace(_LONG, stateless=True, source="bool", targets=(within("cuda", 0.75, CLONE),)),
-    replace(_LONG, stateless=True, source="bits", targets=(within("cuda", 0.65, CLONE),)),
-    replace(_TRAINED, targets=(faster("cuda", 80, LOOP), faster("cuda", 1.4, "accelerated-scan"))),
+    *(
+        replace(_LONG, stateless=True, source=kind, targets=(gate(f"exp_scan from {kind}", CLONE),))
+        for kind in ("bool", "bits")
+    ),
+    replace(
+        _TRAINED,
+        targets=(
+            gate("scan, gradients to input and tau", LOOP),
+            gate("the same against accelerated-scan", "accelerated-scan"),
+        ),
+    ),
     replace(_TRAINED, backward=True),
     replace(_LONG, stateless=True),
     *(replace(_LONG, source=source) for source in ("bool", "bits", "float")),
@@ -92,13 +114,25 @@ _TEMPORAL = Project(
 LAYERS: list[Workload] = [
     Project(targets=(faster("cpu", 30, INFERNO),)),
     Project(gradient=True, targets=(faster("cpu", 15, INFERNO),)),
-    replace(_DENSE, targets=(faster("cuda", 250, INFERNO), faster("cuda", 2, SHIFT, of=EVENTS))),
+    replace(
+        _DENSE,
+        targets=(faster("cuda", 250, INFERNO), gate("delayed layer from spikes", SHIFT, of=BITS)),
+    ),
     _DENSE_BOTH,
-    replace(_DENSE_BOTH, record=251, targets=(within("cuda", 1.15, size=_DENSE_BOTH.size),)),
+    replace(
+        _DENSE_BOTH,
+        record=251,
+        targets=(gate("forward and backward, flat in K", size=_DENSE_BOTH.size),),
+    ),
     *(
-        replace(_TEMPORAL, gradient=gradient, record=k, targets=(faster("cuda", limit, "DCLS"),))
-        for k, limit in ((25, 1), (61, 2), (251, 4))
-        for gradient in (False, True)
+        replace(
+            _TEMPORAL,
+            gradient=both,
+            record=k,
+            targets=(gate(f"against DCLS, K={k + 1}{', both ways' if both else ''}", "DCLS"),),
+        )
+        for k in (25, 61, 251)
+        for both in (False, True)
     ),
     replace(_DENSE_BOTH, backward=True),
     *at_rates((0.01, 0.02, 0.1, 0.2, 0.5), _DENSE),

@@ -68,11 +68,6 @@ def faster(device: str, limit: float, rival: str, of: str = "") -> Target:
     return Target(device, limit, rival, of=of)
 
 
-def within(device: str, limit: float, rival: str = "", size: str = "") -> Target:
-    """At most ``limit`` times the rival's time."""
-    return Target(device, limit, rival, size, least=False)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """A piece of work that several providers do."""

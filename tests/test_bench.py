@@ -47,7 +47,7 @@ ROWS = [
 ]
 HERE = [
     providers.Tritonsyn("reference", ("cpu",)),
-    *(providers.Strategy(s, "reference", ("cpu",)) for s in ("shift", "gemm", "events")),
+    *(providers.Strategy(s, "reference", ("cpu",)) for s in ("shift", "gemm", "bits", "events")),
     providers.Inferno(),
     providers.Plain(),
     peers.Dcls(),
@@ -133,8 +133,8 @@ def test_a_run_goes_on_with_what_this_machine_has_not_timed(tmp_path):
 
 def test_targets_are_judged_by_pairs_or_by_another_line():
     least = workloads.faster("cpu", 30, "inferno-ai")
-    most = workloads.within("cpu", 1.3, "copy_")
-    flat = workloads.within("cpu", 1.1, size="B=2")
+    most = workloads.Target("cpu", 1.3, "copy_", least=False)
+    flat = workloads.Target("cpu", 1.1, "", "B=2", least=False)
     lines = [
         result(targets=(least, most, flat), ratios={"inferno-ai": 31.0}),
         result(provider="copy_", milliseconds=1.0),
