@@ -570,8 +570,14 @@ def test_compiled_code_reads_settings():
 
 
 @pytest.mark.parametrize("run", ["forward", "scan"])
-@pytest.mark.parametrize("inplace", [True, False])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    ("cls", "inplace"),
+    [
+        pytest.param(cls, inplace, marks=[] if inplace is quick else [pytest.mark.slow])
+        for cls, quick in zip(CLASSES, (True, False, False), strict=True)
+        for inplace in (True, False)
+    ],
+)
 def test_a_module_that_is_not_capturable_says_so_first(cls, inplace, run):
     """A whole graph is refused in the error's first line; otherwise the graph ends there."""
     constants = [2.0, 6.0, 3.0][: 2 + (cls is DoubleExponentialCurrent)]
