@@ -47,7 +47,7 @@ _PROJECTIONS = {
         "BLOCK_R": [1, 2, 4],
         "BLOCK_C": [2, 4],
     },
-    "bit_dot_kernel": {**_BITS, "BLOCK_C": [4, 8]},
+    "bit_dot_kernel": {**_BITS, "BLOCK_C": [4, 8, 16]},
     "spike_sum_kernel": _SPIKES,
     "spike_dot_kernel": _SPIKES,
 }
