@@ -49,14 +49,14 @@ def lines_kernel(
 @triton.jit(do_not_specialize=["most"])
 def shift_table_kernel(
     weight_ptr, back_ptr, weights_ptr, offsets_ptr,
-    R, C, width, most, stride_w_r, stride_w_c, stride_back_r, stride_back_c,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    R, C, width, most, stride_w_r, stride_w_c, stride_back_r, stride_back_c, stride,
+    UNIT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``weights[c, r] = weight[r, c]`` and ``offsets[c, r] = min(back[r, c], most) * UNIT``.
 
     Beyond ``most`` steps all reads are the same, and products would leave int32. ``[C, width]``,
-    zeros from ``R`` on, so that :func:`shift_sum_kernel` reads without masks. No streams: of the
-    size of the weight.
+    zeros from ``R`` on, so that readers need no masks; between tiles of ``TILE`` outputs, if that
+    is not 0, is room for a tile of the other. No streams: of the size of the weight.
     """
     tile_r, tile_c = tile_of(tl.program_id(0), width, BLOCK)
     offs_r = tile_r * BLOCK + tl.arange(0, BLOCK)
@@ -65,60 +65,69 @@ def shift_table_kernel(
     rows, columns = offs_r.to(tl.int64)[None, :], offs_c.to(tl.int64)[:, None]
     weight = tl.load(weight_ptr + rows * stride_w_r + columns * stride_w_c, mask=live, other=0.0)
     back = tl.load(back_ptr + rows * stride_back_r + columns * stride_back_c, mask=live, other=0)
+    offset = tl.minimum(back, most).to(offsets_ptr.dtype.element_ty) * UNIT
+    place = columns * stride + rows
+    if TILE:
+        place += rows // TILE * TILE
     inside = (offs_r < width)[None, :] & (offs_c < C)[:, None]
-    tl.store(weights_ptr + columns * width + rows, weight, mask=inside)
-    tl.store(offsets_ptr + columns * width + rows, tl.minimum(back, most) * UNIT, mask=inside)
+    tl.store(weights_ptr + place, weight, mask=inside)
+    tl.store(offsets_ptr + place, offset, mask=inside)
 
 
 @triton.jit
 def shift_sum_kernel(
-    src_ptr, out_ptr, weights_ptr, offsets_ptr,
-    R, C, T, B, width, lead, end,
-    stride_src_c, stride_src_group, stride_out_r, stride_out_t, stride_out_b,
+    src_ptr, out_ptr, table_ptr,
+    R, C, T, B, lead, end,
+    stride_src_c, stride_src_group, stride_table, stride_out_r, stride_out_t, stride_out_b,
     ADJOINT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``out[r, t] = sum_c weights[c, r] * src[c, lead + t - back[r, c]]``, on lines.
+    """``out[r, t] = sum_c weight[r, c] * src[c, lead + t - back[r, c]]``, on lines.
 
-    ``weights, offsets [C, width]`` are those of :func:`shift_table_kernel`, the latter
-    ``-back * WIDTH``; ``src`` has ``lead`` rows before the first step. ``ADJOINT`` reads
-    ``src[c, t + back[r, c]]``, and the offsets are positive. What would be read before the first
-    row, or from ``end`` on, is zero and read there: a tile of zeros stands for any number of rows.
+    ``table [C, .., 2, BLOCK_R]`` holds of each tile of outputs the weights and, as integers of the
+    same size, the offsets ``-back * WIDTH``, by :func:`shift_table_kernel`; ``src`` has ``lead``
+    rows before the first step. ``ADJOINT`` reads ``src[c, t + back[r, c]]``, and the offsets are
+    positive. What would be read before the first row, or from ``end`` on, is zero and read there: a
+    tile of zeros stands for any number of rows.
     Bytes per element in float32: src 4; an element is a connection at one output.
     """
-    ACC: tl.constexpr = weights_ptr.dtype.element_ty
+    ACC: tl.constexpr = table_ptr.dtype.element_ty
+    INTEGER: tl.constexpr = tl.int64 if ACC == tl.float64 else tl.int32
     STEPS: tl.constexpr = BLOCK // WIDTH
+    # A warp takes 128 bits of a thread at once of an output, and up to eight outputs: so it loads
+    # little of the table, but several warps read the same lines, which come from L2 once.
+    WIDEST: tl.constexpr = 4096 // src_ptr.dtype.element_ty.primitive_bitwidth
+    LANES: tl.constexpr = BLOCK if BLOCK < WIDEST else WIDEST
+    EACH: tl.constexpr = BLOCK_R if BLOCK_R < 8 else 8
     # Neighbours share lines: programs of one tile of time and batch, then the next tile of time.
     tile_r, others = tile_of(tl.program_id(0), R, BLOCK_R)
     tile_t, group = tile_of(others, T, STEPS)
-    offs_r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
-    i = tl.arange(0, BLOCK)
-    t = tile_t * STEPS + i // WIDTH
-    b = group * WIDTH + i % WIDTH
+    # Axes: outputs of a warp, its loads of each, warps, places of a load.
+    in_tile = tl.arange(0, EACH)[:, None] + EACH * tl.arange(0, BLOCK_R // EACH)[None, :]
+    in_tile = in_tile[:, None, :, None]
+    i = LANES * tl.arange(0, BLOCK // LANES)[:, None] + tl.arange(0, LANES)[None, :]
+    i = i[None, :, None, :]
     start = (tile_t * STEPS + lead) * WIDTH
     src_ptr += tl.cast(group, tl.int64) * stride_src_group + start
-    offsets_ptr += tile_r * BLOCK_R
-    weights_ptr += tile_r * BLOCK_R
-    in_tile = tl.arange(0, BLOCK_R)
-    acc = tl.zeros([BLOCK_R, BLOCK], ACC)
+    table_ptr += 2 * BLOCK_R * tile_r
+    acc = tl.zeros([EACH, BLOCK // LANES, BLOCK_R // EACH, LANES], ACC)
     for _ in range(C):
-        offset = tl.load(offsets_ptr + in_tile)
+        weight = tl.load(table_ptr + in_tile)
+        offset = tl.load(table_ptr + BLOCK_R + in_tile).to(INTEGER, bitcast=True)
         if ADJOINT:
             offset = tl.minimum(offset, end - start)
         else:
             offset = tl.maximum(offset, -start)
-        offset = tl.multiple_of(offset, WIDTH)
-        values = tl.load(src_ptr + i[None, :] + offset[:, None])
-        weight = tl.load(weights_ptr + in_tile)
+        offset = tl.multiple_of(offset, [WIDTH, WIDTH, WIDTH, WIDTH])
+        values = tl.load(src_ptr + i + offset)
         src_ptr += stride_src_c
-        offsets_ptr += width
-        weights_ptr += width
-        acc += weight[:, None] * values.to(ACC)
-    out_ptrs = (
-        out_ptr
-        + offs_r.to(tl.int64)[:, None] * stride_out_r
-        + (t.to(tl.int64) * stride_out_t + b.to(tl.int64) * stride_out_b)[None, :]
-    )
-    store_as(out_ptrs, acc, (offs_r < R)[:, None] & ((t < T) & (b < B))[None, :])
+        table_ptr += stride_table
+        acc += weight * values.to(ACC)
+    r = tile_r * BLOCK_R + in_tile
+    t = tile_t * STEPS + i // WIDTH
+    b = group * WIDTH + i % WIDTH
+    out_ptrs = out_ptr + r.to(tl.int64) * stride_out_r
+    out_ptrs += t.to(tl.int64) * stride_out_t + b.to(tl.int64) * stride_out_b
+    store_as(out_ptrs, acc, (r < R) & (t < T) & (b < B))
 
 
 @triton.jit

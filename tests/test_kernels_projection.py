@@ -133,6 +133,14 @@ def test_edges_of_tiles(device, tiny_tiles, strategy, size):
     check_all(device, strategy, size, F32)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_tiles_of_several_warps(device, dtype):
+    """Whose outputs warps share, each with several loads of a line, and ends beyond all sizes."""
+    tall = LaunchConfig(512, num_warps=2, BLOCK_R=16)
+    with override_config(tall, "shift_sum_kernel"):
+        check_all(device, "shift", (17, 33, 2, 17, 4), dtype)
+
+
 @pytest.mark.parametrize("dtype", [F64, BF16], ids=str)
 @pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
 def test_one_step_reads_the_ring_around_its_end(device, dtype, on_device):

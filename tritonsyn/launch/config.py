@@ -170,20 +170,23 @@ def _lines(work: Work, dtype: torch.dtype) -> LaunchConfig:
 
 def _shift_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
     groups, _, outputs, places = work
-    # Eight elements of a thread share the weight and offset of each output, which are loaded beside
-    # them; what they are added to takes half of the registers. Tiles of 32 steps of 32 samples
-    # would waste too much of a short sequence.
-    block = _tile(places, 1024 if places > 6 * 1024 else 512)
-    config = LaunchConfig(block, max(1, block // (128 if dtype.itemsize == 8 else 256)), BLOCK_R=8)
+    # Few steps, of which little is wasted at the end of a sequence, and many outputs, which find
+    # each other's lines in L1: so many that each of an H100's multiprocessors has seven programs.
+    block = _tile(places, 256)
     programs = groups * -(-places // block)
-    while config.BLOCK_R > 1 and programs * -(-outputs // config.BLOCK_R) < _BUSY // 4:
-        config = replace(config, BLOCK_R=config.BLOCK_R // 2)
-    return config
+    rows = 64
+    while rows > 1 and programs * -(-outputs // rows) < (7 * 132 if rows > 8 else _BUSY // 4):
+        rows //= 2
+    # 64 sums of a thread, or half of that of doubles, take half of the registers.
+    sums = 1024 if dtype.itemsize == 8 else 2048
+    return LaunchConfig(block, num_warps=max(1, block * rows // sums), BLOCK_R=rows)
 
 
 def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     groups, inputs, outputs, places = work
-    config = LaunchConfig(_tile(places, 128), num_warps=8, BLOCK_R=8, BLOCK_C=4)
+    # A thread's loads of the other factor serve so many inputs; twice as many doubles would spill.
+    inputs_of_tile = 4 if dtype.itemsize == 8 else 8
+    config = LaunchConfig(_tile(places, 128), num_warps=8, BLOCK_R=8, BLOCK_C=inputs_of_tile)
     programs = -(-outputs // config.BLOCK_R) * -(-inputs // config.BLOCK_C)
     return _in_parts(config, programs, groups * -(-places // (4 * config.BLOCK)))
 

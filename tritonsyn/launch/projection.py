@@ -32,9 +32,9 @@ def lines_for(
     kernels = "shift_sum_kernel", "shift_dot_kernel"
     tile = max(_config(name, work, past, WORD).BLOCK for name in kernels) // WORD
     lead = min(slots - 1, before + tile)
-    # Nothing is written beyond the last line: of what a tile reads there it keeps nothing.
     lines = _room(past, lead + steps, WORD, tile)
-    _write_lines(past, lines, lead - before, lead)
+    # So many rows that the last tile's beyond the last line are among them.
+    _write_lines(past, lines, lead - before, min(max(lead, tile), lead + steps), tile)
     return lines
 
 
@@ -203,13 +203,13 @@ def _shift_sum(
     steps, batch, outputs = out.shape
     work, config, width = plan
     unit = width if lead is None else -width
-    weights, offsets = _table(weight, back, lines.size[2] + steps, unit, config.BLOCK_R)
+    entries, _ = _table(weight, back, lines.size[2] + steps, unit, config.BLOCK_R)
     launch(
         shift_sum_kernel,
         (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
-        *(lines.memory, out, weights, offsets),
-        *(outputs, weight.shape[1], steps, batch, weights.shape[1], lead or 0, steps * width),
-        *(*lines.strides, out.stride(2), out.stride(0), out.stride(1)),
+        *(lines.memory, out, entries),
+        *(outputs, weight.shape[1], steps, batch, lead or 0, steps * width),
+        *(*lines.strides, entries.stride(0), out.stride(2), out.stride(0), out.stride(1)),
         ADJOINT=lead is None,
         WIDTH=width,
         work=work,
@@ -219,25 +219,32 @@ def _shift_sum(
 
 
 def _table(
-    weight: Tensor, back: Tensor, most: int, unit: int = 1, tile: int = 1
+    weight: Tensor, back: Tensor, most: int, unit: int = 1, tile: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Weights and offsets of connections ``[R, C]``, each input's in a row of whole tiles.
+    """Weights and offsets of connections ``[R, C]``, each input's in a row.
 
     The offsets are steps times ``unit``; ``most`` steps back or more, which are beyond every
-    sequence, are that many.
+    sequence, are that many. Those of each ``tile`` of outputs stand behind its weights in one
+    tensor, as integers of the same size; without one, apart.
     """
     outputs, inputs = weight.shape
     # Rows of a multiple of 16 are read in wide loads.
     whole = max(16, tile)
-    size = (inputs, tiles(outputs, whole) * whole)
+    width = tiles(outputs, whole) * whole
+    size = (inputs, 2 * width if tile else width)
     weights = torch.empty(size, dtype=weight.dtype, device=weight.device)
-    offsets = torch.empty(size, dtype=torch.int32, device=weight.device)
+    if tile:
+        integer = torch.int64 if weight.dtype == torch.float64 else torch.int32
+        offsets = weights.view(integer)[:, tile:]
+    else:
+        offsets = torch.empty(size, dtype=torch.int32, device=weight.device)
     launch(
         shift_table_kernel,
-        lambda config: (tiles(size[0], config.BLOCK) * tiles(size[1], config.BLOCK),),
+        lambda config: (tiles(width, config.BLOCK) * tiles(inputs, config.BLOCK),),
         *(weight, back, weights, offsets),
-        *(outputs, inputs, size[1], most, *weight.stride(), *back.stride()),
+        *(outputs, inputs, width, most, *weight.stride(), *back.stride(), size[1]),
         UNIT=unit,
+        TILE=tile,
         work=(inputs, outputs),
         dtype=weight.dtype,
     )

@@ -33,9 +33,9 @@ _PROJECTIONS = {
     "lines_kernel": _LINES,
     "shift_table_kernel": _LINES,
     "shift_sum_kernel": {
-        "BLOCK": [256, 512, 1024],
+        "BLOCK": [128, 256, 512],
         "num_warps": [1, 2, 4, 8],
-        "BLOCK_R": [4, 8, 16],
+        "BLOCK_R": [8, 16, 32, 64],
     },
     "shift_dot_kernel": _tiles([64, 128, 256], [4, 8, 16], [2, 4, 8]),
     "shift_step_kernel": _tiles([16, 32, 64], [1, 2, 4], [1], unroll=(4, 8, 16)),
