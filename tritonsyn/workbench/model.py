@@ -19,6 +19,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -326,19 +327,32 @@ def _missed(seen: _Seen, requests: Sequence[Request], rows: int) -> float:
 def _reuse(seen: _Seen, request: Request, slots: int) -> float:
     """How often a program with delayed rows reads a line, once it has it.
 
-    Its outputs read stretches of one array that begin at delays, drawn from ``slots``. Where the
-    delays are the same in all turns of its loop, that walks along the array.
+    Its outputs read stretches of one array that begin at delays, drawn from ``slots``, but not
+    before the array does. Where the delays are the same in all turns of its loop, that walks along
+    the array.
     """
     config = seen.launch.config
     unit = dict(zip(seen.launch.kernel.arg_names, seen.launch.arguments, strict=False)).get("unit")
-    length = max(1, config.BLOCK // 32)
     step = max(1, unit // 32) if isinstance(unit, int) else 1
-    walks = seen.main is not None and request.after < seen.main[0]
-    length *= int(seen.runs[request.at]) if walks else 1
-    window = (slots - 1) * step + length
-    covered = (
-        (min(line, (slots - 1) * step) // step - max(line - length, -1) // step) / slots
-        for line in range(window)
-    )
+    length = whole = max(1, config.BLOCK // 32)
+    if seen.main is not None and request.after < seen.main[0]:
+        whole *= round(seen.runs[request.at] / max(seen.runs[seen.main[0] - 1], 1))
     outputs = config.BLOCK_R
-    return outputs * length / sum(1 - (1 - part) ** outputs for part in covered)
+    found = [covered(outputs, slots, step, whole, length, reach) for reach in request.reaches]
+    return outputs * whole * len(found) / sum(found)
+
+
+def covered(outputs: int, slots: int, step: int, whole: int, tile: int, reach: int) -> float:
+    """Lines that so many outputs read, each ``whole`` of them from a delay on, tile by tile.
+
+    Delays are drawn from ``slots``, ``step`` lines apart. Tiles that would begin more than
+    ``reach`` lines back begin just there.
+    """
+    window = (slots - 1) * step + whole
+    starting = [0] * (window + 1)  # and ending, by their distance from the farthest line
+    for delay in range(0, slots * step, step):
+        first = min(delay, reach)
+        after = min(delay - whole, reach - tile)
+        starting[window - whole - first] += 1
+        starting[window - whole - after] -= 1
+    return sum(1 - (1 - count / slots) ** outputs for count in accumulate(starting))

@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import repeat
 from typing import NamedTuple
 
 Number = int | None  # of a register; None where it depends on memory or on a float
@@ -27,6 +29,7 @@ class Request(NamedTuple):
     places: frozenset[int]  # of a gather: its lines, of all warps
     depth: int  # loads, one after the other, that the address waits for
     after: int  # the last of these instructions, -1 for none
+    reaches: tuple[int, ...]  # lines that numbers from memory move it by at most, by program
 
 
 class Op(NamedTuple):
@@ -129,6 +132,14 @@ class Code:
         draws: dict[str, list[tuple[int, ...]]] = {}
         depths: dict[str, int] = {}
 
+        @cache
+        def moves() -> list[list[dict[str, int]]]:
+            """What programs all over the grid compute from numbers at rest and far to each side."""
+            return [
+                [_in_lane(self, numbers, grid, 0, far, program) for far in (0, -_FAR, _FAR)]
+                for program in _programs(grid)
+            ]
+
         def loads_behind(register: str) -> list[Op]:
             ops = [op for r in self.behind(register) for op in self.targets.get(r, ())]
             return [op for op in ops if _from_memory(op)]
@@ -160,21 +171,24 @@ class Code:
             place = _place(self.ops[at])
             keys = drawn(place)
             # Within a few lines it does not matter which threads draw which place.
-            reach = abs(far.get(place, 0) - lanes[0].get(place, 0))
+            apart = abs(far.get(place, 0) - lanes[0].get(place, 0))
             many = len(set(keys)) > _FEW
-            near = many and 0 < reach < 128 * _FEW
+            near = many and 0 < apart < 128 * _FEW
             gathered = many and not near
             keys = [()] * len(lanes) if many else keys
             first = [lane.get(place, 0) + _offset(self.ops[at]) for lane in lanes]
             lines, sectors = (_units(first, keys, access.bits // 8, unit) for unit in (128, 32))
             if near:
-                lines, sectors = (n * (1 + reach // u) for n, u in ((lines, 128), (sectors, 32)))
+                lines, sectors = (n * (1 + apart // u) for n, u in ((lines, 128), (sectors, 32)))
             of_all = frozenset(
                 (lane.get(place, 0) + _offset(self.ops[at])) // 128
                 for lane in (others if gathered else ())
             )
             after = max((self.ops.index(op) for op in loads_behind(place)), default=-1)
-            found.append(Request(at, access, lines, sectors, gathered, of_all, depth(place), after))
+            moved = depth(place) and not gathered and not access.store
+            reaches = tuple(map(_reach, moves(), repeat(place))) if moved else ()
+            what = at, access, lines, sectors, gathered, of_all, depth(place), after
+            found.append(Request(*what, reaches))
         return found
 
     def turns(self, numbers: Mapping[int, int], grid: Sequence[int]) -> list[float]:
@@ -225,21 +239,43 @@ class Code:
 
 _MOST = 200_000  # jumps
 _FEW = 8  # places that the threads of a warp draw from memory: more are a gather
+_FAR = 1 << 24  # steps, more than any sequence has
+_SAMPLE = 16  # programs of a grid
 
 
-def _place_in(grid: Sequence[int], lane: int) -> dict[str, Number]:
-    """What the special registers hold for a thread of the program in the middle of a grid."""
-    axes = [(axis, extent) for axis, extent in zip("xyz", (*grid, 1, 1), strict=False)]
+def _programs(grid: Sequence[int]) -> list[tuple[int, ...]]:
+    """Some programs, spread evenly along each axis of a grid, whatever the order of its tiles."""
+    ratios = 0.6180339887, 0.7548776662, 0.8191725134  # golden ones, of one, two, three axes
+    return [
+        tuple(int(extent * (at * r % 1)) for extent, r in zip(grid, ratios, strict=False))
+        for at in range(1, 1 + _SAMPLE)
+    ]
+
+
+def _reach(moves: Sequence[Mapping[str, int]], place: str) -> int:
+    """The lines by which numbers from memory move an address to one side at most."""
+    rest, *ends = (values.get(place, 0) for values in moves)
+    return min(abs(end - rest) // 128 for end in ends)
+
+
+def _place_in(grid: Sequence[int], lane: int, program: Sequence[int] = ()) -> dict[str, Number]:
+    """What the special registers hold for a thread of a program, or of the one in the middle."""
+    program = program or [extent // 2 for extent in grid]
     values: dict[str, Number] = {"%tid.x": lane}
-    values |= {f"%ctaid.{axis}": extent // 2 for axis, extent in axes}
-    return values | {f"%nctaid.{axis}": extent for axis, extent in axes}
+    values |= {f"%ctaid.{a}": at for a, at in zip("xyz", (*program, 0, 0), strict=False)}
+    return values | {f"%nctaid.{a}": n for a, n in zip("xyz", (*grid, 1, 1), strict=False)}
 
 
 def _in_lane(
-    code: Code, numbers: Mapping[int, int], grid: Sequence[int], lane: int, memory: int = 0
+    code: Code,
+    numbers: Mapping[int, int],
+    grid: Sequence[int],
+    lane: int,
+    memory: int = 0,
+    program: Sequence[int] = (),
 ) -> dict[str, int]:
     """The whole numbers that a thread computes before any loop turns, with one all over memory."""
-    values = _place_in(grid, lane)
+    values = _place_in(grid, lane, program)
     for op in code.ops:
         if _from_memory(op):  # before it stands what it is where the load is masked
             values |= dict.fromkeys(_assigned(op), memory)
@@ -334,8 +370,8 @@ _ARITHMETIC: dict[str, Callable[..., int]] = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "mad": lambda a, b, c: a * b + c,
-    "shl": lambda a, b: a << b,
-    "shr": lambda a, b: a >> b,
+    "shl": lambda a, b: a << min(b % 2**32, 64),
+    "shr": lambda a, b: a >> min(b % 2**32, 64),
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,
