@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+from functools import partial
 from inspect import getsource
 
 import pytest
@@ -313,6 +314,7 @@ def test_a_failure_of_the_machine_is_no_job_s_result():
 def test_check_tells_a_cache_that_cannot_be_written(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(inspect, "Workers", partial(Workers, parallel=1))
     assert cli.main(["check", "--kernel", "ring_push_kernel", "--target", "sm_90"]) == 2
     out, error = capsys.readouterr()
     assert "Not a directory" in error and str(tmp_path / "file") in error

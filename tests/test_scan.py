@@ -3,7 +3,7 @@
 import pytest
 import torch
 from scipy.signal import lfilter
-from synapses import every_kind, make, same, snapshot, spikes
+from synapses import every_kind, gradcheck, make, same, snapshot, spikes
 from torch import nn
 
 from tritonsyn import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent, functional
@@ -72,21 +72,19 @@ def test_packed_spikes_are_the_spikes(device, backend, synapses):
 
 
 @pytest.mark.parametrize("per_synapse", [False, True])
-def test_gradients_of_the_scans(device, backend, per_synapse):
+def test_gradients_of_the_scans(device, each_backend, per_synapse):
     shape = (2,) if per_synapse else ()
     x, pos, neg = (torch.rand(s, dtype=F64, device=device) for s in [(3, 1, 2), (1, 2), (1, 2)])
     decay, rise, gain = (torch.rand(shape, dtype=F64, device=device) for _ in range(3))
     arguments = [v.requires_grad_() for v in (x, decay, rise, gain, pos, neg)]
 
     def double(x, decay, rise, gain, pos, neg):
-        y, finals = functional.double_exp_scan(x, decay, rise, gain, (pos, neg), backend=backend)
+        y, finals = functional.double_exp_scan(x, decay, rise, gain, (pos, neg))
         return y, *finals
 
-    assert torch.autograd.gradcheck(double, arguments)
+    assert gradcheck(double, arguments)
     x, decay, _, gain, pos, _ = arguments
-    assert torch.autograd.gradcheck(
-        lambda *a: functional.exp_scan(*a, backend=backend), (x, decay, gain, pos)
-    )
+    assert gradcheck(functional.exp_scan, (x, decay, gain, pos))
 
 
 def test_coefficients_of_leading_axes_are_refused_and_of_last_axes_broadcast(device, backend):
