@@ -180,6 +180,8 @@ def test_scan_into_lines(device, kind, batch, x, chunks):
         ("carried", 5),
         ("packed", 1),
         ("cut", 2),
+        ("in lines", 1),
+        ("in lines", 2),
     ],
 )
 def test_scan_into_rings(device, kind, steps, how, chunks):
@@ -200,6 +202,8 @@ def test_scan_into_rings(device, kind, steps, how, chunks):
     marks = torch.ones(3, *ROW, dtype=torch.bool)
     ring = Ring(records, pointers[: len(records)], marks, pointers[2], arrivals, carries)
     arguments = (x, ring, dynamics_of(kind, F32, per_synapse=True), dtype)
+    if how == "in lines":
+        arguments += (torch.full((ROW[1], 1, steps, 32), 5.0),)
     config = LaunchConfig(32, num_warps=1, UNROLL=2, chunks=chunks)
     with override_config(config, "exp_scan_kernel"):
         actual = by_kernel(device, "scan", "scan_ring", *arguments)

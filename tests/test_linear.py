@@ -149,6 +149,27 @@ def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, 
 
 
 @every_kind
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
+def test_sequences_in_lines_take_over_the_state(device, kind, dtype):
+    """By the kernels, for a batch that fills lines: the end in the rings, and its gradients."""
+    x = spikes(9, 17, INPUTS, seed=3).to(device)
+    layers = [layer_of(kind, "learned", device=device, strategy="shift").to(dtype)]
+    layers.append(copy.deepcopy(layers[0]))
+    found = []
+    for layer, backend in zip(layers, ("triton", "reference"), strict=True):
+        layer.synapse.backend = backend
+        parts = [layer.scan(part) for part in x.split((4, 5))]
+        step = layer.synapse(x[0])  # from what the sequences left
+        y = torch.cat([part.flatten().to(F64) for part in (*parts, step)])
+        found.append([y, *gradients(y, list(layer.parameters())), *layer.synapse.buffers()])
+        found[-1] += [record.value for record in layer.synapse.children()]
+    for actual, expected in zip(*found, strict=True):
+        tolerance = 1e-10 if dtype == F64 else 0.05
+        scale = max(1.0, expected.abs().max().item()) if expected.is_floating_point() else 1.0
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+@every_kind
 def test_a_step_without_gradients_reads_the_ring(device, each_backend, kind):
     layer = layer_of(kind, device=device)
     stepped = copy.deepcopy(layer)

@@ -42,15 +42,20 @@ def scan(
     return y, tails
 
 
-def scan_ring(x: Input, ring: Ring, dynamics: Dynamics, dtype: torch.dtype | None) -> Tensor | None:
-    y = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)
+def scan_ring(
+    x: Input, ring: Ring, dynamics: Dynamics, dtype: torch.dtype | None, lines: Tensor | None = None
+) -> Tensor | None:
+    y = lines
+    if lines is None and dtype is not None:
+        y = torch.empty(x.shape, dtype=dtype, device=x.device)
     last, chosen = min(x.shape[0], len(ring.spikes)), _config(x, ring.components[0].dtype)
-    walk = _Walk(dynamics, last, chosen)
+    walk = _Walk(dynamics, last, chosen if lines is None else _in_lines(chosen))
     carries: Pair = ()
     if chosen.chunks > 1:
         carries = _carries(x, _present(ring), (), walk, reverse=False)
-    _launch(x, y, ring.components, carries, (), walk, reverse=False, ring=ring)
-    return y
+    in_lines = lines is not None
+    _launch(x, y, ring.components, carries, (), walk, False, ring, in_lines)
+    return None if in_lines else y
 
 
 def _present(ring: Ring) -> Pair:
@@ -158,12 +163,15 @@ def _parts(dy: Tensor, grid: tuple[int, int], dynamics: Dynamics) -> Tensor:
 
 def scan_lines(x: Input, y: Tensor, dynamics: Dynamics, initials: Pair, last: int) -> list[Tensor]:
     tails = _for_each(range(dynamics.states), last, x, dynamics)
-    # One element of a thread: several are no neighbours, so that nothing is gained by width.
-    config = replace(_config(x, y.dtype), BLOCK=32, num_warps=1)
-    walk = _Walk(dynamics, last, config)
+    walk = _Walk(dynamics, last, _in_lines(_config(x, y.dtype)))
     carries = _carries(x, initials, (), walk, reverse=False)
     _launch(x, y, tails, carries, (), walk, reverse=False, in_lines=True)
     return tails
+
+
+def _in_lines(config: LaunchConfig) -> LaunchConfig:
+    """One element of a thread: several are no neighbours, so that nothing is gained by width."""
+    return replace(config, BLOCK=32, num_warps=1)
 
 
 def _before_first(zs: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:

@@ -412,12 +412,15 @@ class ExponentialCurrent(Stateful):
 
     def step(self, x: Tensor, coefficients: Coefficients, backend: str | None) -> Tensor:
         """Advances by one step; for layers, which have had the input accepted."""
-        # Counts for pointers on the device; where it is None the records advance theirs.
-        arrivals = None if torch.compiler.is_compiling() else self._buffers["arrivals"]
+        arrivals = self._arrivals()
         ring, graph, dynamics = self._ring(arrivals), not self._inplace, coefficients.dynamics
         current, state = ops.step(x, ring, dynamics, graph=graph, backend=backend)
         self._take(state, 1, arrivals)
         return current
+
+    def _arrivals(self) -> Tensor | None:
+        """Counts for pointers on the device; where it is None the records advance theirs."""
+        return None if torch.compiler.is_compiling() else self._buffers["arrivals"]
 
     def _ring(self, arrivals: Tensor | None) -> ops.Ring:
         components, spikes = self.component_records(), self.spike_
@@ -468,19 +471,14 @@ class ExponentialCurrent(Stateful):
         with recorded_unless(self._inplace):
             dynamics = self.coefficients().dynamics
             self.follow(x.shape[1], backend)
-            storage, rows = self.component_records()[0].storage, _rows(x)
-            how: dict[str, Any] = {"dtype": storage.dtype if wanted else None, "backend": backend}
-            if x.shape[0] and not torch.compiler.is_compiling():
-                arrivals = self._buffers["arrivals"]
-                at_once = ops.scan_ring(rows, self._ring(arrivals), dynamics, **how)
-                if at_once is not None:
-                    y, state = at_once
-                    self._take(state, x.shape[0], arrivals)
-                    return y
-            last = min(x.shape[0], len(storage))
-            y, tails = ops.scan(rows, dynamics, self._starts(), last=last, **how)
-            if x.shape[0]:
-                self._extend(x, tails)
+            dtype, rows = self.component_records()[0].storage.dtype, _rows(x)
+            how: dict[str, Any] = {"dtype": dtype if wanted else None, "backend": backend}
+            if not x.shape[0]:
+                return ops.scan(rows, dynamics, self._starts(), last=0, **how)[0]
+            arrivals = self._arrivals()
+            how["at_rest"] = torch.is_grad_enabled() and self._at_rest()
+            y, state = ops.scan_ring(rows, self._ring(arrivals), dynamics, **how)
+            self._take(state, x.shape[0], arrivals)
         return y
 
     def scan_at(self, x: Tensor | PackedSpikes, selector: Tensor) -> tuple[Tensor, Tensor]:
@@ -507,8 +505,8 @@ class ExponentialCurrent(Stateful):
             return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 :])
         with recorded_unless(self._inplace):
             run = self._run(x, coefficients)
-            flat, tails = run.components()
-            self._extend(x, tails)
+            flat, state = run.components()
+            self._take(state, steps, self._arrivals())
         sequences = [sequence.view(-1, *self.batchedshape) for sequence in flat]
         delayed = ops.select_scan(
             sequences, sel, coefficients.rates, rule, steps, backend=self._backend
@@ -573,37 +571,30 @@ class ExponentialCurrent(Stateful):
         For layers, which have checked the sequence and the strategy.
         """
         run = self._run(x, coefficients)
-        y, tails = ops.project_sequence(run, taps, strategy=strategy, graph=not self._inplace)
-        with recorded_unless(self._inplace):
-            self._extend(x, tails)
+        y, state = ops.project_sequence(run, taps, strategy=strategy, graph=not self._inplace)
+        self._take(state, x.shape[0], self._arrivals())
         return y
 
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
         records = self.component_records()
         slots, past = records[0].recordsz, None
-        if not all(record.at_rest and not record.storage.requires_grad for record in records):
+        if not self._at_rest():
             histories = [record.history(slots).flatten(2) for record in records]
             past = ops.Past(histories, self._starts())
-        dtype = records[0].storage.dtype
-        return ops.Run(_rows(x), coefficients.dynamics, past, slots, dtype, self._backend)
+        dtype, ring = records[0].storage.dtype, self._ring(self._arrivals())
+        return ops.Run(_rows(x), coefficients.dynamics, past, slots, dtype, self._backend, ring)
+
+    def _at_rest(self) -> bool:
+        """Whether it is certain that the state is zero and has no graph."""
+        records = self.component_records()
+        return all(record.at_rest and not record.storage.requires_grad for record in records)
 
     def _starts(self) -> list[Tensor]:
         """The newest value of each state ``[B, N]``, in the dtype of the arithmetic."""
         records = self.component_records()
         dtype = compute_dtype(records[0].storage.dtype)
         return [record.newest().flatten(1).to(dtype) for record in records]
-
-    def _extend(self, x: Tensor | PackedSpikes, tails: Sequence[Tensor]) -> None:
-        """Takes the end of a sequence into the records."""
-        steps, last = x.shape[0], tails[0].shape[0]
-        for record, tail in zip(self.component_records(), tails, strict=True):
-            record.append(tail.view(last, *self.batchedshape), steps)
-        if isinstance(x, PackedSpikes):
-            newest = PackedSpikes(x.words[-last:], (last, *x.shape[1:])).dense()
-        else:
-            newest = x[-last:]
-        self.spike_.append(newest, steps, inplace=True)
 
     spike: Tensor = _newest(
         "spike_", "Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."

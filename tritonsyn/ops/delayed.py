@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, PackedSpikes, SpikeTrains, data_of, dense, readable
+from ..values import Dynamics, PackedSpikes, Ring, SpikeTrains, data_of, dense, readable
 from .lines import scan_project, takes_lines
 from .projection import component, project, total, way_of
-from .scan import pack_spikes, scan
+from .ring import detached_ring, extend_ring
+from .scan import pack_spikes, scan, scan_ring
 from .spikes import pack_trains
 from .strategy import Work, cheapest
 from .taps import Taps
@@ -26,6 +27,11 @@ class Past(NamedTuple):
     """The last K values of each state, ``[K, B, N]`` oldest first."""
     newest: Sequence[Tensor]
     """The last of them ``[B, N]``, in the dtype of the arithmetic."""
+
+
+End = Sequence[Tensor]
+"""What a sequence leaves: the last values of each state ``[L, B, N]``, in the dtype of the
+arithmetic; or, of a sequence in a ring, the state of the ring."""
 
 
 class Run(NamedTuple):
@@ -42,6 +48,8 @@ class Run(NamedTuple):
     dtype: torch.dtype
     """Of the states."""
     backend: str | None = None
+    ring: Ring | None = None
+    """Where the sequence starts and ends, if that is not in tensors of its own."""
 
     @property
     def last(self) -> int:
@@ -59,24 +67,38 @@ class Run(NamedTuple):
         constants = [constant.detach() for constant in self.dynamics.constants]
         dynamics = Dynamics.of(constants, self.dynamics.coupling is not None)
         past = self.past and Past(*([t.detach() for t in tensors] for tensors in self.past))
-        return self._replace(x=x, dynamics=dynamics, past=past)
+        ring = self.ring and detached_ring(self.ring)
+        return self._replace(x=x, dynamics=dynamics, past=past, ring=ring)
 
     def alone(self, state: int) -> tuple[Dynamics, Sequence[Tensor | None]]:
         """The dynamics of which a state is the current, and their present values."""
         alone = self.dynamics.alone(state)
         return alone, self.starts[state + 1 - alone.states : state + 1]
 
-    def scanned(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The states ``[T, B, N]``, and the :attr:`last` values of each in the dtype of the
-        arithmetic.
-        """
+    def scanned(self) -> tuple[list[Tensor], End]:
+        """The states ``[T, B, N]``, and the end of the sequence."""
+        if self.ring is not None and self.dynamics.states == 1:
+            y, state = self._in_ring(self.ring, self.dtype)
+            assert y is not None
+            return [y], state
         sequences, tails = [], []
         how: dict[str, Any] = {"last": self.last, "dtype": self.dtype, "backend": self.backend}
         for i in range(self.dynamics.states):
             new, tail = scan(self.x, *self.alone(i), **how)
             sequences.append(new)
             tails.append(tail[-1])
-        return sequences, tails
+        return sequences, tails if self.ring is None else extend_ring(self.ring, self.x, tails)
+
+    def ended(self) -> End:
+        """The end of the sequence alone."""
+        if self.ring is not None:
+            return self._in_ring(self.ring, None)[1]
+        how: dict[str, Any] = {"last": self.last, "dtype": None, "backend": self.backend}
+        return scan(self.x, self.dynamics, self.starts, **how)[1]
+
+    def _in_ring(self, ring: Ring, dtype: torch.dtype | None) -> tuple[Tensor | None, End]:
+        how: dict[str, Any] = {"at_rest": self.past is None, "backend": self.backend}
+        return scan_ring(self.x, ring, self.dynamics, dtype=dtype, **how)
 
     def before(self) -> list[Tensor] | None:
         """The last K - 1 values ``[K - 1, B, N]`` of each state from before; None at rest."""
@@ -84,50 +106,52 @@ class Run(NamedTuple):
             return None
         return [history[1:].to(self.dtype) for history in self.past.histories]
 
-    def components(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What delayed reads see, of each state ``[K - 1 + T, B, N]``, the past first.
-
-        Also the :attr:`last` values of each state in the dtype of the arithmetic.
-        """
-        sequences, tails = self.scanned()
-        past = self.before() or [s.new_zeros(self.slots - 1, *s.shape[1:]) for s in sequences]
-        return [torch.cat(parts) for parts in zip(past, sequences, strict=True)], tails
+    def components(self) -> tuple[list[Tensor], End]:
+        """What delayed reads see, of each state ``[K - 1 + T, B, N]``, the past first; and the end
+        of the sequence."""
+        before = self.before()
+        sequences, end = self.scanned()
+        past = before or [s.new_zeros(self.slots - 1, *s.shape[1:]) for s in sequences]
+        return [torch.cat(parts) for parts in zip(past, sequences, strict=True)], end
 
 
 def project_sequence(
     run: Run, taps: Taps, *, strategy: str, graph: bool = True
-) -> tuple[Tensor, list[Tensor]]:
-    """The projection after each step, ``[T, B, O]``, and the last values of each component.
+) -> tuple[Tensor, End]:
+    """The projection after each step, ``[T, B, O]`` in the dtype of the weights, and the end of the
+    sequence.
 
-    The projection has the dtype of the weights, the values that of the arithmetic. With ``graph``
-    false the components carry no graph; the taps still do.
+    With ``graph`` false the components carry no graph; the taps still do.
     """
     run = run if graph else run.detached()
-    x, dynamics, past, slots, _, backend = run
+    x, dynamics, past, slots, _, backend, _ = run
     outputs, at_rest = taps.back.shape[0], past is None
     chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)
     if chosen in ("bits", "events"):
-        _, tails = scan(x, dynamics, run.starts, last=run.last, dtype=None, backend=backend)
-        return _project_spikes(run, taps, chosen), tails
+        return _project_spikes(run, taps, chosen), run.ended()
     if chosen == "shift" and takes_lines(x, backend):
         return _project_lines(run, taps)
-    sequences, tails = run.scanned()
-    how: dict[str, Any] = {"pasts": run.before(), "strategy": chosen, "backend": backend}
-    return project(sequences, taps, x.shape[0], slots, **how), tails
+    pasts = run.before()
+    sequences, end = run.scanned()
+    how: dict[str, Any] = {"pasts": pasts, "strategy": chosen, "backend": backend}
+    return project(sequences, taps, x.shape[0], slots, **how), end
 
 
-def _project_lines(run: Run, taps: Taps) -> tuple[Tensor, list[Tensor]]:
+def _project_lines(run: Run, taps: Taps) -> tuple[Tensor, End]:
     """The same by shifted sums, with the currents in lines."""
-    parts, tails = [], []
     pasts: Sequence[Tensor | None] = run.before() or [None] * len(taps.weights)
-    how: dict[str, Any] = {"last": run.last, "dtype": run.dtype, "backend": run.backend}
+    own = run.dynamics.states == 1
+    how: dict[str, Any] = {"dtype": run.dtype, "backend": run.backend}
+    how |= {"last": run.last, "ring": run.ring if own else None}
+    parts: list[Tensor] = []
+    ends: list[Tensor] = []
     for i, (weight, past) in enumerate(zip(taps.weights, pasts, strict=True)):
         alone, starts = run.alone(i)
         operands = (alone, starts, past, weight, taps.back, run.slots)
-        y, tail = scan_project(run.x, *operands, **how)
+        y, end = scan_project(run.x, *operands, **how)
         parts.append(y)
-        tails.append(tail)
-    return total(parts), tails
+        ends += end
+    return total(parts), ends if own or run.ring is None else run.ended()
 
 
 def choose(
@@ -158,7 +182,7 @@ def _project_spikes(run: Run, taps: Taps, strategy: str) -> Tensor:
     With one time constant for the group, which 0-d decays are, delaying and filtering commute: the
     spikes arrive at the outputs, and are filtered there.
     """
-    x, dynamics, past, slots, _, backend = run
+    x, dynamics, past, slots, _, backend, _ = run
     spikes: PackedSpikes | SpikeTrains
     if strategy == "bits":
         spikes = pack_trains(x, slots, backend=backend)

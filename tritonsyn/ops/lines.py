@@ -10,10 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import WORD, Dynamics, Lines, PackedSpikes
-from .common import chained, first_order, implementation, keep, kept, running, without_graph
+from ..values import WORD, Dynamics, Lines, PackedSpikes, Ring
+from .common import (
+    chained,
+    first_order,
+    implementation,
+    keep,
+    kept,
+    link,
+    running,
+    unchained,
+    without_graph,
+)
 from .operator import traced_as
-from .scan import ScanSettings, input_gradients, parts_of, sequence_of
+from .ring import Ends, apart, flat_ring, newest, ring_state
+from .scan import ScanSettings, input_gradients, parts_of, ring_gradients, sequence_of
 
 
 @traced_as(lambda *arguments: False)
@@ -35,55 +46,74 @@ class _Settings(NamedTuple):
 
 
 def _forward(
-    settings: _Settings, back: Tensor, past: Tensor | None, weight: Tensor, x: Tensor, *tensors: Any
-) -> tuple[Tensor, Tensor, Lines]:
-    """The projection ``[T, B, O]``, the last values of the current, and its lines."""
+    settings: _Settings,
+    ring: Ring | None,
+    back: Tensor,
+    past: Tensor | None,
+    weight: Tensor,
+    x: Tensor,
+    *tensors: Any,
+) -> tuple[Tensor, Sequence[Tensor], Lines]:
+    """The projection ``[T, B, O]``, the last values of the current, if no ring takes them, and its
+    lines."""
     (coupled, last, dtype, shape, backend, count), size, slots = settings
     assert dtype is not None
     dynamics, initials = Dynamics.of(tensors[:count], coupled), tensors[count:]
     scan, projection = (implementation(n, x.device, backend) for n in ("scan", "projection"))
     lines = projection.lines_for(size, past, back, slots, dtype)
-    steps = size[0]
-    current = lines.view[:, :, -steps:]
-    tails = scan.scan_lines(sequence_of(x, shape), current, dynamics, initials, last)
-    return projection.project(lines, weight, back, steps, slots, "shift", ""), tails[-1], lines
+    steps, sequence = size[0], sequence_of(x, shape)
+    current, tails = lines.view[:, :, -steps:], ()
+    if ring is None:
+        tails = scan.scan_lines(sequence, current, dynamics, initials, last)
+    else:
+        scan.scan_ring(sequence, ring, dynamics, dtype, current)
+    return projection.project(lines, weight, back, steps, slots, "shift", ""), tails[-1:], lines
 
 
 class _ScanProject(torch.autograd.Function):
-    """Of what comes before the sequence, weight, input, constants and initial states."""
+    """Of what comes before the sequence, weight, input, constants, and initial states or the state
+    of the ring, which is changed in place and returned."""
 
     @staticmethod
     def forward(
         ctx: Any,
         settings: _Settings,
+        ring: Ring | None,
         back: Tensor,
         past: Tensor | None,
         weight: Tensor,
         x: Tensor,
         *tensors: Any,
-    ) -> tuple[Tensor, Tensor]:
-        y, tail, lines = _forward(settings, back, past, weight, x, *tensors)
-        wants_past, wants_weight, *wanted = ctx.needs_input_grad[2:]
-        count = settings.scan.constants
+    ) -> tuple[Tensor, ...]:
+        count, before = settings.scan.constants, tensors[settings.scan.constants :]
+        wants_past, wants_weight, *wanted = ctx.needs_input_grad[3:]
+        learned = any(wanted[1 : 1 + count])
+        starts: Sequence[Tensor | None] = before
+        ctx.ends = None
+        if ring is not None:
+            ring = flat_ring(ring, [tensor.detach() for tensor in before])
+            starts = newest(ring) if learned and past is not None else (None,)
+            ctx.ends = Ends.of(ring, settings.size[0])
+            link(ctx, *before)
+        y, tail, lines = _forward(settings, ring, back, past, weight, x, *tensors)
+        end = tail if ring is None else before
         ctx.settings, ctx.x_dtype, ctx.size = settings, x.dtype, lines.size
         if not any(wanted):
-            ctx.mark_non_differentiable(tail)
+            ctx.mark_non_differentiable(*end)
         ctx.before = past.shape[0] if past is not None and wants_past else 0
-        ctx.states = len(tensors) - count
         upstream = wants_past or any(wanted)
-        learned = any(wanted[1 : 1 + count])
         keep(
             ctx,
             (back, lines.memory if wants_weight else None, weight if upstream else None),
             tensors[:count],
-            (x, *tensors[count:]) if learned else (None,) * (1 + ctx.states),
+            (x, *starts) if learned else (None,) * (1 + len(starts)),
         )
-        return y, tail
+        return y, *end
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dy: Tensor | None, dtail: Tensor | None) -> tuple[Tensor | None, ...]:
-        (back, memory, weight), constants, (x, *initials) = kept(ctx)
+    def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        (back, memory, weight), constants, (x, *starts) = kept(ctx)
         scan, (steps, batch, inputs), slots = ctx.settings
         before: int = ctx.before
         dsequence: Any = None
@@ -96,16 +126,19 @@ class _ScanProject(torch.autograd.Function):
             )
         elif weight is not None:
             dsequence = weight.new_zeros((before + steps, batch, inputs))
-        wants_past, _, *wanted = ctx.needs_input_grad[2:]
+        wants_past, _, *wanted = ctx.needs_input_grad[3:]
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if dsequence is not None:
             dsequence = dsequence.to(scan.dtype)
         dpast = dsequence[:before] if wants_past else None
         if any(wanted):
-            dtails = [None] * (ctx.states - 1) + [dtail]
-            operands = (dsequence[before:], dtails, x, ctx.x_dtype, constants, initials)
-            found = input_gradients(scan, wanted, *operands)
-        return None, None, dpast, dweight, *found
+            operands = (dsequence[before:], given, x, ctx.x_dtype, constants, starts)
+            if ctx.ends is None:
+                dtails = [*[None] * (len(starts) - 1), *given]
+                found = input_gradients(scan, wanted, operands[0], dtails, *operands[2:])
+            else:
+                found = ring_gradients(ctx, scan, wanted, *operands)
+        return None, None, None, dpast, dweight, *found
 
 
 def scan_project(
@@ -119,21 +152,34 @@ def scan_project(
     *,
     last: int,
     dtype: torch.dtype,
+    ring: Ring | None = None,
     backend: str | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The projection ``[T, B, O]`` of a scan's current in ``dtype``, and its ``last`` values.
 
     Operands are those of :func:`tritonsyn.ops.scan.scan`, and of
-    :func:`tritonsyn.ops.projection.project` for one component. Differentiable to everything
-    floating; the lines ``[N, ceil(B / 32), T, 32]`` are kept for the gradient to the weight.
+    :func:`tritonsyn.ops.projection.project` for one component. With a ``ring``, of a single state,
+    the scan starts and ends there, and the ring's state is returned; no ``past`` means that it is
+    at rest. Differentiable to everything floating; the lines ``[N, ceil(B / 32), T, 32]`` are kept
+    for the gradient to the weight.
     """
-    (data, shape), constants = parts_of(x), dynamics.constants
+    data, shape = parts_of(x if ring is None else apart(x, ring))
+    constants = dynamics.constants
     backend = running(data.device, backend)
     scan = ScanSettings(dynamics.coupling is not None, last, dtype, shape, backend, len(constants))
     settings = _Settings(scan, (x.shape[0], x.shape[1], x.shape[2]), slots)
-    operands: tuple[Any, ...] = (back, past, weight, data, *constants, *initials)
-    if chained(*operands):
-        y, tail = _ScanProject.apply(settings, *operands)
-        return y, tail
+    state = () if ring is None else ring_state(ring)
+    before: Sequence[Any] = initials if ring is None else state
+    operands: tuple[Any, ...] = (back, past, weight, data, *constants, *before)
+    linked = chained(*operands)
+    if ring is not None:
+        torch.autograd.graph.increment_version(ring.spikes)
+    if linked:
+        y, *end = _ScanProject.apply(settings, ring, *operands)
+        return y, tuple(end)
+    if ring is not None:
+        state = tuple([unchained(tensor) for tensor in state])
+        ring = flat_ring(ring, state)
     with without_graph():
-        return _forward(settings, *operands)[:2]
+        y, tails, _ = _forward(settings, ring, *operands)
+    return y, (*tails, *state)

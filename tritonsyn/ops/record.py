@@ -104,6 +104,21 @@ class _Rows:
         return taken
 
 
+def place_of(slot: Slot, count: int, record: Tensor) -> tuple[Any, Any]:
+    """How ``count`` rows from ``slot`` on, around the end, are written and taken, and where."""
+    if isinstance(slot, Tensor):
+        return _Rows, row_slots(slot, count, record)
+    return _Parts, _Span(slot, count)
+
+
+def add_row(drecord: Tensor, slot: Slot, drow: Tensor) -> None:
+    """Adds to one slot in place."""
+    if isinstance(slot, Tensor):
+        drecord.index_add_(0, slot.view(1), drow.unsqueeze(0))
+    else:
+        drecord[slot].add_(drow)
+
+
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
@@ -117,12 +132,8 @@ class _Read(torch.autograd.Function):
         ctx: Any, drecord: Tensor | None, dvalue: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         drecord = own_gradient(ctx, drecord)
-        if dvalue is None:
-            pass
-        elif isinstance(ctx.slot, Tensor):
-            drecord.index_add_(0, ctx.slot.view(1), dvalue.unsqueeze(0))
-        else:
-            drecord[ctx.slot].add_(dvalue)
+        if dvalue is not None:
+            add_row(drecord, ctx.slot, dvalue)
         return hand_over(ctx, drecord, 0), None
 
 
@@ -191,12 +202,7 @@ def write_rows(record: Tensor, rows: Tensor, slot: Slot) -> Tensor:
 
     In place, around the end of the record; differentiable as :func:`push`.
     """
-    way: Any
-    slots: Any
-    if isinstance(slot, Tensor):
-        way, slots = _Rows, row_slots(slot, rows.shape[0], record)
-    else:
-        way, slots = _Parts, _Span(slot, rows.shape[0])
+    way, slots = place_of(slot, rows.shape[0], record)
     if chained(record, rows) and record.is_floating_point():
         return _Write.apply(record, rows, slots, way)
     record = unchained(record)

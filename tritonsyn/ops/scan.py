@@ -10,16 +10,18 @@ from ..values import Dynamics, PackedSpikes, Ring, data_of, words_per_row
 from .common import (
     chained,
     first_order,
+    flat_observation,
     implementation,
     keep,
     kept,
+    link,
     refuse_transforms,
     running,
     unchained,
     without_graph,
 )
-from .operator import operator
-from .step import flat_ring, ring_state
+from .operator import operator, traced_as
+from .ring import Ends, apart, extend_ring, flat_ring, newest, ring_state
 
 Tensors = list[Tensor]
 
@@ -200,36 +202,109 @@ def scan(
     return (None, results) if dtype is None else (results[0], results[1:])
 
 
+class _ScanRing(torch.autograd.Function):
+    """Of input, constants and state; the last is changed in place and returned."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: ScanSettings, at_rest: bool, ring: Ring, x: Tensor, *tensors: Any
+    ) -> tuple[Tensor | None, ...]:
+        coupled, _, dtype, shape, backend, count = settings
+        constants, state = list(tensors[:count]), tensors[count:]
+        flat = flat_ring(ring, [tensor.detach() for tensor in state])
+        states, learned = len(flat.components), any(ctx.needs_input_grad[4 : 4 + count])
+        starts = newest(flat) if learned and not at_rest else [None] * states
+        keep(ctx, constants, [x if learned else None, *starts])
+        sequence = sequence_of(x, shape)
+        ctx.settings, ctx.x_dtype, ctx.size = settings, x.dtype, sequence.shape
+        ctx.ends = Ends.of(flat, x.shape[0])
+        link(ctx, *state)
+        module = implementation("scan", x.device, backend)
+        return module.scan_ring(sequence, flat, Dynamics.of(constants, coupled), dtype), *state
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        constants, (x, *starts) = kept(ctx)
+        settings = ctx.settings
+        if dy is None:
+            dy = constants[0].new_zeros(ctx.size, dtype=settings.dtype)
+        operands = (dy, given, x, ctx.x_dtype, constants, starts)
+        found = ring_gradients(ctx, settings, ctx.needs_input_grad[3:], *operands)
+        return None, None, None, *found
+
+
+def ring_gradients(
+    ctx: Any,
+    settings: ScanSettings,
+    wanted: Sequence[bool],
+    dy: Tensor,
+    given: Sequence[Tensor | None],
+    x: Tensor | None,
+    x_dtype: torch.dtype,
+    constants: Tensors,
+    starts: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """:func:`input_gradients` with the state of a ring in the place of tails and initials.
+
+    ``given`` are the gradients of the state after; ``ctx.ends`` is where the scan did what.
+    """
+    owned, dtails = ctx.ends.arriving(ctx, given, constants[0].dtype)
+    count = 1 + len(constants)
+    wanted = [*wanted[:count], *[any(wanted[count:])] * len(dtails)]
+    initials = [None if start is None else start.to(constants[0].dtype) for start in starts]
+    operands = (x, x_dtype, constants, initials)
+    found = input_gradients(settings, wanted, dy, dtails, *operands)
+    return [*found[:count], *ctx.ends.leaving(ctx, owned, found[count:])]
+
+
+def _traced_scan_ring(
+    x: Tensor | PackedSpikes,
+    ring: Ring,
+    dynamics: Dynamics,
+    *,
+    at_rest: bool = False,
+    dtype: torch.dtype | None,
+    backend: str | None = None,
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    steps, slots = x.shape[0], len(ring.spikes)
+    starts = [flat_observation(s).to(dynamics.gain.dtype) for s in newest(ring)]
+    last = min(steps, slots)
+    y, tails = scan(x, dynamics, starts, last=last, dtype=dtype, backend=backend)
+    return y, extend_ring(ring, x, tails)
+
+
+@traced_as(_traced_scan_ring)
 def scan_ring(
     x: Tensor | PackedSpikes,
     ring: Ring,
     dynamics: Dynamics,
     *,
+    at_rest: bool = False,
     dtype: torch.dtype | None,
     backend: str | None = None,
-) -> tuple[Tensor | None, Sequence[Tensor]] | None:
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
     """T >= 1 steps from the ring's newest values, which writes their end into the ring.
 
-    In place and without a graph: None, with nothing done, where one is to be recorded. Returns the
-    current as :func:`scan` does, and the records and carries. Not for compiled code.
+    ``x [T, B, N]`` or packed. Returns the current as :func:`scan` does, and the state, which is
+    changed in place: as there differentiable to everything floating. With ``arrivals`` the
+    pointers advance. ``at_rest``: the ring is known to hold zeros.
     """
     state = ring_state(ring)
-    if chained(data_of(x), *dynamics.constants, *state):
-        return None
-    module = implementation("scan", x.device, backend)
+    data, shape = parts_of(apart(x, ring))
+    linked = chained(data, *dynamics.constants, *state)
     torch.autograd.graph.increment_version(ring.spikes)
+    if linked:
+        constants, coupled = dynamics.constants, dynamics.coupling is not None
+        backend = running(data.device, backend)
+        settings = ScanSettings(coupled, 1, dtype, shape, backend, len(constants))
+        y, *state = _ScanRing.apply(settings, at_rest, ring, data, *constants, *state)
+        return y, tuple(state)
+    module = implementation("scan", data.device, backend)
     state = tuple([unchained(tensor) for tensor in state])
-    if isinstance(x, PackedSpikes):
-        x = PackedSpikes(x.words, (*x.shape[:2], x.synapses))
-    elif any(_is_alias(x, tensor) for tensor in (ring.spikes, *state)):
-        x = x.clone()  # whose rows would be written before they are read
     with without_graph():
-        return module.scan_ring(x, flat_ring(ring, state), dynamics, dtype), state
-
-
-def _is_alias(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors share memory, or may."""
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        y = module.scan_ring(sequence_of(data, shape), flat_ring(ring, state), dynamics, dtype)
+    return y, state
 
 
 def _like_words(x, backend):  # type: ignore[no-untyped-def]

@@ -23,7 +23,8 @@ from .common import (
     without_graph,
 )
 from .operator import traced_as
-from .record import read, row_slots, write_slots
+from .record import row_slots, write_slots
+from .ring import flat_ring, newest, ring_state
 
 Modules = tuple[ModuleType, ModuleType]
 """The implementations of steps and of reads, which forward and backward pass share."""
@@ -40,8 +41,8 @@ class _Step(torch.autograd.Function):
         constants, state = tensors[:-count], tensors[-count:]
         wants_gain, *wants_others = ctx.needs_input_grad[4:-count]
         flat = flat_ring(ring, [tensor.detach() for tensor in state])
-        newest = _newest(flat) if any(wants_others) else []
-        ctx.save_for_backward(x if wants_gain else None, *newest, *constants)
+        present = newest(flat) if any(wants_others) else []
+        ctx.save_for_backward(x if wants_gain else None, *present, *constants)
         ctx.pointers = list(map(held, ring.pointers))
         ctx.modules, ctx.coupled, ctx.x_dtype = modules, coupled, x.dtype
         link(ctx, *state)
@@ -54,7 +55,7 @@ class _Step(torch.autograd.Function):
         count, states, (step, reads) = len(given), len(ctx.pointers), ctx.modules
         wants_x, *wanted = ctx.needs_input_grad[3:-count]
         x, *others = saved(ctx)
-        newest, constants = others[: -len(wanted)], others[-len(wanted) :]
+        present, constants = others[: -len(wanted)], others[-len(wanted) :]
         dynamics = Dynamics.of(constants, ctx.coupled)
         alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-count:])
         shape = ctx.record[0][1:]
@@ -69,7 +70,7 @@ class _Step(torch.autograd.Function):
         dx, zs = step.step_backward(*operands, x_dtype, any(wanted))
         dconstants: list[Tensor | None] = [None] * len(wanted)
         if zs:
-            pairs = zip(_terms(zs, x, newest, dynamics), constants, strict=True)
+            pairs = zip(_terms(zs, x, present, dynamics), constants, strict=True)
             dconstants = [_gradient(terms, constant, reads) for terms, constant in pairs]
         if dx is not None:
             dx = dx.view(shape)
@@ -82,11 +83,11 @@ Terms = list[tuple[Tensor, Tensor]]
 
 
 def _terms(
-    zs: Sequence[Tensor], x: Tensor | None, newest: Sequence[Tensor], dynamics: Dynamics
+    zs: Sequence[Tensor], x: Tensor | None, present: Sequence[Tensor], dynamics: Dynamics
 ) -> list[Terms]:
-    """The terms of each constant; none of the gain without ``x``, of others without ``newest``."""
+    """The terms of each constant; none of the gain without ``x``, of others without ``present``."""
     terms: list[Terms] = [[] for _ in dynamics.constants]
-    states = [state.to(dynamics.gain.dtype) for state in newest]
+    states = [state.to(dynamics.gain.dtype) for state in present]
     if x is not None:
         taking = zs[0] if dynamics.inputs == 1 else zs[0] + zs[1]
         terms[0] = [(taking, flat_observation(x))]
@@ -106,32 +107,6 @@ def _gradient(terms: Terms, constant: Tensor, reads: ModuleType) -> Tensor | Non
     return sum(others, first)
 
 
-def ring_state(ring: Ring) -> tuple[Tensor, ...]:
-    """What a step updates and differentiates: the records and, where there are any, the carries."""
-    return (*ring.components, *(ring.carries or ()))
-
-
-def flat_ring(ring: Ring, state: Sequence[Tensor]) -> Ring:
-    """The ring with this state and one axis of synapses."""
-    states = len(ring.components)
-    return Ring(
-        [flat_record(record) for record in state[:states]],
-        ring.pointers,
-        flat_record(ring.spikes),
-        ring.spike_pointer,
-        ring.arrivals,
-        [flat_observation(carry) for carry in state[states:]] or None,
-    )
-
-
-def _newest(ring: Ring) -> list[Tensor]:
-    """A copy of each state before a step."""
-    if ring.carries:
-        return [carry.clone() for carry in ring.carries]
-    pairs = zip(ring.components, ring.pointers, strict=True)
-    return [read(record, (pointer - 1) % record.shape[0])[1] for record, pointer in pairs]
-
-
 def _traced_step(
     x: Tensor, ring: Ring, dynamics: Dynamics, *, graph: bool = True, backend: str | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -139,7 +114,7 @@ def _traced_step(
     constants = [c.view(x.shape[1:]) if c.ndim else c for c in dynamics.constants]
     dynamics = Dynamics.of(constants, dynamics.coupling is not None)
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-        states = _advanced(x, _newest(ring), dynamics)
+        states = _advanced(x, newest(ring), dynamics)
         dtype = ring.components[0].dtype
         if not ring.carries:
             states = [state.to(dtype) for state in states]
@@ -160,9 +135,9 @@ def _traced_step(
     return y, (*records, *carries)
 
 
-def _advanced(x: Tensor, newest: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
+def _advanced(x: Tensor, present: Sequence[Tensor], dynamics: Dynamics) -> list[Tensor]:
     """The states after a step, in the arithmetic's dtype."""
-    states = [state.to(dynamics.gain.dtype) for state in newest]
+    states = [state.to(dynamics.gain.dtype) for state in present]
     injected = dynamics.gain * x.to(dynamics.gain.dtype)
     advanced = [
         state * decay + injected for state, decay in zip(states, dynamics.decays, strict=False)

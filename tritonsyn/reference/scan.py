@@ -143,12 +143,17 @@ def _foreach_walks_in_order() -> bool:
 
 
 def scan_ring(
-    x: Tensor | PackedSpikes, ring: Ring, dynamics: Dynamics, dtype: torch.dtype | None
+    x: Tensor | PackedSpikes,
+    ring: Ring,
+    dynamics: Dynamics,
+    dtype: torch.dtype | None,
+    lines: Tensor | None = None,
 ) -> Tensor | None:
     """T >= 1 steps from the ring's newest values, whose end it takes up, as T single steps would.
 
-    Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``). Records, spikes and
-    carries change in place; with ``arrivals`` the pointers advance.
+    Returns the current ``[T, B, N]`` in ``dtype`` (None without a ``dtype``), or writes it into
+    ``lines`` as :func:`scan_lines` does. Records, spikes and carries change in place; with
+    ``arrivals`` the pointers advance.
     """
     records, pointers, spikes, spike_pointer, arrivals, carries = ring
     steps, slots = x.shape[0], len(spikes)
@@ -170,7 +175,11 @@ def scan_ring(
         for pointer in (*pointers, spike_pointer):
             if isinstance(pointer, Tensor):
                 pointer.add_(steps).remainder_(slots)
-    return y
+    if lines is None:
+        return y
+    assert y is not None
+    write_lines(lines, y)
+    return None
 
 
 def scan_lines(
