@@ -154,6 +154,7 @@ def test_sequences_in_lines_take_over_the_state(device, kind, dtype):
     """By the kernels, for a batch that fills lines: the end in the rings, and its gradients."""
     x = spikes(9, 17, INPUTS, seed=3).to(device)
     layers = [layer_of(kind, "learned", device=device, strategy="shift").to(dtype)]
+    layers[0].delay.data.clamp_(max=3.0)  # the interpreter rounds the limit otherwise in bfloat16
     layers.append(copy.deepcopy(layers[0]))
     found = []
     for layer, backend in zip(layers, ("triton", "reference"), strict=True):

@@ -76,10 +76,10 @@ CALLS = {
     "scan, capturable": Call("synapse", 1, 0, {"capturable": True}),
     "layer, step": Call("layer", 3, 0, steps=True),
     "layer, scan": Call("layer", 5, 0),
-    "layer, trained": Call("layer", 9, 4, backward=True),
-    "layer, all learned": Call("layer", 14, 6, {"learned": True}, backward=True),
-    "layer, by bits": Call("layer", 9, 4, {"strategy": "bits"}, backward=True),
-    "layer, by events": Call("layer", 10, 4, {"strategy": "events"}, backward=True),
+    "layer, trained": Call("layer", 9, 0, backward=True),
+    "layer, all learned": Call("layer", 14, 2, {"learned": True}, backward=True),
+    "layer, by bits": Call("layer", 9, 0, {"strategy": "bits"}, backward=True),
+    "layer, by events": Call("layer", 10, 0, {"strategy": "events"}, backward=True),
 }
 
 
