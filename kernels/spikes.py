@@ -141,11 +141,12 @@ def _add_inputs(
     for i in tl.static_range(INPUTS):
         weights += (tl.load(weight_ptrs + i * width),)
         # Longer ago than the zeros before the first step there are only more of them.
-        places += (tl.maximum(first - tl.load(back_ptrs + i * width), 0),)
+        place = tl.maximum(first - tl.load(back_ptrs + i * width), 0)
+        places += (place + i * 32 * V,)
     windows = ()
     for i in tl.static_range(INPUTS):
         for j in tl.static_range(len(row_ptrs)):
-            windows += (_window(row_ptrs[j] + i * V, places[i], STEPS),)
+            windows += (_window(row_ptrs[j], places[i], STEPS),)
     for i in tl.static_range(INPUTS):
         added = ()
         for j in tl.static_range(len(row_ptrs)):

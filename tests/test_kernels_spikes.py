@@ -106,6 +106,11 @@ def test_bits_are_packed_over_time(device, size, kind):
     assert bits.sum() == x.sum()
 
 
+@pytest.mark.parametrize(("width", "inputs"), [(1, 16), (1 << 22, 8), (1 << 26, 1)])
+def test_bits_of_the_inputs_of_a_turn_are_counted_in_32_bits(width, inputs):
+    assert launch._counting(LaunchConfig(32, BLOCK_C=16), width).BLOCK_C == inputs
+
+
 def test_bits_from_before_a_sequence_are_not_kept():
     assert SpikeTrains.width(5, 1_000_000) == SpikeTrains.width(5, 66) == 3
 

@@ -13,7 +13,7 @@ from ..kernels.spikes import (
     spike_sum_kernel,
 )
 from ..values import WORD, PackedSpikes, SpikeTrains, data_of, words_per_row
-from .config import config_for
+from .config import LaunchConfig, config_for
 from .launcher import accumulator, launch, packed, sum_of_parts, tiles
 from .projection import _table
 from .scan import transpose_bits
@@ -59,25 +59,33 @@ def _bits(trains: SpikeTrains, weight: Tensor, back: Tensor, slots: int) -> Tens
     if not inputs:
         return v.zero_()
     weights, backs = _table(weight, back, slots)
+    work, width = (steps, batch, outputs), trains.width(steps, slots)
+    config = _counting(config_for("bit_sum_kernel", work, v.dtype, v.device), width)
+    groups = tiles(tiles(batch, config.BLOCK_R) * outputs, config.BLOCK)
     launch(
         bit_sum_kernel,
-        lambda own: (
-            tiles(tiles(batch, own.BLOCK_R) * outputs, own.BLOCK) * tiles(steps, own.UNROLL),
-        ),
+        (groups * tiles(steps, config.UNROLL),),
         *(packed(trains.words), weights, backs, v),
-        *(steps, WORD * trains.lead(slots), batch, trains.width(steps, slots)),
-        *(inputs, outputs, weights.shape[1]),
-        work=(steps, batch, outputs),
+        *(steps, WORD * trains.lead(slots), batch, width, inputs, outputs, weights.shape[1]),
+        work=work,
         dtype=weight.dtype,
+        config=config,
     )
     return v
+
+
+def _counting(config: LaunchConfig, width: int) -> LaunchConfig:
+    """Settings with so few inputs of a turn that 32 bits count the bits of their rows."""
+    most = max((2**31 - 1) // (WORD * width), 1)
+    return replace(config, BLOCK_C=min(config.BLOCK_C, 1 << (most.bit_length() - 1)))
 
 
 def _bits_weight(dv: Tensor, trains: SpikeTrains, back: Tensor, slots: int) -> Tensor:
     steps, batch, outputs = dv.shape
     inputs = trains.shape[-1]
     work = (steps, batch, inputs, outputs)
-    config = config_for("bit_dot_kernel", work, dv.dtype, dv.device)
+    width = trains.width(steps, slots)
+    config = _counting(config_for("bit_dot_kernel", work, dv.dtype, dv.device), width)
     config = replace(config, UNROLL=min(config.UNROLL, steps))
     share = tiles(tiles(steps, config.UNROLL) * batch, config.chunks)
     partial = torch.empty((config.chunks, *back.shape), dtype=dv.dtype, device=dv.device)
@@ -85,8 +93,7 @@ def _bits_weight(dv: Tensor, trains: SpikeTrains, back: Tensor, slots: int) -> T
         bit_dot_kernel,
         (tiles(tiles(inputs, config.BLOCK_C) * outputs, config.BLOCK), config.chunks),
         *(packed(trains.words), packed(dv), packed(back), partial),
-        *(steps, WORD * trains.lead(slots), share, batch, trains.width(steps, slots)),
-        *(inputs, outputs),
+        *(steps, WORD * trains.lead(slots), share, batch, width, inputs, outputs),
         work=work,
         dtype=dv.dtype,
         config=config,
