@@ -240,7 +240,7 @@ def _bit_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     steps, batch, inputs, outputs = work
     # Sixteen inputs share what a thread loads of a piece; of doubles eight leave more warps.
     most, block_c = (14, 8) if dtype.itemsize == 8 else (21, 16)
-    unroll = _steps_of_bits(steps, most)
+    unroll = min(_steps_of_bits(steps, most), steps)
     config = LaunchConfig(32, num_warps=1, UNROLL=unroll, BLOCK_C=block_c)
     programs = -(-inputs // config.BLOCK_C) * outputs // 32
     # At least eight pieces of a part, for the partial sums are read again. So many programs as an

@@ -56,6 +56,7 @@ def train(site: Site) -> Run:
 def project(site: Site, strategy: str = "auto") -> Run:
     """A sequence through a delayed layer, with a graph also backward."""
     shape, layer = site.shape, site.layer(strategy).requires_grad_(site.graph)
+    layer.synapse.coefficients()  # constants are made in the first call
     if not site.graph:
         x = site.values(*shape[:3], dtype=torch.bool)
         return lambda: layer.scan(x)
