@@ -225,8 +225,8 @@ def _pack_trains(work: Work, dtype: torch.dtype) -> LaunchConfig:
 def _bit_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
     steps, batch, outputs = work
     # Sums of at most 56 registers, of steps and, where these are few, of several rows. With the
-    # words of four inputs in flight 20 warps of a multiprocessor hide what they wait for. Programs
-    # of one warp leave it least uneven at the end.
+    # words of four inputs in flight 16 to 20 warps of a multiprocessor hide what they wait for.
+    # Programs of one warp leave it least uneven at the end.
     most = 56 // (dtype.itemsize // 4)
     unroll = _steps_of_bits(steps, most)
     rows = 4
