@@ -144,29 +144,31 @@ def _several(K, mask):
 @triton.jit
 def _received(drecord_ptr, dcarry_ptr, slot, K, size, offs, mask, ACC: tl.constexpr):
     """Gradients of a state: after the step, and of its newest observation before."""
-    after = tl.load(drecord_ptr + _place(slot, size, offs), mask=mask).to(ACC)
-    if dcarry_ptr is not None:
-        return after + tl.load(dcarry_ptr + offs, mask=mask), tl.zeros_like(after)
+    if drecord_ptr is None:
+        return tl.zeros(offs.shape, ACC), tl.zeros(offs.shape, ACC)
     else:
-        before = drecord_ptr + _place(ring_slot(slot, 1, K), size, offs)
-        # Where there is one slot only, both are the same, and what is after the step counts.
-        return after, tl.load(before, mask=mask & _several(K, mask), other=0).to(ACC)
+        after = tl.load(drecord_ptr + _place(slot, size, offs), mask=mask).to(ACC)
+        if dcarry_ptr is not None:
+            return after + tl.load(dcarry_ptr + offs, mask=mask), tl.zeros_like(after)
+        else:
+            before = drecord_ptr + _place(ring_slot(slot, 1, K), size, offs)
+            # Where there is one slot only, both are the same, and what is after the step counts.
+            return after, tl.load(before, mask=mask & _several(K, mask), other=0).to(ACC)
 
 
 @triton.jit
 def _retreat(drecord_ptr, dcarry_ptr, slot, before, K, size, offs, mask):
     """Empties the slot that was written; the gradient before the step goes to the carry, or
     without one to the slot before it, which may be the same."""
-    element: tl.constexpr = drecord_ptr.dtype.element_ty
-    written_ptr = drecord_ptr + _place(slot, size, offs)
-    nothing = tl.zeros(before.shape, element)
-    if dcarry_ptr is not None:
-        tl.store(written_ptr, nothing, mask=mask)
-        tl.store(dcarry_ptr + offs, before, mask=mask)
-    else:
-        tl.store(written_ptr, nothing, mask=mask & _several(K, mask))
-        newest_ptr = drecord_ptr + _place(ring_slot(slot, 1, K), size, offs)
-        tl.store(newest_ptr, before.to(element), mask=mask)
+    if drecord_ptr is not None:
+        written_ptr = drecord_ptr + _place(slot, size, offs)
+        nothing = tl.zeros(before.shape, drecord_ptr.dtype.element_ty)
+        if dcarry_ptr is not None:
+            tl.store(written_ptr, nothing, mask=mask)
+            tl.store(dcarry_ptr + offs, before, mask=mask)
+        else:
+            tl.store(written_ptr, nothing, mask=mask & _several(K, mask))
+            store_as(drecord_ptr + _place(ring_slot(slot, 1, K), size, offs), before, mask)
 
 
 @triton.jit(do_not_specialize=["pos_pointer", "neg_pointer"])
@@ -186,10 +188,11 @@ def synapse_step_bwd_kernel(
     the first, and ``dx`` is the gain times the first state's ``z``.
 
     ``dy``, ``dx``, ``pos_z`` and ``neg_z`` ``[size]`` may each be absent (None); ``dpos, dneg
-    [K, size]`` are updated in place. So are the gradients ``dcarry [size]`` of carries: where there
-    are any, ``z`` takes them too, and ``dP`` is theirs instead of a slot's. Bytes per element in
-    float32: dy 4, dx 4, pos_z 4, neg_z 4, dpos 8, dneg 8 (16 each where there are several slots but
-    no carry: the one that was written, and the one before it), pos_dcarry 8, neg_dcarry 8.
+    [K, size]`` are updated in place, or absent where the current alone has a gradient. So are the
+    gradients ``dcarry [size]`` of carries: where there are any, ``z`` takes them too, and ``dP`` is
+    theirs instead of a slot's. Bytes per element in float32: dy 4, dx 4, pos_z 4, neg_z 4, dpos 8,
+    dneg 8 (16 each where there are several slots but no carry: the one that was written, and the
+    one before it), pos_dcarry 8, neg_dcarry 8.
     """
     ACC: tl.constexpr = gain_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK

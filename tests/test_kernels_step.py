@@ -162,6 +162,19 @@ def test_adjoint_takes_every_dtype(device, kind, dtype, want_z, given):
         check(device, "step_backward", dy, drecords, None, dynamics, pointers, dx_dtype, want_z)
 
 
+@KINDS
+@pytest.mark.parametrize("want_z", [False, True])
+def test_adjoint_of_a_step_alone(device, small_tiles, kind, want_z):
+    """Without gradients of the state: what zeros give."""
+    dynamics, states = dynamics_of(kind, 5, F64, (True, False, True)), STATES[kind]
+    given = (None, dynamics, [0] * states, F64, want_z)
+    outcome = check(device, "step_backward", graded(3, 5), None, *given)
+    zeros = [torch.zeros(1, 3, 5, dtype=F64) for _ in range(states)]
+    expected = by_reference("step", "step_backward", graded(3, 5), zeros, *given)
+    for a, b in zip(outcome.returned, expected.returned, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("dx_dtype", [torch.float16, F64], ids=str)
 def test_adjoint_converts_to_the_dtype_of_the_input(device, dx_dtype):
     dynamics = dynamics_of("double", 5, F32)

@@ -69,7 +69,7 @@ class Call(NamedTuple):
 
 CALLS = {
     "step": Call("synapse", 1, 0, steps=True),
-    "step, learned": Call("synapse", 6, 4, {"learned": True}, steps=True, backward=True),
+    "step, learned": Call("synapse", 6, 3, {"learned": True}, steps=True, backward=True),
     "scan": Call("synapse", 1, 0),
     "scan, learned": Call("synapse", 4, 1, {"learned": True}, backward=True),
     "scan in parts": Call("synapse", 8, 2, {"learned": True}, backward=True, chunks=3),

@@ -26,21 +26,24 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
 
 def step_backward(
     dy: Tensor | None,
-    drecords: Sequence[Tensor],
+    drecords: Sequence[Tensor] | None,
     dcarries: Sequence[Tensor] | None,
     dynamics: Dynamics,
     pointers: Sequence[Slot],
     dx_dtype: torch.dtype | None,
     want_z: bool,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    slots, batch, synapses = drecords[0].shape
-    size = batch * synapses
-    like = drecords[0][0]
-    dx = None if dx_dtype is None else torch.empty_like(like, dtype=dx_dtype)
-    zs = [torch.empty_like(like, dtype=dynamics.gain.dtype) for _ in drecords] if want_z else []
+    like = dy if drecords is None else drecords[0][0]
+    assert like is not None
+    size, synapses, slots = like.numel(), like.shape[1], 1 if drecords is None else len(drecords[0])
+    dtypes = [dynamics.gain.dtype] * (dynamics.states if want_z else 0)
+    zs = [torch.empty(like.shape, dtype=dtype, device=like.device) for dtype in dtypes]
+    dx = None
+    if dx_dtype is not None:
+        dx = torch.empty(like.shape, dtype=dx_dtype, device=like.device)
     constants, flags = constant_arguments(dynamics)
     dy = None if dy is None else packed(dy)
-    tensors = (dy, dx, *both(drecords), *both(dcarries or ()), *both(zs), *constants)
+    tensors = (dy, dx, *both(drecords or ()), *both(dcarries or ()), *both(zs), *constants)
     numbers = (*both(pointers), slots, size, synapses)
     grid, dtype = covering(size), like.dtype
     launch(synapse_step_bwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=dtype)

@@ -58,15 +58,15 @@ class _Step(torch.autograd.Function):
         present, constants = others[: -len(wanted)], others[-len(wanted) :]
         dynamics = Dynamics.of(constants, ctx.coupled)
         alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-count:])
-        shape = ctx.record[0][1:]
-        # Where no step before or after takes part, one slot is enough for the gradient.
-        pointers, size = ([0] * states, (1, *shape)) if alone else (ctx.pointers, None)
-        owned = [own_gradient(ctx, d, size) for d in given[:states]]
-        owned += [own_gradient(ctx, d, shape, dynamics.gain.dtype) for d in given[states:]]
-        drecords = [flat_record(d) for d in owned[:states]]
+        shape, dtype = ctx.record[0][1:], dynamics.gain.dtype
+        owned: list[Tensor] = []
+        if not alone:
+            owned = [own_gradient(ctx, d) for d in given[:states]]
+            owned += [own_gradient(ctx, d, shape, dtype) for d in given[states:]]
+        drecords = [flat_record(d) for d in owned[:states]] or None
         dcarries = [flat_observation(d) for d in owned[states:]] or None
         x_dtype = ctx.x_dtype if wants_x else None
-        operands = (dy, drecords, dcarries, dynamics, pointers)
+        operands = (dy, drecords, dcarries, dynamics, ctx.pointers)
         dx, zs = step.step_backward(*operands, x_dtype, any(wanted))
         dconstants: list[Tensor | None] = [None] * len(wanted)
         if zs:
@@ -74,7 +74,7 @@ class _Step(torch.autograd.Function):
             dconstants = [_gradient(terms, constant, reads) for terms, constant in pairs]
         if dx is not None:
             dx = dx.view(shape)
-        dstate = [None if alone else hand_over(ctx, d, i) for i, d in enumerate(owned, -count)]
+        dstate = [hand_over(ctx, d, i) for i, d in enumerate(owned, -count)] or [None] * count
         return None, None, None, dx, *dconstants, *dstate
 
 

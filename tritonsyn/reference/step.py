@@ -72,7 +72,7 @@ def _add_decayed(drive: Tensor, before: Tensor, decay: Tensor, out: Tensor) -> T
 
 def step_backward(
     dy: Tensor | None,
-    drecords: Sequence[Tensor],
+    drecords: Sequence[Tensor] | None,
     dcarries: Sequence[Tensor] | None,
     dynamics: Dynamics,
     pointers: Sequence[Slot],
@@ -81,6 +81,8 @@ def step_backward(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Adjoint of :func:`step`; ``drecords`` and ``dcarries`` are updated in place.
 
+    Without both, ``dy`` alone counts, and nothing is wanted of the state before.
+
     A state's gradient ``z``, what the current passes to it and what its record and its carry hold,
     leaves the written slot. What the step made of the state before joins the slot before, or where
     there are carries replaces theirs. Returns the gain times the ``z`` of the states that take the
@@ -88,21 +90,25 @@ def step_backward(
     """
     gain, decays, coupling = dynamics
     zs: list[Tensor] = []
-    for state, (drecord, slot) in enumerate(zip(drecords, map(int, pointers), strict=True)):
+    befores: list[Tensor] = []
+    for state, slot in zip(range(dynamics.states), map(int, pointers), strict=True):
         mix = dynamics.mix[state]
-        z = drecord[slot].to(gain.dtype, copy=True)
+        if drecords is None:
+            assert dy is not None
+            zs.append(dy.to(gain.dtype) * mix)
+            continue
+        z = drecords[state][slot].to(gain.dtype, copy=True)
         if dy is not None and mix:
             z.add_(dy, alpha=mix)
-        drecord[slot].zero_()
+        drecords[state][slot].zero_()
         if dcarries is None:
-            drecord[slot - 1].add_(z * dynamics.decay(state))
+            befores.append(drecords[state][slot - 1].add_(z * dynamics.decay(state)))
         else:
             z.add_(dcarries[state])
-            torch.mul(z, dynamics.decay(state), out=dcarries[state])
+            befores.append(torch.mul(z, dynamics.decay(state), out=dcarries[state]))
         zs.append(z)
-    if coupling is not None:
-        first = drecords[0][int(pointers[0]) - 1] if dcarries is None else dcarries[0]
-        first.add_(zs[1] * (decays[0] * coupling))
+    if coupling is not None and befores:
+        befores[0].add_(zs[1] * (decays[0] * coupling))
     dx = None
     if dx_dtype is not None:
         taking = zs[0] if len(decays) == 1 else zs[0] + zs[1]
