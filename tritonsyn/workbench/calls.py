@@ -1,6 +1,6 @@
 """Public calls at a shape, for each kernel: what ``check`` compiles and ``tune`` times."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class Site(NamedTuple):
 
         made, constants = _KINDS[kind]
         options |= {name: constant(value) for name, value in constants.items()}
-        options |= {"delay": self.shape.delay, "batch_size": self.shape.batch}
+        options = {"delay": self.shape.delay, "batch_size": self.shape.batch, **options}
         options |= {"dtype": self.dtype, "device": self.device}
         return made(self.shape.synapses, 1.0, **options)
 
@@ -138,14 +138,17 @@ def constants(site: Site, **group: Any) -> None:
     _backward(*dynamics.constants, *rates)
 
 
-def step(site: Site, x: torch.dtype = torch.bool, unused: bool = False, **group: Any) -> None:
+def step(
+    site: Site, x: torch.dtype = torch.bool, by: Sequence[str] = ("y", "state"), **group: Any
+) -> None:
     """A step of a group, from a row in the middle of a sequence, and its gradient.
 
-    ``unused``: the gradient comes by way of the record alone.
+    ``by``: what the gradient comes from, the current, the state, or both.
     """
     synapse = site.synapse(**group)
-    current = synapse(site.values(2, *site.shape[1:3], dtype=x)[1])
-    _backward(synapse.current if unused else current)
+    y = synapse(site.values(2, *site.shape[1:3], dtype=x)[1])
+    results = {"y": y, "state": synapse.current}
+    _backward(*(results[name] for name in by))
 
 
 def delayed(
@@ -334,10 +337,13 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F32, taps, learned=True, fixed=True)
     at(F32, step)
     at(F32, step, x=F32, graph=False)
+    at(F32, step, by=["y"])
+    at(F64, step, x=F64, **_DOUBLE, by=["y"])
+    at(F32, step, x=F32, **_DOUBLE, delay=0.0)  # a record of one slot
     at(BF16, step, x=BF16, kind="double")
-    at(F16, step, x=F32, each=True, unused=True)
+    at(F16, step, x=F32, each=True, by=["state"])
     at(F32, step, x=torch.uint8, **_DOUBLE)
-    at(F64, step, x=F64, **_DOUBLE, capturable=True, unused=True)
+    at(F64, step, x=F64, **_DOUBLE, capturable=True, by=["state"])
     for dtype, kind in ((BF16, "single"), (F16, "double"), (BF16, "alpha")):
         at(dtype, step, x=dtype, kind=kind)
     for mode in ("previous", "nearest"):
