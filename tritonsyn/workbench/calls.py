@@ -201,6 +201,12 @@ def scan_lines(site: Site, x: torch.dtype | None = None, bits: bool = False, **g
         implementation("scan", site.device).scan_lines(sequence, y, dynamics, initials, 1)
 
 
+def scan_layer(site: Site, x: torch.dtype | None = None, bits: bool = False) -> None:
+    """The same in a layer, whose records take the end."""
+    sequence: Any = site.values(*site.shape[:3], dtype=x)
+    site.layer("shift").scan(functional.pack_spikes(sequence) if bits else sequence)
+
+
 def taps(
     site: Site,
     kind: str = "single",
@@ -299,6 +305,7 @@ STEMS: dict[Function, tuple[str, ...]] = {
     scan: ("scan",),
     cut: ("scan",),
     scan_lines: ("scan",),
+    scan_layer: ("scan",),
     project: ("projection", "spikes", "record"),
 }
 """The modules of kernels that a call is about; what else it launches is another call's part."""
@@ -387,6 +394,9 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(F32, scan_lines, bits=True)
     at(F64, scan_lines, x=torch.bool, **_DOUBLE)
     at(BF16, scan_lines, x=torch.bool, **_ALPHA)
+    at(F32, scan_layer, x=torch.bool)
+    at(F64, scan_layer)
+    at(BF16, scan_layer, bits=True)
     for options in (
         {**_LEARNED, "again": True},
         {**_DOUBLE, "again": True},
