@@ -385,10 +385,6 @@ class RecordTensor(Stateful):
             raise ValueError(f"steps must be at least the {rows.shape[0]} rows, but is {steps}")
         if rows.shape[0] > self.recordsz:
             raise checks.misshapen("rows", rows, f"(L, *{self.shape}), L in 0 to {self.recordsz}")
-        self.append(rows, steps, inplace)
-
-    def append(self, rows: Tensor, steps: int, inplace: bool = False) -> None:
-        """Does what :meth:`extend` does, for rows that are known to fit."""
         with recorded_unless(inplace):
             slot = self._slot(rows.shape[0] - steps)
             self.replace_storage(ops.write_rows(self.storage, rows, slot))
