@@ -200,3 +200,10 @@ def test_delays_whose_offsets_would_leave_int32(device):
         near = [6 if a is slots else back.clamp(max=5) if a is back else a for a in arguments]
         expected = by_reference("projection", name, *near).returned
         torch.testing.assert_close(actual, expected)
+
+
+def test_a_line_is_no_longer_than_its_places_are_counted(device):
+    """Nothing is allocated before."""
+    like = torch.empty(1, 17, 1, device=device)
+    with pytest.raises(ValueError, match=r"fewer than 67108832 steps .* given 67108832; split"):
+        launch._room(like, 2**26 - 32, 32, 32)

@@ -172,8 +172,17 @@ def _lines(sequence: Tensor, lead: int, tail: int, beyond: int = 0) -> Lines:
 
 
 def _room(like: Tensor, rows: int, width: int, beyond: int) -> Lines:
-    """Lines of so many rows, with room beyond the last, for ``[.., B, N]``."""
+    """Lines of so many rows, with room beyond the last, for ``[.., B, N]``.
+
+    Raises:
+        ValueError: a line is too long for the kernels, which count places in it as int32.
+    """
     _, batch, synapses = like.shape
+    if (rows + beyond) * width >= 2**31:
+        raise ValueError(
+            f"a shifted sum takes fewer than {2**31 // width - beyond} steps with the past, "
+            f"but was given {rows}; split the sequence"
+        )
     size = synapses, tiles(batch, width), rows, width
     memory = torch.empty(math.prod(size) + beyond * width, dtype=like.dtype, device=like.device)
     return Lines(memory, size, batch)
