@@ -87,6 +87,19 @@ def extend_ring(
     return (*records, *carries)
 
 
+def own_state(
+    ctx: Any, given: Sequence[Tensor | None], states: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """The gradients of records and carries that a link of the chain may write to.
+
+    None where no operation before or after takes part. ``dtype`` is that of carries.
+    """
+    if all(d is None for d in given) and not any(ctx.needs_input_grad[-len(given) :]):
+        return []
+    records = [own_gradient(ctx, d) for d in given[:states]]
+    return records + [own_gradient(ctx, d, ctx.record[0][1:], dtype) for d in given[states:]]
+
+
 class Ends(NamedTuple):
     """Where a sequence starts and ends in a ring, for the backward pass of a Function.
 
@@ -121,11 +134,9 @@ class Ends(NamedTuple):
         Of the first there are none where no operation before or after takes part.
         """
         states = len(self.places)
-        if all(d is None for d in given) and not any(self.wanted(ctx)):
+        owned = own_state(ctx, given, states, dtype)
+        if not owned:
             return [], [None] * states
-        shape = ctx.record[0][1:]
-        owned = [own_gradient(ctx, d) for d in given[:states]]
-        owned += [own_gradient(ctx, d, shape, dtype) for d in given[states:]]
         dtails: list[Tensor | None] = []
         for i, (way, slots) in enumerate(self.places):
             dtail = way.take(flat_record(owned[i]), slots).to(dtype)

@@ -17,14 +17,13 @@ from .common import (
     held,
     implementation,
     link,
-    own_gradient,
     saved,
     unchained,
     without_graph,
 )
 from .operator import traced_as
 from .record import row_slots, write_slots
-from .ring import flat_ring, newest, ring_state
+from .ring import flat_ring, newest, own_state, ring_state
 
 Modules = tuple[ModuleType, ModuleType]
 """The implementations of steps and of reads, which forward and backward pass share."""
@@ -57,12 +56,7 @@ class _Step(torch.autograd.Function):
         x, *others = saved(ctx)
         present, constants = others[: -len(wanted)], others[-len(wanted) :]
         dynamics = Dynamics.of(constants, ctx.coupled)
-        alone = all(d is None for d in given) and not any(ctx.needs_input_grad[-count:])
-        shape, dtype = ctx.record[0][1:], dynamics.gain.dtype
-        owned: list[Tensor] = []
-        if not alone:
-            owned = [own_gradient(ctx, d) for d in given[:states]]
-            owned += [own_gradient(ctx, d, shape, dtype) for d in given[states:]]
+        owned = own_state(ctx, given, states, dynamics.gain.dtype)
         drecords = [flat_record(d) for d in owned[:states]] or None
         dcarries = [flat_observation(d) for d in owned[states:]] or None
         x_dtype = ctx.x_dtype if wants_x else None
@@ -73,7 +67,7 @@ class _Step(torch.autograd.Function):
             pairs = zip(_terms(zs, x, present, dynamics), constants, strict=True)
             dconstants = [_gradient(terms, constant, reads) for terms, constant in pairs]
         if dx is not None:
-            dx = dx.view(shape)
+            dx = dx.view(ctx.record[0][1:])
         dstate = [hand_over(ctx, d, i) for i, d in enumerate(owned, -count)] or [None] * count
         return None, None, None, dx, *dconstants, *dstate
 
