@@ -525,6 +525,33 @@ def test_detach_state_truncates(kind, device):
 
 
 @every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second has carries
+def test_nothing_is_written_where_nothing_is_to_be_done(kind, dtype, device):
+    synapse = make(kind, delay=2.0, batch_size=2, dtype=dtype, device=device)
+
+    def kept():
+        storages = [record.storage for record in synapse.children()]
+        return [(id(storage), storage._version) for storage in storages]
+
+    for change in (synapse.clear, synapse.detach_state):
+        before = kept()
+        change()
+        assert kept() == before
+        with torch.no_grad():
+            synapse(torch.ones(2, 3, device=device))
+    synapse.clear()
+    assert at_rest(synapse, kind)
+    # Zeros, but with a pointer elsewhere, or with a graph.
+    for record in synapse.children():
+        record.incr()
+        if record.storage.is_floating_point():
+            record.storage.requires_grad_()
+    synapse.clear()
+    assert at_rest(synapse, kind)
+    assert not any(record.storage.requires_grad for record in synapse.children())
+
+
+@every_kind
 def test_streaming_records_no_graph(kind, device):
     """``inplace=True`` with learned constants and inputs that require gradients."""
     synapse = make(

@@ -155,7 +155,7 @@ class RecordTensor(Stateful):
     @property
     def capturable(self) -> bool:
         """Whether the pointer is kept on the device."""
-        return self.position is not None
+        return self._buffers["position"] is not None
 
     @property
     def times(self) -> Tensor:
@@ -175,14 +175,15 @@ class RecordTensor(Stateful):
     def _move_to(self, value: Slot) -> None:
         # Called by name where it may be compiled: torch 2.11 does not trace a property's setter,
         # but calls it after the graph, where it could refuse nothing.
-        if self.position is None:
+        position = self._buffers["position"]
+        if position is None:
             if torch.compiler.is_compiling():
                 _refuse_to_be_compiled()
             self._cursor = int(value)
         elif isinstance(value, Tensor):
-            self.position.copy_(value)
+            position.copy_(value)
         else:
-            self.position.fill_(value)
+            position.fill_(value)
 
     latest: Tensor = property(  # type: ignore[assignment]
         lambda record: record.peek(),
@@ -443,10 +444,22 @@ class RecordTensor(Stateful):
             return
         if not isinstance(fill, bool):
             fill = checks.within("fill", checks.finite("fill", fill), self.storage.dtype)
-        self.storage = self.storage.detach().fill_(fill)
+        if fill == 0:
+            self.rest()
+        else:
+            self._fill(fill)
+
+    def rest(self) -> None:
+        """What ``reset(0)`` does, for callers that have checked that it may be done."""
+        if not (self.at_rest and self._cursor == 0) or self._has_graph():
+            self._fill(0)
+            self._resting = self._stamp()
+
+    def _fill(self, fill: float | bool) -> None:
+        self.detach_state()
+        self.storage.fill_(fill)
         self._move_to(0)
         self._carry_on()
-        self._resting = self._stamp() if fill == 0 else None
 
     def blank(self, mask: Tensor) -> None:
         """Makes all observations of some samples zero: ``mask [B]``, bool."""
@@ -492,11 +505,18 @@ class RecordTensor(Stateful):
 
     def detach_state(self) -> None:
         """Drops the autograd graph; the observations and the pointer stay."""
+        if not self._has_graph():
+            return
         at_rest = self.at_rest
         self.storage = self.storage.detach()
         if self.carry is not None:
             self.carry = self.carry.detach()
-        self._resting = self._stamp() if at_rest else None
+        if at_rest:
+            self._resting = self._stamp()
+
+    def _has_graph(self) -> bool:
+        carry = self.carry
+        return self.storage.requires_grad or (carry is not None and carry.requires_grad)
 
     # -- the carry ----------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,25 +11,28 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import checks
-from ..ops.common import no_forward_mode, refuse_transforms
+from ..ops.common import no_forward_mode, refuse_transforms, without_graph
 from ..ops.operator import traced_as
+
+_PLAIN = (Tensor, int, tuple, type(None))
+"""Types, subclasses apart, of attributes that no module registers."""
 
 
 @traced_as(nullcontext)
-@contextmanager
-def ordinary_tensors() -> Iterator[None]:
+def ordinary_tensors() -> AbstractContextManager[object]:
     """In inference mode too, makes tensors that training may use later; as there, no graph."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    else:
+    return _without_inference() if torch.is_inference_mode_enabled() else nullcontext()
+
+
+@contextmanager
+def _without_inference() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():
         yield
 
 
-def recorded_unless(inplace: bool) -> torch.set_grad_enabled:
+def recorded_unless(inplace: bool) -> AbstractContextManager[object]:
     """Records a graph where that is on, but not of what is asked to write in place."""
-    recorded = not checks.flag("inplace", inplace)
-    return torch.set_grad_enabled(torch.is_grad_enabled() and recorded)
+    return without_graph() if checks.flag("inplace", inplace) else nullcontext()
 
 
 @traced_as(lambda: None)
@@ -85,6 +88,10 @@ class Stateful(nn.Module):
     """A module with state that copies, conversions and saved states treat with care."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if type(value) in _PLAIN and name in self.__dict__ and not torch.compiler.is_compiling():
+            # Torch would do the same, but first look for the name among all that it registers.
+            object.__setattr__(self, name, value)
+            return
         # A property is asked first, where torch would register the value under its name.
         registered = isinstance(value, nn.Parameter | nn.Buffer | nn.Module)
         if registered and isinstance(getattr(type(self), name, None), property):

@@ -320,7 +320,7 @@ class ExponentialCurrent(Stateful):
                 record.blank(mask)
             return
         for record in self._records():
-            record.reset(0)
+            record.rest()
         self._forget_arrivals()
 
     def _forget_arrivals(self) -> None:
@@ -330,7 +330,7 @@ class ExponentialCurrent(Stateful):
 
     def detach_state(self) -> None:
         """Truncates backpropagation here: the state keeps its values and drops its graph."""
-        for record in self._records():
+        for record in self.component_records():  # spikes have none
             record.detach_state()
 
     # -- copies and saved states --------------------------------------------------------------
