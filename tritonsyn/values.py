@@ -281,6 +281,22 @@ class Lines(NamedTuple):
         return self.memory[: math.prod(self.size)].view(self.size)
 
 
+class Connections(NamedTuple):
+    """Weights and delays of connections, prepared for many shifted sums of one tape."""
+
+    table: Tensor
+    """As the implementation reads them."""
+    weight: Tensor
+    """``[O, I]``, in the dtype of the arithmetic."""
+    back: Tensor
+    """``[O, I]`` int32: steps from ``least`` to ``slots - 1``."""
+    slots: int
+    """K."""
+    least: int
+    adjoint: bool
+    """Whether sums go over the outputs, of what is later."""
+
+
 _EXPONENT_BITS = {
     torch.float32: (torch.int32, 0x7F800000),
     torch.float64: (torch.int64, 0x7FF << 52),

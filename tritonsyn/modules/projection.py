@@ -1,7 +1,8 @@
 """The base of layers with a delay on each connection: parameters, delays, steps, sequences."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +13,14 @@ from .. import checks, ops
 from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
 from .options import Initializer, setting
-from .state import Stateful
+from .state import Stateful, check_run
 from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
+from .unrolled import Unrolled
+
+_NOT_COMPILED = (
+    "`with layer.unrolled(...)` and torch.compile do not go together: compile the step without it, "
+    "with capturable=True"
+)
 
 
 def _of_the_synapse(name: str, doc: str) -> Any:
@@ -53,6 +60,7 @@ class DelayedProjection(Stateful):
         *,
         synapse: SynapseConstructor,
         delay: float,
+        min_delay: float = 0.0,
         bias: bool = False,
         batch_size: int = 1,
         weight_init: Initializer | None = None,
@@ -80,10 +88,13 @@ class DelayedProjection(Stateful):
             raise TypeError(
                 f"synapse must make a synapse of tritonsyn, but makes {checks.shown(self.synapse)}"
             )
-        spread, bound = _uniform(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs)), self.max_delay
+        self._min_delay = self._checked_min_delay(min_delay)
+        self._unrolled: Unrolled | None = None
+        spread = _uniform(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
+        delays = _uniform(self._min_delay, self.max_delay)
         parameters = {
             "weight": (size, spread if weight_init is None else weight_init),
-            "delay": (size, _uniform(0.0, bound) if delay_init is None else delay_init),
+            "delay": (size, delays if delay_init is None else delay_init),
             "bias": (size[:1], spread if bias_init is None else bias_init),
         }
         for name, (shape, init) in parameters.items():
@@ -102,9 +113,43 @@ class DelayedProjection(Stateful):
 
     # -- properties ---------------------------------------------------------------------------
 
-    max_delay: float = _of_the_synapse(
-        "delay", "Longest delay, ms. Setting it rebuilds the records and clears; delays stay."
-    )
+    @property
+    def max_delay(self) -> float:
+        """Longest delay, ms. Setting it rebuilds the records and clears; delays stay."""
+        return self.synapse.delay
+
+    @max_delay.setter
+    def max_delay(self, value: float) -> None:
+        value = checks.nonnegative("max_delay", value)
+        if value < self._min_delay:
+            raise ValueError(
+                f"max_delay must be at least min_delay, {self._min_delay}, but is {value}"
+            )
+        self.synapse.delay = value
+
+    @property
+    def min_delay(self) -> float:
+        """Shortest delay, ms: what :meth:`ahead` may count on. Smaller delays count as this."""
+        return self._min_delay
+
+    @min_delay.setter
+    def min_delay(self, value: float) -> None:
+        self.check_at_home()
+        self._min_delay = self._checked_min_delay(value)
+
+    def _checked_min_delay(self, value: object) -> float:
+        number = checks.nonnegative("min_delay", value)
+        if number > self.max_delay:
+            raise ValueError(
+                f"min_delay must be at most the longest delay, {self.max_delay}, but is {number}"
+            )
+        return number
+
+    @property
+    def least_steps(self) -> int:
+        """Whole steps that every connection waits at least."""
+        return whole_steps(self.dt, self._min_delay)
+
     dt: float = _of_the_synapse(
         "dt", "Length of a step, ms. Setting it rebuilds the records and clears."
     )
@@ -121,22 +166,22 @@ class DelayedProjection(Stateful):
     def delay_steps(self) -> Tensor:
         """Whole steps that each connection waits, int32: ``ceil(delay / dt)``."""
         with torch.no_grad():
-            return self._taps(self.synapse.coefficients()).back.view(self.delay.shape)
+            return self.taps(self.synapse.coefficients()).back.view(self.delay.shape)
 
     @torch.no_grad()
     def clamp_delays_(self) -> None:
-        """Brings every delay into ``[0, max_delay]``; call it after an optimiser's step.
+        """Brings every delay into ``[min_delay, max_delay]``; call it after an optimiser's step.
 
         A delay outside has no gradient, so without this it would stay there.
         """
-        self._set_delays(self.delay.clamp(0.0, self.max_delay))
+        self._set_delays(self.delay.clamp(self._min_delay, self.max_delay))
 
     @torch.no_grad()
     def round_delays_(self) -> None:
         """Rounds every delay to whole steps, for hardware that supports no others."""
         steps = (self.delay / self.dt).round_()
         steps.clamp_(0, whole_steps(self.dt, self.max_delay))
-        self._set_delays((steps * self.dt).clamp_(max=self.max_delay))
+        self._set_delays((steps * self.dt).clamp_(self._min_delay, self.max_delay))
 
     def _set_delays(self, values: Tensor) -> None:
         """Writes delays where they are kept: a parametrization takes them by its inverse."""
@@ -150,14 +195,15 @@ class DelayedProjection(Stateful):
                 "older weight_norm do; change that parameter, or make the delays permanent first"
             )
 
-    def _taps(self, coefficients: Coefficients) -> ops.Taps:
+    def taps(self, coefficients: Coefficients) -> ops.Taps:
         synapse = self.synapse
         if self.bias is not None:
             check_input("bias", self.bias, self.weight.shape[:1], self.weight.device)
         weight, delay = self.weight.flatten(1), self.delay.flatten(1)
         rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
         rates = coefficients.rates
-        return ops.taps(weight, delay, rates, rule, slots, backend=self.backend)
+        how = (rates, rule, slots, self._min_delay)
+        return ops.taps(weight, delay, *how, backend=self.backend)
 
     # -- state --------------------------------------------------------------------------------
 
@@ -196,7 +242,11 @@ class DelayedProjection(Stateful):
         """
         if _run is not None:
             return _run(x)
+        if self._unrolled is not None and torch.compiler.is_compiling():
+            raise RuntimeError(_NOT_COMPILED)
         synapse, rows = self.synapse, self._lowered(x)
+        if self._unrolled is not None:
+            return self._finished(self._unrolled.step(synapse.check_step(rows)))
         if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
             return self._scan_rows(rows)
         rows = synapse.check_step(rows)
@@ -204,7 +254,7 @@ class DelayedProjection(Stateful):
             # A sequence of one step; what is shifted is read in place.
             return self._scan_rows(rows.unsqueeze(0)).squeeze(0)
         coefficients = synapse.coefficients()
-        taps = self._taps(coefficients)
+        taps = self.taps(coefficients)
         synapse.follow(rows.shape[0], self.backend)
         synapse.step(rows, coefficients, self.backend)
         return self._finished(synapse.project(taps))
@@ -226,12 +276,94 @@ class DelayedProjection(Stateful):
         """
         return self(x, _run=lambda x: self._scan_rows(self._lowered(x)))
 
+    @contextmanager
+    def unrolled(self, steps: int) -> Iterator["DelayedProjection"]:
+        """Within the block each call of the layer is a step on a tape: for recurrent networks.
+
+        A step gives what it gives outside, values and gradients, but trains many times faster: the
+        connections are prepared once, and get their gradient once, at the end. Kept for backward
+        are a row of the currents and one of the outputs for each step, whatever the longest delay
+        is. Weights, delays and constants count as they are in the first step. The state is on the
+        tape until the block ends, early or by an exception too; then it is that of the steps taken.
+
+        Args:
+            steps: how many there will be, at most.
+
+        Raises:
+            TypeError, ValueError: ``steps`` is not a positive integer; in the block: an input does
+                not fit, or is one too many. The state is as before.
+            RuntimeError: the block is inside of another one of this layer, or of a compiled
+                function; in the block: anything else is done with the state.
+
+        Example:
+            >>> physics = SingleExponentialCurrent.partialconstructor(1.0, 5.0)
+            >>> layer = DelayedLinear(3, 3, 1.0, synapse=physics, delay=10.0, batch_size=2)
+            >>> z = torch.zeros(2, 3)
+            >>> with layer.unrolled(20):
+            ...     for x in torch.rand(20, 2, 3):
+            ...         z = torch.sigmoid(x + layer(z))
+        """
+        steps = checks.positive_integer("steps", steps)
+        if torch.compiler.is_compiling():
+            raise RuntimeError(_NOT_COMPILED)
+        self.synapse.check_at_home()
+        check_run()
+        if self._unrolled is not None:
+            raise RuntimeError("unrolled is inside of another unrolled of the same layer")
+        self._unrolled = run = Unrolled(self, steps)
+        try:
+            yield self
+        finally:
+            self._unrolled = None
+            run.end()
+
+    def ahead(self, z: Tensor) -> Tensor:
+        """Several steps at once within :meth:`unrolled`, as many as no connection is faster than.
+
+        A recurrent step ``z[j] = f(i[j] + layer(z[j-1]))`` depends on what was emitted
+        ``min_delay`` before it, or earlier; so as many steps can be taken together.
+
+        Args:
+            z: ``[m, B, in]``: the inputs of the last ``m`` steps, zeros before the first one; every
+                delay must be at least ``m - 1`` steps, which :attr:`min_delay` warrants.
+
+        Returns:
+            ``[m, B, out]``: what the call with the newest of these inputs would return, and the
+            ``m - 1`` calls after it. The state is then that of ``m`` steps with ``z``.
+
+        Raises:
+            TypeError, ValueError: ``z`` does not fit, or ``m`` is too large.
+            RuntimeError: the call is not within a block of :meth:`unrolled`.
+
+        Morrison, Mehring, Geisel, Aertsen and Diesmann, Advancing the Boundaries of High-
+        Connectivity Network Simulation with Distributed Computing (2005),
+        doi:10.1162/0899766054026648, exchange spikes in such blocks.
+        """
+        return self(z, _run=self._ahead)
+
+    def _ahead(self, z: Any) -> Tensor:
+        if self._unrolled is None:
+            raise RuntimeError("ahead works inside of `with layer.unrolled(steps)` only")
+        rows = self._lowered(z)
+        self.synapse.check_sequence(rows)
+        if isinstance(rows, PackedSpikes):
+            raise TypeError("z must be a tensor, but is PackedSpikes")
+        most = self.least_steps + 1
+        if not 1 <= rows.shape[0] <= most:
+            raise ValueError(
+                f"z must have 1 to {most} steps, one more than min_delay={self._min_delay} is, but "
+                f"has {rows.shape[0]}"
+            )
+        return self._finished(self._unrolled.step(rows))
+
     def _scan_rows(self, rows: Any) -> Tensor:
+        if self._unrolled is not None:
+            raise RuntimeError("inside of `with layer.unrolled(...)` the layer takes single steps")
         synapse = self.synapse
         synapse.check_sequence(rows)
         coefficients = synapse.coefficients()
         strategy = checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
-        taps = self._taps(coefficients)
+        taps = self.taps(coefficients)
         synapse.follow(rows.shape[1], self.backend)
         if rows.shape[0] == 0:
             return self._raised(self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0]))

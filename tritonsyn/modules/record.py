@@ -199,11 +199,13 @@ class RecordTensor(Stateful):
         Setting takes over a tensor of the same shape, converted to the record's dtype; the pointer
         stays.
         """
+        self.check_at_home()
         check_read()
         return self.storage
 
     @value.setter
     def value(self, value: Tensor) -> None:
+        self.check_at_home()
         check_run()
         check_input("value", value, self.storage.shape, self.storage.device)
         self._replace(value.to(self.storage.dtype))
@@ -229,6 +231,7 @@ class RecordTensor(Stateful):
 
     def read(self, offset: int = 1) -> Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
+        self.check_at_home()
         check_read()
         storage, value = ops.read(self.storage, self._slot(checks.integer("offset", offset)))
         self.replace_storage(storage)
@@ -243,6 +246,7 @@ class RecordTensor(Stateful):
         Raises:
             ValueError: ``length`` is not between 1 and K, or the offset's shape is wrong.
         """
+        self.check_at_home()
         check_read()
         self._check_length(length, least=1)
         slots = self._range_slots(length, offset, forward)
@@ -284,6 +288,7 @@ class RecordTensor(Stateful):
         Raises:
             ValueError: a single time outside of the record, or a tensor of the wrong shape.
         """
+        self.check_at_home()
         check_read()
         limit = self._dt * (self.recordsz - 1)
         tolerance = checks.nonnegative("tolerance", tolerance)
@@ -334,6 +339,7 @@ class RecordTensor(Stateful):
             offset: steps before the pointer.
             inplace: record no autograd graph, and drop the one there is.
         """
+        self.check_at_home()
         check_run()
         slot = self._slot(checks.integer("offset", offset))
         check_record("record", self.storage)
@@ -353,6 +359,7 @@ class RecordTensor(Stateful):
         Raises:
             ValueError: the shape is wrong, or there are more observations than slots.
         """
+        self.check_at_home()
         check_run()
         if checks.check_real("obs", obs).ndim != len(self.shape) + 1:
             raise checks.misshapen("obs", obs, (*self.shape, "length"))
@@ -378,6 +385,7 @@ class RecordTensor(Stateful):
                 many. None: ``L``.
             inplace: record no autograd graph, and drop the one there is.
         """
+        self.check_at_home()
         check_run()
         length = checks.check_real("rows", rows).shape[:1]
         check_input("rows", rows, (*length, *self.shape), self.storage.device)
@@ -403,6 +411,7 @@ class RecordTensor(Stateful):
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
+        self.check_at_home()
         check_run()
         self.advance(checks.integer("pos", pos))
         self._carry_on()
@@ -427,6 +436,7 @@ class RecordTensor(Stateful):
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
+        self.check_at_home()
         check_run()
         if not 0 <= checks.integer("index", index) < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
@@ -438,6 +448,7 @@ class RecordTensor(Stateful):
 
         With ``fill=None`` the observations stay and are aligned to slot 0.
         """
+        self.check_at_home()
         check_run()
         if fill is None:
             self.align(0)
@@ -505,6 +516,7 @@ class RecordTensor(Stateful):
 
     def detach_state(self) -> None:
         """Drops the autograd graph; the observations and the pointer stay."""
+        self.check_at_home()
         if not self._has_graph():
             return
         at_rest = self.at_rest
@@ -522,6 +534,7 @@ class RecordTensor(Stateful):
 
     def newest(self) -> Tensor:
         """The newest observation as a step starts from it, a copy."""
+        self.check_at_home()
         check_read()
         return self.peek() if self.carry is None else self.carry.clone()
 
@@ -645,6 +658,7 @@ class RecordTensor(Stateful):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        self.check_at_home()
         # Copies: the storage is written in place, and a state kept in memory must not follow.
         for name, kept in self._parts().items():
             destination[prefix + name] = kept if keep_vars else kept.detach().clone()
@@ -718,6 +732,7 @@ class RecordTensor(Stateful):
     # -- copies and conversions ---------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.check_at_home()
         at_rest = self.at_rest
         with ordinary_tensors():
             storage = converted(self.storage, fn)

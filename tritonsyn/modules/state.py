@@ -87,6 +87,18 @@ def converted(tensor: Tensor, fn: Callable[[Tensor], Tensor], keep_dtype: bool =
 class Stateful(nn.Module):
     """A module with state that copies, conversions and saved states treat with care."""
 
+    _lent = False
+    """Whether its state is on the tape of a layer's ``unrolled`` run."""
+
+    def check_at_home(self) -> None:
+        """Raises ``RuntimeError`` while the state is on a tape."""
+        if self._lent:
+            raise RuntimeError(
+                "inside of `with layer.unrolled(...)` the state of its synapses is on a tape: only "
+                "the layer may be called, step by step; read, change, save or move the state when "
+                "the block has ended"
+            )
+
     def __setattr__(self, name: str, value: Any) -> None:
         if type(value) in _PLAIN and name in self.__dict__ and not torch.compiler.is_compiling():
             # Torch would do the same, but first look for the name among all that it registers.
@@ -102,11 +114,13 @@ class Stateful(nn.Module):
     # -- copies and conversions ---------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.check_at_home()
         with ordinary_tensors():
             return super()._apply(fn, recurse)
 
     def _values(self) -> dict[str, Any]:
         """The attributes as copies and pickles take them over."""
+        self.check_at_home()
         return self.__dict__.copy()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,6 +150,7 @@ class Stateful(nn.Module):
 
         Keys are left to torch if they do not matter, or if hooks of the module change them.
         """
+        self.check_at_home()
         if strict and not self._load_state_dict_pre_hooks:
             _check_keys(self, state_dict, prefix)
         checks.check_saved_shapes(_saved_by_torch(self), state_dict, prefix)

@@ -272,6 +272,7 @@ class ExponentialCurrent(Stateful):
     def _rebuild(self, **changed: Any) -> None:
         """Starts the records again, for another step, longest delay or batch size."""
         dt, delay, batchsz = (changed.get(n, getattr(self, n)) for n in ("dt", "delay", "batchsz"))
+        self.check_at_home()
         check_run()
         size = self._check_size(dt, delay, batchsz)
         with ordinary_tensors():
@@ -313,6 +314,7 @@ class ExponentialCurrent(Stateful):
         Raises:
             TypeError, ValueError: the mask is of another kind or shape, or on another device.
         """
+        self.check_at_home()
         check_run()
         if mask is not None:
             mask = checks.check_mask(mask, self.batchsz, self._spikes.device)
@@ -401,6 +403,7 @@ class ExponentialCurrent(Stateful):
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
+        self.check_at_home()
         if _run is not None:
             return _run(x)
         backend = self._backend if backend is None else backend
@@ -575,6 +578,31 @@ class ExponentialCurrent(Stateful):
         self._take(state, x.shape[0], self._arrivals())
         return y
 
+    def unroll(
+        self, x: Tensor, coefficients: Coefficients, taps: ops.Taps, steps: int, least: int
+    ) -> ops.Tape:
+        """A tape that goes on from the state, for so many steps of which ``x [m, B, N]`` begin.
+
+        Until :meth:`roll_up` the state is on the tape and nowhere else.
+        """
+        tape = ops.Tape(self._run(x, coefficients), taps, steps, least, graph=not self._inplace)
+        self._lend(True)
+        return tape
+
+    def roll_up(self, tape: ops.Tape, given: Sequence[Tensor]) -> None:
+        """Takes the state over from a tape; ``given`` are the last inputs, K at the most."""
+        self._lend(False)
+        if given:
+            tails, arrivals = tape.tails(len(given)), self._arrivals()
+            with recorded_unless(not tape.graph):
+                ring, last = self._ring(arrivals), torch.stack([*given])
+                self._take(ops.extend_ring(ring, last, tape.done, tails), tape.done, arrivals)
+        tape.token = None  # which the tape's own graph refers to
+
+    def _lend(self, lent: bool) -> None:
+        for module in (self, *self._records()):
+            module._lent = lent
+
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""
         records = self.component_records()
@@ -647,6 +675,7 @@ class ExponentialCurrent(Stateful):
         selector: Tensor,
         rule: ReadRule,
     ) -> Tensor:
+        self.check_at_home()
         check_read()
         storages, pointers = _places(records)
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)

@@ -11,18 +11,22 @@ from .delayed import Past, Run, choose, project_sequence
 from .projection import project_step
 from .read import select, select_scan, time_since_older
 from .record import blank, push, read, row_slots, write_rows
+from .ring import extend_ring
 from .scan import pack_spikes, scan, scan_ring
 from .step import step
+from .tape import Tape
 from .taps import Taps, taps
 
 __all__ = [
     "Past",
     "Ring",
     "Run",
+    "Tape",
     "Taps",
     "blank",
     "choose",
     "coefficients",
+    "extend_ring",
     "hold",
     "pack_spikes",
     "project_sequence",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..values import Dynamics, PackedSpikes, Ring, SpikeTrains, data_of, dense, readable
 from .lines import scan_project, takes_lines
 from .projection import component, project, total, way_of
-from .ring import detached_ring, extend_ring
+from .ring import detached_ring, extend_ring, last_spikes
 from .scan import pack_spikes, scan, scan_ring
 from .spikes import pack_trains
 from .strategy import Work, cheapest
@@ -87,7 +87,10 @@ class Run(NamedTuple):
             new, tail = scan(self.x, *self.alone(i), **how)
             sequences.append(new)
             tails.append(tail[-1])
-        return sequences, tails if self.ring is None else extend_ring(self.ring, self.x, tails)
+        if self.ring is None:
+            return sequences, tails
+        spikes = last_spikes(self.x, self.last)
+        return sequences, extend_ring(self.ring, spikes, self.x.shape[0], tails)
 
     def ended(self) -> End:
         """The end of the sequence alone."""

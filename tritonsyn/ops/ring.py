@@ -59,18 +59,15 @@ def newest(ring: Ring) -> list[Tensor]:
 
 
 def extend_ring(
-    ring: Ring, x: Tensor | PackedSpikes, tails: Sequence[Tensor]
+    ring: Ring, spikes: Tensor, steps: int, tails: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Takes the end of a sequence ``x [T, B, N]`` into the ring, as T steps would have left it.
+    """Takes the end of a sequence of so many steps into the ring, as they would have left it.
 
-    ``tails [L, B, N]`` are the last values of each state in the dtype of the arithmetic. In place
-    and differentiable; with ``arrivals`` the pointers advance. Returns the state.
+    ``spikes`` and ``tails [L, B, N]`` are the last inputs and the last values of each state, these
+    in the dtype of the arithmetic. In place and differentiable; with ``arrivals`` the pointers
+    advance. Returns the state.
     """
-    steps, last = x.shape[0], tails[0].shape[0]
-    if isinstance(x, PackedSpikes):
-        spikes = PackedSpikes(x.words[-last:], (last, *x.shape[1:])).dense()
-    else:
-        spikes = x[-last:].detach()
+    last = len(spikes)
     places = [*zip(ring.components, ring.pointers, tails, strict=True)]
     *records, _ = [
         write_rows(record, rows.view(last, *record.shape[1:]), (slot + steps - last) % len(record))
@@ -85,6 +82,13 @@ def extend_ring(
             assert isinstance(pointer, Tensor)
             pointer.add_(steps).remainder_(len(ring.spikes))
     return (*records, *carries)
+
+
+def last_spikes(x: Tensor | PackedSpikes, last: int) -> Tensor:
+    """The last steps of an input ``[T, B, N]``."""
+    if isinstance(x, PackedSpikes):
+        return PackedSpikes(x.words[-last:], (last, *x.shape[1:])).dense()
+    return x[-last:].detach()
 
 
 def own_state(

@@ -21,7 +21,7 @@ from .common import (
     without_graph,
 )
 from .operator import operator, traced_as
-from .ring import Ends, apart, extend_ring, flat_ring, newest, ring_state
+from .ring import Ends, apart, extend_ring, flat_ring, last_spikes, newest, ring_state
 
 Tensors = list[Tensor]
 
@@ -271,7 +271,7 @@ def _traced_scan_ring(
     starts = [flat_observation(s).to(dynamics.gain.dtype) for s in newest(ring)]
     last = min(steps, slots)
     y, tails = scan(x, dynamics, starts, last=last, dtype=dtype, backend=backend)
-    return y, extend_ring(ring, x, tails)
+    return y, extend_ring(ring, last_spikes(x, last), steps, tails)
 
 
 @traced_as(_traced_scan_ring)

@@ -153,7 +153,7 @@ def _contained(product: Tensor) -> bool:
 
     Asked only on a CPU, where the answer costs no wait.
     """
-    return product.device.type != "cpu" or bool(product.sum().isfinite())
+    return product.device.type != "cpu" or math.isfinite(product.sum().item())
 
 
 def _masked(weight: Tensor, back: Tensor, slots: int) -> Tensor:

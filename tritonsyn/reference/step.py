@@ -21,7 +21,7 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
     x = x.resolve_neg()  # a pending negation fails where a bool is written
     newest = [record[slot - 1] for record, slot in zip(records, slots, strict=True)]
     before = [state.to(gain.dtype) for state in carries or newest]
-    states = _advanced(before, scaled(x, gain), dynamics)
+    states = advanced(before, scaled(x, gain), dynamics)
     # What can fail has succeeded before the first write, or is the first write.
     spikes[int(spike_pointer)].copy_(x)
     for record, slot, state in zip(records, slots, states, strict=True):
@@ -37,7 +37,7 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
     return dynamics.current_(states).to(dtype)
 
 
-def _advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> list[Tensor]:
+def advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> list[Tensor]:
     """The states one step later; the last one that is driven reuses the memory of the drive."""
     _, decays, coupling = dynamics
     if len(decays) == 2:

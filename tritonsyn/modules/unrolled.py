@@ -1,0 +1,71 @@
+"""The run of a delayed layer inside of ``with layer.unrolled(steps)``."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .. import ops
+
+if TYPE_CHECKING:
+    from .projection import DelayedProjection
+
+
+class Unrolled:
+    """Takes the steps of a layer whose state is on a tape until :meth:`end`.
+
+    Where the autograd mode or the first input with a graph asks for it, a tape ends in the records
+    and another begins there.
+    """
+
+    def __init__(self, layer: DelayedProjection, steps: int) -> None:
+        self._layer, self._synapse, self._steps = layer, layer.synapse, steps
+        self._left = steps
+        self._tape: ops.Tape | None = None
+        self._given: deque[Tensor] = deque()
+
+    def step(self, rows: Tensor) -> Tensor:
+        """The outputs for an input ``[B, I]``, or for several ``[m, B, I]`` those of ``ahead``.
+
+        Raises:
+            ValueError: the batch is another one, or there are more steps than were announced.
+        """
+        count = 1 if rows.ndim == 2 else rows.shape[0]
+        if count > self._left:
+            done = self._steps - self._left
+            raise ValueError(
+                f"unrolled({self._steps}) has room for {self._steps} steps, but after {done} came "
+                f"{count} more"
+            )
+        tape = self._tape
+        if tape is None or tape.batch != rows.shape[-2] or tape.records(rows) != tape.recorded:
+            tape = self._begin(rows)
+        y = tape.step(rows)
+        self._left -= count
+        given = rows.detach().clone()  # which the caller may write to
+        self._given.extend(given if rows.ndim == 3 else [given])
+        return y
+
+    def _begin(self, rows: Tensor) -> ops.Tape:
+        """A tape from the records on, for the steps that are left."""
+        layer, synapse, batch = self._layer, self._synapse, rows.shape[-2]
+        if self._tape is not None and self._tape.batch != batch:
+            raise ValueError(
+                f"x has a batch of {batch}, but this run is of a batch of {self._tape.batch}"
+            )
+        self.end()
+        coefficients = synapse.coefficients()
+        taps = layer.taps(coefficients)
+        synapse.follow(batch, layer.backend)
+        first = rows if rows.ndim == 3 else rows.unsqueeze(0)
+        self._tape = synapse.unroll(first, coefficients, taps, self._left, layer.least_steps)
+        self._given = deque(maxlen=self._tape.slots)
+        return self._tape
+
+    def end(self) -> None:
+        """Gives the state back to the records, as plain steps would have left it."""
+        tape, self._tape = self._tape, None
+        if tape is not None:
+            self._synapse.roll_up(tape, self._given)
