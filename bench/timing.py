@@ -6,7 +6,7 @@ time of a call on the device, not that of the Python around it.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from providers import Job
@@ -172,19 +172,28 @@ def peak_memory(job: Job, device: torch.device) -> float:
         peak = torch.cuda.max_memory_allocated(device) - before
         del results
         return peak
-    return _peak_on_host(job)
+    return host_memory(job.run).most
 
 
-def _peak_on_host(job: Job) -> float:
-    """The same from PyTorch's own account of what it allocates and frees."""
+class Memory(NamedTuple):
+    """Bytes that a call has allocated over what it found, by PyTorch's own account of a CPU."""
+
+    kept: int
+    """With its results."""
+    most: int
+    """At any moment."""
+
+
+def host_memory(call: Callable[[], object]) -> Memory:
+    """What a call on the CPU allocates and frees."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        results = job.run()
+        results = call()
     del results
     events = profile.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = peak = 0
+    held = most = 0
     for _, change in sorted(changes, key=lambda pair: pair[0]):
         held += change
-        peak = max(peak, held)
-    return peak
+        most = max(most, held)
+    return Memory(held, most)

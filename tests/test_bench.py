@@ -19,6 +19,7 @@ try:
 except ImportError:  # without Triton there are no kernels
     probes = None
 import providers
+import recurrent
 import results
 import table
 import timing
@@ -428,3 +429,17 @@ def test_the_host_gets_as_long_as_it_needs(monkeypatch):
     assert [cycles / timing._CLOCK for cycles in slept] == pytest.approx(
         [1e-3, 0.02, 0.02, 0.02, 0.2]
     )
+
+
+def test_the_ways_through_a_recurrent_network_agree():
+    size = recurrent.Size(slots=9, batch=2, neurons=5, steps=16, least=7)
+    net = recurrent.Network(size)
+    for run in (net.plain, net.unrolled, net.ahead):
+        net.check(run, net.hand)
+
+
+def test_a_tape_keeps_as_much_whatever_the_longest_delay_is(capsys):
+    recurrent.main(["--only", "memory", "--slots", "2", "5"])
+    lines = capsys.readouterr().out.splitlines()
+    kept = [float(line.split("|")[3]) for line in lines if "unrolled" in line]
+    assert len(kept) == 2 and max(kept) < 1.5 and kept[0] == kept[1]
