@@ -8,6 +8,7 @@ from against import BF16, F16, F32, F64, FLOATING, by_kernel, by_reference, exac
 
 from tritonsyn.launch import projection as launch
 from tritonsyn.launch.config import LaunchConfig, override_config
+from tritonsyn.launch.lines import room
 from tritonsyn.reference import projection as reference
 from tritonsyn.testing import assert_close_as_torch
 from tritonsyn.values import compute_dtype
@@ -206,4 +207,4 @@ def test_a_line_is_no_longer_than_its_places_are_counted(device):
     """Nothing is allocated before."""
     like = torch.empty(1, 17, 1, device=device)
     with pytest.raises(ValueError, match=r"fewer than 67108832 steps .* given 67108832; split"):
-        launch._room(like, 2**26 - 32, 32, 32)
+        room(like, 2**26 - 32, 32, 32)

@@ -75,7 +75,7 @@ def within(name: str, room: str) -> bool:
 def stems() -> list[str]:
     """What the launchers are about."""
     names = [name.removeprefix("tritonsyn.launch.") for name in sources() if "launch." in name]
-    return sorted(set(names) - {"config", "launcher", "tables"})
+    return sorted(set(names) - {"config", "launcher", "lines", "tables"})
 
 
 def floor(name: str) -> int | None:
@@ -134,7 +134,9 @@ def test_launchers_and_reference_offer_the_same_functions(stem):
 
 @pytest.mark.parametrize("room", ["tritonsyn.kernels", "tritonsyn.reference", "tritonsyn.ops"])
 def test_every_operation_has_its_module_everywhere(room):
-    assert {f"{room}.{stem}" for stem in stems()} <= sources().keys()
+    """But for the tape, which runs the kernels of scans and projections."""
+    wanted = set(stems()) - ({"tape"} if room == "tritonsyn.kernels" else set())
+    assert {f"{room}.{stem}" for stem in wanted} <= sources().keys()
 
 
 SCRIPT = """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -284,7 +284,7 @@ class Lines(NamedTuple):
 class Connections(NamedTuple):
     """Weights and delays of connections, prepared for many shifted sums of one tape."""
 
-    table: Tensor
+    table: Any
     """As the implementation reads them."""
     weight: Tensor
     """``[O, I]``, in the dtype of the arithmetic."""

@@ -15,7 +15,7 @@ from ..kernels.spikes import (
 from ..values import WORD, PackedSpikes, SpikeTrains, data_of, words_per_row
 from .config import LaunchConfig, config_for
 from .launcher import accumulator, launch, packed, sum_of_parts, tiles
-from .projection import _table
+from .lines import table
 from .scan import transpose_bits
 
 Spikes = PackedSpikes | SpikeTrains
@@ -58,7 +58,7 @@ def _bits(trains: SpikeTrains, weight: Tensor, back: Tensor, slots: int) -> Tens
     v = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
     if not inputs:
         return v.zero_()
-    weights, backs = _table(weight, back, slots)
+    weights, backs = table(weight, back, slots)
     work, width = (steps, batch, outputs), trains.width(steps, slots)
     config = _counting(config_for("bit_sum_kernel", work, v.dtype, v.device), width)
     groups = tiles(tiles(batch, config.BLOCK_R) * outputs, config.BLOCK)
@@ -106,7 +106,7 @@ def _walk(spikes: PackedSpikes, weight: Tensor, back: Tensor, slots: int) -> Ten
     v = torch.empty((steps, batch, outputs), dtype=weight.dtype, device=weight.device)
     if not inputs:
         return v.zero_()
-    weights, backs = _table(weight, back, slots)
+    weights, backs = table(weight, back, slots)
     words = packed(spikes.words)
     work = (steps, slots, batch, outputs)
     config = config_for("spike_sum_kernel", work, weight.dtype, v.device)

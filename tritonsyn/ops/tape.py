@@ -31,7 +31,8 @@ class _Pass:
 
     def __init__(self, tape: "Tape", task: int) -> None:
         self.task = task
-        self.dy = tape.blank(tape.outputs + tape.slots - 1, tape.taps.back.shape[0])
+        outputs, dtype = tape.taps.back.shape[0], tape.taps.weights[0].dtype
+        self.dy = tape.blank(tape.outputs + tape.slots - 1, outputs, dtype)
         self.carries: list[Tensor] | None = None
         """The gradient of each state after the step that comes next."""
         self.dtails: Sequence[Tensor | None] = [None] * tape.states
@@ -68,7 +69,7 @@ class Tape:
         )
         rows = self.slots - 1 + self.outputs
         with without_graph():
-            self.tapes = [self.blank(rows, synapses) for _ in range(self.states)]
+            self.tapes = [self.blank(rows, synapses, self.dtype) for _ in range(self.states)]
             for tape, past in zip(self.tapes, pasts or (), strict=False):
                 self.module.add(tape, 0, past)
             self.present = [self._start(start, synapses) for start in starts]
@@ -85,9 +86,8 @@ class Tape:
         size, dtype = (self.batch, synapses), self.dynamics.gain.dtype
         return torch.zeros(size, dtype=dtype, device=self.device)
 
-    def blank(self, rows: int, columns: int) -> Any:
+    def blank(self, rows: int, columns: int, dtype: torch.dtype) -> Any:
         """A tape for so many rows."""
-        dtype = self.taps.weights[0].dtype
         return self.module.blank(rows, self.batch, columns, dtype, self.device)
 
     def connections(self, adjoint: bool) -> Sums:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..values import Connections, Dynamics, Lines
+from ..values import Connections, Dynamics, Lines, compute_dtype
 from .projection import project, project_backward
 from .step import advanced, scaled
 
@@ -14,11 +14,12 @@ Tape = Tensor | Lines
 
 
 def blank(rows: int, batch: int, synapses: int, dtype: torch.dtype, device: torch.device) -> Tape:
-    """A tape of zeros for ``[rows, B, N]``, in the dtype of the arithmetic or of the records.
+    """A tape of zeros for ``[rows, B, N]`` in a dtype.
 
-    Here ``[B, rows, N]``: consecutive rows of a sample are one operand of a product, in place.
+    Here in that of the arithmetic, and ``[B, rows, N]``: consecutive rows of a sample are one
+    operand of a product, in place.
     """
-    return torch.zeros((batch, rows, synapses), dtype=dtype, device=device)
+    return torch.zeros((batch, rows, synapses), dtype=compute_dtype(dtype), device=device)
 
 
 def add(tape: Tape, row: int, values: Tensor) -> None:

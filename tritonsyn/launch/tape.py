@@ -1,0 +1,84 @@
+"""The tape of a recurrent run in lines, on which the kernels of scans and of shifted sums work."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..values import WORD, Connections, Dynamics, Lines
+from .launcher import tiles
+from .lines import Plan, line_config, shift_dot, sum_entries, table
+from .scan import scan_lines
+
+Tape = Tensor | Lines
+
+
+def blank(rows: int, batch: int, synapses: int, dtype: torch.dtype, device: torch.device) -> Tape:
+    size = synapses, tiles(batch, WORD), rows, WORD
+    memory = torch.zeros(size, dtype=dtype, device=device)
+    return Lines(memory.view(-1), size, batch)
+
+
+def add(tape: Tape, row: int, values: Tensor) -> None:
+    assert isinstance(tape, Lines)
+    missing = tape.size[1] * WORD - tape.batch
+    if missing:
+        values = torch.nn.functional.pad(values, (0, 0, 0, missing))
+    lines = values.unflatten(1, (-1, WORD)).permute(3, 1, 0, 2)
+    tape.view[:, :, row : row + len(values)] += lines
+
+
+def rows(tape: Tape, first: int, count: int) -> Tensor:
+    assert isinstance(tape, Lines)
+    here = tape.view[:, :, first : first + count].permute(2, 1, 3, 0)
+    return here.flatten(1, 2)[:, : tape.batch].clone(memory_format=torch.contiguous_format)
+
+
+def advance(
+    x: Tensor,
+    tapes: Sequence[Tape],
+    row: int,
+    dynamics: Dynamics,
+    present: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    after = []
+    for i, tape in enumerate(tapes):
+        assert isinstance(tape, Lines) and tape.memory.dtype == dtype
+        alone = dynamics.alone(i)
+        here = tape.view[:, :, row : row + len(x)]
+        tails = scan_lines(x, here, alone, present[i + 1 - alone.states : i + 1], 1)
+        after.append(tails[-1][0])
+    return after
+
+
+def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool) -> Connections:
+    if adjoint:
+        weight, back = weight.t(), back.t()
+    plan = _plan(weight)
+    entries, _ = table(weight, back, slots, WORD if adjoint else -WORD, plan.config.BLOCK_R)
+    return Connections((entries, plan), weight, back, slots, least, adjoint)
+
+
+def _plan(weight: Tensor) -> Plan:
+    """Tiles of one step."""
+    outputs, inputs = weight.shape
+    work = (1, inputs, outputs, WORD)
+    config = replace(line_config("shift_sum_kernel", work, weight, WORD), BLOCK=WORD)
+    return Plan(work, config, WORD)
+
+
+def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
+    assert isinstance(tape, Lines)
+    (entries, plan), weight = taken.table, taken.weight
+    outputs = weight.shape[0]
+    out = torch.empty(count * tape.batch, outputs, dtype=weight.dtype, device=weight.device)
+    size, end = (count, tape.batch, outputs), tape.size[2] if taken.adjoint else None
+    sum_entries(tape, entries, out.view(size), plan, row, end)
+    return out
+
+
+def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
+    assert isinstance(dtape, Lines) and isinstance(tape, Lines)
+    return shift_dot(dtape, 0, tape.size[2] - (slots - 1), tape, back, slots)
