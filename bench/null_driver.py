@@ -23,9 +23,12 @@ class Launcher:
         self._kernel = (metadata.name, metadata.hash)
 
     def __call__(self, x: int, y: int, z: int, *rest: Any) -> None:
-        # Stream, function, two packs of metadata and two hooks come before the arguments.
+        _, _, _, metadata, enter, leave, *arguments = rest
+        for hook in (enter, leave):
+            if hook is not None:
+                hook(metadata)
         if launches is not None:
-            launches.append((self._kernel, (x, y, z), rest[6:]))
+            launches.append((self._kernel, (x, y, z), tuple(arguments)))
 
 
 class _Utils:

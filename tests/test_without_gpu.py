@@ -31,3 +31,8 @@ def test_every_kernel_compiles_as_the_modules_launch_it():
 def test_every_operation_stays_on_its_device_and_never_waits():
     *_, launched = printed("devices.py").splitlines()
     assert launched.split()[1:] == sorted(HEURISTICS)
+
+
+@pytest.mark.slow
+def test_plans_launch_what_the_general_path_does():
+    printed("plans.py")

@@ -32,6 +32,16 @@ def check_backend(name: str, origin: str = "backend") -> str:
     return name.lower()
 
 
+epoch = 0
+"""How often it has changed what calls run that were made before: plans hold for one epoch."""
+
+
+def new_epoch() -> None:
+    """Drops all plans, because what they would launch may have changed."""
+    global epoch
+    epoch += 1
+
+
 # Checked at first use: an import that fails could not say why in one line.
 _default = os.environ.get(VARIABLE) or "auto"
 
@@ -51,6 +61,7 @@ def set_backend(name: str) -> None:
     """
     global _default
     _default = check_backend(name)
+    new_epoch()
 
 
 @contextmanager
@@ -119,10 +130,12 @@ def pretend_triton() -> Iterator[None]:
     """Until the block ends every call takes Triton, on any device: for launches that do not run."""
     global _pretending
     previous, _pretending = _pretending, True
+    new_epoch()
     try:
         yield
     finally:
         _pretending = previous
+        new_epoch()
 
 
 def resolve(device: torch.device, requested: str | None = None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..backend import new_epoch
 from . import tables
 
 PASSES = {"ieee": 0, "tf32": 1, "tf32x3": 3}
@@ -382,6 +383,7 @@ def forget() -> None:
     """Reads the tables anew at the next launch: after an installation, or in tests."""
     _chosen.cache_clear()
     tables.read.cache_clear()
+    new_epoch()
 
 
 @contextmanager
@@ -390,7 +392,9 @@ def override_config(config: LaunchConfig, *kernels: str) -> Iterator[None]:
     global _overrides
     previous = _overrides
     _overrides = {**previous, **dict.fromkeys(kernels or HEURISTICS, config)}
+    new_epoch()
     try:
         yield
     finally:
         _overrides = previous
+        new_epoch()

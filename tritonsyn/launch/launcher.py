@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 
+from ..backend import interpreting, new_epoch
 from ..values import Dynamics, ReadRule
 from .config import LaunchConfig, Work, config_for
 
@@ -63,10 +66,12 @@ def recording(run: bool = False) -> Iterator[list[Launch]]:
     global _recorded, _running
     previous = _recorded, _running
     _recorded, _running = [], run
+    new_epoch()
     try:
         yield _recorded
     finally:
         _recorded, _running = previous
+        new_epoch()
 
 
 def tiles(size: int, block: int) -> int:
@@ -130,6 +135,23 @@ def locating_arguments(
 
 
 def launch(
+    kernel: Any, grid: Grid | Callable[[LaunchConfig], Grid], *arguments: Argument, **how: Any
+) -> None:
+    """Makes a launch and runs it; see :func:`launch_of`."""
+    run(launch_of(kernel, grid, *arguments, **how))
+
+
+def run(made: Launch) -> None:
+    """Runs a launch, or records it, if there is any work."""
+    if 0 in made.grid:
+        return
+    if _recorded is not None:
+        _recorded.append(made)
+    if _running:
+        made.run()
+
+
+def launch_of(
     kernel: Any,
     grid: Grid | Callable[[LaunchConfig], Grid],
     *arguments: Argument,
@@ -138,8 +160,8 @@ def launch(
     config: LaunchConfig | None = None,
     enable_fp_fusion: bool = True,
     **constants: Any,
-) -> None:
-    """Launches a kernel with the settings for some work on elements of ``dtype``, if there is any.
+) -> Launch:
+    """A launch of a kernel with the settings for some work on elements of ``dtype``.
 
     ``arguments`` are its run-time arguments in order, ``constants`` its compile-time ones except
     those that the settings give. ``config`` replaces the settings that would be looked up.
@@ -148,14 +170,44 @@ def launch(
         config = config_for(kernel.fn.__name__, work, dtype, _device(arguments))
     if callable(grid):
         grid = grid(config)
-    if 0 in grid:
-        return
     constants["enable_fp_fusion"] = enable_fp_fusion
-    made = Launch(kernel, grid, arguments, constants, work, dtype, config)
-    if _recorded is not None:
-        _recorded.append(made)
-    if _running:
-        made.run()
+    return Launch(kernel, grid, arguments, constants, work, dtype, config)
+
+
+def repeated(made: Launch) -> Callable[..., None]:
+    """Runs the launch again with other arguments, at little cost: the settings are kept.
+
+    They must be of the same dtypes, None where those were, and alike in what Triton compiles in:
+    tensors aligned to 16 bytes or not, numbers that are 1 or multiples of 16.
+    """
+    if 0 in made.grid:
+        return lambda *arguments: None
+    kernel, grid, options = made.kernel, made.grid, made.options
+    device = _device(made.arguments)
+
+    def general(*arguments: Argument) -> None:
+        with _current(device):
+            kernel[grid](*arguments, **options)
+
+    if interpreting():
+        return general
+    with _current(device):
+        compiled = kernel.run(*made.arguments, grid=grid, warmup=True, **options)
+        gpu, place = driver.active, driver.active.get_current_device()
+    # What Triton does at the end of a launch, without its search for what it has compiled.
+    call, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    constants = [options[name] for name in kernel.arg_names[len(made.arguments) :]]
+    x, y, z = (*grid, 1, 1)[:3]
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+
+    def again(*arguments: Argument) -> None:
+        if enter.calls or leave.calls or gpu.get_current_device() != place:
+            general(*arguments)
+            return
+        stream = gpu.get_current_stream(place)
+        call(x, y, z, stream, function, metadata, None, None, None, *arguments, *constants)
+
+    return again
 
 
 @lru_cache(maxsize=4096)

@@ -1,5 +1,6 @@
 """Delayed reads of a record: a gather with interpolation, and its adjoints."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,9 +8,22 @@ import torch
 from torch import Tensor
 
 from ..kernels.read import batch_dot_kernel, select_bwd_kernel, select_fwd_kernel
-from ..values import Reading, compute_dtype
+from ..values import Reading, Slot, compute_dtype
 from .config import LaunchConfig
-from .launcher import Grid, accumulator, both, covering, launch, locating_arguments, packed, tiles
+from .launcher import (
+    Grid,
+    Launch,
+    accumulator,
+    both,
+    covering,
+    launch,
+    launch_of,
+    locating_arguments,
+    packed,
+    repeated,
+    run,
+    tiles,
+)
 
 # Rows of one batch that a program of the batch reduction adds up.
 _ROWS = 16
@@ -21,24 +35,47 @@ def select(
     want_slope: bool = False,
     want_rate_slopes: bool = False,
 ) -> list[Tensor]:
-    batch, synapses, selectors = records[0].shape[1], *reading.sel.shape[1:]
-    rows, row = reading.steps * batch, synapses * selectors
+    rows, *others = reading.steps * records[0].shape[1], *reading.sel.shape[1:]
     dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
-    value = torch.empty((rows, synapses, selectors), dtype=dtype, device=records[0].device)
+    value = torch.empty((rows, *others), dtype=dtype, device=records[0].device)
     slope = torch.empty_like(value, dtype=acc) if want_slope else None
     rate_slopes = [torch.empty_like(value, dtype=acc) for _ in records] if want_rate_slopes else []
+    run(_select((value, slope, *both(rate_slopes)), records, reading))
+    return [value, *([] if slope is None else [slope]), *rate_slopes]
+
+
+def select_again(
+    records: Sequence[Tensor], reading: Reading
+) -> Callable[[Tensor, Sequence[Slot]], Tensor]:
+    shape = (records[0].shape[1], *reading.sel.shape[1:])
+    value = records[0].new_empty(shape)
+    made = _select((value, None, None, None), records, reading)
+    states, numbers = made.arguments[1:5], made.arguments[11:]
+    again, double, record = repeated(made), len(records) == 2, records[0]
+
+    def read(sel: Tensor, slots: Sequence[Slot]) -> Tensor:
+        value = record.new_empty(shape)
+        pointers = slots[0], slots[1] if double else None
+        again(sel, *states, value, None, None, None, *pointers, *numbers)
+        return value
+
+    return read
+
+
+def _select(
+    outputs: Sequence[Tensor | None], records: Sequence[Tensor], reading: Reading
+) -> Launch:
     times, rates, numbers, sizes, options = _arguments(records, reading)
-    outputs = (value, slope, *both(rate_slopes))
+    batch, row = records[0].shape[1], math.prod(reading.sel.shape[1:])
     overbound = float(reading.rule.overbound or 0.0)
-    shared = rows // max(times.shape[0], 1)
-    launch(
+    shared = reading.steps * batch // max(times.shape[0], 1)
+    return launch_of(
         select_fwd_kernel,
         _grid(row, times.shape[0], shared),
         *(times, *both(records), *rates, *outputs, *numbers, overbound, *sizes, shared),
         work=(times.shape[0], shared, row),
         **options,
     )
-    return [value, *([] if slope is None else [slope]), *rate_slopes]
 
 
 def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading) -> None:

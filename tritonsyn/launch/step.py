@@ -1,27 +1,57 @@
 """The fused step of an exponential synapse: decay, inject, record, in one launch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..kernels.step import synapse_step_bwd_kernel, synapse_step_fwd_kernel
 from ..values import Dynamics, Ring, Slot
-from .launcher import both, constant_arguments, covering, launch, packed
+from .launcher import (
+    Launch,
+    both,
+    constant_arguments,
+    covering,
+    launch,
+    launch_of,
+    packed,
+    repeated,
+    run,
+)
 
 
 def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
+    y = torch.empty(x.shape, dtype=ring.components[0].dtype, device=x.device)
+    run(_launch(x, y, ring, dynamics))
+    return y
+
+
+def step_again(
+    x: Tensor, ring: Ring, dynamics: Dynamics
+) -> Callable[[Tensor, Sequence[Slot]], Tensor] | None:
+    like, double = ring.components[0][0], dynamics.states == 2
+    made = _launch(x, torch.empty_like(like), ring, dynamics)
+    again, tensors, sizes = repeated(made), made.arguments[2:-6], made.arguments[-3:]
+
+    def advance(x: Tensor, slots: Sequence[Slot]) -> Tensor:
+        y = torch.empty_like(like)
+        again(x, y, *tensors, slots[0], slots[1] if double else None, slots[-1], *sizes)
+        return y
+
+    return advance
+
+
+def _launch(x: Tensor, y: Tensor, ring: Ring, dynamics: Dynamics) -> Launch:
     records, pointers, spikes, spike_pointer, arrivals, carries = ring
-    slots, batch, synapses = records[0].shape
-    y = torch.empty((batch, synapses), dtype=records[0].dtype, device=records[0].device)
-    size = y.numel()
+    slots, size, synapses = len(spikes), y.numel(), records[0].shape[2:].numel()
     constants, flags = constant_arguments(dynamics)
     states = (*both(records), *both(carries or ()))
     tensors = (packed(x), y, spikes, *states, *constants, arrivals)
     numbers = (*both(pointers), spike_pointer, slots, size, synapses)
     grid = covering(size)
-    launch(synapse_step_fwd_kernel, grid, *tensors, *numbers, **flags, work=(size,), dtype=y.dtype)
-    return y
+    arguments = (*tensors, *numbers)
+    how = {"work": (size,), "dtype": y.dtype, **flags}
+    return launch_of(synapse_step_fwd_kernel, grid, *arguments, **how)
 
 
 def step_backward(

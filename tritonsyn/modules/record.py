@@ -3,7 +3,7 @@
 import math
 import operator
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -429,6 +429,10 @@ class RecordTensor(Stateful):
         else:
             self._move_to((self.cursor + steps) % self.recordsz)
 
+    def place(self, name: str = "storage") -> tuple[dict[str, Any], str]:
+        """Where a tensor of this record is kept, for plans, which do not ask the module."""
+        return (self._buffers if self.capturable else self.__dict__), name
+
     def replace_storage(self, storage: Tensor) -> None:
         """Makes the result of an operation on the storage the storage from now on."""
         if storage is not self.storage:
@@ -770,3 +774,25 @@ class RecordTensor(Stateful):
         if self.storage.is_inference():
             self._apply(Tensor.clone)
         self._resting = self._stamp() if state["_resting"] else None
+
+
+def cursors(
+    records: Sequence[RecordTensor],
+) -> tuple[Callable[[], Sequence[Slot]], Callable[[Sequence[Slot]], None]]:
+    """What returns the pointers of some records, and what moves them on from there by one.
+
+    Both without the modules. Pointers on the device are the same tensors, and move by themselves.
+    """
+    if records[0].capturable:
+        positions = [record.cursor for record in records]
+        return lambda: positions, lambda slots: None
+    homes, size = [record.__dict__ for record in records], records[0].recordsz
+
+    def pointers() -> list[Slot]:
+        return [home["_cursor"] for home in homes]
+
+    def advance(slots: Sequence[Slot]) -> None:
+        for home, slot in zip(homes, slots, strict=True):
+            home["_cursor"] = slot + 1 if slot + 1 < size else 0
+
+    return pointers, advance

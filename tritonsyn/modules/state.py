@@ -2,16 +2,17 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import checks
-from ..ops.common import no_forward_mode, refuse_transforms, without_graph
+from ..ops.common import no_forward_mode, ordinary, refuse_transforms, without_graph
 from ..ops.operator import traced_as
 
 _PLAIN = (Tensor, int, tuple, type(None))
@@ -46,6 +47,8 @@ def check_run() -> None:
         RuntimeError, NotImplementedError: under these, under forward mode, and under transforms
             of ``torch.func``.
     """
+    if ordinary():
+        return
     refuse_transforms()
     if forward_ad._current_level >= 0:
         raise no_forward_mode()
@@ -87,6 +90,28 @@ def converted(tensor: Tensor, fn: Callable[[Tensor], Tensor], keep_dtype: bool =
 class Stateful(nn.Module):
     """A module with state that copies, conversions and saved states treat with care."""
 
+    _plans: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+    """By the name of a method what it does in place of its general path: a call of the kind that
+    was last made, prepared. A plan returns None, and has done nothing, if anything is otherwise."""
+    planning: ClassVar[bool] = True
+    """Whether plans are made; for tests."""
+
+    @traced_as(lambda module, name, *arguments: None)
+    def _again(self, name: str, *arguments: Any) -> Any:
+        """What the plan of a method returns; None where there is none."""
+        plan = self._plans.get(name)
+        return None if plan is None else plan(*arguments)
+
+    @traced_as(lambda module, name, make: None)
+    def _plan(self, name: str, make: Callable[[], Callable[..., Any] | None]) -> None:
+        """Keeps the plan that is made, if there is one, in place of an older one."""
+        made = make() if self.planning else None
+        if made is not None:
+            self.__dict__["_plans"] = {**self._plans, name: made}
+
+    def _drop_plans(self) -> None:
+        self.__dict__.pop("_plans", None)
+
     _lent = False
     """Whether its state is on the tape of a layer's ``unrolled`` run."""
 
@@ -115,13 +140,14 @@ class Stateful(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.check_at_home()
+        self._drop_plans()
         with ordinary_tensors():
             return super()._apply(fn, recurse)
 
     def _values(self) -> dict[str, Any]:
         """The attributes as copies and pickles take them over."""
         self.check_at_home()
-        return self.__dict__.copy()
+        return {name: value for name, value in self.__dict__.items() if name != "_plans"}
 
     def __getstate__(self) -> dict[str, Any]:
         return self._values()

@@ -12,10 +12,10 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops, physics
 from ..backend import check_backend, resolve
 from ..checks import Constant, check_selector
-from ..ops.common import as_tensor, per_synapse
+from ..ops.common import as_tensor, finder, per_synapse
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
-from .record import RecordTensor
+from .record import RecordTensor, cursors
 from .state import Stateful, check_read, check_run, ordinary_tensors, recorded_unless
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -134,6 +134,7 @@ class ExponentialCurrent(Stateful):
     # -- constants ----------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self._drop_plans()
         # A parametrized constant is a property, which torch sets.
         if name in self._constants and _is_exchange(self._parameters.get(name), value):
             self._parameters[name] = value
@@ -403,6 +404,9 @@ class ExponentialCurrent(Stateful):
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
+        own = _run is None and backend is None
+        if own and (current := self._again("forward", x, not self._inplace)) is not None:
+            return current
         self.check_at_home()
         if _run is not None:
             return _run(x)
@@ -411,7 +415,40 @@ class ExponentialCurrent(Stateful):
             return self._scan(x, backend)
         x, coefficients = self.check_step(x), self.coefficients()
         self.follow(x.shape[0], backend)
-        return self.step(x, coefficients, backend)
+        current = self.step(x, coefficients, backend)
+        if own and coefficients is self._fixed:
+            self._plan("forward", lambda: self._planned_step(x, coefficients))
+        return current
+
+    def _planned_step(self, x: Tensor, coefficients: Coefficients) -> Any:
+        """The next step, prepared for an input of this kind; None where that cannot be done."""
+        ring = self._ring(self._arrivals())
+        again = ops.step_again(x, ring, coefficients.dynamics, backend=self._backend)
+        if again is None:
+            return None
+        *components, spikes = records = self._records()
+        places = [record.place() for record in components]
+        state = [*places, *(record.place("carry") for record in components if ring.carries)]
+        others = [record.place("position") for record in records if self._capturable]
+        others += [(self._buffers, "arrivals")] if self._capturable else []
+        find, count = finder([*state, spikes.place(), *others]), len(state)
+        pointers, advance = cursors(records)
+
+        def plan(x: Tensor, graph: bool) -> Tensor | None:
+            found = find()
+            if found is None:
+                return None
+            slots = pointers()
+            stepped = again(x, found[: count + 1], slots, graph)
+            if stepped is None:
+                return None
+            current, after = stepped
+            for (home, name), tensor in zip(state, after, strict=True):
+                home[name] = tensor
+            advance(slots)
+            return current
+
+        return plan
 
     def step(self, x: Tensor, coefficients: Coefficients, backend: str | None) -> Tensor:
         """Advances by one step; for layers, which have had the input accepted."""
@@ -639,8 +676,10 @@ class ExponentialCurrent(Stateful):
             (``previous``) or the closer one (``nearest``), ``spike_overbound`` outside of
             ``[0, delay]``, False for a NaN time.
         """
+        if (spikes := self._again("spike_at", selector)) is not None:
+            return spikes
         rule = self._rule(self._spike_mode, self._spike_overbound)
-        return self._read((self.spike_,), (None,), selector, rule)
+        return self._read("spike_at", (self.spike_,), (None,), selector, rule)
 
     def current_at(self, selector: Tensor) -> Tensor:
         r"""Currents at times before the present, between steps as the synapse has them.
@@ -658,8 +697,10 @@ class ExponentialCurrent(Stateful):
             exponential component, and :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)` of an alpha
             function.
         """
-        rule = self.delay_rule(self._current_overbound)
-        return self._read(self.component_records(), self.coefficients().rates, selector, rule)
+        if (currents := self._again("current_at", selector)) is not None:
+            return currents
+        rule, rates = self.delay_rule(self._current_overbound), self.coefficients().rates
+        return self._read("current_at", self.component_records(), rates, selector, rule)
 
     def delay_rule(self, overbound: float | None = None) -> ReadRule:
         """How currents are read between steps; beyond the longest delay as at it."""
@@ -670,6 +711,7 @@ class ExponentialCurrent(Stateful):
 
     def _read(
         self,
+        name: str,
         records: Sequence[RecordTensor],
         rates: Sequence[Tensor | None],
         selector: Tensor,
@@ -681,7 +723,30 @@ class ExponentialCurrent(Stateful):
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
         value, storages = ops.select(storages, sel, rates, pointers, rule, backend=self._backend)
         _replace(records, storages)
+        if self._fixed is not None or not any(rate is not None for rate in rates):
+            self._plan(name, lambda: self._planned_read(records, sel, rates, rule))
         return value
+
+    def _planned_read(
+        self,
+        records: Sequence[RecordTensor],
+        sel: Tensor,
+        rates: Sequence[Tensor | None],
+        rule: ReadRule,
+    ) -> Any:
+        """The next read, prepared for times of this kind; None where that cannot be done."""
+        again = ops.select_again(*_places(records), sel, rates, rule, backend=self._backend)
+        if again is None:
+            return None
+        positions = [record.place("position") for record in records if self._capturable]
+        find, count = finder([*(record.place() for record in records), *positions]), len(records)
+        pointers, _ = cursors(records)
+
+        def plan(sel: Tensor) -> Tensor | None:
+            found = find()
+            return None if found is None else again(sel, found[:count], pointers())
+
+        return plan
 
 
 def _places(records: Sequence[RecordTensor]) -> tuple[tuple[Tensor, ...], tuple[Slot, ...]]:
@@ -873,7 +938,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
 
     def _component_at(self, selector: Tensor, component: int) -> Tensor:
         record, rate = self.component_records()[component], self.coefficients().rates[component]
-        return self._read((record,), (rate,), selector, self.delay_rule(self._current_overbound))
+        rule = self.delay_rule(self._current_overbound)
+        return self._read(f"component {component}", (record,), (rate,), selector, rule)
 
 
 class AlphaCurrent(_OneTimeConstant):

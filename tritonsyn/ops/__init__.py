@@ -9,11 +9,11 @@ from .common import hold
 from .constants import coefficients
 from .delayed import Past, Run, choose, project_sequence
 from .projection import project_step
-from .read import select, select_scan, time_since_older
+from .read import select, select_again, select_scan, time_since_older
 from .record import blank, push, read, row_slots, write_rows
 from .ring import extend_ring
 from .scan import pack_spikes, scan, scan_ring
-from .step import step
+from .step import step, step_again
 from .tape import Tape
 from .taps import Taps, taps
 
@@ -37,8 +37,10 @@ __all__ = [
     "scan",
     "scan_ring",
     "select",
+    "select_again",
     "select_scan",
     "step",
+    "step_again",
     "taps",
     "time_since_older",
     "write_rows",

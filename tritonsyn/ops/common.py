@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import backend as backends
 from ..backend import resolve
 from ..physics import bounded
 from ..values import Slot
@@ -112,6 +113,80 @@ def _refuse_batched(*gradients: Tensor | None) -> None:
                 "tritonsyn has no batched gradients; call backward or grad for one gradient at a "
                 "time, without vmap or is_grads_batched"
             )
+
+
+def ordinary() -> bool:
+    """Whether no transform, forward mode, backward pass or tracing is in progress.
+
+    Plans run then only; what else there is, the general path judges.
+    """
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._current_graph_task_id() != -1
+        or torch._C._is_tracing()
+    )
+
+
+def kind_of(x: Tensor) -> Callable[[Any], bool]:
+    """Says of another value whether it is such a tensor that a planned launch can take it for
+    ``x``: dense and packed, of the same dtype, shape, device and alignment."""
+    dtype, shape, device = x.dtype, x.shape, x.device
+
+    def fits(other: Any) -> bool:
+        try:
+            return (
+                other.__class__ is Tensor
+                and other.dtype is dtype
+                and other.shape == shape
+                and other.device == device
+                and other.is_contiguous()
+                and not other.is_neg()
+                and not other.data_ptr() % 16
+            )
+        except RuntimeError:  # of what has no shape, or no memory
+            return False
+
+    return fits
+
+
+Places = Sequence[tuple[dict[str, Any], str]]
+"""Where tensors are kept: attributes of modules and their names."""
+
+
+def finder(places: Places) -> Callable[[], list[Tensor] | None]:
+    """Returns what is kept in some places, or None where a plan made now cannot run.
+
+    That is if anything is in other memory than now, if other launches may be taken, and if not all
+    is :func:`ordinary`. The memory is kept, so that it is given to no other tensor, but no graph.
+    """
+    epoch = backends.epoch
+    now = [(*place, place[0][place[1]]) for place in places]
+    known = [
+        (home, name, t.untyped_storage(), t.data_ptr(), t.dtype, t.shape) for home, name, t in now
+    ]
+
+    def find() -> list[Tensor] | None:
+        if epoch != backends.epoch or not ordinary():
+            return None
+        found = []
+        for home, name, _, address, dtype, shape in known:
+            tensor = home[name]
+            same = tensor.data_ptr() == address and tensor.dtype is dtype and tensor.shape == shape
+            if not (same and tensor.is_contiguous()):
+                return None
+            found.append(tensor)
+        return found
+
+    return find
+
+
+def without_owner(tensor: Tensor) -> Tensor:
+    """The same memory, for plans; a tensor detached from another keeps that and so its graph.
+
+    Writes to it are not counted.
+    """
+    return tensor.data
 
 
 def no_forward_mode() -> NotImplementedError:

@@ -1,7 +1,7 @@
 """Delayed reads as a differentiable operation on records and times."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from .common import (
     implementation,
     keep,
     kept,
+    kind_of,
     link,
     own_gradient,
     running,
     without_graph,
+    without_owner,
 )
 from .operator import operator, traced_as
 
@@ -278,6 +280,47 @@ def select(
     reading = Reading(_flat_sel(sel, records[0]), rates, pointers, rule)
     value, records = _read(function, records, reading, backend)
     return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
+
+
+SelectAgain = Callable[[Tensor, Sequence[Tensor], Sequence[Slot]], Tensor | None]
+
+
+def select_again(
+    records: Sequence[Tensor],
+    pointers: Sequence[Slot],
+    sel: Tensor,
+    rates: Sequence[Tensor | None],
+    rule: ReadRule,
+    *,
+    backend: str | None = None,
+) -> SelectAgain | None:
+    """:func:`select` once more at little cost, on the memory of these records.
+
+    What is returned takes times, the records with their graph and the pointers. It returns the
+    values, or, if a graph is to be recorded or anything is otherwise than now, None.
+    """
+    fits = kind_of(sel)
+    flat = _flat_sel(sel.detach(), records[0])
+    reading = Reading(flat, rates, pointers, rule)
+    module = implementation("read", sel.device, backend)
+    plain = [flat_record(without_owner(record)) for record in records]
+    if not fits(sel):
+        return None
+    read = module.select_again(plain, reading)
+    shape = (records[0].shape[1], *sel.shape[1:])
+    viewed = shape != (shape[0], *flat.shape[1:])
+
+    def again(sel: Tensor, records: Sequence[Tensor], slots: Sequence[Slot]) -> Tensor | None:
+        if not fits(sel):
+            return None
+        if torch.is_grad_enabled():
+            for tensor in (sel, *records):
+                if tensor.requires_grad:
+                    return None
+        value = read(sel, slots)
+        return value.view(shape) if viewed else value
+
+    return again
 
 
 def time_since_older(sel: Tensor, rule: ReadRule, slots: int) -> Tensor:

@@ -1,13 +1,15 @@
 """The step of an exponential synapse as a differentiable operation on its records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from ..values import Dynamics, Ring
+from ..values import Dynamics, Ring, Slot
 from .common import (
     chained,
     first_order,
@@ -16,50 +18,69 @@ from .common import (
     hand_over,
     held,
     implementation,
+    kind_of,
     link,
     saved,
     unchained,
     without_graph,
+    without_owner,
 )
 from .operator import traced_as
 from .record import row_slots, write_slots
 from .ring import flat_ring, newest, own_state, ring_state
 
-Modules = tuple[ModuleType, ModuleType]
-"""The implementations of steps and of reads, which forward and backward pass share."""
+
+class _How(NamedTuple):
+    """What both passes of a step share besides tensors."""
+
+    step: ModuleType
+    reads: ModuleType
+    """The implementations, which are the same whatever the default is by then."""
+    coupled: bool
+    state: int
+    """Number of records and carries."""
+
+    @classmethod
+    def of(cls, ring: Ring, dynamics: Dynamics, backend: str | None) -> "_How":
+        step, reads = (implementation(n, ring.spikes.device, backend) for n in ("step", "read"))
+        return cls(step, reads, dynamics.coupling is not None, len(ring_state(ring)))
 
 
 class _Step(torch.autograd.Function):
-    """``tensors`` are the constants, the records and, where there are any, the carries."""
+    """``advance`` is the step itself, and returns the current. ``present`` are the states before
+    where constants are learned. ``tensors`` are the constants, the records and, where there are
+    any, the carries."""
 
     @staticmethod
     def forward(
-        ctx: Any, modules: Modules, ring: Ring, coupled: bool, x: Tensor, *tensors: Tensor
+        ctx: Any,
+        how: _How,
+        advance: Callable[[], Tensor],
+        pointers: Sequence[Slot],
+        present: Sequence[Tensor],
+        x: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        count = len(ring_state(ring))
-        constants, state = tensors[:-count], tensors[-count:]
-        wants_gain, *wants_others = ctx.needs_input_grad[4:-count]
-        flat = flat_ring(ring, [tensor.detach() for tensor in state])
-        present = newest(flat) if any(wants_others) else []
+        constants, state = tensors[: -how.state], tensors[-how.state :]
+        wants_gain = ctx.needs_input_grad[5]
         ctx.save_for_backward(x if wants_gain else None, *present, *constants)
-        ctx.pointers = list(map(held, ring.pointers))
-        ctx.modules, ctx.coupled, ctx.x_dtype = modules, coupled, x.dtype
+        ctx.how, ctx.pointers, ctx.x_dtype = how, [held(slot) for slot in pointers], x.dtype
         link(ctx, *state)
-        dynamics = Dynamics.of(constants, coupled)
-        return (modules[0].step(flat_observation(x), flat, dynamics), *state)
+        return (advance(), *state)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        count, states, (step, reads) = len(given), len(ctx.pointers), ctx.modules
-        wants_x, *wanted = ctx.needs_input_grad[3:-count]
+        count, states, (step, reads, coupled, _) = len(given), len(ctx.pointers), ctx.how
+        wants_x, *wanted = ctx.needs_input_grad[4:-count]
         x, *others = saved(ctx)
         present, constants = others[: -len(wanted)], others[-len(wanted) :]
-        dynamics = Dynamics.of(constants, ctx.coupled)
+        dynamics = Dynamics.of(constants, coupled)
         owned = own_state(ctx, given, states, dynamics.gain.dtype)
         drecords = [flat_record(d) for d in owned[:states]] or None
         dcarries = [flat_observation(d) for d in owned[states:]] or None
         x_dtype = ctx.x_dtype if wants_x else None
+        dy = None if dy is None else flat_observation(dy)
         operands = (dy, drecords, dcarries, dynamics, ctx.pointers)
         dx, zs = step.step_backward(*operands, x_dtype, any(wanted))
         dconstants: list[Tensor | None] = [None] * len(wanted)
@@ -69,7 +90,7 @@ class _Step(torch.autograd.Function):
         if dx is not None:
             dx = dx.view(ctx.record[0][1:])
         dstate = [hand_over(ctx, d, i) for i, d in enumerate(owned, -count)] or [None] * count
-        return None, None, None, dx, *dconstants, *dstate
+        return None, None, None, None, dx, *dconstants, *dstate
 
 
 Terms = list[tuple[Tensor, Tensor]]
@@ -147,18 +168,65 @@ def step(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`tritonsyn.functional.step`, with constants that are 0-d or ``[N]``."""
     module = implementation("step", x.device, backend)
-    state = ring_state(ring)
-    linked = chained(x, *dynamics.constants, *state) and graph
-    torch.autograd.graph.increment_version(ring.spikes)
+    state, constants = ring_state(ring), dynamics.constants
+    linked = chained(x, *constants, *state) and graph
+    increment_version(ring.spikes)
     if linked:
-        modules = module, implementation("read", x.device, backend)
-        coupled = dynamics.coupling is not None
-        y, *state = _Step.apply(modules, ring, coupled, x, *dynamics.constants, *state)
+        how, flat = _How.of(ring, dynamics, backend), flat_ring(ring, [t.detach() for t in state])
+        advance = partial(module.step, flat_observation(x).detach(), flat, dynamics)
+        present = newest(flat) if any(c.requires_grad for c in constants[1:]) else ()
+        y, *state = _Step.apply(how, advance, ring.pointers, present, x, *constants, *state)
         return _shaped(y, x), tuple(state)
     state = tuple([unchained(tensor) for tensor in state])
     with without_graph():
         y = module.step(flat_observation(x), flat_ring(ring, state), dynamics)
     return _shaped(y, x), state
+
+
+_apply = super(torch.autograd.Function, _Step).apply
+"""Without what PyTorch adds to it in Python for transforms, in which plans do not run."""
+
+Stepped = tuple[Tensor, Sequence[Tensor]]
+StepAgain = Callable[[Tensor, Sequence[Tensor], Sequence[Slot], bool], Stepped | None]
+
+
+def step_again(
+    x: Tensor, ring: Ring, dynamics: Dynamics, *, backend: str | None = None
+) -> StepAgain | None:
+    """:func:`step` once more at little cost, on the memory of this ring and with these constants.
+
+    What is returned takes an input; records and carries, with their graph, and the spikes' record;
+    the pointers of records and spikes; and ``graph``. It returns what :func:`step` does, or None,
+    and then it has done nothing, where the input is of another kind than ``x``.
+    """
+    how, fits = _How.of(ring, dynamics, backend), kind_of(x)
+    plain, states = [without_owner(tensor) for tensor in ring_state(ring)], len(ring.components)
+    own = ring._replace(components=plain[:states], carries=plain[states:] or None)
+    advance = how.step.step_again(x.detach(), own, dynamics) if fits(x) else None
+    if advance is None:
+        return None
+    constants = dynamics.constants
+
+    def again(
+        x: Tensor, written: Sequence[Tensor], slots: Sequence[Slot], graph: bool
+    ) -> Stepped | None:
+        if not fits(x):
+            return None
+        *state, spikes = written
+        chain = False
+        for tensor in state:
+            chain = chain or tensor.requires_grad
+        if graph and torch.is_grad_enabled() and (chain or x.requires_grad):
+            increment_version(spikes)
+            run = partial(advance, x, slots)
+            y, *state = _apply(how, run, slots[:states], (), x, *constants, *state)
+            return y, state
+        if chain:
+            return None
+        increment_version(written)
+        return advance(x.detach() if x.requires_grad else x, slots), state
+
+    return again
 
 
 def _shaped(y: Tensor, x: Tensor) -> Tensor:

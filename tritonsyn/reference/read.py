@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Located, Reading, ReadRule, compute_dtype, locate
+from ..values import Located, Reading, ReadRule, Slot, compute_dtype, locate
 
 # Elements of a group of rows: its handful of intermediates fit in a core's cache.
 _CACHED = 131072
@@ -268,6 +268,19 @@ def _kept(part: Tensor, located: Located, rule: ReadRule) -> Tensor:
         return part
     counted = located.inside if rule.overbound is not None else ~located.older.isnan()
     return torch.where(counted, part, 0.0)
+
+
+def select_again(
+    records: Sequence[Tensor], reading: Reading
+) -> Callable[[Tensor, Sequence[Slot]], Tensor]:
+    """:func:`select` of these records without slopes, again: what is returned takes times of the
+    kind of the reading's, in any shape with as many elements, and the pointers."""
+
+    def read(sel: Tensor, slots: Sequence[Slot]) -> Tensor:
+        times = sel.view(reading.sel.shape)
+        return select(records, reading._replace(sel=times, pointers=slots))[0]
+
+    return read
 
 
 def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading) -> None:

@@ -1,6 +1,6 @@
 """The step of an exponential synapse: decay, inject, record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,23 +17,57 @@ def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
     the current is then made of these.
     """
     records, pointers, spikes, spike_pointer, arrivals, carries = ring
-    gain, slots, dtype = dynamics.gain, list(map(int, pointers)), records[0].dtype
+    places = list(zip(records, map(int, pointers), strict=True))
+    newest, rows = [r[slot - 1] for r, slot in places], [r[slot] for r, slot in places]
     x = x.resolve_neg()  # a pending negation fails where a bool is written
-    newest = [record[slot - 1] for record, slot in zip(records, slots, strict=True)]
-    before = [state.to(gain.dtype) for state in carries or newest]
-    states = advanced(before, scaled(x, gain), dynamics)
-    # What can fail has succeeded before the first write, or is the first write.
-    spikes[int(spike_pointer)].copy_(x)
-    for record, slot, state in zip(records, slots, states, strict=True):
-        record[slot].copy_(state)
-    for carry, state in zip(carries or (), states, strict=False):
-        carry.copy_(state)
-    if carries is None:
-        states = [state.to(dtype) for state in states]
+    y = _step(x, newest, rows, spikes[int(spike_pointer)], carries, dynamics)
     if arrivals is not None:
         for pointer in (*pointers, spike_pointer):
             if isinstance(pointer, Tensor):
                 pointer.add_(1).remainder_(len(spikes))
+    return y
+
+
+def step_again(
+    x: Tensor, ring: Ring, dynamics: Dynamics
+) -> Callable[[Tensor, Sequence[Slot]], Tensor] | None:
+    """:func:`step` on this ring at less cost, or None where that cannot be had.
+
+    The records may be ``[K, B, *shape]``, the constants are 0-d. What is returned takes an input of
+    the kind of ``x``, and the pointers of the records and of the spikes.
+    """
+    if ring.arrivals is not None:
+        return None
+    *records, spikes = (record.unbind(0) for record in (*ring.components, ring.spikes))
+
+    def advance(x: Tensor, slots: Sequence[Slot]) -> Tensor:
+        newest = [record[slot - 1] for record, slot in zip(records, slots, strict=False)]
+        rows = [record[slot] for record, slot in zip(records, slots, strict=False)]
+        return _step(x, newest, rows, spikes[slots[-1]], ring.carries, dynamics)
+
+    return advance
+
+
+def _step(
+    x: Tensor,
+    newest: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    spikes: Tensor,
+    carries: Sequence[Tensor] | None,
+    dynamics: Dynamics,
+) -> Tensor:
+    """A step from the newest rows, or from the carries, into other rows; returns the current."""
+    gain, dtype = dynamics.gain, rows[0].dtype
+    before = [state.to(gain.dtype) for state in carries or newest]
+    states = advanced(before, scaled(x, gain), dynamics)
+    # What can fail has succeeded before the first write, or is the first write.
+    spikes.copy_(x)
+    for row, state in zip(rows, states, strict=True):
+        row.copy_(state)
+    for carry, state in zip(carries or (), states, strict=False):
+        carry.copy_(state)
+    if carries is None:
+        states = [state.to(dtype) for state in states]
     return dynamics.current_(states).to(dtype)
 
 

@@ -1,0 +1,102 @@
+"""Plans: calls prepared by earlier ones do what the general path does, and give way to it."""
+
+import copy
+import pickle
+import weakref
+
+import plans
+import pytest
+import torch
+
+import tritonsyn
+from tritonsyn import ops
+from tritonsyn.launch.config import LaunchConfig, forget, override_config
+from tritonsyn.launch.launcher import recording
+
+
+def test_random_programs_are_the_same_without_plans():
+    assert sum(plans.compare(seed) for seed in range(60)) > 600
+
+
+def test_so_they_are_with_kernels(small_tiles):
+    assert sum(plans.compare(seed, length=12, backend="triton") for seed in range(4)) > 20
+
+
+@pytest.fixture
+def synapse():
+    made = tritonsyn.AlphaCurrent(4, 1.0, spike_charge=2.0, time_constant=3.0, delay=2.0)
+    made(torch.ones(1, 4))
+    made.current_at(torch.ones(1, 4))
+    return made
+
+
+@pytest.fixture
+def general(monkeypatch):
+    """Calls of the general path."""
+    calls = []
+
+    def counted(name):
+        body = getattr(ops, name)
+        return lambda *arguments, **how: calls.append(name) or body(*arguments, **how)
+
+    for name in ("step", "select"):
+        monkeypatch.setattr(ops, name, counted(name))
+    return calls
+
+
+def test_what_was_called_once_takes_no_general_path(synapse, general):
+    synapse(torch.ones(1, 4))
+    synapse(torch.ones(1, 4, requires_grad=True))
+    synapse.detach_state()
+    synapse.clear()
+    synapse(torch.zeros(1, 4))
+    assert not general
+
+
+def set_backend(synapse):
+    tritonsyn.set_backend("reference")
+
+
+def override(synapse):
+    with override_config(LaunchConfig(32)):
+        pass
+
+
+def record_launches(synapse):
+    with recording():
+        pass
+
+
+CHANGES = {
+    "a constant": lambda synapse: setattr(synapse, "spike_charge", 3.0),
+    "a setting": lambda synapse: setattr(synapse, "inplace", True),
+    "a rebuild": lambda synapse: setattr(synapse, "dt", 0.5),
+    "a conversion": lambda synapse: synapse.to(torch.float64),
+    "other memory": lambda synapse: setattr(synapse.current_, "value", torch.ones(3, 1, 4)),
+    "a backend": set_backend,
+    "an override": override,
+    "a recording": record_launches,
+    "tables": lambda synapse: forget(),
+    "a copy": copy.deepcopy,
+    "a pickle": lambda synapse: pickle.loads(pickle.dumps(synapse)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_plan_relies_on_may_change(synapse, general, change):
+    synapse = CHANGES[change](synapse) or synapse
+    synapse(torch.ones(1, 4))
+    assert general == ["step"]
+    synapse(torch.ones(1, 4))
+    assert general == ["step"]
+
+
+def test_a_plan_keeps_neither_module_nor_graph(synapse):
+    synapse = copy.deepcopy(synapse)
+    node = weakref.ref(synapse(torch.ones(1, 4, requires_grad=True)).grad_fn)
+    synapse.detach_state()
+    synapse(torch.ones(1, 4))
+    assert synapse._plans and node() is None
+    module = weakref.ref(synapse)
+    del synapse
+    assert module() is None
