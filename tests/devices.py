@@ -95,6 +95,22 @@ def capturable(backend: str) -> None:
         (y + synapse.current_at(times)).sum().backward()
 
 
+def recurrent(backend: str) -> None:
+    """Steps of a layer that hears itself, as a graph would take them and as training does."""
+    for cls, physics in smoke.KINDS.values():
+        learned = (physics[0], parameter(physics[1]), *physics[2:])
+        layer = tritonsyn.DelayedLinear(
+            37, 37, 1.0, synapse=cls.partialconstructor(*learned), delay=5.0, bias=True,
+            batch_size=3, capturable=True, backend=backend, device=DEVICE,
+        )  # fmt: skip
+        z = torch.ones(3, 37, device=DEVICE)
+        with torch.no_grad():
+            z.copy_(torch.sigmoid(layer(z)))
+        for _ in range(2):
+            z = torch.sigmoid(layer(z))
+        z.sum().backward()
+
+
 def stateless(backend: str) -> None:
     """The functional forms, with numbers where they take tensors."""
     x = torch.ones(300, 3, 37, device=DEVICE, requires_grad=True)
@@ -109,6 +125,7 @@ def stateless(backend: str) -> None:
 OPERATIONS: dict[str, Callable[[str], Any]] = {
     "mixed constants": mixed,
     "capturable": capturable,
+    "recurrent, capturable": recurrent,
     "stateless": stateless,
 }
 

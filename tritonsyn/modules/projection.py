@@ -13,14 +13,9 @@ from .. import checks, ops
 from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
 from .options import Initializer, setting
-from .state import Stateful, check_run
+from .state import Stateful, check_not_compiled, check_run
 from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
-from .unrolled import Unrolled
-
-_NOT_COMPILED = (
-    "`with layer.unrolled(...)` and torch.compile do not go together: compile the step without it, "
-    "with capturable=True"
-)
+from .unrolled import NOT_COMPILED, Unrolled
 
 
 def _of_the_synapse(name: str, doc: str) -> Any:
@@ -242,8 +237,6 @@ class DelayedProjection(Stateful):
         """
         if _run is not None:
             return _run(x)
-        if self._unrolled is not None and torch.compiler.is_compiling():
-            raise RuntimeError(_NOT_COMPILED)
         synapse, rows = self.synapse, self._lowered(x)
         if self._unrolled is not None:
             return self._finished(self._unrolled.step(synapse.check_step(rows)))
@@ -304,8 +297,7 @@ class DelayedProjection(Stateful):
             ...         z = torch.sigmoid(x + layer(z))
         """
         steps = checks.positive_integer("steps", steps)
-        if torch.compiler.is_compiling():
-            raise RuntimeError(_NOT_COMPILED)
+        check_not_compiled(NOT_COMPILED)
         self.synapse.check_at_home()
         check_run()
         if self._unrolled is not None:

@@ -18,7 +18,15 @@ from ..ops.operator import traced_as
 from ..physics import bounded, usable_time_constant
 from ..values import RECORD_DTYPES, ReadRule, Slot, compute_dtype, highest_rate, record_size
 from .options import setting
-from .state import Stateful, check_read, check_run, converted, ordinary_tensors, recorded_unless
+from .state import (
+    Stateful,
+    check_read,
+    check_run,
+    converted,
+    end_graph,
+    ordinary_tensors,
+    recorded_unless,
+)
 
 Interpolation = Callable[..., Tensor]
 _REBUILDS = "Setting it rebuilds the record and keeps the newest observations."
@@ -28,23 +36,6 @@ _REBUILDS = "Setting it rebuilds the record and keeps the newest observations."
 def _as_kept(position: Tensor) -> Tensor:
     """A pointer on the device; compiled code copies it, because it is advanced in place."""
     return position
-
-
-def _refuse_to_be_compiled() -> None:
-    """Ends a graph here; where it must be whole, with these words at the head of the error."""
-    from torch._dynamo.exc import Unsupported
-    from torch._guards import TracingContext
-
-    if TracingContext.try_get() is not None:  # where the graph has ended, this runs once more
-        raise Unsupported(
-            "under torch.compile a module must be made with capturable=True: its pointer is a "
-            "number, which a graph cannot move"
-        )
-
-
-# As by torch.compiler.assume_constant_result, which would import the compiler with the package:
-# the function runs while a graph is made.
-_refuse_to_be_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _named(interp: Interpolation | str) -> Interpolation | str:
@@ -178,7 +169,10 @@ class RecordTensor(Stateful):
         position = self._buffers["position"]
         if position is None:
             if torch.compiler.is_compiling():
-                _refuse_to_be_compiled()
+                end_graph(
+                    "under torch.compile a module must be made with capturable=True: its pointer "
+                    "is a number, which a graph cannot move"
+                )
             self._cursor = int(value)
         elif isinstance(value, Tensor):
             position.copy_(value)

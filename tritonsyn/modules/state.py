@@ -36,6 +36,34 @@ def recorded_unless(inplace: bool) -> AbstractContextManager[object]:
     return without_graph() if checks.flag("inplace", inplace) else nullcontext()
 
 
+def end_graph(why: str) -> None:
+    """Ends a graph here; where it must be whole, with these words at the head of the error."""
+    from torch._dynamo.exc import Unsupported
+    from torch._guards import TracingContext
+
+    if TracingContext.try_get() is not None:  # where the graph has ended, this runs once more
+        raise Unsupported(why)
+
+
+def _refuse_to_be_compiled(why: str) -> None:
+    """The same, and an error too where the graph has ended."""
+    end_graph(why)
+    raise RuntimeError(why)
+
+
+# As by torch.compiler.assume_constant_result, which would import the compiler with the package:
+# the functions run while a graph is made.
+for _function in (end_graph, _refuse_to_be_compiled):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def check_not_compiled(why: str) -> None:
+    """Raises within a function that is compiled, also between its graphs."""
+    compiler = torch._C._dynamo.eval_frame
+    if torch.compiler.is_compiling() or compiler.get_eval_frame_callback() is not None:
+        _refuse_to_be_compiled(why)
+
+
 @traced_as(lambda: None)
 def check_run() -> None:
     """Raises where a run would be repeated, frozen or transformed behind the module's back.

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .. import ops
+from .state import check_not_compiled
 
 if TYPE_CHECKING:
     from .projection import DelayedProjection
+
+NOT_COMPILED = (
+    "`with layer.unrolled(...)` and torch.compile do not go together: compile the step without it, "
+    "with capturable=True"
+)
 
 
 class Unrolled:
@@ -32,6 +38,7 @@ class Unrolled:
         Raises:
             ValueError: the batch is another one, or there are more steps than were announced.
         """
+        check_not_compiled(NOT_COMPILED)
         count = 1 if rows.ndim == 2 else rows.shape[0]
         if count > self._left:
             done = self._steps - self._left
