@@ -281,6 +281,17 @@ class Lines(NamedTuple):
         return self.memory[: math.prod(self.size)].view(self.size)
 
 
+class Rows(NamedTuple):
+    """A sequence of rows ``[B, N]``, of which some that follow each other are read together."""
+
+    memory: Tensor
+    """``[B, rows, N]``."""
+    rows: Sequence[Tensor]
+    """Each of them."""
+    windows: Sequence[Tensor]
+    """From each row on so many, ``[B, width * N]``."""
+
+
 class Connections(NamedTuple):
     """Weights and delays of connections, prepared for many shifted sums of one tape."""
 

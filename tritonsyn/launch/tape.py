@@ -6,15 +6,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..values import WORD, Connections, Dynamics, Lines
+from ..values import WORD, Connections, Dynamics, Lines, Rows
 from .launcher import tiles
 from .lines import Plan, line_config, shift_dot, sum_entries, table
 from .scan import scan_lines
 
-Tape = Tensor | Lines
+Tape = Rows | Lines
 
 
-def blank(rows: int, batch: int, synapses: int, dtype: torch.dtype, device: torch.device) -> Tape:
+def blank(
+    rows: int, batch: int, synapses: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tape:
     size = synapses, tiles(batch, WORD), rows, WORD
     memory = torch.zeros(size, dtype=dtype, device=device)
     return Lines(memory.view(-1), size, batch)
@@ -22,6 +24,7 @@ def blank(rows: int, batch: int, synapses: int, dtype: torch.dtype, device: torc
 
 def add(tape: Tape, row: int, values: Tensor) -> None:
     assert isinstance(tape, Lines)
+    values = values.unsqueeze(0) if values.ndim == 2 else values
     missing = tape.size[1] * WORD - tape.batch
     if missing:
         values = torch.nn.functional.pad(values, (0, 0, 0, missing))
@@ -42,7 +45,8 @@ def advance(
     dynamics: Dynamics,
     present: Sequence[Tensor],
     dtype: torch.dtype,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
+    x = x.unsqueeze(0) if x.ndim == 2 else x
     after = []
     for i, tape in enumerate(tapes):
         assert isinstance(tape, Lines) and tape.memory.dtype == dtype

@@ -237,9 +237,9 @@ class DelayedProjection(Stateful):
         """
         if _run is not None:
             return _run(x)
-        synapse, rows = self.synapse, self._lowered(x)
         if self._unrolled is not None:
-            return self._finished(self._unrolled.step(synapse.check_step(rows)))
+            return self._finished(self._unrolled.step(self._lowered(x)))
+        synapse, rows = self.synapse, self._lowered(x)
         if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
             return self._scan_rows(rows)
         rows = synapse.check_step(rows)
@@ -346,7 +346,7 @@ class DelayedProjection(Stateful):
                 f"z must have 1 to {most} steps, one more than min_delay={self._min_delay} is, but "
                 f"has {rows.shape[0]}"
             )
-        return self._finished(self._unrolled.step(rows))
+        return self._finished(self._unrolled.steps(rows))
 
     def _scan_rows(self, rows: Any) -> Tensor:
         if self._unrolled is not None:
@@ -365,7 +365,8 @@ class DelayedProjection(Stateful):
         """The bias added, in the dtype of the records and the form of the outputs."""
         if self.bias is not None:
             y = y + self.bias
-        return self._raised(y.to(self.weight.dtype))
+        dtype = self.weight.dtype
+        return self._raised(y if y.dtype == dtype else y.to(dtype))
 
 
 def _uniform(low: float, high: float) -> Initializer:

@@ -626,19 +626,18 @@ class ExponentialCurrent(Stateful):
         self._lend(True)
         return tape
 
-    def roll_up(self, tape: ops.Tape, given: Sequence[Tensor]) -> None:
-        """Takes the state over from a tape; ``given`` are the last inputs, K at the most."""
+    def roll_up(self, tape: ops.Tape) -> None:
+        """Takes the state over from a tape, as plain steps would have left it."""
         self._lend(False)
-        if given:
-            tails, arrivals = tape.tails(len(given)), self._arrivals()
+        if tape.done:
             with recorded_unless(not tape.graph):
-                ring, last = self._ring(arrivals), torch.stack([*given])
-                self._take(ops.extend_ring(ring, last, tape.done, tails), tape.done, arrivals)
-        tape.token = None  # which the tape's own graph refers to
+                arrivals, (spikes, tails) = self._arrivals(), tape.end()
+                ring = self._ring(arrivals)
+                self._take(ops.extend_ring(ring, spikes, tape.done, tails), tape.done, arrivals)
 
     def _lend(self, lent: bool) -> None:
         for module in (self, *self._records()):
-            module._lent = lent
+            module.__dict__["_lent"] = lent  # not by nn.Module, which is slow
 
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:
         """The sequence and the present state."""

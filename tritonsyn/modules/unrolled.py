@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .. import ops
-from .state import check_not_compiled
+from .state import check_not_compiled, check_run
 
 if TYPE_CHECKING:
     from .projection import DelayedProjection
@@ -30,10 +29,25 @@ class Unrolled:
         self._layer, self._synapse, self._steps = layer, layer.synapse, steps
         self._left = steps
         self._tape: ops.Tape | None = None
-        self._given: deque[Tensor] = deque()
+        self._kind: Any = None
 
-    def step(self, rows: Tensor) -> Tensor:
-        """The outputs for an input ``[B, I]``, or for several ``[m, B, I]`` those of ``ahead``.
+    def step(self, x: Any) -> Tensor:
+        """The outputs for an input ``[B, I]``."""
+        return self.steps(x if self._is_as_before(x) else self._synapse.check_step(x))
+
+    def _is_as_before(self, x: Any) -> bool:
+        """Whether an input is of a kind that has been accepted, which is quicker to see."""
+        if x.__class__ is not Tensor or x.is_nested:
+            return False
+        kind = x.shape, x.dtype, x.device, x.layout
+        if kind != self._kind:
+            self._synapse.check_step(x)
+            self._kind = kind
+        check_run()
+        return True
+
+    def steps(self, rows: Tensor) -> Tensor:
+        """The same, or for several inputs ``[m, B, I]`` those of ``ahead``.
 
         Raises:
             ValueError: the batch is another one, or there are more steps than were announced.
@@ -47,12 +61,10 @@ class Unrolled:
                 f"{count} more"
             )
         tape = self._tape
-        if tape is None or tape.batch != rows.shape[-2] or tape.records(rows) != tape.recorded:
+        if tape is None or rows.shape[-2] != tape.batch or not tape.takes(rows):
             tape = self._begin(rows)
         y = tape.step(rows)
         self._left -= count
-        given = rows.detach().clone()  # which the caller may write to
-        self._given.extend(given if rows.ndim == 3 else [given])
         return y
 
     def _begin(self, rows: Tensor) -> ops.Tape:
@@ -68,11 +80,10 @@ class Unrolled:
         synapse.follow(batch, layer.backend)
         first = rows if rows.ndim == 3 else rows.unsqueeze(0)
         self._tape = synapse.unroll(first, coefficients, taps, self._left, layer.least_steps)
-        self._given = deque(maxlen=self._tape.slots)
         return self._tape
 
     def end(self) -> None:
         """Gives the state back to the records, as plain steps would have left it."""
         tape, self._tape = self._tape, None
         if tape is not None:
-            self._synapse.roll_up(tape, self._given)
+            self._synapse.roll_up(tape)

@@ -7,6 +7,7 @@ gradient of the currents is the adjoint sum, since all that is later is known by
 of a step is a row of the currents and a row of that gradient, whatever the longest delay is.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..values import Connections, data_of
 from .common import chained, first_order, implementation, keep, kept, running, saved, without_graph
 from .delayed import Run
-from .projection import project_component_backward, total
+from .projection import project_component_backward
 from .scan import ScanSettings, input_gradients
 from .strategy import Work, cheapest, precision
 from .taps import Taps
@@ -35,7 +36,8 @@ class _Pass:
         self.dy = tape.blank(tape.outputs + tape.slots - 1, outputs, dtype)
         self.carries: list[Tensor] | None = None
         """The gradient of each state after the step that comes next."""
-        self.dtails: Sequence[Tensor | None] = [None] * tape.states
+        self.dtails: Sequence[Tensor | None] = ()
+        """Of the last values of each state."""
         self.dstates: list[Tensor] = []
         """Of all steps ``[T, B, N]``, and the input, where constants are learned."""
         self.x: Tensor | None = None
@@ -62,6 +64,7 @@ class Tape:
         pasts, starts = run.before(), run.starts
         operands = (*taps.weights, *self.dynamics.constants, *(pasts or ()), *starts)
         self.counts = len(taps.weights), len(self.dynamics.constants), len(pasts or ())
+        self.mode = _mode()
         self.recorded = chained(data_of(run.x) if graph else None, *operands)
         self.learned = any(c.requires_grad for c in self.dynamics.constants)
         self.upstream = self.recorded and any(
@@ -74,6 +77,8 @@ class Tape:
                 self.module.add(tape, 0, past)
             self.present = [self._start(start, synapses) for start in starts]
             self.sums = self.connections(adjoint=False)
+        self.given: deque[Tensor] = deque(maxlen=self.slots)
+        """The last inputs."""
         self.adjoints: Sums | None = None
         self.pass_: _Pass | None = None
         self.zero = torch.zeros((), device=self.device)
@@ -88,47 +93,60 @@ class Tape:
 
     def blank(self, rows: int, columns: int, dtype: torch.dtype) -> Any:
         """A tape for so many rows."""
-        return self.module.blank(rows, self.batch, columns, dtype, self.device)
+        width = self.slots - self.least
+        return self.module.blank(rows, self.batch, columns, width, dtype, self.device)
 
     def connections(self, adjoint: bool) -> Sums:
         """The taps, prepared for the sums of each state."""
         how = self.taps.back, self.slots, self.least, adjoint
         return [self.module.connections(weight.detach(), *how) for weight in self.taps.weights]
 
-    def records(self, x: Tensor) -> bool:
-        """Whether a step with this input is to be recorded by autograd."""
-        return chained(x if self.graph else None, self.token)
+    def takes(self, x: Tensor) -> bool:
+        """Whether the run can go on with this input: in the mode it began in, and with a graph if
+        the input has one."""
+        linked = self.recorded or not (self.graph and x.requires_grad and torch.is_grad_enabled())
+        return linked and self.mode == _mode()
 
     def step(self, x: Tensor) -> Tensor:
         """A step with the input ``[B, I]``; or ``m`` of them with ``[m, B, I]``, ``m - 1`` at most
-        ``least``: the outputs ``[m, B, O]`` of the last of them and of the ``m - 1`` after it."""
+        ``least``: the outputs ``[m, B, O]`` of the last of them and of the ``m - 1`` after it.
+        """
+        if not self.graph:
+            x = x.detach()
         if self.token is None:
-            with without_graph():
-                y = self.append(x.detach())
+            y = self.append(x)
         else:
-            y, self.token = _Step.apply(self, self.token, x if self.graph else x.detach())
-        self.done += _rows(x).shape[0]
+            y, self.token = _record_step(self, self.token, x)
+        self.done += 1 if x.ndim == 2 else x.shape[0]
         return y
 
     def append(self, x: Tensor) -> Tensor:
         """What a step does to the tape, and its outputs."""
-        rows, row = _rows(x), self.slots - 1 + self.done
+        row, module, single = self.slots - 1 + self.done, self.module, x.ndim == 2
         how = self.dynamics, self.present, self.dtype
-        self.present = self.module.advance(rows, self.tapes, row, *how)
-        count, parts = len(rows), zip(self.tapes, self.sums, strict=True)
-        y = total([self.module.sums(tape, row + count - 1, count, sums) for tape, sums in parts])
+        self.present = module.advance(x, self.tapes, row, *how)
+        given = x.clone()  # which the caller may write to
+        self.given.extend((given,) if single else given)
+        count = 1 if single else x.shape[0]
+        row += count - 1
+        y = module.sums(self.tapes[0], row, count, self.sums[0])
+        if self.states == 2:
+            y += module.sums(self.tapes[1], row, count, self.sums[1])
         # Not a view, which could not be written in place where a graph is recorded.
-        return y if x.ndim == 2 else torch.ops.aten._unsafe_view(y, (*x.shape[:2], -1))
+        return y if single else torch.ops.aten._unsafe_view(y, (*x.shape[:2], -1))
 
-    def tails(self, last: int) -> Sequence[Tensor]:
-        """The ``last`` values of each state, in the dtype of the arithmetic; differentiable."""
-        if self.token is None:
+    def end(self) -> tuple[Tensor, Sequence[Tensor]]:
+        """The last inputs and the last values of each state, ``[L, B, I]``, L of at most K steps;
+        these in the dtype of the arithmetic, and differentiable. No step follows."""
+        spikes, token, self.token = torch.stack([*self.given]), self.token, None
+        if token is None:
             with without_graph():
-                return self.ends(last)
-        return _Leave.apply(self, self.token, last)
+                return spikes, self.tails()
+        return spikes, _Leave.apply(self, token)
 
-    def ends(self, last: int) -> tuple[Tensor, ...]:
-        """The same without a graph."""
+    def tails(self) -> tuple[Tensor, ...]:
+        """The last values of each state without a graph."""
+        last = len(self.given)
         first, dtype = self.slots - 1 + self.done - last, self.dynamics.gain.dtype
         found = [self.module.rows(tape, first, last).to(dtype) for tape in self.tapes]
         for tail, present in zip(found, self.present, strict=True):
@@ -147,52 +165,59 @@ class Tape:
     def step_backward(
         self, dy: Tensor | None, x: Tensor | None, first: int, count: int, upstream: bool
     ) -> Tensor | None:
-        """The gradient ``[count, B, I]`` of the input of the steps from ``first`` on."""
-        now = self.passing()
+        """The gradient of the input of ``count`` steps from ``first`` on, ``[B, I]`` of one."""
+        now, module = self.passing(), self.module
         if dy is not None:
-            self.module.add(now.dy, first + count - 1, _rows(dy))
+            module.add(now.dy, first + count - 1, dy)
         if not upstream:
             return None
         if self.adjoints is None:
             self.adjoints = self.connections(adjoint=True)
-        size = count, self.batch, -1
-        dstates = [
-            self.module.sums(now.dy, first, count, sums).view(size) for sums in self.adjoints
-        ]
-        self._add_tails(dstates, now, first)
-        if x is not None:
-            self._collect(dstates, _rows(x), now, first)
-        dx = torch.empty_like(dstates[0])
-        carries = now.carries
-        for j in reversed(range(count)):
-            lambdas = [d[j] for d in dstates]
-            if carries is not None:
-                lambdas = [d + carry for d, carry in zip(lambdas, carries, strict=True)]
-            taking = lambdas[0] if self.dynamics.inputs == 1 else lambdas[0] + lambdas[1]
-            torch.mul(taking, self.dynamics.gain, out=dx[j])
-            carries = [d * self.dynamics.decay(i) for i, d in enumerate(lambdas)]
-            if self.dynamics.coupling is not None:
-                carries[0] = torch.addcmul(carries[0], carries[1], self.dynamics.coupling)
-        now.carries = carries
-        return dx
+        dstates = [module.sums(now.dy, first, count, sums) for sums in self.adjoints]
+        if now.dtails or x is not None:
+            rows = [dstate.view(count, self.batch, -1) for dstate in dstates]
+            self._add_tails(rows, now.dtails, first)
+            self._collect(rows, x, now, first)
+        if count == 1:
+            return self._before(dstates, now)
+        steps = zip(*[dstate.split(self.batch) for dstate in dstates], strict=True)
+        dx = [self._before(each, now) for each in reversed([*steps])]
+        return torch.stack(dx[::-1])
 
-    def _add_tails(self, dstates: Sequence[Tensor], now: _Pass, first: int) -> None:
+    def _before(self, dstates: Sequence[Tensor], now: _Pass) -> Tensor:
+        """Takes the gradients of the states of one step, which it may write to, to the states
+        before, and to the input ``[B, I]``."""
+        dynamics = self.dynamics
+        if now.carries is not None:
+            for dstate, carry in zip(dstates, now.carries, strict=True):
+                dstate += carry
+        taking = dstates[0] if dynamics.inputs == 1 else dstates[0] + dstates[1]
+        now.carries = [d * dynamics.decay(i) for i, d in enumerate(dstates)]
+        if dynamics.coupling is not None:
+            now.carries[0].addcmul_(now.carries[1], dynamics.coupling)
+        return taking * dynamics.gain
+
+    def _add_tails(
+        self, dstates: Sequence[Tensor], dtails: Sequence[Tensor | None], first: int
+    ) -> None:
         """Adds the gradients of the last values to those of the steps that they are of."""
-        for dstate, dtail in zip(dstates, now.dtails, strict=True):
+        for dstate, dtail in zip(dstates, dtails, strict=False):
             if dtail is not None:
                 start = first - (self.done - dtail.shape[0])
                 here = dtail[max(start, 0) : max(start + dstate.shape[0], 0)]
                 if len(here):
                     dstate[-len(here) :] += here
 
-    def _collect(self, dstates: Sequence[Tensor], x: Tensor, now: _Pass, first: int) -> None:
-        """Keeps what the gradients of the constants are computed from."""
+    def _collect(self, dstates: Sequence[Tensor], x: Tensor | None, now: _Pass, first: int) -> None:
+        """Keeps what the gradients of the constants are computed from, if they are learned."""
+        if x is None:
+            return
         if now.x is None:
-            size = (self.done, *x.shape[1:])
+            size = (self.done, *x.shape[-2:])
             now.x = dstates[0].new_zeros(size)
             now.dstates = [dstates[0].new_zeros(size) for _ in dstates]
         for kept_, part in zip((now.x, *now.dstates), (x, *dstates), strict=True):
-            kept_[first : first + len(part)] = part
+            kept_[first : first + dstates[0].shape[0]] = part
 
     def gradients(self, wanted: Sequence[bool], starts: Sequence[Any]) -> list[Tensor | None]:
         """Those of taps, constants, what is from before, and the present values."""
@@ -254,9 +279,9 @@ class Tape:
         return found
 
 
-def _rows(x: Tensor) -> Tensor:
-    """One step or several, as several."""
-    return x.unsqueeze(0) if x.ndim == 2 else x
+def _mode() -> tuple[bool, bool]:
+    """What autograd records."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 class _Begin(torch.autograd.Function):
@@ -284,8 +309,10 @@ class _Step(torch.autograd.Function):
         tape.upstream |= ctx.needs_input_grad[2]
         ctx.tape, ctx.x_dtype, ctx.upstream = tape, x.dtype, tape.upstream
         ctx.shape = x.shape
-        ctx.place = tape.done, len(_rows(x))
-        ctx.save_for_backward(x if tape.learned else None)
+        ctx.place = tape.done, 1 if x.ndim == 2 else x.shape[0]
+        ctx.learned = tape.learned
+        if tape.learned:
+            ctx.save_for_backward(x)
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(token)
         return tape.append(x), token
@@ -293,24 +320,28 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor | None, dtoken: Tensor | None) -> tuple[Any, ...]:
-        (x,) = saved(ctx)
+        x = saved(ctx)[0] if ctx.learned else None
         dx = ctx.tape.step_backward(dy, x, *ctx.place, ctx.upstream)
         if dx is not None:
             dx = dx.view(ctx.shape).to(ctx.x_dtype) if ctx.needs_input_grad[2] else None
         return None, ctx.tape.zero, dx
 
 
+# Not by the apply of Function, which asks for transforms once more, in Python.
+_record_step = super(torch.autograd.Function, _Step).apply
+
+
 class _Leave(torch.autograd.Function):
     """The last values of each state."""
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, token: Tensor, last: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tape: Tape, token: Tensor) -> tuple[Tensor, ...]:
         ctx.tape = tape
         ctx.set_materialize_grads(False)
-        return tape.ends(last)
+        return tape.tails()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *dtails: Tensor | None) -> tuple[Any, ...]:
         ctx.tape.passing().dtails = dtails
-        return None, ctx.tape.zero, None
+        return None, ctx.tape.zero

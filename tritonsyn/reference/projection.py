@@ -126,13 +126,12 @@ def _to_weight(dy: Tensor, sequence: Tensor, back: Tensor, slots: int, products:
     sequence = _after_zeros(sequence.to(dy.dtype), slots - 1 + steps)
     if products:
         flat = dy.reshape(steps * batch, outputs).t()
-        dweight, product = dy.new_empty(back.shape), dy.new_empty(back.shape)
-        for k in range(slots):
+        found = dy.new_empty(slots, *back.shape)
+        for k, product in enumerate(found):
             rows = sequence[slots - 1 - k : slots - 1 - k + steps]
             # Into given memory, which autocast leaves in its dtype.
             torch.mm(flat, rows.flatten(0, 1), out=product)
-            torch.where(back == k, product, dweight, out=dweight)
-        return dweight
+        return found.gather(0, back.long().unsqueeze(0)).squeeze(0)
     dweight = dy.new_zeros(back.shape)
     shifted = _shifted(_lines(sequence), (slots - 1 - back) * batch, steps * batch)
     for row, dline, windows in zip(dweight, _lines(dy), shifted, strict=False):

@@ -6,32 +6,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..values import Connections, Dynamics, Lines, compute_dtype
+from ..values import Connections, Dynamics, Lines, Rows, compute_dtype
 from .projection import project, project_backward
-from .step import advanced, scaled
+from .step import add_decayed, advanced, scaled
 
-Tape = Tensor | Lines
+Tape = Rows | Lines
 
 
-def blank(rows: int, batch: int, synapses: int, dtype: torch.dtype, device: torch.device) -> Tape:
-    """A tape of zeros for ``[rows, B, N]`` in a dtype.
+def blank(
+    rows: int, batch: int, synapses: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tape:
+    """A tape of zeros for ``[rows, B, N]`` in a dtype, of which ``width`` rows are summed at once.
 
     Here in that of the arithmetic, and ``[B, rows, N]``: consecutive rows of a sample are one
     operand of a product, in place.
     """
-    return torch.zeros((batch, rows, synapses), dtype=compute_dtype(dtype), device=device)
+    memory = torch.zeros((batch, rows, synapses), dtype=compute_dtype(dtype), device=device)
+    size, strides = (rows - width + 1, batch, width * synapses), (synapses, rows * synapses, 1)
+    return Rows(memory, memory.unbind(1), memory.as_strided(size, strides).unbind())
 
 
 def add(tape: Tape, row: int, values: Tensor) -> None:
-    """Adds ``values [m, B, N]`` to the rows from ``row`` on."""
-    assert isinstance(tape, Tensor)
-    tape[:, row : row + len(values)] += values.transpose(0, 1)
+    """Adds ``values [B, N]`` or ``[m, B, N]`` to the rows from ``row`` on."""
+    assert isinstance(tape, Rows)
+    for i, value in enumerate((values,) if values.ndim == 2 else values.unbind(), row):
+        tape.rows[i].add_(value)
 
 
 def rows(tape: Tape, first: int, count: int) -> Tensor:
     """A copy of ``count`` rows from ``first`` on, ``[count, B, N]``."""
-    assert isinstance(tape, Tensor)
-    here = tape[:, first : first + count].transpose(0, 1)
+    assert isinstance(tape, Rows)
+    here = tape.memory[:, first : first + count].transpose(0, 1)
     return here.clone(memory_format=torch.contiguous_format)
 
 
@@ -42,19 +47,25 @@ def advance(
     dynamics: Dynamics,
     present: Sequence[Tensor],
     dtype: torch.dtype,
-) -> list[Tensor]:
-    """Steps with the inputs ``x [m, B, N]``; each state is added to its tape from ``row`` on.
+) -> Sequence[Tensor]:
+    """Steps with the inputs ``x [B, N]`` or ``[m, B, N]``; each state goes on its tape at ``row``.
 
     ``present`` are the states ``[B, N]`` before, in the dtype of the arithmetic; those after are
     returned. On the tape they are as records of ``dtype`` hold them.
     """
-    states = list(present)
-    for j, drive in enumerate(scaled(x, dynamics.gain), row):
-        states = advanced(states, drive, dynamics)
-        for tape, state in zip(tapes, states, strict=True):
-            assert isinstance(tape, Tensor)
-            tape[:, j].copy_(state if state.dtype == dtype else state.to(dtype))
-    return states
+    drives = scaled(x, dynamics.gain)
+    first = tapes[0]
+    assert isinstance(first, Rows)
+    whole = dynamics.states == 1 and drives.dtype == dtype  # a state is what the tape holds
+    for i, drive in enumerate(drives.unbind() if x.ndim == 3 else (drives,), row):
+        if whole:
+            present = (add_decayed(drive, present[0], dynamics.decays[0], first.rows[i]),)
+            continue
+        present = advanced(present, drive, dynamics)
+        for tape, state in zip(tapes, present, strict=True):
+            assert isinstance(tape, Rows)
+            tape.rows[i].copy_(state if state.dtype == dtype else state.to(dtype))
+    return present
 
 
 def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool) -> Connections:
@@ -79,30 +90,24 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     The adjoint sums over the outputs what is ``back`` rows later. Rows that no connection reads
     need not be on the tape yet.
     """
-    assert isinstance(tape, Tensor)
-    table, _, _, slots, least, adjoint = taken
-    batch, length, columns = tape.shape
-    first, width = row + (least if adjoint else 1 - slots), slots - least
-    strides = (columns, length * columns, 1)
-    window = tape.as_strided((count, batch, width * columns), strides, first * columns)
-    out = tape.new_empty(count * batch, table.shape[1])
-    # Into given memory, which autocast leaves in its dtype.
-    torch.mm(window.flatten(0, 1), table, out=out)
+    assert isinstance(tape, Rows)
+    first = row + (taken.least if taken.adjoint else 1 - taken.slots)
+    windows = tape.windows[first : first + count]
+    seen = windows[0] if count == 1 else torch.cat([*windows])
+    out = seen.new_empty(seen.shape[0], taken.table.shape[1])
+    torch.mm(seen, taken.table, out=out)  # into given memory, which autocast leaves in its dtype
     if not math.isfinite(out.sum().item()):  # a zero of the matrix met what is not finite
-        out = _apart(tape, first, count, taken)
+        out = _apart(rows(tape, first, taken.slots - taken.least + count - 1), count, taken)
     return out
 
 
-def _apart(tape: Tensor, first: int, count: int, taken: Connections) -> Tensor:
-    """The same, connection by connection."""
-    _, weight, back, slots, least, adjoint = taken
-    seen = rows(tape, first, slots - least + count - 1)
-    if not adjoint:
-        how = count, slots - least, "shift", ""
-        return project(seen, weight, back - least, *how).flatten(0, 1)
-    found, _ = project_backward(
-        seen, None, weight, back - least, len(seen), slots - least, "shift", ""
-    )
+def _apart(seen: Tensor, count: int, taken: Connections) -> Tensor:
+    """The sums of the rows that are seen, connection by connection."""
+    slots, back = taken.slots - taken.least, taken.back - taken.least
+    if not taken.adjoint:
+        return project(seen, taken.weight, back, count, slots, "shift", "").flatten(0, 1)
+    how = (len(seen), slots, "shift", "")
+    found, _ = project_backward(seen, None, taken.weight, back, *how)
     assert found is not None
     return found[:count].flatten(0, 1)
 
@@ -112,9 +117,9 @@ def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Ten
 
     The tape has K - 1 rows more than there are steps, and that of the gradient has them at the end.
     """
-    assert isinstance(tape, Tensor) and isinstance(dtape, Tensor)
-    steps = tape.shape[1] - (slots - 1)
-    dy, sequence = rows(dtape, 0, steps), rows(tape, 0, tape.shape[1])
-    found = project_backward(dy, sequence, None, back, len(sequence), slots, strategy, "ieee")[1]
+    assert isinstance(tape, Rows) and isinstance(dtape, Rows)
+    count = len(tape.rows)
+    dy, sequence = rows(dtape, 0, count - (slots - 1)), rows(tape, 0, count)
+    found = project_backward(dy, sequence, None, back, count, slots, strategy, "ieee")[1]
     assert found is not None
     return found
