@@ -129,7 +129,7 @@ class DelayedProjection(Stateful):
 
     @min_delay.setter
     def min_delay(self, value: float) -> None:
-        self.check_at_home()
+        self.synapse.check_at_home()
         self._min_delay = self._checked_min_delay(value)
 
     def _checked_min_delay(self, value: object) -> float:
@@ -301,7 +301,7 @@ class DelayedProjection(Stateful):
         self.synapse.check_at_home()
         check_run()
         if self._unrolled is not None:
-            raise RuntimeError("unrolled is inside of another unrolled of the same layer")
+            raise RuntimeError("unrolled(...) of a layer is within another unrolled(...) of it")
         self._unrolled = run = Unrolled(self, steps)
         try:
             yield self
@@ -349,9 +349,8 @@ class DelayedProjection(Stateful):
         return self._finished(self._unrolled.steps(rows))
 
     def _scan_rows(self, rows: Any) -> Tensor:
-        if self._unrolled is not None:
-            raise RuntimeError("inside of `with layer.unrolled(...)` the layer takes single steps")
         synapse = self.synapse
+        synapse.check_at_home()
         synapse.check_sequence(rows)
         coefficients = synapse.coefficients()
         strategy = checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)

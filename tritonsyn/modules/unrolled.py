@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import ops
+from ..values import PackedSpikes
 from .state import check_not_compiled, check_run
 
 if TYPE_CHECKING:
@@ -33,18 +34,17 @@ class Unrolled:
 
     def step(self, x: Any) -> Tensor:
         """The outputs for an input ``[B, I]``."""
-        return self.steps(x if self._is_as_before(x) else self._synapse.check_step(x))
-
-    def _is_as_before(self, x: Any) -> bool:
-        """Whether an input is of a kind that has been accepted, which is quicker to see."""
-        if x.__class__ is not Tensor or x.is_nested:
-            return False
-        kind = x.shape, x.dtype, x.device, x.layout
-        if kind != self._kind:
-            self._synapse.check_step(x)
-            self._kind = kind
-        check_run()
-        return True
+        kind = _kind_of(x)
+        if kind is None or kind != self._kind:
+            if isinstance(x, PackedSpikes) or (kind is not None and len(kind[0]) == 3):
+                raise RuntimeError(
+                    "inside of `with layer.unrolled(...)` the layer takes single steps, or by "
+                    "ahead() as many as its shortest delay"
+                )
+            x, self._kind = self._synapse.check_step(x), kind
+        else:
+            check_run()
+        return self.steps(x)
 
     def steps(self, rows: Tensor) -> Tensor:
         """The same, or for several inputs ``[m, B, I]`` those of ``ahead``.
@@ -87,3 +87,10 @@ class Unrolled:
         tape, self._tape = self._tape, None
         if tape is not None:
             self._synapse.roll_up(tape)
+
+
+def _kind_of(x: Any) -> tuple[Any, ...] | None:
+    """What an input is accepted by; None of what is no plain tensor."""
+    if x.__class__ is not Tensor or x.is_nested:
+        return None
+    return x.shape, x.dtype, x.device, x.layout
