@@ -92,7 +92,7 @@ def read(r: random.Random) -> Run:
         batch, *shape = synapse.batchedshape
         times = (synapse.delay + 1) * numbers(seed, 1 if first else batch, *shape, *depth) - 0.5
         sel = INPUTS[kind](times)
-        values = [getattr(synapse, name)(sel) for _ in range(3)]
+        values = [getattr(synapse, name)(sel) for _ in range(4)]
         if name == "current_at":
             outputs += [*values, sel] if kind == "learned" else values
         return values
@@ -101,8 +101,18 @@ def read(r: random.Random) -> Run:
 
 
 def scan(r: random.Random) -> Run:
-    seed, length = int(1e9 * r.random()), r.randint(0, 4)
-    return lambda synapse, _: synapse.scan(numbers(seed, length, *synapse.batchedshape))
+    seed, length = int(1e9 * r.random()), r.choice([0, 1, 3, 6])
+    kind = r.choice([*USUAL, *INPUTS])
+
+    def run(synapse: ExponentialCurrent, outputs: list[Tensor]) -> Any:
+        values = []
+        for _ in range(4):
+            x = INPUTS[kind](numbers(seed, length, *synapse.batchedshape))
+            values.append(synapse.scan(x))
+            outputs += [values[-1], x] if kind == "learned" else []
+        return values
+
+    return run
 
 
 def push(r: random.Random) -> Run:
@@ -110,8 +120,9 @@ def push(r: random.Random) -> Run:
 
     def run(synapse: ExponentialCurrent, outputs: list[Tensor]) -> Any:
         record = synapse.component_records()[0]
-        for _ in range(3):
+        for _ in range(4):
             record.push(numbers(seed, *synapse.batchedshape), inplace=inplace)
+            synapse.spike_.push(numbers(seed, *synapse.batchedshape))
 
     return run
 
@@ -258,7 +269,7 @@ def compare(
             found.append((result, state(twin, values), launched(twin) if launched else None))
         assert found[0] == found[1], f"seed {seed}: {run.__qualname__}: {found[0]} != {found[1]}"
         assert not twins[1]._plans
-        count += len(twins[0]._plans)
+        count += len(twins[0]._plans) + len(twins[0].spike_._plans)
     return count
 
 
@@ -286,13 +297,13 @@ def launches_are_equal(null_driver: Any) -> None:
 def hooks_are_called(null_driver: Any) -> None:
     """Those of Triton, which a plan does not call where there are none."""
     synapse, x, seen = made(0, backend="triton")[0], torch.zeros(1, 2, 4), []
-    run = [synapse(x) for _ in range(3)] and null_driver.launches[-1]
+    run = [synapse(x) for _ in range(4)] and null_driver.launches[-1]
     knobs.runtime.launch_enter_hook.add(seen.append)
     synapse(x)
     knobs.runtime.launch_enter_hook.remove(seen.append)
     synapse(x)
     assert len(seen) == 1 and seen[0].get()["name"] == run[0][0]
-    assert len(null_driver.launches) == 5 and synapse._plans
+    assert len(null_driver.launches) == 6 and synapse._plans
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -43,7 +43,7 @@ class LaunchConfig:
     """Turns of a loop whose loads Triton keeps in flight; 3 is Triton's own default."""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, but is {value!r}")
             if name in ("BLOCK", "num_warps", "BLOCK_R", "BLOCK_C") and value & (value - 1):
@@ -57,7 +57,7 @@ class LaunchConfig:
 
     def as_dict(self) -> dict[str, int]:
         """The settings by name."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 # Programs that keep a large GPU busy; fewer than this and time is cut into chunks.

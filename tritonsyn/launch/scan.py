@@ -1,7 +1,7 @@
 """Exponential scans of whole sequences: forward, adjoint, and the gradient of the constants."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,18 @@ from ..kernels.scan import (
 )
 from ..values import WORD, Dynamics, PackedSpikes, Ring, Slot, data_of, words_per_row
 from .config import LaunchConfig, Work, config_for
-from .launcher import both, constant_arguments, covering, launch, packed, tiles
+from .launcher import (
+    Launch,
+    both,
+    constant_arguments,
+    covering,
+    launch,
+    launch_of,
+    packed,
+    repeated,
+    run,
+    tiles,
+)
 
 Pair = Sequence[Tensor | None]
 Input = Tensor | PackedSpikes
@@ -56,6 +67,26 @@ def scan_ring(
     in_lines = lines is not None
     _launch(x, y, ring.components, carries, (), walk, False, ring, in_lines)
     return None if in_lines else y
+
+
+def scan_ring_again(
+    x: Tensor, ring: Ring, dynamics: Dynamics, dtype: torch.dtype
+) -> Callable[[Tensor, Sequence[Slot]], Tensor] | None:
+    config = _config(x, ring.components[0].dtype)
+    if config.chunks > 1:
+        return None
+    walk = _Walk(dynamics, min(x.shape[0], len(ring.spikes)), config)
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    made = _made(x, y, ring.components, (), (), walk, False, ring)
+    again, double = repeated(made), dynamics.states == 2
+    tensors, numbers = made.arguments[2:16], made.arguments[19:]
+
+    def scan(x: Tensor, slots: Sequence[Slot]) -> Tensor:
+        y = torch.empty_like(x, dtype=dtype)
+        again(x, y, *tensors, slots[0], slots[1] if double else None, slots[-1], *numbers)
+        return y
+
+    return scan
 
 
 def _present(ring: Ring) -> Pair:
@@ -234,7 +265,11 @@ def _constants(given: _Given, dcarries: Pair, walk: _Walk) -> Tensor:
     return parts.sum(1)
 
 
-def _launch(
+def _launch(*operands: Any, **how: Any) -> None:
+    run(_made(*operands, **how))
+
+
+def _made(
     x: Input,
     y: Tensor | None,
     tails: Pair,
@@ -244,7 +279,7 @@ def _launch(
     reverse: bool,
     ring: Ring | None = None,
     in_lines: bool = False,
-) -> None:
+) -> Launch:
     dtype, config = walk.dynamics.gain.dtype if y is None else y.dtype, walk.config
     data, constants, numbers, options = _arguments(x, dtype, walk)
     kept: tuple[Tensor | None, ...] = (None,) * 4
@@ -260,7 +295,7 @@ def _launch(
         stride, each = y.stride(1), config.BLOCK // 8
         places = y.shape[1] * WORD * tiles(synapses, each) * each
     even = places == batch * synapses and places % config.BLOCK == 0
-    launch(
+    return launch_of(
         exp_scan_kernel,
         (tiles(places, config.BLOCK), config.chunks),
         *(data, y, *both(tails)),

@@ -120,6 +120,11 @@ class RecordTensor(Stateful):
         self._carry(storage[0])
         self._resting: tuple[weakref.ref[Tensor], int] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("backend", "_lent"):
+            self._drop_plans()
+        super().__setattr__(name, value)
+
     # -- properties ---------------------------------------------------------------------------
 
     dt: float = setting("dt", "Time between observations.", checks.step_time, _REBUILDS)
@@ -321,9 +326,18 @@ class RecordTensor(Stateful):
 
     def push(self, obs: Tensor, inplace: bool = False) -> None:
         """Writes an observation at the pointer and advances it. See :meth:`write`."""
+        if isinstance(inplace, bool) and self._again("push", obs, not inplace):
+            return
         self.write(obs, 0, inplace)
         self.advance(1)
         self._carry_on(inplace)
+        if self.carry is None and not self.storage.requires_grad:
+            self._plan("push", obs, lambda: self._planned_push(obs))
+
+    def _planned_push(self, obs: Tensor) -> ops.PushPlan | None:
+        """The next push, prepared for an observation of this kind; None where it cannot be."""
+        home = ops.Home([self.place()], cursors([self]))
+        return ops.push_again(self.storage, obs, home, backend=self.backend)
 
     def write(self, obs: Tensor, offset: int = 0, inplace: bool = False) -> None:
         """Replaces the observation ``offset`` steps before the pointer; 0 is the oldest.
@@ -770,23 +784,6 @@ class RecordTensor(Stateful):
         self._resting = self._stamp() if state["_resting"] else None
 
 
-def cursors(
-    records: Sequence[RecordTensor],
-) -> tuple[Callable[[], Sequence[Slot]], Callable[[Sequence[Slot]], None]]:
-    """What returns the pointers of some records, and what moves them on from there by one.
-
-    Both without the modules. Pointers on the device are the same tensors, and move by themselves.
-    """
-    if records[0].capturable:
-        positions = [record.cursor for record in records]
-        return lambda: positions, lambda slots: None
-    homes, size = [record.__dict__ for record in records], records[0].recordsz
-
-    def pointers() -> list[Slot]:
-        return [home["_cursor"] for home in homes]
-
-    def advance(slots: Sequence[Slot]) -> None:
-        for home, slot in zip(homes, slots, strict=True):
-            home["_cursor"] = slot + 1 if slot + 1 < size else 0
-
-    return pointers, advance
+def cursors(records: Sequence[RecordTensor]) -> list[dict[str, Any]]:
+    """Where the pointers of some records are kept as ``_cursor``, for plans; none on the device."""
+    return [record.__dict__ for record in records if not record.capturable]

@@ -15,6 +15,8 @@ from .. import checks
 from ..ops.common import no_forward_mode, ordinary, refuse_transforms, without_graph
 from ..ops.operator import traced_as
 
+_OF_PLANS = ("_plans", "_kinds")
+
 _PLAIN = (Tensor, int, tuple, type(None))
 """Types, subclasses apart, of attributes that no module registers."""
 
@@ -121,6 +123,8 @@ class Stateful(nn.Module):
     _plans: Mapping[str, Callable[..., Any]] = MappingProxyType({})
     """By the name of a method what it does in place of its general path: a call of the kind that
     was last made, prepared. A plan returns None, and has done nothing, if anything is otherwise."""
+    _kinds: Mapping[str, Any] = MappingProxyType({})
+    """By the same names dtype and shape of the input of the last call of the general path."""
     planning: ClassVar[bool] = True
     """Whether plans are made; for tests."""
 
@@ -130,11 +134,13 @@ class Stateful(nn.Module):
         plan = self._plans.get(name)
         return None if plan is None else plan(*arguments)
 
-    @traced_as(lambda module, name, make: None)
-    def _plan(self, name: str, make: Callable[[], Callable[..., Any] | None]) -> None:
-        """Keeps the plan that is made, if there is one, in place of an older one."""
-        made = make() if self.planning else None
-        if made is not None:
+    @traced_as(lambda module, name, x, make: None)
+    def _plan(self, name: str, x: Tensor, make: Callable[[], Callable[..., Any] | None]) -> None:
+        """Makes the plan of a method that was called with an input of this kind twice in a row."""
+        kind = x.dtype, x.shape
+        if self._kinds.get(name) != kind:
+            self.__dict__["_kinds"] = {**self._kinds, name: kind}
+        elif self.planning and (made := make()) is not None:
             self.__dict__["_plans"] = {**self._plans, name: made}
 
     def _drop_plans(self) -> None:
@@ -175,7 +181,7 @@ class Stateful(nn.Module):
     def _values(self) -> dict[str, Any]:
         """The attributes as copies and pickles take them over."""
         self.check_at_home()
-        return {name: value for name, value in self.__dict__.items() if name != "_plans"}
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_PLANS}
 
     def __getstate__(self) -> dict[str, Any]:
         return self._values()

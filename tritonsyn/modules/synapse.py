@@ -12,7 +12,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops, physics
 from ..backend import check_backend, resolve
 from ..checks import Constant, check_selector
-from ..ops.common import as_tensor, finder, per_synapse
+from ..ops.common import as_tensor, per_synapse
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
@@ -405,8 +405,11 @@ class ExponentialCurrent(Stateful):
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
         own = _run is None and backend is None
-        if own and (current := self._again("forward", x, not self._inplace)) is not None:
-            return current
+        # Not by _again, because every step comes here.
+        if own and not torch.compiler.is_compiling() and (plan := self._plans.get("forward")):
+            current = plan(x, not self._inplace)
+            if current is not None:
+                return current
         self.check_at_home()
         if _run is not None:
             return _run(x)
@@ -417,38 +420,25 @@ class ExponentialCurrent(Stateful):
         self.follow(x.shape[0], backend)
         current = self.step(x, coefficients, backend)
         if own and coefficients is self._fixed:
-            self._plan("forward", lambda: self._planned_step(x, coefficients))
+            self._plan("forward", x, lambda: self._planned_step(x, coefficients))
         return current
 
-    def _planned_step(self, x: Tensor, coefficients: Coefficients) -> Any:
+    def _planned_step(self, x: Tensor, coefficients: Coefficients) -> ops.StepPlan | None:
         """The next step, prepared for an input of this kind; None where that cannot be done."""
-        ring = self._ring(self._arrivals())
-        again = ops.step_again(x, ring, coefficients.dynamics, backend=self._backend)
-        if again is None:
-            return None
-        *components, spikes = records = self._records()
+        ring, home = self._ring(self._arrivals()), self._home()
+        return ops.step_again(x, ring, coefficients.dynamics, home, backend=self._backend)
+
+    def _home(self) -> ops.Home:
+        """Where the state is: records, carries, spikes; and what of it is on the device."""
+        components = self.component_records()
+        carried = [record for record in components if record.carry is not None]
+        records = (*components, self.spike_)
         places = [record.place() for record in components]
-        state = [*places, *(record.place("carry") for record in components if ring.carries)]
-        others = [record.place("position") for record in records if self._capturable]
-        others += [(self._buffers, "arrivals")] if self._capturable else []
-        find, count = finder([*state, spikes.place(), *others]), len(state)
-        pointers, advance = cursors(records)
-
-        def plan(x: Tensor, graph: bool) -> Tensor | None:
-            found = find()
-            if found is None:
-                return None
-            slots = pointers()
-            stepped = again(x, found[: count + 1], slots, graph)
-            if stepped is None:
-                return None
-            current, after = stepped
-            for (home, name), tensor in zip(state, after, strict=True):
-                home[name] = tensor
-            advance(slots)
-            return current
-
-        return plan
+        places += [*(record.place("carry") for record in carried), self.spike_.place()]
+        if self._capturable:
+            places += [record.place("position") for record in records]
+            places.append((self._buffers, "arrivals"))
+        return ops.Home(places, cursors(records))
 
     def step(self, x: Tensor, coefficients: Coefficients, backend: str | None) -> Tensor:
         """Advances by one step; for layers, which have had the input accepted."""
@@ -499,7 +489,22 @@ class ExponentialCurrent(Stateful):
         return self(x, _run=lambda x: self._scan(x, self._backend))
 
     def _scan(self, x: Tensor | PackedSpikes, backend: str | None) -> Tensor:
-        return self._advanced(x, backend, wanted=True).view(x.shape)
+        own = backend is self._backend
+        if own and (currents := self._again("scan", x, not self._inplace)) is not None:
+            return currents
+        currents = self._advanced(x, backend, wanted=True).view(x.shape)
+        if own and isinstance(x, Tensor) and len(x) and not currents.requires_grad:
+            self._plan("scan", x, lambda: self._planned_scan(x))
+        return currents
+
+    def _planned_scan(self, x: Tensor) -> ops.ScanPlan | None:
+        """The next scan, prepared for an input of this kind; None where that cannot be done."""
+        coefficients = self._fixed
+        if coefficients is None:
+            return None
+        ring, home = self._ring(self._arrivals()), self._home()
+        how: dict[str, Any] = {"dtype": ring.components[0].dtype, "backend": self._backend}
+        return ops.scan_ring_again(x, ring, coefficients.dynamics, home, **how)
 
     def advance(self, x: Tensor | PackedSpikes) -> None:
         """Advances as :meth:`scan` does, for the state alone: no currents are written."""
@@ -722,8 +727,9 @@ class ExponentialCurrent(Stateful):
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
         value, storages = ops.select(storages, sel, rates, pointers, rule, backend=self._backend)
         _replace(records, storages)
-        if self._fixed is not None or not any(rate is not None for rate in rates):
-            self._plan(name, lambda: self._planned_read(records, sel, rates, rule))
+        fixed = self._fixed is not None or not any(rate is not None for rate in rates)
+        if fixed and not value.requires_grad:
+            self._plan(name, sel, lambda: self._planned_read(records, sel, rates, rule))
         return value
 
     def _planned_read(
@@ -732,20 +738,13 @@ class ExponentialCurrent(Stateful):
         sel: Tensor,
         rates: Sequence[Tensor | None],
         rule: ReadRule,
-    ) -> Any:
+    ) -> ops.SelectPlan | None:
         """The next read, prepared for times of this kind; None where that cannot be done."""
-        again = ops.select_again(*_places(records), sel, rates, rule, backend=self._backend)
-        if again is None:
-            return None
         positions = [record.place("position") for record in records if self._capturable]
-        find, count = finder([*(record.place() for record in records), *positions]), len(records)
-        pointers, _ = cursors(records)
-
-        def plan(sel: Tensor) -> Tensor | None:
-            found = find()
-            return None if found is None else again(sel, found[:count], pointers())
-
-        return plan
+        home = ops.Home([*(record.place() for record in records), *positions], cursors(records))
+        storages, pointers = _places(records)
+        operands = (storages, sel, rates, pointers, rule, home)
+        return ops.select_again(*operands, backend=self._backend)
 
 
 def _places(records: Sequence[RecordTensor]) -> tuple[tuple[Tensor, ...], tuple[Slot, ...]]:

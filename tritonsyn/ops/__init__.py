@@ -5,22 +5,27 @@ autograd graph if one is recorded.
 """
 
 from ..values import Ring
-from .common import hold
+from .common import Home, hold
 from .constants import coefficients
 from .delayed import Past, Run, choose, project_sequence
 from .projection import project_step
-from .read import select, select_again, select_scan, time_since_older
-from .record import blank, push, read, row_slots, write_rows
+from .read import SelectPlan, select, select_again, select_scan, time_since_older
+from .record import PushPlan, blank, push, push_again, read, row_slots, write_rows
 from .ring import extend_ring
-from .scan import pack_spikes, scan, scan_ring
-from .step import step, step_again
+from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
+from .step import StepPlan, step, step_again
 from .tape import Tape
 from .taps import Taps, taps
 
 __all__ = [
+    "Home",
     "Past",
+    "PushPlan",
     "Ring",
     "Run",
+    "ScanPlan",
+    "SelectPlan",
+    "StepPlan",
     "Tape",
     "Taps",
     "blank",
@@ -32,10 +37,12 @@ __all__ = [
     "project_sequence",
     "project_step",
     "push",
+    "push_again",
     "read",
     "row_slots",
     "scan",
     "scan_ring",
+    "scan_ring_again",
     "select",
     "select_again",
     "select_scan",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -150,35 +150,46 @@ def kind_of(x: Tensor) -> Callable[[Any], bool]:
     return fits
 
 
-Places = Sequence[tuple[dict[str, Any], str]]
-"""Where tensors are kept: attributes of modules and their names."""
+class Home(NamedTuple):
+    """Where modules keep what a plan reads and changes."""
 
+    places: Sequence[tuple[dict[str, Any], str]]
+    """Tensors: the attributes of a module, and the name there."""
+    cursors: Sequence[dict[str, Any]]
+    """The attributes of records, of which ``_cursor`` is the pointer; none where pointers are on
+    the device."""
 
-def finder(places: Places) -> Callable[[], list[Tensor] | None]:
-    """Returns what is kept in some places, or None where a plan made now cannot run.
+    def finder(self) -> Callable[[], list[Tensor] | None]:
+        """Returns the tensors, or None where a plan made now cannot run.
 
-    That is if anything is in other memory than now, if other launches may be taken, and if not all
-    is :func:`ordinary`. The memory is kept, so that it is given to no other tensor, but no graph.
-    """
-    epoch = backends.epoch
-    now = [(*place, place[0][place[1]]) for place in places]
-    known = [
-        (home, name, t.untyped_storage(), t.data_ptr(), t.dtype, t.shape) for home, name, t in now
-    ]
+        That is if anything is in other memory than now, if other launches may be taken, and if not
+        all is :func:`ordinary`. The memory is kept, so that it is given to no other tensor, but no
+        graph.
+        """
+        epoch = backends.epoch
+        now = [(*place, place[0][place[1]]) for place in self.places]
+        known = [
+            (home, name, t.untyped_storage(), t.data_ptr(), t.dtype, t.shape)
+            for home, name, t in now
+        ]
 
-    def find() -> list[Tensor] | None:
-        if epoch != backends.epoch or not ordinary():
-            return None
-        found = []
-        for home, name, _, address, dtype, shape in known:
-            tensor = home[name]
-            same = tensor.data_ptr() == address and tensor.dtype is dtype and tensor.shape == shape
-            if not (same and tensor.is_contiguous()):
+        def find() -> list[Tensor] | None:
+            if epoch != backends.epoch or not ordinary():
                 return None
-            found.append(tensor)
-        return found
+            found = []
+            for home, name, _, address, dtype, shape in known:
+                t = home[name]
+                if t.data_ptr() != address or t.dtype is not dtype or t.shape != shape:
+                    return None
+                found.append(t)
+            return found
 
-    return find
+        return find
+
+    def moved(self, steps: int, slots: int) -> None:
+        """Moves the pointers on, as far as the device does not move them."""
+        for cursor in self.cursors:
+            cursor["_cursor"] = (cursor["_cursor"] + steps) % slots
 
 
 def without_owner(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..values import Reading, ReadRule, Slot, compute_dtype, locate
 from .common import (
+    Home,
     chained,
     check_not_freed,
     first_order,
@@ -282,45 +283,44 @@ def select(
     return value.view(records[0].shape[1], *sel.shape[1:]), tuple(records)
 
 
-SelectAgain = Callable[[Tensor, Sequence[Tensor], Sequence[Slot]], Tensor | None]
+SelectPlan = Callable[[Tensor], Tensor | None]
 
 
 def select_again(
     records: Sequence[Tensor],
-    pointers: Sequence[Slot],
     sel: Tensor,
     rates: Sequence[Tensor | None],
+    pointers: Sequence[Slot],
     rule: ReadRule,
+    home: Home,
     *,
     backend: str | None = None,
-) -> SelectAgain | None:
+) -> SelectPlan | None:
     """:func:`select` once more at little cost, on the memory of these records.
 
-    What is returned takes times, the records with their graph and the pointers. It returns the
-    values, or, if a graph is to be recorded or anything is otherwise than now, None.
+    ``home`` are the records, what is on the device, and the pointers. What is returned takes times
+    and returns values, or None if a graph is to be recorded or anything is otherwise than now.
     """
-    fits = kind_of(sel)
-    flat = _flat_sel(sel.detach(), records[0])
-    reading = Reading(flat, rates, pointers, rule)
-    module = implementation("read", sel.device, backend)
-    plain = [flat_record(without_owner(record)) for record in records]
+    fits, find = kind_of(sel), home.finder()
     if not fits(sel):
         return None
-    read = module.select_again(plain, reading)
-    shape = (records[0].shape[1], *sel.shape[1:])
+    module, flat = implementation("read", sel.device, backend), _flat_sel(sel.detach(), records[0])
+    plain = [flat_record(without_owner(record)) for record in records]
+    read = module.select_again(plain, Reading(flat, rates, pointers, rule))
+    cursors, shape = home.cursors, (records[0].shape[1], *sel.shape[1:])
     viewed = shape != (shape[0], *flat.shape[1:])
 
-    def again(sel: Tensor, records: Sequence[Tensor], slots: Sequence[Slot]) -> Tensor | None:
-        if not fits(sel):
+    def plan(sel: Tensor) -> Tensor | None:
+        if not fits(sel) or (found := find()) is None:
             return None
         if torch.is_grad_enabled():
-            for tensor in (sel, *records):
+            for tensor in (sel, *found):
                 if tensor.requires_grad:
                     return None
-        value = read(sel, slots)
+        value = read(sel, [cursor["_cursor"] for cursor in cursors] or pointers)
         return value.view(shape) if viewed else value
 
-    return again
+    return plan
 
 
 def time_since_older(sel: Tensor, rule: ReadRule, slots: int) -> Tensor:

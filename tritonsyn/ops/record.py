@@ -6,21 +6,26 @@ record has one owner at a time: a read adds into it in place, a push takes its s
 zeros. Each costs the size of one observation, whatever the number of slots is.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..values import Slot
 from .common import (
+    Home,
     chained,
     first_order,
     hand_over,
     held,
     implementation,
+    kind_of,
     link,
     own_gradient,
     unchained,
+    without_owner,
 )
 from .operator import traced_as
 
@@ -178,6 +183,37 @@ def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = Non
     record = unchained(record)
     ring.push(record, value.detach(), slot)
     return record
+
+
+PushPlan = Callable[[Tensor, bool], bool | None]
+
+
+def push_again(
+    record: Tensor, value: Tensor, home: Home, *, backend: str | None = None
+) -> PushPlan | None:
+    """:func:`push` at the pointer once more at little cost, with the pointer moved on.
+
+    ``home`` is the record and its pointer. What is returned takes a value and ``graph``, and
+    returns True, or None if a graph is to be recorded or anything is otherwise than now.
+    """
+    fits, find, size = kind_of(value), home.finder(), record.shape[0]
+    if not fits(value) or not home.cursors:
+        return None
+    (cursor,) = home.cursors
+    module = implementation("record", record.device, backend)
+    write = module.push_again(without_owner(record), value.detach())
+
+    def plan(value: Tensor, graph: bool) -> bool | None:
+        if not fits(value) or (found := find()) is None:
+            return None
+        if found[0].requires_grad or (graph and torch.is_grad_enabled() and value.requires_grad):
+            return None
+        increment_version(found)
+        write(value.detach() if value.requires_grad else value, cursor["_cursor"])
+        home.moved(1, size)
+        return True
+
+    return plan
 
 
 def _traced_read(record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:

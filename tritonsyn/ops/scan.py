@@ -1,24 +1,28 @@
 """Exponential scans of whole sequences as differentiable operations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..values import Dynamics, PackedSpikes, Ring, data_of, words_per_row
 from .common import (
+    Home,
     chained,
     first_order,
     flat_observation,
     implementation,
     keep,
     kept,
+    kind_of,
     link,
     refuse_transforms,
     running,
     unchained,
     without_graph,
+    without_owner,
 )
 from .operator import operator, traced_as
 from .ring import Ends, apart, extend_ring, flat_ring, last_spikes, newest, ring_state
@@ -305,6 +309,55 @@ def scan_ring(
     with without_graph():
         y = module.scan_ring(sequence_of(data, shape), flat_ring(ring, state), dynamics, dtype)
     return y, state
+
+
+ScanPlan = Callable[[Tensor, bool], Tensor | None]
+
+
+def scan_ring_again(
+    x: Tensor,
+    ring: Ring,
+    dynamics: Dynamics,
+    home: Home,
+    *,
+    dtype: torch.dtype,
+    backend: str | None = None,
+) -> ScanPlan | None:
+    """:func:`scan_ring` of an input ``[T, B, *shape]`` once more at little cost, on this memory.
+
+    ``home`` and what is returned are as for :func:`tritonsyn.ops.step.step_again`, but that no
+    graph is recorded: None, where one is to be.
+    """
+    fits, find = kind_of(x), home.finder()
+    if not fits(x):
+        return None
+    own = flat_ring(ring, [without_owner(tensor) for tensor in ring_state(ring)])
+    module, flat = implementation("scan", x.device, backend), x.detach().flatten(2)
+    scan = module.scan_ring_again(flat, own, dynamics, dtype)
+    if scan is None:
+        return None
+    memory = {place[name].untyped_storage().data_ptr() for place, name in home.places}
+    pointers, cursors = (*ring.pointers, ring.spike_pointer), home.cursors
+    steps, size = len(x), len(ring.spikes)
+
+    def plan(x: Tensor, graph: bool) -> Tensor | None:
+        if not fits(x) or (found := find()) is None:
+            return None
+        if graph and x.requires_grad and torch.is_grad_enabled():
+            return None
+        for tensor in found:
+            if tensor.requires_grad:
+                return None
+        # An input in the rings is copied, as by apart.
+        if x.untyped_storage().data_ptr() in memory:
+            return None
+        increment_version(found)
+        slots = [cursor["_cursor"] for cursor in cursors] or pointers
+        y = scan(x.detach() if x.requires_grad else x, slots)
+        home.moved(steps, size)
+        return y
+
+    return plan
 
 
 def _like_words(x, backend):  # type: ignore[no-untyped-def]

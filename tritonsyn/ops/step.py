@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 
 from ..values import Dynamics, Ring, Slot
 from .common import (
+    Home,
     chained,
     first_order,
     flat_observation,
@@ -64,7 +65,7 @@ class _Step(torch.autograd.Function):
         constants, state = tensors[: -how.state], tensors[-how.state :]
         wants_gain = ctx.needs_input_grad[5]
         ctx.save_for_backward(x if wants_gain else None, *present, *constants)
-        ctx.how, ctx.pointers, ctx.x_dtype = how, [held(slot) for slot in pointers], x.dtype
+        ctx.how, ctx.pointers, ctx.x_dtype = how, pointers, x.dtype
         link(ctx, *state)
         return (advance(), *state)
 
@@ -175,7 +176,8 @@ def step(
         how, flat = _How.of(ring, dynamics, backend), flat_ring(ring, [t.detach() for t in state])
         advance = partial(module.step, flat_observation(x).detach(), flat, dynamics)
         present = newest(flat) if any(c.requires_grad for c in constants[1:]) else ()
-        y, *state = _Step.apply(how, advance, ring.pointers, present, x, *constants, *state)
+        pointers = list(map(held, ring.pointers))
+        y, *state = _Step.apply(how, advance, pointers, present, x, *constants, *state)
         return _shaped(y, x), tuple(state)
     state = tuple([unchained(tensor) for tensor in state])
     with without_graph():
@@ -186,47 +188,51 @@ def step(
 _apply = super(torch.autograd.Function, _Step).apply
 """Without what PyTorch adds to it in Python for transforms, in which plans do not run."""
 
-Stepped = tuple[Tensor, Sequence[Tensor]]
-StepAgain = Callable[[Tensor, Sequence[Tensor], Sequence[Slot], bool], Stepped | None]
+StepPlan = Callable[[Tensor, bool], Tensor | None]
 
 
 def step_again(
-    x: Tensor, ring: Ring, dynamics: Dynamics, *, backend: str | None = None
-) -> StepAgain | None:
+    x: Tensor, ring: Ring, dynamics: Dynamics, home: Home, *, backend: str | None = None
+) -> StepPlan | None:
     """:func:`step` once more at little cost, on the memory of this ring and with these constants.
 
-    What is returned takes an input; records and carries, with their graph, and the spikes' record;
-    the pointers of records and spikes; and ``graph``. It returns what :func:`step` does, or None,
-    and then it has done nothing, where the input is of another kind than ``x``.
+    ``home`` are the records, the carries, the spikes and what is on the device, and the pointers of
+    records and spikes. What is returned takes an input and ``graph``, and does all that a step of
+    the module does. It returns None, having done nothing, if anything is otherwise than now.
     """
-    how, fits = _How.of(ring, dynamics, backend), kind_of(x)
+    how, fits, find = _How.of(ring, dynamics, backend), kind_of(x), home.finder()
     plain, states = [without_owner(tensor) for tensor in ring_state(ring)], len(ring.components)
     own = ring._replace(components=plain[:states], carries=plain[states:] or None)
     advance = how.step.step_again(x.detach(), own, dynamics) if fits(x) else None
     if advance is None:
         return None
-    constants = dynamics.constants
+    places, cursors = home.places[: how.state], home.cursors
+    constants, size = dynamics.constants, len(ring.spikes)
+    pointers = (*ring.pointers, ring.spike_pointer)
 
-    def again(
-        x: Tensor, written: Sequence[Tensor], slots: Sequence[Slot], graph: bool
-    ) -> Stepped | None:
-        if not fits(x):
+    def plan(x: Tensor, graph: bool) -> Tensor | None:
+        if not fits(x) or (found := find()) is None:
             return None
-        *state, spikes = written
         chain = False
-        for tensor in state:
+        for tensor in found:
             chain = chain or tensor.requires_grad
+        slots = [cursor["_cursor"] for cursor in cursors] or pointers
         if graph and torch.is_grad_enabled() and (chain or x.requires_grad):
-            increment_version(spikes)
-            run = partial(advance, x, slots)
-            y, *state = _apply(how, run, slots[:states], (), x, *constants, *state)
-            return y, state
-        if chain:
+            increment_version(found[how.state])
+            run, state = partial(advance, x, slots), found[: how.state]
+            kept = slots[:states] if cursors else list(map(held, slots[:states]))
+            y, *state = _apply(how, run, kept, (), x, *constants, *state)
+            for (keeper, name), tensor in zip(places, state, strict=True):
+                keeper[name] = tensor
+        elif chain:
             return None
-        increment_version(written)
-        return advance(x.detach() if x.requires_grad else x, slots), state
+        else:
+            increment_version(found)
+            y = advance(x.detach() if x.requires_grad else x, slots)
+        home.moved(1, size)
+        return y
 
-    return again
+    return plan
 
 
 def _shaped(y: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from ..values import WORD, Dynamics, PackedSpikes, Ring, dense, unpack_bits, words_per_row
+from ..values import WORD, Dynamics, PackedSpikes, Ring, Slot, dense, unpack_bits, words_per_row
 from .step import as_real, scaled
 
 Pair = Sequence[Tensor | None]
@@ -180,6 +180,25 @@ def scan_ring(
     assert y is not None
     write_lines(lines, y)
     return None
+
+
+def scan_ring_again(
+    x: Tensor, ring: Ring, dynamics: Dynamics, dtype: torch.dtype
+) -> Callable[[Tensor, Sequence[Slot]], Tensor] | None:
+    """:func:`scan_ring` on this ring at less cost, or None where that cannot be had.
+
+    What is returned takes an input of the kind of ``x``, ``[T, B, *shape]``, and the pointers of
+    the records and of the spikes; the current has the input's shape.
+    """
+
+    def scan(x: Tensor, slots: Sequence[Slot]) -> Tensor:
+        *pointers, spike_pointer = slots
+        now = ring._replace(pointers=pointers, spike_pointer=spike_pointer)
+        y = scan_ring(x.flatten(2), now, dynamics, dtype)
+        assert y is not None
+        return y.view(x.shape)
+
+    return scan
 
 
 def scan_lines(

@@ -39,6 +39,18 @@ def step_again(
     if ring.arrivals is not None:
         return None
     *records, spikes = (record.unbind(0) for record in (*ring.components, ring.spikes))
+    gain, dtype = dynamics.gain, ring.components[0].dtype
+    if dynamics.states == 1 and dtype == gain.dtype and gain.device.type == "cpu":
+        (rows,), decay = records, dynamics.decays[0].item()
+
+        def advance_one(x: Tensor, slots: Sequence[Slot]) -> Tensor:
+            y, slot = scaled(x, gain), slots[0]
+            y.add_(rows[slot - 1], alpha=decay)  # as _add_decayed does
+            spikes[slots[-1]].copy_(x)
+            rows[slot].copy_(y)
+            return y
+
+        return advance_one
 
     def advance(x: Tensor, slots: Sequence[Slot]) -> Tensor:
         newest = [record[slot - 1] for record, slot in zip(records, slots, strict=False)]
