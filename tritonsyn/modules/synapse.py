@@ -635,7 +635,7 @@ class ExponentialCurrent(Stateful):
         """Takes the state over from a tape, as plain steps would have left it."""
         self._lend(False)
         if tape.done:
-            with recorded_unless(not tape.graph):
+            with torch.set_grad_enabled(tape.links):
                 arrivals, (spikes, tails) = self._arrivals(), tape.end()
                 ring = self._ring(arrivals)
                 self._take(ops.extend_ring(ring, spikes, tape.done, tails), tape.done, arrivals)

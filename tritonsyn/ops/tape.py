@@ -107,6 +107,11 @@ class Tape:
         linked = self.recorded or not (self.graph and x.requires_grad and torch.is_grad_enabled())
         return linked and self.mode == _mode()
 
+    @property
+    def links(self) -> bool:
+        """Whether the state keeps its graph; otherwise these steps cut it, as plain ones would."""
+        return self.graph and self.mode[0]
+
     def step(self, x: Tensor) -> Tensor:
         """A step with the input ``[B, I]``; or ``m`` of them with ``[m, B, I]``, ``m - 1`` at most
         ``least``: the outputs ``[m, B, O]`` of the last of them and of the ``m - 1`` after it.
