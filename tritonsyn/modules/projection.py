@@ -243,14 +243,22 @@ class DelayedProjection(Stateful):
         if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
             return self._scan_rows(rows)
         rows = synapse.check_step(rows)
-        if self.strategy in ("gemm", "bits", "events"):
+        coefficients = synapse.coefficients()
+        if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
             return self._scan_rows(rows.unsqueeze(0)).squeeze(0)
-        coefficients = synapse.coefficients()
         taps = self.taps(coefficients)
         synapse.follow(rows.shape[0], self.backend)
         synapse.step(rows, coefficients, self.backend)
         return self._finished(synapse.project(taps))
+
+    def _chosen(self, rows: Tensor, coefficients: Coefficients) -> str:
+        """The strategy for a step: the one asked for, or the cheapest."""
+        if rows.device.type == "cpu":  # where all that is not asked for is one product
+            return self.strategy
+        sizes = self.weight.shape[0], self.synapse.spike_.recordsz
+        decays = coefficients.dynamics.decays
+        return ops.choose(self.strategy, rows.unsqueeze(0), *sizes, decays, at_rest=False)
 
     def scan(self, x: Tensor | PackedSpikes) -> Tensor:
         """Advances by T steps at once; equals T calls of :meth:`forward`, in values and in state.

@@ -257,6 +257,13 @@ def project(
         torch.set_float32_matmul_precision(before)
 
 
+def unroll(site: Site) -> None:
+    """Steps of a delayed layer on a tape, and their gradients."""
+    layer, x = site.layer("shift"), site.values(2, *site.shape[1:3])
+    with layer.unrolled(len(x)):
+        _backward(torch.stack([layer(row) for row in x]))
+
+
 _ARITHMETIC = ("float32", "float64")
 _LEARNED: dict[str, Any] = {"learned": True}
 _DOUBLE: dict[str, Any] = {"kind": "double", "learned": True, "each": True}
@@ -307,6 +314,7 @@ STEMS: dict[Function, tuple[str, ...]] = {
     scan_lines: ("scan",),
     scan_layer: ("scan",),
     project: ("projection", "spikes", "record"),
+    unroll: ("projection",),
 }
 """The modules of kernels that a call is about; what else it launches is another call's part."""
 
@@ -379,6 +387,7 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     for dtype in (F32, BF16, F64):
         at(dtype, project)
         at(dtype, project, graph=False, steps=True)
+        at(dtype, unroll)
     for precision in ("highest", "high", "medium"):
         at(F32, project, strategy="gemm", precision=precision)
     for dtype in (F16, F64):
