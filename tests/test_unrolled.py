@@ -242,9 +242,10 @@ def test_what_is_kept_does_not_grow_with_the_longest_delay():
         layer = layer_of(delay=(slots - 1) * STEP, bias=False)
         with layer.unrolled(100):
             layer(inputs()[0])
-            tape = layer._unrolled._tape
+            tape = layer.run._tape
             rows = tape.tapes[0].memory.shape[1], tapes._Pass(tape, 0).dy.memory.shape[1]
         sizes.append([count - (slots - 1) for count in rows])
+        sizes[-1][1] -= slots - 1  # on either side
     assert sizes == [[100, 100]] * 2
 
 
@@ -353,6 +354,10 @@ STATE = {
 def test_the_state_is_left_alone_within_a_block(use):
     """An error says so, and the run goes on as if nothing had been asked."""
     layer = layer_of()
+    for _ in range(3):  # so that nothing is left to prepare
+        STATE["synapse"](layer)
+        STATE["current_at"](layer)
+        layer(inputs()[0])
     twin = copy.deepcopy(layer)
     x = inputs()
     with layer.unrolled(STEPS):
@@ -468,3 +473,60 @@ def test_autocast_leaves_the_arithmetic_alone():
             y = torch.stack([layer(i) for i in inputs().float()])
         found.append([y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))])
     assert_equal(*found, 0.0)
+
+
+# -- reads at the same times ---------------------------------------------------------------------
+
+
+def reading(synapse, x, times, block):
+    """Steps whose input depends on what was read; what they gave, gradients and the state."""
+    x, times = x.clone().requires_grad_(), times.clone().requires_grad_()
+    z, found = torch.zeros_like(x[0]), []
+    for _ in range(3):  # so that nothing is left to prepare
+        synapse(z)
+    for part in (x[:3], x[3:]):
+        with synapse.unrolled(len(part), times) if block else contextlib.nullcontext():
+            for i in part:
+                if block:
+                    current, delayed = synapse(z)
+                else:
+                    current, delayed = synapse(z), synapse.current_at(times)
+                read = delayed if delayed.ndim == z.ndim else delayed.sum(-1)
+                z = torch.sigmoid(i + read.nan_to_num())
+                found += [current, delayed]
+    loss = sum(f.nan_to_num().square().sum() for f in found)
+    wanted = [x, times, *synapse.parameters()]
+    return [*found, *torch.autograd.grad(loss, wanted), *synapse.state_dict().values()]
+
+
+@every_kind
+@pytest.mark.parametrize("constants", ["number", "each learned"])
+@pytest.mark.parametrize("rows", [1, BATCH])
+@pytest.mark.parametrize("depth", [None, 3])
+@pytest.mark.parametrize("overbound", [None, 0.25])
+def test_reads_at_times_given_once(kind, constants, rows, depth, overbound):
+    """They give what a step and ``current_at`` give, out of bounds and for NaN too."""
+    sizes = {"single": [2.0, 5.0], "double": [2.0, 6.0, 2.0], "alpha": [2.0, 3.0]}[kind]
+    group = (2, 2)
+    values = [torch.tensor(v, dtype=F64) for v in sizes]
+    if constants != "number":
+        values = [torch.nn.Parameter(v + 0.1 * uniform(*group, seed=3)) for v in values]
+    make = CLASSES[kind].partialconstructor(*values, current_overbound=overbound)
+    synapse = make(group, STEP, LONGEST, BATCH, dtype=F64)
+    twin = copy.deepcopy(synapse)
+    shape = (rows, *group) if depth is None else (rows, *group, depth)
+    times = 5.0 * uniform(*shape, seed=5) - 0.5
+    times.view(-1)[:4] = torch.tensor([0.0, STEP, LONGEST, float("nan")], dtype=F64)
+    x = inputs().view(STEPS, BATCH, *group)
+    actual, expected = reading(synapse, x, times, True), reading(twin, x, times, False)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, equal_nan=True)
+
+
+def test_times_that_do_not_fit_change_nothing():
+    synapse = CLASSES["single"](SIZE, STEP, spike_charge=1.0, time_constant=2.0, dtype=F64)
+    with pytest.raises(ValueError, match="selector has shape"):
+        with synapse.unrolled(3, torch.zeros(1, 5, dtype=F64)):
+            synapse(inputs()[0])
+    assert not any(value.any() for value in synapse._spikes)
+    assert synapse(inputs()[0]).shape == (BATCH, SIZE)

@@ -85,4 +85,4 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
 
 def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
     assert isinstance(dtape, Lines) and isinstance(tape, Lines)
-    return shift_dot(dtape, 0, tape.size[2] - (slots - 1), tape, back, slots)
+    return shift_dot(dtape, slots - 1, tape.size[2] - (slots - 1), tape, back, slots)

@@ -1,8 +1,8 @@
 """The base of layers with a delay on each connection: parameters, delays, steps, sequences."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from .. import checks, ops
 from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
 from .options import Initializer, setting
-from .state import Stateful, check_not_compiled, check_run
+from .state import Stateful
 from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
-from .unrolled import NOT_COMPILED, Unrolled
+from .unrolled import unrolled
 
 
 def _of_the_synapse(name: str, doc: str) -> Any:
@@ -84,7 +84,6 @@ class DelayedProjection(Stateful):
                 f"synapse must make a synapse of tritonsyn, but makes {checks.shown(self.synapse)}"
             )
         self._min_delay = self._checked_min_delay(min_delay)
-        self._unrolled: Unrolled | None = None
         spread = _uniform(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
         delays = _uniform(self._min_delay, self.max_delay)
         parameters = {
@@ -237,8 +236,8 @@ class DelayedProjection(Stateful):
         """
         if _run is not None:
             return _run(x)
-        if self._unrolled is not None:
-            return self._finished(self._unrolled.step(self._lowered(x)))
+        if self.run is not None:
+            return self.run.step(self._lowered(x))
         synapse, rows = self.synapse, self._lowered(x)
         if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
             return self._scan_rows(rows)
@@ -277,8 +276,7 @@ class DelayedProjection(Stateful):
         """
         return self(x, _run=lambda x: self._scan_rows(self._lowered(x)))
 
-    @contextmanager
-    def unrolled(self, steps: int) -> Iterator["DelayedProjection"]:
+    def unrolled(self, steps: int) -> AbstractContextManager["DelayedProjection"]:
         """Within the block each call of the layer is a step on a tape: for recurrent networks.
 
         A step gives what it gives outside, values and gradients, but trains many times faster: the
@@ -304,18 +302,14 @@ class DelayedProjection(Stateful):
             ...     for x in torch.rand(20, 2, 3):
             ...         z = torch.sigmoid(x + layer(z))
         """
-        steps = checks.positive_integer("steps", steps)
-        check_not_compiled(NOT_COMPILED)
-        self.synapse.check_at_home()
-        check_run()
-        if self._unrolled is not None:
-            raise RuntimeError("unrolled(...) of a layer is within another unrolled(...) of it")
-        self._unrolled = run = Unrolled(self, steps)
-        try:
-            yield self
-        finally:
-            self._unrolled = None
-            run.end()
+        return unrolled(self, self.synapse, steps, self._begin, self._finished)
+
+    def _begin(self, x: Tensor, steps: int) -> ops.Tape:
+        """A tape for a run of so many steps, the first of them with ``x [m, B, I]``."""
+        synapse, coefficients = self.synapse, self.synapse.coefficients()
+        taps = self.taps(coefficients)
+        synapse.follow(x.shape[1], self.backend)
+        return synapse.unroll(x, coefficients, taps, steps, least=self.least_steps)
 
     def ahead(self, z: Tensor) -> Tensor:
         """Several steps at once within :meth:`unrolled`, as many as no connection is faster than.
@@ -342,7 +336,7 @@ class DelayedProjection(Stateful):
         return self(z, _run=self._ahead)
 
     def _ahead(self, z: Any) -> Tensor:
-        if self._unrolled is None:
+        if self.run is None:
             raise RuntimeError("ahead works inside of `with layer.unrolled(steps)` only")
         rows = self._lowered(z)
         self.synapse.check_sequence(rows)
@@ -354,7 +348,7 @@ class DelayedProjection(Stateful):
                 f"z must have 1 to {most} steps, one more than min_delay={self._min_delay} is, but "
                 f"has {rows.shape[0]}"
             )
-        return self._finished(self._unrolled.steps(rows))
+        return self.run.steps(rows)
 
     def _scan_rows(self, rows: Any) -> Tensor:
         synapse = self.synapse

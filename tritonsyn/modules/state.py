@@ -146,8 +146,10 @@ class Stateful(nn.Module):
     def _drop_plans(self) -> None:
         self.__dict__.pop("_plans", None)
 
+    run: Any = None
+    """The run that takes its steps, within a block of ``unrolled``."""
     _lent = False
-    """Whether its state is on the tape of a layer's ``unrolled`` run."""
+    """Whether its state is on the tape of such a run."""
 
     def check_at_home(self) -> None:
         """Raises ``RuntimeError`` while the state is on a tape."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, reco
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
 from .state import Stateful, check_read, check_run, ordinary_tensors, recorded_unless
+from .unrolled import Reads, unrolled
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
 _SPIKE_MODES = ("previous", "nearest")
@@ -410,6 +412,8 @@ class ExponentialCurrent(Stateful):
             current = plan(x, not self._inplace)
             if current is not None:
                 return current
+        if self.run is not None and own:
+            return self.run.step(x)
         self.check_at_home()
         if _run is not None:
             return _run(x)
@@ -559,6 +563,39 @@ class ExponentialCurrent(Stateful):
         states = [sequence[run.slots - 1 :] for sequence in sequences]
         return coefficients.dynamics.current(states), delayed
 
+    def unrolled(
+        self, steps: int, selector: Tensor
+    ) -> AbstractContextManager["ExponentialCurrent"]:
+        """Within the block a call is a step that also reads the past, at times given once.
+
+        ``synapse(x)`` returns what ``scan_at`` gives of a step, ``(current, delayed)``: the present
+        current, and what :meth:`current_at` would read at the times. For loops in which the next
+        input depends on what was read: where the times lie is found once, and times and constants
+        get their gradient once, at the end. They count as they are in the first step. The state is
+        on a tape, with all that this means in :meth:`tritonsyn.DelayedLinear.unrolled`.
+
+        Args:
+            steps: how many there will be, at most.
+            selector: times in ms, as for :meth:`current_at`.
+
+        Raises:
+            TypeError, ValueError: ``steps`` is not a positive integer; in the block: times or an
+                input do not fit, or it is one too many. The state is as before.
+            RuntimeError: the state is on a tape already, or the function is compiled; in the block:
+                anything else is done with the state.
+
+        Example:
+            >>> physics = {"spike_charge": 1.0, "time_constant": 5.0}
+            >>> synapse = SingleExponentialCurrent(3, 1.0, **physics, delay=4.0)
+            >>> z = torch.zeros(1, 3)
+            >>> with synapse.unrolled(20, torch.tensor([[0.5, 2.0, 4.0]])):
+            ...     for x in torch.rand(20, 1, 3):
+            ...         current, delayed = synapse(z)
+            ...         z = torch.sigmoid(x + delayed)
+        """
+        reads = Reads(self, selector, self.delay_rule(self._current_overbound))
+        return unrolled(self, self, steps, reads.begin, reads.finish)
+
     # -- inputs -------------------------------------------------------------------------------
 
     def check_step(self, x: Any) -> Tensor:
@@ -621,13 +658,23 @@ class ExponentialCurrent(Stateful):
         return y
 
     def unroll(
-        self, x: Tensor, coefficients: Coefficients, taps: ops.Taps, steps: int, least: int
+        self,
+        x: Tensor,
+        coefficients: Coefficients,
+        taps: ops.Taps,
+        steps: int,
+        *,
+        least: int = 0,
+        reads: int | None = None,
     ) -> ops.Tape:
-        """A tape that goes on from the state, for so many steps of which ``x [m, B, N]`` begin.
+        """A tape that goes on from the state, for so many steps from ``x [m, B, *shape]`` on.
 
-        Until :meth:`roll_up` the state is on the tape and nowhere else.
+        Until :meth:`roll_up` the state is on the tape and nowhere else. The rest is as for
+        :class:`tritonsyn.ops.Tape`.
         """
-        tape = ops.Tape(self._run(x, coefficients), taps, steps, least, graph=not self._inplace)
+        run = self._run(x, coefficients)
+        how: dict[str, Any] = {"least": least, "reads": reads, "graph": not self._inplace}
+        tape = ops.Tape(run, taps, steps, **how)
         self._lend(True)
         return tape
 
@@ -642,6 +689,7 @@ class ExponentialCurrent(Stateful):
 
     def _lend(self, lent: bool) -> None:
         for module in (self, *self._records()):
+            module._drop_plans()
             module.__dict__["_lent"] = lent  # not by nn.Module, which is slow
 
     def _run(self, x: Tensor | PackedSpikes, coefficients: Coefficients) -> ops.Run:

@@ -9,7 +9,7 @@ from .common import Home, hold
 from .constants import coefficients
 from .delayed import Past, Run, choose, project_sequence
 from .projection import project_step
-from .read import SelectPlan, select, select_again, select_scan, time_since_older
+from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
 from .record import PushPlan, blank, push, push_again, read, row_slots, write_rows
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
@@ -39,6 +39,7 @@ __all__ = [
     "push",
     "push_again",
     "read",
+    "replaced",
     "row_slots",
     "scan",
     "scan_ring",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..values import Reading, ReadRule, Slot, compute_dtype, locate
+from ..values import Reading, ReadRule, Slot, compute_dtype, locate, readable
 from .common import (
     Home,
     chained,
@@ -321,6 +321,20 @@ def select_again(
         return value.view(shape) if viewed else value
 
     return plan
+
+
+def replaced(sel: Tensor, rule: ReadRule, slots: int) -> tuple[Tensor, Tensor] | None:
+    """At which times nothing is read, and what stands there: the overbound value, or NaN for NaN.
+
+    None where it is known that there is no such time.
+    """
+    unread = none = sel.isnan()
+    if rule.overbound is not None:
+        inside = locate(sel, rule, slots).inside
+        unread = none if inside is None else none | ~inside
+    if readable(unread) and not unread.any():
+        return None
+    return unread, torch.where(none, math.nan, rule.overbound or 0.0)
 
 
 def time_since_older(sel: Tensor, rule: ReadRule, slots: int) -> Tensor:

@@ -18,9 +18,8 @@ from torch import Tensor
 from ..values import Connections, data_of
 from .common import chained, first_order, implementation, keep, kept, running, saved, without_graph
 from .delayed import Run
-from .projection import project_component_backward
 from .scan import ScanSettings, input_gradients
-from .strategy import Work, cheapest, precision
+from .strategy import Work, cheapest
 from .taps import Taps
 
 Sums = list[Connections]
@@ -32,8 +31,9 @@ class _Pass:
 
     def __init__(self, tape: "Tape", task: int) -> None:
         self.task = task
-        outputs, dtype = tape.taps.back.shape[0], tape.taps.weights[0].dtype
-        self.dy = tape.blank(tape.outputs + tape.slots - 1, outputs, dtype)
+        rows, dtype = tape.outputs + 2 * (tape.slots - 1), tape.taps.weights[0].dtype
+        self.dy = tape.blank(rows, tape.columns, dtype)
+        """After K - 1 rows, from before the first step, that stay zero."""
         self.carries: list[Tensor] | None = None
         """The gradient of each state after the step that comes next."""
         self.dtails: Sequence[Tensor | None] = ()
@@ -49,14 +49,31 @@ class Tape:
     ``run.x [1, B, I]`` is the input of the first step, which :meth:`step` is still to be given;
     ``taps`` and constants count as they are now. No connection has a delay below ``least`` steps.
     Without ``graph`` nothing is differentiated but the taps.
+
+    With ``reads`` the taps ``[reads * D, I]`` are no connections, but each row of them reads each
+    synapse: D rows for each of ``reads`` samples, which are 1 or B. The outputs are ``[B, D * I]``.
     """
 
-    def __init__(self, run: Run, taps: Taps, steps: int, least: int, *, graph: bool = True) -> None:
+    def __init__(
+        self,
+        run: Run,
+        taps: Taps,
+        steps: int,
+        *,
+        least: int = 0,
+        graph: bool = True,
+        reads: int | None = None,
+    ) -> None:
         run = run if graph else run.detached()
         self.dynamics, self.slots, self.dtype, self.taps = run.dynamics, run.slots, run.dtype, taps
         self.batch, self.least, self.graph = run.x.shape[1], least, graph
         self.device, self.backend = taps.back.device, running(taps.back.device, run.backend)
-        self.module = implementation("tape", self.device, self.backend)
+        # Reads are gathers of PyTorch's own on any device.
+        backend = self.backend if reads is None else "reference"
+        self.module: Any = implementation("tape", self.device, backend)
+        self.columns = taps.back.shape[0]
+        if reads is not None:
+            self.module, self.columns = self.module.Reads(reads), taps.back.numel() // reads
         self.steps, self.outputs, self.done = steps, steps + least, 0
         """Outputs of the last steps may be known before their inputs are."""
         self.states = self.dynamics.states
@@ -173,12 +190,13 @@ class Tape:
         """The gradient of the input of ``count`` steps from ``first`` on, ``[B, I]`` of one."""
         now, module = self.passing(), self.module
         if dy is not None:
-            module.add(now.dy, first + count - 1, dy)
+            module.add(now.dy, self.slots - 1 + first + count - 1, dy)
         if not upstream:
             return None
         if self.adjoints is None:
             self.adjoints = self.connections(adjoint=True)
-        dstates = [module.sums(now.dy, first, count, sums) for sums in self.adjoints]
+        row = self.slots - 1 + first
+        dstates = [module.sums(now.dy, row, count, sums) for sums in self.adjoints]
         if now.dtails or x is not None:
             rows = [dstate.view(count, self.batch, -1) for dstate in dstates]
             self._add_tails(rows, now.dtails, first)
@@ -237,10 +255,7 @@ class Tape:
         dconstants: list[Tensor | None] = [None] * constants
         if any(of_constants) and now.x is not None:
             dconstants = self._dconstants(now, starts)
-        dpasts = [
-            self._dpast(weight, now) if w else None
-            for weight, w in zip(self.taps.weights, of_pasts, strict=False)
-        ]
+        dpasts = [self._dpast(i, now) if w else None for i, w in enumerate(of_pasts)]
         carries: Sequence[Tensor | None] = now.carries or [None] * len(of_starts)
         dstarts = [carry if w else None for carry, w in zip(carries, of_starts, strict=True)]
         self.pass_ = None
@@ -253,16 +268,15 @@ class Tape:
     def _dweight(self, tape: Any, now: _Pass) -> Tensor:
         return self.module.dot(now.dy, tape, self.taps.back, self.slots, self._strategy())
 
-    def _dpast(self, weight: Tensor, now: _Pass) -> Tensor:
+    def _dpast(self, state: int, now: _Pass) -> Tensor:
         """Of the K - 1 rows before the first."""
         before = self.slots - 1
-        dy = self.module.rows(now.dy, 0, min(before, self.outputs))
-        way = (self._strategy(), precision(), self.backend)
-        rows, operands = before + len(dy), (weight.detach(), self.taps.back)
-        found = project_component_backward(
-            dy, None, None, *operands, rows, self.slots, weight.dtype, *way
-        )
-        return found[0][:before]
+        if not before:
+            return self.present[state].new_empty(0, *self.present[state].shape)
+        if self.adjoints is None:
+            self.adjoints = self.connections(adjoint=True)
+        rows = self.module.sums(now.dy, 0, before, self.adjoints[state])
+        return rows.view(before, self.batch, -1)
 
     def _dconstants(self, now: _Pass, starts: Sequence[Any]) -> list[Tensor | None]:
         """Of each state by itself, added up where states share a constant."""

@@ -84,6 +84,9 @@ def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: b
     return Connections(table.view(outputs, -1).t(), weight, back, slots, least, adjoint)
 
 
+_TOGETHER = 32  # rows of which windows are copied for one product
+
+
 def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     """``out[j B + b, o] = sum_i weight[o, i] * tape[row + j - back[o, i], b, i]``.
 
@@ -91,6 +94,9 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     need not be on the tape yet.
     """
     assert isinstance(tape, Rows)
+    if count > _TOGETHER:
+        parts = range(0, count, _TOGETHER)
+        return torch.cat([sums(tape, row + j, min(_TOGETHER, count - j), taken) for j in parts])
     first = row + (taken.least if taken.adjoint else 1 - taken.slots)
     windows = tape.windows[first : first + count]
     seen = windows[0] if count == 1 else torch.cat([*windows])
@@ -113,13 +119,63 @@ def _apart(seen: Tensor, count: int, taken: Connections) -> Tensor:
 
 
 def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
-    """``sum over t, b of dtape[t, b, o] * tape[K - 1 + t - back[o, i], b, i]``, ``[O, I]``.
+    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]``.
 
-    The tape has K - 1 rows more than there are steps, and that of the gradient has them at the end.
+    A step is on either tape after K - 1 rows from before the first, and on that of ``dy`` as many
+    follow the last.
     """
     assert isinstance(tape, Rows) and isinstance(dtape, Rows)
     count = len(tape.rows)
-    dy, sequence = rows(dtape, 0, count - (slots - 1)), rows(tape, 0, count)
+    dy, sequence = rows(dtape, slots - 1, count - (slots - 1)), rows(tape, 0, count)
     found = project_backward(dy, sequence, None, back, count, slots, strategy, "ieee")[1]
     assert found is not None
     return found
+
+
+class Reads:
+    """The same, where the rows of taps are no connections: each reads every synapse.
+
+    Of taps ``[samples * D, N]`` there are D for each of the samples, or for all if that is 1.
+    The outputs are ``[B, D * N]``.
+    """
+
+    blank = staticmethod(blank)
+    add = staticmethod(add)
+    rows = staticmethod(rows)
+    advance = staticmethod(advance)
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+
+    def connections(
+        self, weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool
+    ) -> Connections:
+        """The table has the place of what is read in a window, ``[samples, D * N]``."""
+        synapses, size = weight.shape[1], (self._samples, -1)
+        columns = weight.numel() // self._samples
+        place = torch.arange(columns, device=weight.device)
+        weight, steps = weight.reshape(size), back.reshape(size).long()
+        if adjoint:
+            table = steps * columns + place
+        else:
+            table = (slots - 1 - steps) * synapses + place % synapses
+        return Connections(table, weight, back, slots, least, adjoint)
+
+    def sums(self, tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
+        """What the taps read; the adjoint adds up what they give each synapse."""
+        assert isinstance(tape, Rows)
+        first = row if taken.adjoint else row + 1 - taken.slots
+        seen = torch.stack([*tape.windows[first : first + count]])
+        values = seen.gather(2, taken.table.expand(*seen.shape[:2], -1)) * taken.weight
+        if taken.adjoint:
+            values = values.unflatten(2, (-1, taken.back.shape[1])).sum(2)
+        return values.flatten(0, 1)
+
+    def dot(self, dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
+        """``sum over t, b of dy[t, b, d, n] * S[t - back[d, n], b, n]``."""
+        assert isinstance(tape, Rows) and isinstance(dtape, Rows)
+        total = torch.zeros_like(dtape.rows[0])
+        unit = self.connections(total.new_ones(back.shape), back, slots, 0, False)
+        for row in range(slots - 1, len(tape.rows)):
+            total += self.sums(tape, row, 1, unit) * dtape.rows[row]
+        return (total if self._samples > 1 else total.sum(0)).view(back.shape)
