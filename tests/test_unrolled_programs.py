@@ -56,6 +56,7 @@ class Program:
         self.spiking = self.dtype == F64 and draw.random() < 0.2
         self.external = draw.random() < 0.8  # whether inputs from outside have gradients
         self.twice, self.ends = draw.random() < 0.2, draw.random() < 0.7
+        self.strategy = draw.choice(["auto", "auto", "shift", "gemm"])
         self.constants = [draw.choice(["number", "scalar", "each", "kept"]) for _ in range(3)]
         self.operations = list(self._operations())
 
@@ -78,7 +79,7 @@ class Program:
                 else:
                     work.append(("step",))
                     fed, known = fed + 1, max(known, fed + 1)
-                if draw.random() < 0.15 and self.dtype != torch.bfloat16:
+                if draw.random() < 0.15:
                     work += [("step",)] * (known - fed)
                     fed, graph = known, not graph
                     work.append(("differentiate", graph))
@@ -148,6 +149,7 @@ class Steps:
             p.size, p.size, p.dt, delay=(p.slots - 1) * p.dt, min_delay=p.least * p.dt,
             synapse=cls.partialconstructor(*constants, inplace=p.inplace), bias=p.bias,
             batch_size=p.batch, dtype=p.dtype, capturable=p.capturable,
+            strategy=p.strategy,
         )  # fmt: skip
         for name in ("weight", "delay", "bias")[: 2 + p.bias]:
             parameter = torch.nn.Parameter(self.leaves[name + str(i)].detach())
