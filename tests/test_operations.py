@@ -104,6 +104,26 @@ def test_calls_need_no_more_kernels_and_operations_than_these(name, device):
     assert others.total() <= call.others, others
 
 
+@pytest.mark.parametrize(("train", "launches", "others"), [(False, 2, 1), (True, 3, 6)])
+def test_a_step_on_a_tape_needs_no_more_than_this(train, launches, others, device):
+    """Whatever a run has to do at its ends; the input is the sum of the last output and a row."""
+    module, x = layer(device), torch.rand(4, BATCH, SYNAPSES, device=device)
+    found = []
+    for steps in (2, 4):
+        module.clear()
+        with torch.set_grad_enabled(train), counted() as (made, rest):
+            y = x.new_zeros(BATCH, 4)
+            with module.unrolled(4):
+                for row in x[:steps]:
+                    y = module(row + y.sum())
+            if train:
+                torch.autograd.grad(y.sum(), list(module.parameters()))
+        found.append((len(made), rest.total()))
+    own = 2 + train  # the sum and the addition, and the derivative of the sum
+    assert (found[1][0] - found[0][0]) / 2 <= launches
+    assert (found[1][1] - found[0][1]) / 2 - own <= others
+
+
 def test_what_is_counted(device):
     """Neither views nor memory without values, but all that computes."""
     with counted() as (_, others):

@@ -29,7 +29,7 @@ def add(tape: Tape, row: int, values: Tensor) -> None:
     if missing:
         values = torch.nn.functional.pad(values, (0, 0, 0, missing))
     lines = values.unflatten(1, (-1, WORD)).permute(3, 1, 0, 2)
-    tape.view[:, :, row : row + len(values)] += lines
+    tape.view[:, :, row : row + len(values)].add_(lines)
 
 
 def rows(tape: Tape, first: int, count: int) -> Tensor:

@@ -34,8 +34,8 @@ class _Pass:
         rows, dtype = tape.outputs + 2 * (tape.slots - 1), tape.taps.weights[0].dtype
         self.dy = tape.blank(rows, tape.columns, dtype)
         """After K - 1 rows, from before the first step, that stay zero."""
-        self.carries: list[Tensor] | None = None
-        """The gradient of each state after the step that comes next."""
+        self.later: Sequence[Tensor] | None = None
+        """The gradient of each state in the step that comes next."""
         self.dtails: Sequence[Tensor | None] = ()
         """Of the last values of each state."""
         self.dstates: list[Tensor] = []
@@ -208,17 +208,21 @@ class Tape:
         return torch.stack(dx[::-1])
 
     def _before(self, dstates: Sequence[Tensor], now: _Pass) -> Tensor:
-        """Takes the gradients of the states of one step, which it may write to, to the states
-        before, and to the input ``[B, I]``."""
-        dynamics = self.dynamics
-        if now.carries is not None:
-            for dstate, carry in zip(dstates, now.carries, strict=True):
-                dstate += carry
-        taking = dstates[0] if dynamics.inputs == 1 else dstates[0] + dstates[1]
-        now.carries = [d * dynamics.decay(i) for i, d in enumerate(dstates)]
-        if dynamics.coupling is not None:
-            now.carries[0].addcmul_(now.carries[1], dynamics.coupling)
-        return taking * dynamics.gain
+        """The gradient of the input ``[B, I]`` of one step, from those that its states get by what
+        is read of them, which may be written to."""
+        if now.later is not None:
+            self._carry(now.later, dstates)
+        now.later = dstates
+        taking = dstates[0] if self.dynamics.inputs == 1 else dstates[0] + dstates[1]
+        return taking * self.dynamics.gain
+
+    def _carry(self, later: Sequence[Tensor], dstates: Sequence[Tensor]) -> None:
+        """Adds what the gradients of the states one step later give these."""
+        for i, dstate in enumerate(dstates):
+            dstate.addcmul_(later[i], self.dynamics.decay(i))
+        if self.dynamics.coupling is not None:
+            fed = self.dynamics.coupling * self.dynamics.decay(1)
+            dstates[0].addcmul_(later[1], fed)
 
     def _add_tails(
         self, dstates: Sequence[Tensor], dtails: Sequence[Tensor | None], first: int
@@ -229,7 +233,7 @@ class Tape:
                 start = first - (self.done - dtail.shape[0])
                 here = dtail[max(start, 0) : max(start + dstate.shape[0], 0)]
                 if len(here):
-                    dstate[-len(here) :] += here
+                    dstate[-len(here) :].add_(here)
 
     def _collect(self, dstates: Sequence[Tensor], x: Tensor | None, now: _Pass, first: int) -> None:
         """Keeps what the gradients of the constants are computed from, if they are learned."""
@@ -256,8 +260,11 @@ class Tape:
         if any(of_constants) and now.x is not None:
             dconstants = self._dconstants(now, starts)
         dpasts = [self._dpast(i, now) if w else None for i, w in enumerate(of_pasts)]
-        carries: Sequence[Tensor | None] = now.carries or [None] * len(of_starts)
-        dstarts = [carry if w else None for carry, w in zip(carries, of_starts, strict=True)]
+        dstarts: list[Tensor | None] = [None] * len(of_starts)
+        if any(of_starts) and now.later is not None:
+            found = [torch.zeros_like(dstate) for dstate in now.later]
+            self._carry(now.later, found)
+            dstarts = [dstart if w else None for dstart, w in zip(found, of_starts, strict=True)]
         self.pass_ = None
         return [*dweights, *dconstants, *dpasts, *dstarts]
 
