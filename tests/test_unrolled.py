@@ -235,6 +235,17 @@ def test_partial_and_repeated_backward_passes():
         assert_equal(actual, expected)
 
 
+def test_a_forgotten_clear_is_named():
+    """A run that goes on from a state whose graph is freed says what to do."""
+    layer = layer_of()
+    for attempt in range(2):
+        with layer.unrolled(STEPS):
+            loss = torch.stack([layer(i) for i in inputs()]).sum()
+        words = r"Call clear\(\) before a new sequence, or detach_state\(\)"
+        with pytest.raises(RuntimeError, match=words) if attempt else contextlib.nullcontext():
+            loss.backward()
+
+
 def test_what_is_kept_does_not_grow_with_the_longest_delay():
     """Of a step a row of the currents and one of the gradients of the outputs."""
     sizes = []

@@ -74,7 +74,7 @@ class Tape:
         self.columns = taps.back.shape[0]
         if reads is not None:
             self.module, self.columns = self.module.Reads(reads), taps.back.numel() // reads
-        self.steps, self.outputs, self.done = steps, steps + least, 0
+        self.outputs, self.done = steps + least, 0
         """Outputs of the last steps may be known before their inputs are."""
         self.states = self.dynamics.states
         synapses = run.x.shape[2]
@@ -97,7 +97,7 @@ class Tape:
         self.given: deque[Tensor] = deque(maxlen=self.slots)
         """The last inputs."""
         self.adjoints: Sums | None = None
-        self.pass_: _Pass | None = None
+        self.latest: _Pass | None = None
         self.zero = torch.zeros((), device=self.device)
         self.token: Tensor | None = _Begin.apply(self, *operands) if self.recorded else None
 
@@ -177,18 +177,18 @@ class Tape:
 
     # -- backward -----------------------------------------------------------------------------
 
-    def passing(self) -> _Pass:
+    def this_pass(self) -> _Pass:
         """What the present backward pass has collected."""
         task = torch._C._current_graph_task_id()
-        if self.pass_ is None or self.pass_.task != task:
-            self.pass_ = _Pass(self, task)
-        return self.pass_
+        if self.latest is None or self.latest.task != task:
+            self.latest = _Pass(self, task)
+        return self.latest
 
     def step_backward(
         self, dy: Tensor | None, x: Tensor | None, first: int, count: int, upstream: bool
     ) -> Tensor | None:
         """The gradient of the input of ``count`` steps from ``first`` on, ``[B, I]`` of one."""
-        now, module = self.passing(), self.module
+        now, module = self.this_pass(), self.module
         if dy is not None:
             module.add(now.dy, self.slots - 1 + first + count - 1, dy)
         if not upstream:
@@ -243,12 +243,12 @@ class Tape:
             size = (self.done, *x.shape[-2:])
             now.x = dstates[0].new_zeros(size)
             now.dstates = [dstates[0].new_zeros(size) for _ in dstates]
-        for kept_, part in zip((now.x, *now.dstates), (x, *dstates), strict=True):
-            kept_[first : first + dstates[0].shape[0]] = part
+        for whole, part in zip((now.x, *now.dstates), (x, *dstates), strict=True):
+            whole[first : first + dstates[0].shape[0]] = part
 
     def gradients(self, wanted: Sequence[bool], starts: Sequence[Any]) -> list[Tensor | None]:
         """Those of taps, constants, what is from before, and the present values."""
-        now = self.passing()
+        now = self.this_pass()
         weights, constants, before = self.counts
         edges = (0, weights, weights + constants, weights + constants + before, None)
         of_weights, of_constants, of_pasts, of_starts = (wanted[a:b] for a, b in pairwise(edges))
@@ -265,7 +265,7 @@ class Tape:
             found = [torch.zeros_like(dstate) for dstate in now.later]
             self._carry(now.later, found)
             dstarts = [dstart if w else None for dstart, w in zip(found, of_starts, strict=True)]
-        self.pass_ = None
+        self.latest = None
         return [*dweights, *dconstants, *dpasts, *dstarts]
 
     def _strategy(self) -> str:
@@ -363,11 +363,13 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tape: Tape, token: Tensor) -> tuple[Tensor, ...]:
         ctx.tape = tape
+        ctx.save_for_backward(token)  # for what is said where the graph of an older run is freed
         ctx.set_materialize_grads(False)
         return tape.tails()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *dtails: Tensor | None) -> tuple[Any, ...]:
-        ctx.tape.passing().dtails = dtails
+        saved(ctx)
+        ctx.tape.this_pass().dtails = dtails
         return None, ctx.tape.zero
