@@ -339,6 +339,8 @@ STATE = {
     "current_at": lambda layer: layer.synapse.current_at(torch.zeros(1, SIZE, dtype=F64)),
     "spike": lambda layer: layer.synapse.spike,
     "record": lambda layer: layer.synapse.current_.value,
+    "history": lambda layer: layer.synapse.current_.history(1),
+    "record dt": lambda layer: setattr(layer.synapse.current_, "dt", 2.0),
     "set": lambda layer: setattr(layer.synapse, "current", torch.zeros(BATCH, SIZE, dtype=F64)),
     "synapse": lambda layer: layer.synapse(inputs()[0]),
     "synapse scan": lambda layer: layer.synapse.scan(inputs()),
@@ -377,6 +379,27 @@ def test_the_state_is_left_alone_within_a_block(use):
             STATE[use](layer)
         found += [layer(i) for i in x[3:]]
     assert_equal(found, [twin(i) for i in x])
+    assert_equal(layer.state_dict().values(), twin.state_dict().values())
+
+
+def test_synapses_are_on_one_tape_at_a_time():
+    layer, other, x = layer_of(), layer_of(), inputs()[0]
+    other.synapse = layer.synapse
+    times = torch.zeros(1, SIZE, dtype=F64)
+    with layer.unrolled(3), other.unrolled(3), layer.synapse.unrolled(3, times):
+        layer(x)
+        for module in (other, layer.synapse):
+            with pytest.raises(RuntimeError, match="on a tape"):
+                module(x)
+    assert layer.synapse.spike_.pointer == 1
+
+
+def test_a_copy_is_not_unrolled():
+    layer, x = layer_of(), inputs()[0]
+    with layer.unrolled(3):
+        twin = copy.deepcopy(layer)
+        layer(x)
+    twin(x)
     assert_equal(layer.state_dict().values(), twin.state_dict().values())
 
 
@@ -440,6 +463,22 @@ def test_delays_count_from_the_shortest_on():
     assert (layer.delay == LONGEST).all()
 
 
+@pytest.mark.parametrize(
+    ("delay", "dtype"), [(float("nan"), F64), (27.3, torch.bfloat16)], ids=["nan", "rounded"]
+)
+def test_no_delay_is_below_the_shortest(delay, dtype):
+    """That of a NaN counts as 0, and in bfloat16 the bound is 27.25 ms."""
+    how = {"delay": 30.0, "min_delay": 27.3, "dtype": dtype}
+    layer, twin = (layer_of(**how) for _ in range(2))
+    with torch.no_grad():
+        layer.delay[1, 2] = twin.delay[1, 2] = delay
+    layer.synapse.dt = twin.synapse.dt = 0.05
+    x = inputs().to(dtype)
+    with layer.unrolled(STEPS):
+        y = torch.stack([layer(i) for i in x])
+    torch.testing.assert_close(y, twin.scan(x), equal_nan=True)
+
+
 def test_what_is_not_finite_stays_where_it_is_read():
     """A product with a matrix would spread it to connections of other delays."""
     found = []
@@ -450,7 +489,7 @@ def test_what_is_not_finite_stays_where_it_is_read():
         x[3, 1, 2] = float("inf")
         x.requires_grad_()
         with block(layer, STEPS):
-            y = torch.stack([layer(i) for i in x])
+            y = torch.stack([layer(i).mul_(2.0) for i in x])
         dy = torch.ones_like(y)
         dy[5, 1, 0] = float("nan")
         found.append([y, *torch.autograd.grad(y, x, dy)])

@@ -141,8 +141,9 @@ class DelayedProjection(Stateful):
 
     @property
     def least_steps(self) -> int:
-        """Whole steps that every connection waits at least."""
-        return whole_steps(self.dt, self._min_delay)
+        """Whole steps that every connection waits at least, with delays as their dtype has them."""
+        shortest = torch.tensor(self._min_delay, dtype=self.delay.dtype, device="cpu").item()
+        return min(whole_steps(self.dt, self._min_delay), round(shortest / self.dt))
 
     dt: float = _of_the_synapse(
         "dt", "Length of a step, ms. Setting it rebuilds the records and clears."

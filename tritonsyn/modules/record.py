@@ -412,6 +412,7 @@ class RecordTensor(Stateful):
 
     def history(self, length: int) -> Tensor:
         """The newest observations in order of time, stacked first: ``[length, *shape]``."""
+        self.check_at_home()
         self._check_length(length, least=0)
         if isinstance(self.cursor, int):
             return self.storage.roll(-self.cursor, 0)[self.recordsz - length :]
@@ -645,6 +646,7 @@ class RecordTensor(Stateful):
 
     def _rebuild(self, **changed: Any) -> None:
         """Takes over other times: newest observations are kept, and older ones are zero."""
+        self.check_at_home()
         times = [changed.get(n, getattr(self, n)) for n in ("dt", "duration", "inclusive")]
         slots = record_size(*times)
         if slots != self.recordsz:

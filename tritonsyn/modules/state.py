@@ -15,7 +15,7 @@ from .. import checks
 from ..ops.common import no_forward_mode, ordinary, refuse_transforms, without_graph
 from ..ops.operator import traced_as
 
-_OF_PLANS = ("_plans", "_kinds")
+_NOT_COPIED = ("_plans", "_kinds", "run")
 
 _PLAIN = (Tensor, int, tuple, type(None))
 """Types, subclasses apart, of attributes that no module registers."""
@@ -183,7 +183,7 @@ class Stateful(nn.Module):
     def _values(self) -> dict[str, Any]:
         """The attributes as copies and pickles take them over."""
         self.check_at_home()
-        return {name: value for name, value in self.__dict__.items() if name not in _OF_PLANS}
+        return {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
 
     def __getstate__(self) -> dict[str, Any]:
         return self._values()

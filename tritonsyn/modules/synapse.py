@@ -672,6 +672,7 @@ class ExponentialCurrent(Stateful):
         Until :meth:`roll_up` the state is on the tape and nowhere else. The rest is as for
         :class:`tritonsyn.ops.Tape`.
         """
+        self.check_at_home()
         run = self._run(x, coefficients)
         how: dict[str, Any] = {"least": least, "reads": reads, "graph": not self._inplace}
         tape = ops.Tape(run, taps, steps, **how)

@@ -65,6 +65,8 @@ class Tape:
         reads: int | None = None,
     ) -> None:
         run = run if graph else run.detached()
+        if least:  # the delay of a NaN counts as 0
+            taps = taps._replace(back=taps.back.clamp(min=least))
         self.dynamics, self.slots, self.dtype, self.taps = run.dynamics, run.slots, run.dtype, taps
         self.batch, self.least, self.graph = run.x.shape[1], least, graph
         self.device, self.backend = taps.back.device, running(taps.back.device, run.backend)

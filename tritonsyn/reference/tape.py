@@ -103,7 +103,7 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     out = seen.new_empty(seen.shape[0], taken.table.shape[1])
     torch.mm(seen, taken.table, out=out)  # into given memory, which autocast leaves in its dtype
     if not math.isfinite(out.sum().item()):  # a zero of the matrix met what is not finite
-        out = _apart(rows(tape, first, taken.slots - taken.least + count - 1), count, taken)
+        out.copy_(_apart(rows(tape, first, taken.slots - taken.least + count - 1), count, taken))
     return out
 
 
