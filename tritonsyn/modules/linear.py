@@ -13,7 +13,7 @@ class DelayedLinear(DelayedProjection):
 
     .. math::
         y[t, b, o] = \mathrm{bias}_o + \sum_i w_{oi}\, I_{bi}(t\,\Delta t - d_{oi}),
-        \qquad d_{oi} = \mathrm{clamp}(\mathrm{delay}_{oi}, 0, d_{\max})
+        \qquad d_{oi} = \mathrm{clamp}(\mathrm{delay}_{oi}, d_{\min}, d_{\max})
 
     with the currents :math:`I` of the synapse, between steps as the synapse has them. It
     equals ``current_at`` and a weighted sum; the tensor ``[B, in, out]`` of delayed currents is
@@ -26,11 +26,13 @@ class DelayedLinear(DelayedProjection):
         synapse: what :meth:`SingleExponentialCurrent.partialconstructor` or that of another
             synapse returns. Its tolerance applies to the delays.
         delay: longest delay :math:`d_{\max}`, ms, >= 0; kept as :attr:`max_delay`.
+        min_delay: shortest delay :math:`d_{\min}`, ms, in 0 to ``delay``; with it, recurrent
+            networks run in blocks (:meth:`ahead`).
         bias: whether there is a bias.
         batch_size: rows of the batch.
         weight_init, bias_init, delay_init: functions of the tensor to fill, which fill it (as those
             of ``torch.nn.init``) or return the values. By default weight and bias are uniform in
-            :math:`\pm 1 / \sqrt{\mathrm{in}}` and delays uniform in :math:`[0, d_{\max}]`.
+            :math:`\pm 1 / \sqrt{\mathrm{in}}` and delays uniform in :math:`[d_{\min}, d_{\max}]`.
         device, dtype: of parameters and records, as in every torch module. In bfloat16 and float16
             delays are coarse: eight and eleven bits.
         strategy: how a sequence is computed: ``"shift"`` (a cost that does not depend on the
@@ -42,8 +44,8 @@ class DelayedLinear(DelayedProjection):
 
     Attributes:
         weight: ``[out, in]``. With currents in nA and a dimensionless weight the output is in nA.
-        delay: ``[out, in]``, ms. Outside of ``[0, max_delay]`` a delay counts as the bound, and its
-            gradient is zero; :meth:`clamp_delays_` brings it back.
+        delay: ``[out, in]``, ms. Outside of ``[min_delay, max_delay]`` a delay counts as the bound,
+            and its gradient is zero; :meth:`clamp_delays_` brings it back.
         bias: ``[out]`` or None.
         synapse: the synapses, with the state.
 
