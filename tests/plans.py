@@ -206,6 +206,81 @@ def mode(r: random.Random) -> Any:
 RUNS = (step, steps, steps, read, read, scan, push, backward, special, change, change)
 
 
+def layer_calls(r: random.Random) -> Run:
+    """Steps or sequences, each from rest or not."""
+    seed, kind, length = (
+        int(1e9 * r.random()),
+        r.choice([*3 * USUAL, *INPUTS]),
+        r.choice([0, 0, 2, 6]),
+    )
+    rests, changes = r.random() < 0.7, r.random() < 0.2
+
+    def run(layer: tritonsyn.DelayedLinear, outputs: list[Tensor]) -> Any:
+        size = layer.synapse.batchedshape
+        values = []
+        for _ in range(4):
+            if rests:
+                layer.clear()
+            x = INPUTS[kind](numbers(seed, *([length] if length else []), *size))
+            values.append(layer(x))
+            if changes:
+                with torch.no_grad():
+                    layer.weight.mul_(2.0)
+        return values
+
+    return run
+
+
+def layer_change(r: random.Random) -> Run:
+    which, number = r.randrange(9), r.choice([1.0, 2.0, 3.0])
+
+    def run(layer: tritonsyn.DelayedLinear, outputs: list[Tensor]) -> Any:
+        match which:
+            case 0:
+                layer.strategy = {1.0: "shift", 2.0: "gemm", 3.0: "auto"}[number]
+            case 1:
+                layer.weight = torch.nn.Parameter(layer.weight.detach() + number)
+            case 2:
+                layer.delay.data = layer.delay.data.clone()
+            case 3:
+                layer.synapse.spike_charge = number
+            case 4:
+                layer.max_delay = number
+            case 5:
+                layer.requires_grad_(number > 1)
+            case 6:
+                layer.to(torch.float64 if number > 2 else torch.float32)
+            case 7:
+                layer.batchsz = 10 * int(number) - 7
+            case 8:
+                with layer.unrolled(2):
+                    return [layer(torch.ones(*layer.synapse.batchedshape)) for _ in range(2)]
+
+    return run
+
+
+LAYER_RUNS = (layer_calls, layer_calls, layer_calls, layer_change)
+
+
+def made_layers(seed: int, **options: Any) -> tuple[tritonsyn.DelayedLinear, ...]:
+    r = random.Random(seed)
+    kind = r.choice([*TAUS, *3 * [tritonsyn.SingleExponentialCurrent]])
+    physics = kind.partialconstructor(2.0, *TAUS[kind].values())
+    options |= {"delay": r.choice([1.0, 3.0]), "batch_size": r.choice([1, 3, 20])}
+    options |= {"bias": r.random() < 0.3, "strategy": r.choice(["shift", "gemm", "auto"])}
+    twins = []
+    for _ in range(2):
+        torch.manual_seed(seed)
+        twins.append(tritonsyn.DelayedLinear(5, 4, 1.0, synapse=physics, **options))
+        twins[-1].requires_grad_(seed % 4 == 3)
+    twins[1].synapse.planning = False
+    return tuple(twins)
+
+
+def synapse_of(twin: Any) -> ExponentialCurrent:
+    return getattr(twin, "synapse", twin)
+
+
 def made(seed: int, **options: Any) -> tuple[ExponentialCurrent, ExponentialCurrent]:
     """A synapse that makes plans, and one that does not."""
     r = random.Random(seed)
@@ -252,39 +327,56 @@ def state(synapse: ExponentialCurrent, values: bool) -> Any:
 
 
 def compare(
-    seed: int, length: int = 25, values: bool = True, launched: Any = None, **options: Any
+    seed: int,
+    length: int = 25,
+    values: bool = True,
+    launched: Any = None,
+    make: Any = made,
+    runs: Any = RUNS,
+    **options: Any,
 ) -> int:
     """Runs a program on twins; returns how many plans it made."""
-    r, twins, outputs, count = random.Random(seed), made(seed, **options), ([], []), 0
+    r, twins, outputs, count = random.Random(seed), make(seed, **options), ([], []), 0
     for _ in range(length):
-        run, context, copies = r.choice(RUNS)(r), r.randrange(1 << 30), r.random()
+        run, context, copies = r.choice(runs)(r), r.randrange(1 << 30), r.random()
         if copies < 0.05:
             way = copy.deepcopy if copies < 0.02 else lambda twin: pickle.loads(pickle.dumps(twin))
             twins = tuple(way(twin) for twin in twins)
-            assert not twins[0]._plans
+            assert not synapse_of(twins[0])._plans
         found = []
         for twin, collected in zip(twins, outputs, strict=True):
             with mode(random.Random(context)):
                 result = described(outcome(run, twin, collected), values)
-            found.append((result, state(twin, values), launched(twin) if launched else None))
+            own = synapse_of(twin)
+            found.append((result, state(own, values), launched(twin) if launched else None))
         assert found[0] == found[1], f"seed {seed}: {run.__qualname__}: {found[0]} != {found[1]}"
-        assert not twins[1]._plans
-        count += len(twins[0]._plans) + len(twins[0].spike_._plans)
+        one, other = map(synapse_of, twins)
+        assert not any(other._plans.values())
+        count += sum(
+            plan is not None for plan in (*one._plans.values(), *one.spike_._plans.values())
+        )
     return count
+
+
+def compare_layers(seed: int, length: int = 12, **how: Any) -> int:
+    """The same of layers."""
+    return compare(seed, length, make=made_layers, runs=LAYER_RUNS, backend="triton", **how)
 
 
 def launches_are_equal(null_driver: Any) -> None:
     """Of twins, whatever they are asked for."""
 
-    def launched(twin: ExponentialCurrent) -> Any:
+    def launched(twin: Any) -> Any:
         """What was launched since: kernels, grids, numbers, and of tensors what they are."""
-        records = twin.named_children()
+        records = synapse_of(twin).named_children()
         parts = {t.data_ptr(): name for name, r in records for t in r._parts().values()}
+        parts |= {p.data_ptr(): name for name, p in twin.named_parameters()}
 
         def told(a: Any) -> Any:
             if not isinstance(a, Tensor):
                 return a
-            return a.dtype, a.numel(), parts.get(a.data_ptr()), a.data_ptr() % 16
+            place = a.data_ptr() - a.untyped_storage().data_ptr()
+            return a.dtype, parts.get(a.data_ptr()), place, a.data_ptr() % 16
 
         made = [(*launch, [*map(told, given)]) for *launch, given in null_driver.launches]
         null_driver.launches.clear()
@@ -292,6 +384,8 @@ def launches_are_equal(null_driver: Any) -> None:
 
     for seed in range(12):
         compare(seed, values=False, launched=launched, backend="triton")
+    for seed in range(6):
+        compare_layers(seed, values=False, launched=launched)
 
 
 def hooks_are_called(null_driver: Any) -> None:

@@ -22,6 +22,23 @@ def test_so_they_are_with_kernels(small_tiles):
     assert sum(plans.compare(seed, length=12, backend="triton") for seed in range(4)) > 20
 
 
+def test_layers_replay_their_launches(small_tiles):
+    physics = tritonsyn.SingleExponentialCurrent.partialconstructor(2.0, 3.0)
+    x, found = plans.numbers(0, 6, 3, 4), []
+    for planning in (True, False):
+        torch.manual_seed(0)
+        how = {"delay": 3.0, "batch_size": 3, "strategy": "shift", "backend": "triton"}
+        layer = tritonsyn.DelayedLinear(4, 5, 1.0, synapse=physics, **how).requires_grad_(False)
+        layer.synapse.planning = planning
+        values = [layer(row) for row in x]
+        for factor in (1.0, 2.0, 3.0):
+            layer.clear()
+            values.append(layer.scan(factor * x))
+        assert len([*filter(None, layer.synapse._plans.values())]) == 2 * planning
+        found.append([*values, *layer.synapse.state_dict().values()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 @pytest.fixture
 def synapse():
     made = tritonsyn.AlphaCurrent(4, 1.0, spike_charge=2.0, time_constant=3.0, delay=2.0)

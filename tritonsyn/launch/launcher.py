@@ -1,6 +1,7 @@
 """Kernel launches as values, with the tile counts, dtypes and constants that they share."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from triton import knobs
 from triton.runtime import driver
 
 from ..backend import interpreting, new_epoch
-from ..values import Dynamics, ReadRule
+from ..values import Dynamics, ReadRule, Slot
 from .config import LaunchConfig, Work, config_for
 
 Argument = Tensor | int | float | None
@@ -147,8 +149,27 @@ def run(made: Launch) -> None:
         return
     if _recorded is not None:
         _recorded.append(made)
-    if _running:
-        made.run()
+    captured: list[Launch] | None = getattr(_capture, "launches", None)
+    if captured is not None:
+        captured.append(made)
+    # Where the interpreter runs, PyTorch computes within a launch, which is nobody else's concern.
+    with nullcontext() if captured is None else _disable_current_modes():
+        if _running:
+            made.run()
+
+
+_capture = threading.local()
+
+
+@contextmanager
+def capturing() -> Iterator[list[Launch]]:
+    """Collects the launches of this thread until the block ends; see :func:`replayed`."""
+    found: list[Launch] = []
+    _capture.launches = found
+    try:
+        yield found
+    finally:
+        _capture.launches = None
 
 
 def launch_of(
@@ -208,6 +229,104 @@ def repeated(made: Launch) -> Callable[..., None]:
         call(x, y, z, stream, function, metadata, None, None, None, *arguments, *constants)
 
     return again
+
+
+class Call(NamedTuple):
+    """What a call of which all work is launches was given and returned."""
+
+    x: Tensor
+    homes: Sequence[Tensor]
+    """What was there before, besides constants: first the records, of the spikes last."""
+    records: int
+    slots: Sequence[Slot]
+    """The pointer of each record before."""
+    steps: int
+    """By how much it has moved the pointers."""
+    fresh: Sequence[Tensor]
+    """What it has allocated."""
+    y: Tensor
+
+
+# Arguments that move with the pointers: whose they are.
+_OF_RECORD = {"pos_pointer": 0, "neg_pointer": 1, "spike_pointer": -1}
+
+
+class _Again(NamedTuple):
+    """A launch of a replay."""
+
+    run: Callable[..., None]
+    arguments: list[Argument]
+    tensors: Sequence[tuple[int, int, torch.dtype, int]]
+    """Which arguments are of which tensor of the call, as what dtype, from which element on."""
+    numbers: Sequence[tuple[int, int, int]]
+    """Which arguments are the pointer of which record, and how far ahead."""
+
+
+def replayed(
+    launches: Sequence[Launch], call: Call
+) -> Callable[[Tensor, Sequence[Slot]], Tensor] | None:
+    """A call again: a function of an input like its own and of the pointers.
+
+    None where an argument is a part of what was there before, which might move with the pointers.
+    """
+    values, size = [call.x, *call.fresh], call.homes[0].shape[0]
+    found = [_again(made, call, values) for made in launches]
+    places = {_memory(value): i for i, value in enumerate(values)}
+    result, y = places.get(_memory(call.y), 0), call.y
+    source = values[result]
+    whole = y.data_ptr() == source.data_ptr() and y.numel() == source.numel()
+    if None in found or not (result and whole and y.is_contiguous() and y.dtype == source.dtype):
+        return None
+    steps, shape = [again for again in found if again is not None], y.shape
+    sizes, device = [(value.shape, value.dtype) for value in call.fresh], y.device
+
+    def replay(x: Tensor, slots: Sequence[Slot]) -> Tensor:
+        values = [x, *[torch.empty(size, dtype=dtype, device=device) for size, dtype in sizes]]
+        for run, template, tensors, numbers in steps:
+            arguments = template.copy()
+            for i, place, dtype, offset in tensors:
+                value = values[place]
+                if value.dtype is not dtype:
+                    value = value.view(dtype)
+                arguments[i] = value.as_strided((1,), (1,), offset) if offset else value
+            for i, record, ahead in numbers:
+                arguments[i] = (slots[record] + ahead) % size
+            run(*arguments)
+        return values[result].view(shape)
+
+    return replay
+
+
+def _again(made: Launch, call: Call, values: Sequence[Tensor]) -> _Again | None:
+    places = {_memory(value): i for i, value in enumerate(values)}
+    kept = {_memory(home): home.data_ptr() for home in call.homes}
+    records, size = [home.data_ptr() for home in call.homes[: call.records]], len(call.homes[0])
+    arguments: list[Argument] = list(made.arguments)
+    addresses = {a.data_ptr() for a in arguments if isinstance(a, Tensor)}
+    own = next((i for i, address in enumerate(records) if address in addresses), 0)
+    tensors, numbers = [], []
+    for i, (name, a) in enumerate(zip(made.kernel.arg_names, made.arguments, strict=False)):
+        if isinstance(a, Tensor):
+            place = places.get(_memory(a))
+            if place is not None and a.itemsize == values[place].itemsize:
+                offset = (a.data_ptr() - values[place].data_ptr()) // a.itemsize
+                tensors.append((i, place, a.dtype, offset))
+                arguments[i] = None
+            elif place is not None or kept.get(_memory(a), a.data_ptr()) != a.data_ptr():
+                return None
+            else:
+                arguments[i] = a.data  # which keeps no graph
+        elif isinstance(a, int) and name.endswith(("pointer", "slot")):
+            record = _OF_RECORD.get(name, own)
+            ahead = (a - call.slots[record]) % size
+            if ahead not in (0, call.steps % size):  # before or after the pointers have moved
+                return None
+            numbers.append((i, record, int(ahead)))
+    return _Again(repeated(made), arguments, tensors, numbers)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @lru_cache(maxsize=4096)

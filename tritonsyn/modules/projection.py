@@ -97,6 +97,11 @@ class DelayedProjection(Stateful):
                 made = _initialized(f"{name}_init", torch.empty(shape, **factory), init)
             self.register_parameter(name, made)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "synapse" in self._modules:
+            self.synapse._drop_plans()
+
     def _lowered(self, x: Any) -> Any:
         """The input, of a step or of a sequence, as rows for the synapses."""
         return x
@@ -239,18 +244,30 @@ class DelayedProjection(Stateful):
             return _run(x)
         if self.run is not None:
             return self.run.step(self._lowered(x))
-        synapse, rows = self.synapse, self._lowered(x)
+        rows = self._lowered(x)
         if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
             return self._scan_rows(rows)
-        rows = synapse.check_step(rows)
+        return self._finished(self._planned(rows, self._step))
+
+    def _planned(self, rows: Any, call: Callable[[Any], Tensor]) -> Tensor:
+        """What the call returns, by a plan where there is one."""
+        if torch.compiler.is_compiling():
+            return call(rows)
+        y = self.synapse.again(self._parameters, rows)
+        if y is not None:
+            return y
+        return self.synapse.planned(self._parameters, rows, lambda: call(rows))
+
+    def _step(self, rows: Any) -> Tensor:
+        synapse, rows = self.synapse, self.synapse.check_step(rows)
         coefficients = synapse.coefficients()
         if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
-            return self._scan_rows(rows.unsqueeze(0)).squeeze(0)
+            return self._sequence(rows.unsqueeze(0)).squeeze(0)
         taps = self.taps(coefficients)
         synapse.follow(rows.shape[0], self.backend)
         synapse.step(rows, coefficients, self.backend)
-        return self._finished(synapse.project(taps))
+        return synapse.project(taps)
 
     def _chosen(self, rows: Tensor, coefficients: Coefficients) -> str:
         """The strategy for a step: the one asked for, or the cheapest."""
@@ -352,6 +369,9 @@ class DelayedProjection(Stateful):
         return self.run.steps(rows)
 
     def _scan_rows(self, rows: Any) -> Tensor:
+        return self._finished(self._planned(rows, self._sequence))
+
+    def _sequence(self, rows: Any) -> Tensor:
         synapse = self.synapse
         synapse.check_at_home()
         synapse.check_sequence(rows)
@@ -360,8 +380,8 @@ class DelayedProjection(Stateful):
         taps = self.taps(coefficients)
         synapse.follow(rows.shape[1], self.backend)
         if rows.shape[0] == 0:
-            return self._raised(self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0]))
-        return self._finished(synapse.scan_projected(rows, coefficients, taps, strategy))
+            return self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0])
+        return synapse.scan_projected(rows, coefficients, taps, strategy)
 
     def _finished(self, y: Tensor) -> Tensor:
         """The bias added, in the dtype of the records and the form of the outputs."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .. import checks
+from .. import checks, ops
 from ..ops.common import no_forward_mode, ordinary, refuse_transforms, without_graph
 from ..ops.operator import traced_as
 
@@ -142,6 +142,27 @@ class Stateful(nn.Module):
             self.__dict__["_kinds"] = {**self._kinds, name: kind}
         elif self.planning and (made := make()) is not None:
             self.__dict__["_plans"] = {**self._plans, name: made}
+
+    @traced_as(lambda module, name, x, call, state: call())
+    def _replayed(
+        self, name: Any, x: Any, call: Callable[[], Tensor], state: Callable[[], ops.State | None]
+    ) -> Tensor:
+        """What a call returns; where its kind comes twice in a row its replay becomes the plan."""
+        if x.__class__ is not Tensor or x.is_nested:
+            return call()
+        kind = x.dtype, x.shape
+        if self._kinds.get(name) != kind:
+            self.__dict__["_kinds"] = {**self._kinds, name: kind}
+            self.__dict__["_plans"] = {n: plan for n, plan in self._plans.items() if n != name}
+            return call()
+        # One that could not be made is not tried again.
+        given = state() if self.planning and self._plans.get(name, call) is not None else None
+        if given is None:
+            return call()
+        y, tried, plan = ops.replayed(x, call, given)
+        if tried:
+            self.__dict__["_plans"] = {**self._plans, name: plan}
+        return y
 
     def _drop_plans(self) -> None:
         self.__dict__.pop("_plans", None)

@@ -641,6 +641,32 @@ class ExponentialCurrent(Stateful):
 
     # -- what a delayed layer needs -----------------------------------------------------------
 
+    def again(self, parameters: dict[str, Any], rows: Any) -> Tensor | None:
+        """What a plan of the layer with these parameters returns; None where there is none."""
+        return self._again(self._name(parameters, rows), rows)
+
+    def _name(self, parameters: dict[str, Any], rows: Any) -> Any:
+        # What is launched depends on the past, too.
+        return id(parameters), getattr(rows, "ndim", 0), self._at_rest()
+
+    def planned(self, parameters: dict[str, Any], rows: Any, call: Callable[[], Tensor]) -> Tensor:
+        """What a call of such a layer returns; the next may be planned."""
+        used = [parameters.get(name) for name in ("weight", "delay")]
+        if torch.is_grad_enabled() and any(p is None or p.requires_grad for p in used):
+            return call()
+
+        def state() -> ops.State | None:
+            if self._fixed is None or rows.shape[-2] != self.batchsz:
+                return None
+            if any(type(parameter) is not nn.Parameter for parameter in used):
+                return None
+            places, moving = self._home()
+            records, steps = len(self._components), 1 if rows.ndim == 2 else len(rows)
+            home = ops.Home([*places, (parameters, "weight"), (parameters, "delay")], moving)
+            return ops.State(home, len(places), records, steps, self._backend)
+
+        return self._replayed(self._name(parameters, rows), rows, call, state)
+
     def project(self, taps: ops.Taps) -> Tensor:
         """What connections from these synapses deliver now, each after its delay: ``[B, O]``."""
         return ops.project_step(*_places(self.component_records()), taps, backend=self._backend)

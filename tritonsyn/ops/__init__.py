@@ -11,6 +11,7 @@ from .delayed import Past, Run, choose, project_sequence
 from .projection import project_step
 from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
 from .record import PushPlan, blank, push, push_again, read, row_slots, write_rows
+from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
 from .step import StepPlan, step, step_again
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "ScanPlan",
     "SelectPlan",
+    "State",
     "StepPlan",
     "Tape",
     "Taps",
@@ -40,6 +42,7 @@ __all__ = [
     "push_again",
     "read",
     "replaced",
+    "replayed",
     "row_slots",
     "scan",
     "scan_ring",
