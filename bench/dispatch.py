@@ -2,19 +2,19 @@
 
 ``python bench/dispatch.py`` times calls of a small size whose launches a null driver swallows: all
 of tritonsyn's and Triton's Python code, but not the driver's own call. Each is held against a bare
-``torch.add`` of the same rounds. Last comes a step in plain PyTorch on the CPU, held against a loop
-that keeps the same records.
+``torch.add`` of the same rounds; once more by modules that make no plans. Last comes a step in
+plain PyTorch on the CPU, held against a loop that keeps the same records.
 """
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from null_driver import null_driver
 
 import tritonsyn
 from tritonsyn.functional import exp_scan
+from tritonsyn.modules.state import Stateful
 
 BATCH, SYNAPSES, STEPS = 4, 32, 8
 ROUNDS, CALLS, WARM_UP = 300, 20, 30
@@ -101,23 +101,27 @@ def seconds(call: Call) -> float:
 
 
 def compare(call: Call, other: Call) -> float:
-    """Time of the call over that of the other."""
-    ratios = []
+    """Time of the call over that of the other: the shortest of their rounds, for others may use
+    the machine too."""
     for _ in range(WARM_UP):
         call()
-    for _ in range(ROUNDS):
-        first = seconds(other)
-        ratios.append(seconds(call) / first)
-    return median(ratios)
+    rounds = [(seconds(call), seconds(other)) for _ in range(ROUNDS)]
+    mine, theirs = map(min, zip(*rounds, strict=True))
+    return mine / theirs
 
 
 def main() -> None:
     """Prints the table."""
     a = torch.rand(BATCH, SYNAPSES)
-    print(f"{'call':32} {'additions':>10}")
+    print(f"{'call':32} {'additions':>10} {'without plans':>14}")
     with null_driver(), torch.no_grad():
         for name, call in calls().items():
-            print(f"{name:32} {compare(call, lambda: a + a):10.1f}", flush=True)
+            Stateful.planning = True
+            planned = compare(call, lambda: a + a)
+            Stateful.planning = False
+            general = compare(calls()[name], lambda: a + a)
+            print(f"{name:32} {planned:10.1f} {general:14.1f}", flush=True)
+    Stateful.planning = True
     with torch.no_grad():
         print(f"{'step on the CPU, over a loop':32} {compare(*cpu_step()):10.2f}")
 
