@@ -35,6 +35,9 @@ def test_layers_replay_their_launches(small_tiles):
             layer.clear()
             values.append(layer.scan(factor * x))
         assert len([*filter(None, layer.synapse._plans.values())]) == 2 * planning
+        torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Softplus())
+        layer.clear()
+        values.append(layer.scan(x))
         found.append([*values, *layer.synapse.state_dict().values()])
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 

@@ -99,7 +99,7 @@ class DelayedProjection(Stateful):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if "synapse" in self._modules:
+        if "synapse" in self.__dict__.get("_modules", ()):
             self.synapse._drop_plans()
 
     def _lowered(self, x: Any) -> Any:

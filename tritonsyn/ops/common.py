@@ -169,7 +169,7 @@ class Home(NamedTuple):
         epoch = backends.epoch
         now = [(*place, place[0][place[1]]) for place in self.places]
         known = [
-            (home, name, t.untyped_storage(), t.data_ptr(), t.dtype, t.shape)
+            (home, name, t.untyped_storage(), type(t), t.data_ptr(), t.dtype, t.shape)
             for home, name, t in now
         ]
 
@@ -177,9 +177,11 @@ class Home(NamedTuple):
             if epoch != backends.epoch or not ordinary():
                 return None
             found = []
-            for home, name, _, address, dtype, shape in known:
-                t = home[name]
-                if t.data_ptr() != address or t.dtype is not dtype or t.shape != shape:
+            for home, name, _, kind, address, dtype, shape in known:
+                t: Any = home.get(name)
+                if t.__class__ is not kind or t.data_ptr() != address:
+                    return None
+                if t.dtype is not dtype or t.shape != shape:
                     return None
                 found.append(t)
             return found
