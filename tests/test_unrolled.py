@@ -235,6 +235,22 @@ def test_partial_and_repeated_backward_passes():
         assert_equal(actual, expected)
 
 
+def test_backward_passes_may_be_in_progress_at_once():
+    """In several threads, or as here in a hook of another."""
+    layer, x = layer_of(), inputs().requires_grad_()
+    with layer.unrolled(STEPS):
+        y = [layer(i) for i in x]
+
+    early, late = (sum(i.square().sum() for i in part) for part in (y[2:4], y[4:]))
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, [x, layer.delay], retain_graph=True)
+
+    expected, found = [*gradients(late), *gradients(early)], []
+    y[5].register_hook(lambda _: found.extend(gradients(early)))
+    assert_equal([*gradients(late), *found], expected)
+
+
 def test_a_forgotten_clear_is_named():
     """A run that goes on from a state whose graph is freed says what to do."""
     layer = layer_of()
@@ -571,6 +587,13 @@ def test_reads_at_times_given_once(kind, constants, rows, depth, overbound):
     actual, expected = reading(synapse, x, times, True), reading(twin, x, times, False)
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, equal_nan=True)
+
+
+def test_no_times_are_read():
+    synapse = CLASSES["single"](SIZE, STEP, spike_charge=1.0, time_constant=2.0, dtype=F64)
+    with synapse.unrolled(3, torch.zeros(1, SIZE, 0, dtype=F64)):
+        current, delayed = synapse(inputs()[0])
+    assert torch.equal(current, synapse.current) and delayed.shape == (BATCH, SIZE, 0)
 
 
 def test_times_that_do_not_fit_change_nothing():

@@ -136,7 +136,8 @@ class Reads:
             self._times.nan_to_num(0.0).reshape(len(self._times), synapse.count, -1).transpose(1, 2)
         )
         # At no time before the present is the present current.
-        delay = torch.cat((torch.zeros_like(times[:, :1]), times), 1).flatten(0, 1)
+        present = times.new_zeros(len(times), 1, synapse.count)
+        delay = torch.cat((present, times), 1).flatten(0, 1)
         weight = torch.ones_like(delay, dtype=coefficients.rates[0].dtype)
         how: dict[str, Any] = {"backend": synapse.backend}
         taps = ops.taps(weight, delay, coefficients.rates, self._rule, slots, **how)

@@ -9,11 +9,13 @@ of a step is a row of the currents and a row of that gradient, whatever the long
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 
 from ..values import Connections, data_of
 from .common import chained, first_order, implementation, keep, kept, running, saved, without_graph
@@ -29,8 +31,7 @@ Sums = list[Connections]
 class _Pass:
     """What one backward pass collects on its way from the last step to the first."""
 
-    def __init__(self, tape: "Tape", task: int) -> None:
-        self.task = task
+    def __init__(self, tape: "Tape") -> None:
         rows, dtype = tape.outputs + 2 * (tape.slots - 1), tape.taps.weights[0].dtype
         self.dy = tape.blank(rows, tape.columns, dtype)
         """After K - 1 rows, from before the first step, that stay zero."""
@@ -99,7 +100,7 @@ class Tape:
         self.given: deque[Tensor] = deque(maxlen=self.slots)
         """The last inputs."""
         self.adjoints: Sums | None = None
-        self.latest: _Pass | None = None
+        self.passes: dict[int, _Pass] = {}
         self.zero = torch.zeros((), device=self.device)
         self.token: Tensor | None = _Begin.apply(self, *operands) if self.recorded else None
 
@@ -182,9 +183,11 @@ class Tape:
     def this_pass(self) -> _Pass:
         """What the present backward pass has collected."""
         task = torch._C._current_graph_task_id()
-        if self.latest is None or self.latest.task != task:
-            self.latest = _Pass(self, task)
-        return self.latest
+        if task not in self.passes:
+            # Others may be in progress in other threads, and not every pass comes to the beginning.
+            self.passes[task] = _Pass(self)
+            Variable._execution_engine.queue_callback(partial(self.passes.__delitem__, task))
+        return self.passes[task]
 
     def step_backward(
         self, dy: Tensor | None, x: Tensor | None, first: int, count: int, upstream: bool
@@ -267,7 +270,6 @@ class Tape:
             found = [torch.zeros_like(dstate) for dstate in now.later]
             self._carry(now.later, found)
             dstarts = [dstart if w else None for dstart, w in zip(found, of_starts, strict=True)]
-        self.latest = None
         return [*dweights, *dconstants, *dpasts, *dstarts]
 
     def _strategy(self) -> str:
