@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import pickle
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from synapses import CLASSES, every_kind, snapshot, uniform
 from tritonsyn import DelayedLinear
 from tritonsyn.launch.launcher import recording
 from tritonsyn.ops import tape as tapes
+from tritonsyn.reference import tape as reference
 
 F64 = torch.float64
 STEPS, BATCH, SIZE, STEP, LONGEST = 7, 2, 4, 1.3, 3.7
@@ -128,6 +130,17 @@ def test_a_block_may_end_early(steps):
         twin(i)
     assert_equal(layer.state_dict().values(), twin.state_dict().values())
     assert_equal([layer(x[0])], [twin(x[0])])
+
+
+def test_an_interrupted_step_is_not_taken(monkeypatch):
+    layer, x = layer_of(), inputs()
+    twin = copy.deepcopy(layer)
+    with pytest.raises(KeyboardInterrupt), layer.unrolled(STEPS), monkeypatch.context() as patch:
+        layer(x[0])
+        patch.setattr(reference, "sums", mock.Mock(side_effect=KeyboardInterrupt))
+        layer(x[1])
+    twin(x[0])
+    assert_equal(layer.state_dict().values(), twin.state_dict().values())
 
 
 def test_a_block_without_steps_changes_nothing():
@@ -270,7 +283,7 @@ def test_what_is_kept_does_not_grow_with_the_longest_delay():
         with layer.unrolled(100):
             layer(inputs()[0])
             tape = layer.run._tape
-            rows = tape.tapes[0].memory.shape[1], tapes._Pass(tape, 0).dy.memory.shape[1]
+            rows = tape.tapes[0].memory.shape[1], tapes._Pass(tape).dy.memory.shape[1]
         sizes.append([count - (slots - 1) for count in rows])
         sizes[-1][1] -= slots - 1  # on either side
     assert sizes == [[100, 100]] * 2

@@ -149,14 +149,15 @@ class Tape:
         """What a step does to the tape, and its outputs."""
         row, module, single = self.slots - 1 + self.done, self.module, x.ndim == 2
         how = self.dynamics, self.present, self.dtype
-        self.present = module.advance(x, self.tapes, row, *how)
-        given = x.clone()  # which the caller may write to
-        self.given.extend((given,) if single else given)
+        present = module.advance(x, self.tapes, row, *how)
         count = 1 if single else x.shape[0]
         row += count - 1
         y = module.sums(self.tapes[0], row, count, self.sums[0])
         if self.states == 2:
             y += module.sums(self.tapes[1], row, count, self.sums[1])
+        given = x.clone()  # which the caller may write to
+        self.given.extend((given,) if single else given)
+        self.present = present  # at last: until here an error leaves the tape as it was
         # Not a view, which could not be written in place where a graph is recorded.
         return y if single else torch.ops.aten._unsafe_view(y, (*x.shape[:2], -1))
 
