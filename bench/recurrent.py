@@ -9,7 +9,8 @@
 * **memory**: what a step keeps for the backward pass, in rows of one number per neuron.
 
 A ratio is the median over pairs of runs, one right after the other, of the time of the first over
-that of the second. Before anything is timed, both must give the same values and gradients.
+that of the second. Before anything is timed, both must give the same values and gradients. On a
+busy machine ``--processor --threads 1`` leaves out the time in which others ran.
 """
 
 import argparse
@@ -155,20 +156,22 @@ class Compared(NamedTuple):
     ratio: float
 
 
-def compare(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float) -> Compared:
+def compare(
+    ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float, clock: Callable[[], float]
+) -> Compared:
     """Medians over pairs of runs, for so many seconds."""
     ours(), theirs()
     pairs, end = [], time.perf_counter() + seconds
     while len(pairs) < LEAST_PAIRS or time.perf_counter() < end:
-        pairs.append((_seconds(ours), _seconds(theirs)))
+        pairs.append((_seconds(ours, clock), _seconds(theirs, clock)))
     first, second = zip(*pairs, strict=True)
     return Compared(median(first), median(second), median(a / b for a, b in pairs))
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 # -- measures -------------------------------------------------------------------------------------
@@ -183,6 +186,7 @@ class Options(NamedTuple):
     slots: Sequence[int]
     threads: Sequence[int]
     seconds: float
+    clock: Callable[[], float] = time.perf_counter
 
 
 WAYS: dict[str, Way] = {
@@ -199,7 +203,7 @@ def timed(
         torch.set_num_threads(threads)
         for what, way in WAYS.items():
             tell(f"{name}, {what}, threads: {threads}")
-            found = compare(way(net, ours), way(net, theirs), options.seconds)
+            found = compare(way(net, ours), way(net, theirs), options.seconds, options.clock)
             times = (f"{1e3 * seconds:.1f}" for seconds in (found.theirs, found.ours))
             yield (name, str(threads), what, *times, f"{found.ratio:.2f}"), what, found
 
@@ -215,7 +219,9 @@ def train(options: Options) -> Iterator[Row]:
                 net.check(net.unrolled, net.hand)
             name = f"{net.size}, {kind}"
             for row, what, _ in timed(net, name, options, net.unrolled, net.hand):
-                plain = compare(WAYS[what](net, net.plain), WAYS[what](net, net.hand), 0.0)
+                plain = compare(
+                    WAYS[what](net, net.plain), WAYS[what](net, net.hand), 0.0, options.clock
+                )
                 yield *row, wanted[what], f"{plain.ratio:.1f}"
 
 
@@ -270,8 +276,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--slots", nargs="+", type=int, default=[9, 21, 51], metavar="K", help="(9 21 51)")
     add("--threads", nargs="+", type=int, default=[1, 2], help="of PyTorch (1 2)")
     add("--seconds", type=float, default=3.0, help="for each ratio (3)")
+    add("--processor", action="store_true", help="time of the processor, not of the clock")
     given = parser.parse_args(argv)
-    options = Options(given.slots, given.threads, given.seconds)
+    clock = time.process_time if given.processor else time.perf_counter
+    options = Options(given.slots, given.threads, given.seconds, clock)
     print(f"torch {torch.__version__}, {device_name('cpu')}")
     before = Usage.now()
     for name in given.only:
