@@ -30,7 +30,7 @@ def test_layers_replay_their_launches(small_tiles):
         how = {"delay": 3.0, "batch_size": 3, "strategy": "shift", "backend": "triton"}
         layer = tritonsyn.DelayedLinear(4, 5, 1.0, synapse=physics, **how).requires_grad_(False)
         layer.synapse.planning = planning
-        values = [layer(row) for row in (*[layer.weight[:3]] * 2, *x)]
+        values = [layer(row) for row in (*[layer.weight[:3]] * 3, *x)]
         for factor in (1.0, 2.0, 3.0):
             layer.clear()
             values.append(layer.scan(factor * x))

@@ -227,7 +227,7 @@ class DelayedProjection(Stateful):
         """Advances by one step, or, with one axis more, by a sequence, as :meth:`scan` does.
 
         With gradients a step keeps the K observations that it reads, ``[K, B, in]``; to train, run
-        a whole sequence.
+        a whole sequence, or where that depends on the outputs, :meth:`unrolled`.
 
         Args:
             x: input ``[B, in]`` or ``[T, B, in]``, bool, integer or floating. While the state is at
@@ -299,9 +299,10 @@ class DelayedProjection(Stateful):
 
         A step gives what it gives outside, values and gradients, but trains many times faster: the
         connections are prepared once, and get their gradient once, at the end. Kept for backward
-        are a row of the currents and one of the outputs for each step, whatever the longest delay
-        is. Weights, delays and constants count as they are in the first step. The state is on the
-        tape until the block ends, early or by an exception too; then it is that of the steps taken.
+        are a row of the currents for each step, and in it one of the gradients of the outputs,
+        whatever the longest delay is. Weights, delays and constants count as they are in the first
+        step, and again in the first after grad mode has changed. The state is on the tape until the
+        block ends, early or by an exception too; then it is that of the steps taken.
 
         Args:
             steps: how many there will be, at most.
