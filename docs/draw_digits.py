@@ -90,8 +90,6 @@ def draw_accuracy(axes: Axes, lines: list[compare_digits.Line], pixels: str) -> 
     """Means of the seeds, and their range."""
     for kind, (colour, marker) in LOOKS.items():
         mine = [line for line in lines if (line["network"], line["pixels"]) == (kind, pixels)]
-        if not mine:
-            continue
         each = torch.tensor([[float(a) for a in line["accuracy"].split()] for line in mine])
         epochs = torch.arange(1, each.shape[1] + 1)
         end = f"{compare_digits.KINDS[kind]}: {each[:, -1].mean():.0f} %"
@@ -146,10 +144,11 @@ def picture(lines: list[compare_digits.Line], run: dict[str, Any]) -> Figure:
     draw_pixels(strip, shown)
     draw_raster(raster, spikes)
     draw_answers(answer, answers, SHOWN)
-    bottom = grid[3].subgridspec(1, 3, width_ratios=[1.25, 1.25, 1.1])
-    for column, order in enumerate(compare_digits.PIXELS):
+    orders = [p for p in compare_digits.PIXELS if any(line["pixels"] == p for line in lines)]
+    bottom = grid[3].subgridspec(1, len(orders) + 1)
+    for column, order in enumerate(orders):
         draw_accuracy(figure.add_subplot(bottom[column]), lines, order)
-    delays = bottom[2].subgridspec(2, 1)
+    delays = bottom[-1].subgridspec(2, 1)
     before, after = run["before"], run["state"]["recurrent.delay"]
     draw_delays(figure.add_subplot(delays[0]), before, after, run["state"]["recurrent.weight"])
     draw_moves(figure.add_subplot(delays[1]), before, after)
