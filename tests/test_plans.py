@@ -120,6 +120,18 @@ def test_what_a_plan_relies_on_may_change(synapse, general, change):
     assert general == ["step"] * (1 if changed is synapse else 2)
 
 
+def test_all_launches_are_recorded(small_tiles):
+    how = {"delay": 2.0, "backend": "triton"}
+    synapse = tritonsyn.AlphaCurrent(4, 1.0, spike_charge=2.0, time_constant=3.0, **how)
+    physics = tritonsyn.SingleExponentialCurrent.partialconstructor(2.0, 3.0)
+    layer = tritonsyn.DelayedLinear(4, 4, 1.0, synapse=physics, **how).requires_grad_(False)
+    with recording(run=True) as made:
+        for _ in range(4):
+            synapse(torch.ones(1, 4))
+            layer(torch.ones(1, 4))
+    assert [launch.name for launch in made].count("synapse_step_fwd_kernel") == 8
+
+
 def test_a_plan_keeps_neither_module_nor_graph(synapse):
     synapse = copy.deepcopy(synapse)
     node = weakref.ref(synapse(torch.ones(1, 4, requires_grad=True)).grad_fn)

@@ -42,6 +42,27 @@ def new_epoch() -> None:
     epoch += 1
 
 
+_unplanned = 0
+
+
+@contextmanager
+def without_plans() -> Iterator[None]:
+    """Until the block ends no plan runs or is made: where launches are recorded, or do not run."""
+    global _unplanned
+    _unplanned += 1
+    new_epoch()
+    try:
+        yield
+    finally:
+        _unplanned -= 1
+        new_epoch()
+
+
+def planning() -> bool:
+    """Whether plans may be made."""
+    return not _unplanned
+
+
 # Checked at first use: an import that fails could not say why in one line.
 _default = os.environ.get(VARIABLE) or "auto"
 
@@ -130,12 +151,11 @@ def pretend_triton() -> Iterator[None]:
     """Until the block ends every call takes Triton, on any device: for launches that do not run."""
     global _pretending
     previous, _pretending = _pretending, True
-    new_epoch()
     try:
-        yield
+        with without_plans():
+            yield
     finally:
         _pretending = previous
-        new_epoch()
 
 
 def resolve(device: torch.device, requested: str | None = None) -> str:

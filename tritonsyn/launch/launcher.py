@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from triton import knobs
 from triton.runtime import driver
 
-from ..backend import interpreting, new_epoch
+from ..backend import interpreting, without_plans
 from ..values import Dynamics, ReadRule, Slot
 from .config import LaunchConfig, Work, config_for
 
@@ -68,12 +68,11 @@ def recording(run: bool = False) -> Iterator[list[Launch]]:
     global _recorded, _running
     previous = _recorded, _running
     _recorded, _running = [], run
-    new_epoch()
     try:
-        yield _recorded
+        with without_plans():
+            yield _recorded
     finally:
         _recorded, _running = previous
-        new_epoch()
 
 
 def tiles(size: int, block: int) -> int:
@@ -152,10 +151,11 @@ def run(made: Launch) -> None:
     captured: list[Launch] | None = getattr(_capture, "launches", None)
     if captured is not None:
         captured.append(made)
-    # Where the interpreter runs, PyTorch computes within a launch, which is nobody else's concern.
-    with nullcontext() if captured is None else _disable_current_modes():
-        if _running:
+        # Where the interpreter runs, PyTorch computes within a launch: nobody else's concern.
+        with _disable_current_modes():
             made.run()
+    elif _running:
+        made.run()
 
 
 _capture = threading.local()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import checks, ops
+from ..backend import planning
 from ..ops.common import no_forward_mode, ordinary, refuse_transforms, without_graph
 from ..ops.operator import traced_as
 
@@ -140,7 +141,7 @@ class Stateful(nn.Module):
         kind = x.dtype, x.shape
         if self._kinds.get(name) != kind:
             self.__dict__["_kinds"] = {**self._kinds, name: kind}
-        elif self.planning and (made := make()) is not None:
+        elif self.planning and planning() and (made := make()) is not None:
             self.__dict__["_plans"] = {**self._plans, name: made}
 
     @traced_as(lambda module, name, x, call, state: call())
@@ -156,7 +157,8 @@ class Stateful(nn.Module):
             self.__dict__["_plans"] = {n: plan for n, plan in self._plans.items() if n != name}
             return call()
         # One that could not be made is not tried again.
-        given = state() if self.planning and self._plans.get(name, call) is not None else None
+        tryable = self.planning and planning() and self._plans.get(name, call) is not None
+        given = state() if tryable else None
         if given is None:
             return call()
         y, tried, plan = ops.replayed(x, call, given)
