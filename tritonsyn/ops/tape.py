@@ -156,7 +156,7 @@ class Tape:
         if self.states == 2:
             y += module.sums(self.tapes[1], row, count, self.sums[1])
         given = x.clone()  # which the caller may write to
-        self.given.extend((given,) if single else given)
+        self.given.extend((given,) if single else given.unbind())
         self.present = present  # at last: until here an error leaves the tape as it was
         # Not a view, which could not be written in place where a graph is recorded.
         return y if single else torch.ops.aten._unsafe_view(y, (*x.shape[:2], -1))
