@@ -99,8 +99,9 @@ class DelayedProjection(Stateful):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if "synapse" in self.__dict__.get("_modules", ()):
-            self.synapse._drop_plans()
+        synapse = self.__dict__.get("_modules", {}).get("synapse")
+        if isinstance(synapse, Stateful):
+            synapse._drop_plans()
 
     def _lowered(self, x: Any) -> Any:
         """The input, of a step or of a sequence, as rows for the synapses."""
@@ -263,7 +264,7 @@ class DelayedProjection(Stateful):
         coefficients = synapse.coefficients()
         if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
-            return self._sequence(rows.unsqueeze(0)).squeeze(0)
+            return self._sequence(rows.unsqueeze(0), coefficients).squeeze(0)
         taps = self.taps(coefficients)
         synapse.follow(rows.shape[0], self.backend)
         synapse.step(rows, coefficients, self.backend)
@@ -372,11 +373,11 @@ class DelayedProjection(Stateful):
     def _scan_rows(self, rows: Any) -> Tensor:
         return self._finished(self._planned(rows, self._sequence))
 
-    def _sequence(self, rows: Any) -> Tensor:
+    def _sequence(self, rows: Any, coefficients: Coefficients | None = None) -> Tensor:
         synapse = self.synapse
         synapse.check_at_home()
         synapse.check_sequence(rows)
-        coefficients = synapse.coefficients()
+        coefficients = coefficients or synapse.coefficients()
         strategy = checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
         taps = self.taps(coefficients)
         synapse.follow(rows.shape[1], self.backend)
