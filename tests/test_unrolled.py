@@ -248,6 +248,16 @@ def test_partial_and_repeated_backward_passes():
         assert_equal(actual, expected)
 
 
+def test_a_state_has_a_graph_where_steps_give_it_one():
+    """Not of weights and delays: here runs go on after a backward pass, without detach_state()."""
+    layer = layer_of()
+    for x in (inputs(), inputs(seed=8)):
+        with layer.unrolled(STEPS):
+            y = torch.stack([layer(i) for i in x])
+        y.square().sum().backward()
+    assert not layer.synapse.current_.storage.requires_grad
+
+
 def test_backward_passes_may_be_in_progress_at_once():
     """In several threads, or as here in a hook of another."""
     layer, x = layer_of(), inputs().requires_grad_()
@@ -268,8 +278,7 @@ def test_a_forgotten_clear_is_named():
     """A run that goes on from a state whose graph is freed says what to do."""
     layer = layer_of()
     for attempt in range(2):
-        with layer.unrolled(STEPS):
-            loss = torch.stack([layer(i) for i in inputs()]).sum()
+        loss = recurrent(layer, inputs(), inputs()[0], unrolled, torch.neg).sum()
         words = r"Call clear\(\) before a new sequence, or detach_state\(\)"
         with pytest.raises(RuntimeError, match=words) if attempt else contextlib.nullcontext():
             loss.backward()

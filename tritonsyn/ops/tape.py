@@ -165,7 +165,7 @@ class Tape:
         """The last inputs and the last values of each state, ``[L, B, I]``, L of at most K steps;
         these in the dtype of the arithmetic, and differentiable. No step follows."""
         spikes, token, self.token = torch.stack([*self.given]), self.token, None
-        if token is None:
+        if token is None or not self.upstream:  # the state does not depend on taps
             with without_graph():
                 return spikes, self.tails()
         return spikes, _Leave.apply(self, token)
