@@ -132,6 +132,12 @@ def test_a_block_may_end_early(steps):
     assert_equal([layer(x[0])], [twin(x[0])])
 
 
+def test_many_rows_are_summed_connection_by_connection(monkeypatch):
+    monkeypatch.setattr(reference, "_TOGETHER", 0)
+    found = [trained(layer_of("alpha"), block, inputs()) for block in (unrolled, stepped)]
+    assert_equal(*found)
+
+
 def test_an_interrupted_step_is_not_taken(monkeypatch):
     layer, x = layer_of(), inputs()
     twin = copy.deepcopy(layer)

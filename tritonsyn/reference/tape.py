@@ -84,7 +84,7 @@ def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: b
     return Connections(table.view(outputs, -1).t(), weight, back, slots, least, adjoint)
 
 
-_TOGETHER = 32  # rows of which windows are copied for one product
+_TOGETHER = 32  # rows of which windows are copied for one product; more take less time apart
 
 
 def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
@@ -94,22 +94,22 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     need not be on the tape yet.
     """
     assert isinstance(tape, Rows)
-    if count > _TOGETHER:
-        parts = range(0, count, _TOGETHER)
-        return torch.cat([sums(tape, row + j, min(_TOGETHER, count - j), taken) for j in parts])
     first = row + (taken.least if taken.adjoint else 1 - taken.slots)
+    if count > _TOGETHER:
+        return _apart(tape, first, count, taken)
     windows = tape.windows[first : first + count]
     seen = windows[0] if count == 1 else torch.cat([*windows])
     out = seen.new_empty(seen.shape[0], taken.table.shape[1])
     torch.mm(seen, taken.table, out=out)  # into given memory, which autocast leaves in its dtype
     if not math.isfinite(out.sum().item()):  # a zero of the matrix met what is not finite
-        out.copy_(_apart(rows(tape, first, taken.slots - taken.least + count - 1), count, taken))
+        out.copy_(_apart(tape, first, count, taken))
     return out
 
 
-def _apart(seen: Tensor, count: int, taken: Connections) -> Tensor:
-    """The sums of the rows that are seen, connection by connection."""
+def _apart(tape: Tape, first: int, count: int, taken: Connections) -> Tensor:
+    """The sums of windows from a row on, connection by connection."""
     slots, back = taken.slots - taken.least, taken.back - taken.least
+    seen = rows(tape, first, slots + count - 1)
     if not taken.adjoint:
         return project(seen, taken.weight, back, count, slots, "shift", "").flatten(0, 1)
     how = (len(seen), slots, "shift", "")
