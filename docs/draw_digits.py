@@ -144,11 +144,10 @@ def picture(lines: list[compare_digits.Line], run: dict[str, Any]) -> Figure:
     draw_pixels(strip, shown)
     draw_raster(raster, spikes)
     draw_answers(answer, answers, SHOWN)
-    orders = [p for p in compare_digits.PIXELS if any(line["pixels"] == p for line in lines)]
-    bottom = grid[3].subgridspec(1, len(orders) + 1)
-    for column, order in enumerate(orders):
+    bottom = grid[3].subgridspec(1, 3)
+    for column, order in enumerate(compare_digits.PIXELS):
         draw_accuracy(figure.add_subplot(bottom[column]), lines, order)
-    delays = bottom[-1].subgridspec(2, 1)
+    delays = bottom[2].subgridspec(2, 1)
     before, after = run["before"], run["state"]["recurrent.delay"]
     draw_delays(figure.add_subplot(delays[0]), before, after, run["state"]["recurrent.weight"])
     draw_moves(figure.add_subplot(delays[1]), before, after)
