@@ -113,7 +113,7 @@ def draw_delays(
     axes.hist(after.flatten(), bins, color=INK, label="after", **look)
     axes.hist(after[strong], bins, color=DOUBLE, label="after, strongest tenth", **look)
     axes.set(title="Delays", xlabel="delay (ms)", ylabel="density", yticks=[], xlim=(0, 32))
-    axes.set_ylim(top=1.9 * axes.get_ylim()[1])
+    axes.set_ylim(top=2.3 * axes.get_ylim()[1])
     axes.legend(frameon=False, fontsize=9, loc="upper left", borderaxespad=0.1)
 
 
