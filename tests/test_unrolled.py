@@ -427,12 +427,13 @@ def test_the_state_is_left_alone_within_a_block(use):
 
 
 def test_synapses_are_on_one_tape_at_a_time():
-    layer, other, x = layer_of(), layer_of(), inputs()[0]
-    other.synapse = layer.synapse
+    layer, other, plain = (layer_of() for _ in range(3))
+    other.synapse = plain.synapse = layer.synapse
+    x = inputs()[0]
     times = torch.zeros(1, SIZE, dtype=F64)
     with layer.unrolled(3), other.unrolled(3), layer.synapse.unrolled(3, times):
         layer(x)
-        for module in (other, layer.synapse):
+        for module in (other, plain, layer.synapse):
             with pytest.raises(RuntimeError, match="on a tape"):
                 module(x)
     assert layer.synapse.spike_.pointer == 1

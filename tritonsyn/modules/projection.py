@@ -260,7 +260,9 @@ class DelayedProjection(Stateful):
         return self.synapse.planned(self._parameters, rows, lambda: call(rows))
 
     def _step(self, rows: Any) -> Tensor:
-        synapse, rows = self.synapse, self.synapse.check_step(rows)
+        synapse = self.synapse
+        synapse.check_at_home()
+        rows = synapse.check_step(rows)
         coefficients = synapse.coefficients()
         if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
