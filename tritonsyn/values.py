@@ -285,11 +285,11 @@ class Rows(NamedTuple):
     """A sequence of rows ``[B, N]``, of which some that follow each other are read together."""
 
     memory: Tensor
-    """``[B, rows, N]``."""
+    """``[rows, N, B]``."""
     rows: Sequence[Tensor]
     """Each of them."""
     windows: Sequence[Tensor]
-    """From each row on so many, ``[B, width * N]``."""
+    """From each row on so many, ``[width * N, B]``."""
 
 
 class Connections(NamedTuple):

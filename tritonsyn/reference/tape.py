@@ -1,14 +1,14 @@
 """The tape of a recurrent run: rows that come one after the other, and shifted sums of them."""
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..values import Connections, Dynamics, Lines, Rows, compute_dtype
-from .projection import project, project_backward
-from .step import add_decayed, advanced, scaled
+from .projection import project_backward
+from .step import advanced, scaled
 
 Tape = Rows | Lines
 
@@ -18,12 +18,11 @@ def blank(
 ) -> Tape:
     """A tape of zeros for ``[rows, B, N]`` in a dtype, of which ``width`` rows are summed at once.
 
-    Here in that of the arithmetic, and ``[B, rows, N]``: consecutive rows of a sample are one
-    operand of a product, in place.
+    Here in that of the arithmetic, and ``[rows, N, B]``: what a connection reads is consecutive.
     """
-    memory = torch.zeros((batch, rows, synapses), dtype=compute_dtype(dtype), device=device)
-    size, strides = (rows - width + 1, batch, width * synapses), (synapses, rows * synapses, 1)
-    return Rows(memory, memory.unbind(1), memory.as_strided(size, strides).unbind())
+    memory = torch.zeros((rows, synapses, batch), dtype=compute_dtype(dtype), device=device)
+    size, strides = (rows - width + 1, width * synapses, batch), (synapses * batch, batch, 1)
+    return Rows(memory, memory.transpose(1, 2).unbind(), memory.as_strided(size, strides).unbind())
 
 
 def add(tape: Tape, row: int, values: Tensor) -> None:
@@ -36,7 +35,7 @@ def add(tape: Tape, row: int, values: Tensor) -> None:
 def rows(tape: Tape, first: int, count: int) -> Tensor:
     """A copy of ``count`` rows from ``first`` on, ``[count, B, N]``."""
     assert isinstance(tape, Rows)
-    here = tape.memory[:, first : first + count].transpose(0, 1)
+    here = tape.memory[first : first + count].transpose(1, 2)
     return here.clone(memory_format=torch.contiguous_format)
 
 
@@ -54,37 +53,39 @@ def advance(
     returned. On the tape they are as records of ``dtype`` hold them.
     """
     drives = scaled(x, dynamics.gain)
-    first = tapes[0]
-    assert isinstance(first, Rows)
-    whole = dynamics.states == 1 and drives.dtype == dtype  # a state is what the tape holds
-    for i, drive in enumerate(drives.unbind() if x.ndim == 3 else (drives,), row):
-        if whole:
-            present = (add_decayed(drive, present[0], dynamics.decays[0], first.rows[i]),)
-            continue
+    steps = []
+    for drive in drives.unbind() if x.ndim == 3 else (drives,):
         present = advanced(present, drive, dynamics)
-        for tape, state in zip(tapes, present, strict=True):
-            assert isinstance(tape, Rows)
-            tape.rows[i].copy_(state if state.dtype == dtype else state.to(dtype))
+        steps.append(present)
+    for tape, *states in zip(tapes, *steps, strict=True):
+        assert isinstance(tape, Rows)
+        if len(states) == 1:
+            state = states[0]
+            tape.rows[row].copy_(state if state.dtype == dtype else state.to(dtype))
+        else:
+            several = torch.stack(states).to(dtype).transpose(1, 2)
+            tape.memory[row : row + len(states)].copy_(several)
     return present
 
 
 def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool) -> Connections:
     """``weight [O, I]`` and the steps ``back``, from ``least`` to K - 1, prepared for :func:`sums`.
 
-    Here one matrix, ``[(K - least) * I, O]`` in the order of the rows that are summed.
+    Here places in a window, where each output's begin, and weights, as bags of embeddings have
+    them: a bag is an output, and an embedding what an input was on the rows of the batch. They are
+    those of ``least + 1`` consecutive steps, one after the other.
     """
-    outputs, inputs = weight.shape
-    width, place = slots - least, back.long()
-    if adjoint:
-        table = weight.new_zeros(width, outputs, inputs)
-        table.scatter_(0, (place - least).unsqueeze(0), weight.unsqueeze(0))
-        return Connections(table.view(-1, inputs), weight, back, slots, least, adjoint)
-    table = weight.new_zeros(outputs, width, inputs)
-    table.scatter_(1, (slots - 1 - place).unsqueeze(1), weight.unsqueeze(1))
-    return Connections(table.view(outputs, -1).t(), weight, back, slots, least, adjoint)
-
-
-_TOGETHER = 32  # rows of which windows are copied for one product; more take less time apart
+    taken = Connections(None, weight, back, slots, least, adjoint)
+    weight, row = (weight.t(), back.t() - least) if adjoint else (weight, slots - 1 - back)
+    size, steps = weight.shape[1], least + 1
+    kind = torch.int32 if max(slots * size, steps * weight.numel()) < 2**31 else torch.int64
+    how: dict[str, Any] = {"dtype": kind, "device": weight.device}
+    place = (row.to(kind) * size + torch.arange(size, **how)).flatten()
+    place = place + size * torch.arange(steps, **how).unsqueeze(1)
+    starts = torch.arange(0, steps * weight.numel(), size, **how)
+    several = place.flatten(), starts, weight.flatten().repeat(steps)
+    single = tuple(part[: len(part) // steps] for part in several)
+    return taken._replace(table=(single, several))
 
 
 def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
@@ -94,28 +95,19 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     need not be on the tape yet.
     """
     assert isinstance(tape, Rows)
+    most = taken.least + 1
+    if count > most:
+        parts = range(0, count, most)
+        return torch.cat([sums(tape, row + j, min(most, count - j), taken) for j in parts])
     first = row + (taken.least if taken.adjoint else 1 - taken.slots)
-    if count > _TOGETHER:
-        return _apart(tape, first, count, taken)
-    windows = tape.windows[first : first + count]
-    seen = windows[0] if count == 1 else torch.cat([*windows])
-    out = seen.new_empty(seen.shape[0], taken.table.shape[1])
-    torch.mm(seen, taken.table, out=out)  # into given memory, which autocast leaves in its dtype
-    if not math.isfinite(out.sum().item()):  # a zero of the matrix met what is not finite
-        out.copy_(_apart(tape, first, count, taken))
-    return out
-
-
-def _apart(tape: Tape, first: int, count: int, taken: Connections) -> Tensor:
-    """The sums of windows from a row on, connection by connection."""
-    slots, back = taken.slots - taken.least, taken.back - taken.least
-    seen = rows(tape, first, slots + count - 1)
-    if not taken.adjoint:
-        return project(seen, taken.weight, back, count, slots, "shift", "").flatten(0, 1)
-    how = (len(seen), slots, "shift", "")
-    found, _ = project_backward(seen, None, taken.weight, back, *how)
-    assert found is not None
-    return found[:count].flatten(0, 1)
+    if count == 1:
+        place, starts, weights = taken.table[0]
+        bags = torch.embedding_bag(tape.windows[first], place, starts, False, 0, False, weights)[0]
+        return bags.t().contiguous()
+    place, starts, weights = (part[: count * len(part) // most] for part in taken.table[1])
+    window = tape.memory[first:].flatten(0, 1)
+    bags = torch.embedding_bag(window, place, starts, False, 0, False, weights)[0]
+    return bags.view(count, -1, bags.shape[1]).transpose(1, 2).flatten(0, 1)
 
 
 def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
@@ -165,7 +157,7 @@ class Reads:
         """What the taps read; the adjoint adds up what they give each synapse."""
         assert isinstance(tape, Rows)
         first = row if taken.adjoint else row + 1 - taken.slots
-        seen = torch.stack([*tape.windows[first : first + count]])
+        seen = torch.stack([*tape.windows[first : first + count]]).transpose(1, 2)
         values = seen.gather(2, taken.table.expand(*seen.shape[:2], -1)) * taken.weight
         if taken.adjoint:
             values = values.unflatten(2, (-1, taken.back.shape[1])).sum(2)
@@ -178,4 +170,4 @@ class Reads:
         unit = self.connections(total.new_ones(back.shape), back, slots, 0, False)
         for row in range(slots - 1, len(tape.rows)):
             total += self.sums(tape, row, 1, unit) * dtape.rows[row]
-        return (total if self._samples > 1 else total.sum(0)).view(back.shape)
+        return (total if self._samples > 1 else total.sum(0)).reshape(back.shape)
