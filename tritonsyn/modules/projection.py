@@ -148,8 +148,11 @@ class DelayedProjection(Stateful):
     @property
     def least_steps(self) -> int:
         """Whole steps that every connection waits at least, with delays as their dtype has them."""
-        shortest = torch.tensor(self._min_delay, dtype=self.delay.dtype, device="cpu").item()
-        return min(whole_steps(self.dt, self._min_delay), round(shortest / self.dt))
+        least, dtype = whole_steps(self.dt, self._min_delay), self.delay.dtype
+        if dtype.itemsize > 2:  # rounded by less than reads tolerate
+            return least
+        shortest = torch.tensor(self._min_delay, dtype=dtype, device="cpu").item()
+        return min(least, round(shortest / self.dt))
 
     dt: float = _of_the_synapse(
         "dt", "Length of a step, ms. Setting it rebuilds the records and clears."
