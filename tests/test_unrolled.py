@@ -535,6 +535,15 @@ def test_what_is_not_finite_stays_where_it_is_read():
     torch.testing.assert_close(*found, equal_nan=True, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(("batch", "outputs"), [(1, 3), (3, 1), (1, 1)])
+def test_outputs_are_no_views(batch, outputs):
+    """Whatever their strides are, they may be written in place."""
+    layer = layer_of(size=(SIZE, outputs), min_delay=STEP)
+    with layer.unrolled(3):
+        layer(inputs(1, batch)[0]).mul_(2.0)
+        layer.ahead(inputs(2, batch)).mul_(2.0).sum().backward()
+
+
 def test_the_output_may_be_written_in_place_and_the_input_reused():
     """A step keeps nothing that the caller can change."""
     found = []

@@ -11,6 +11,8 @@ from .projection import project_backward
 from .step import advanced, scaled
 
 Tape = Rows | Lines
+_TOGETHER = 32
+"""Steps that are summed at once, at most: each has places and weights of its own."""
 
 
 def blank(
@@ -72,12 +74,12 @@ def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: b
     """``weight [O, I]`` and the steps ``back``, from ``least`` to K - 1, prepared for :func:`sums`.
 
     Here places in a window, where each output's begin, and weights, as bags of embeddings have
-    them: a bag is an output, and an embedding what an input was on the rows of the batch. They are
-    those of ``least + 1`` consecutive steps, one after the other.
+    them: a bag is an output, and an embedding what an input was on the rows of the batch. There are
+    those of a step, and of up to ``least + 1`` consecutive ones, one after the other.
     """
     taken = Connections(None, weight, back, slots, least, adjoint)
     weight, row = (weight.t(), back.t() - least) if adjoint else (weight, slots - 1 - back)
-    size, steps = weight.shape[1], least + 1
+    size, steps = weight.shape[1], min(least + 1, _TOGETHER)
     kind = torch.int32 if max(slots * size, steps * weight.numel()) < 2**31 else torch.int64
     how: dict[str, Any] = {"dtype": kind, "device": weight.device}
     place = (row.to(kind) * size + torch.arange(size, **how)).flatten()
@@ -95,7 +97,7 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     need not be on the tape yet.
     """
     assert isinstance(tape, Rows)
-    most = taken.least + 1
+    most = min(taken.least + 1, _TOGETHER)
     if count > most:
         parts = range(0, count, most)
         return torch.cat([sums(tape, row + j, min(most, count - j), taken) for j in parts])
@@ -103,7 +105,7 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     if count == 1:
         place, starts, weights = taken.table[0]
         bags = torch.embedding_bag(tape.windows[first], place, starts, False, 0, False, weights)[0]
-        return bags.t().contiguous()
+        return bags.t().clone(memory_format=torch.contiguous_format)  # never a view
     place, starts, weights = (part[: count * len(part) // most] for part in taken.table[1])
     window = tape.memory[first:].flatten(0, 1)
     bags = torch.embedding_bag(window, place, starts, False, 0, False, weights)[0]
