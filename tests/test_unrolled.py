@@ -284,6 +284,15 @@ def test_a_forgotten_clear_is_named():
             loss.backward()
 
 
+def test_a_backward_pass_within_a_block_is_named():
+    """The second one reaches the graph of the taps, which the first has freed."""
+    layer = layer_of()
+    with layer.unrolled(2):
+        layer(inputs()[0]).sum().backward()
+        with pytest.raises(RuntimeError, match=r"call backward after the block"):
+            layer(inputs()[1]).sum().backward()
+
+
 def test_what_is_kept_does_not_grow_with_the_longest_delay():
     """Of a step a row of the currents and one of the gradients of the outputs."""
     sizes = []

@@ -258,8 +258,9 @@ def saved(ctx: Any) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
             "this backward pass reaches the graph of an earlier one, which is freed: the state "
             "still holds it. Call clear() before a new sequence, or detach_state() to go on with "
-            "the state but without its graph. To go through one graph twice, pass "
-            "retain_graph=True to the first backward"
+            "the state but without its graph. Inside of `with layer.unrolled(...)` call backward "
+            "after the block. To go through one graph twice, pass retain_graph=True to the first "
+            "backward"
         ) from error
 
 
