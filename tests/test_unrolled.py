@@ -300,7 +300,7 @@ def test_what_is_kept_does_not_grow_with_the_longest_delay():
         layer = layer_of(delay=(slots - 1) * STEP, bias=False)
         with layer.unrolled(100):
             layer(inputs()[0])
-            tape = layer.run._tape
+            tape = layer._unrolling._tape
             rows = len(tape.tapes[0].memory), len(tapes._Pass(tape).dy.memory)
         sizes.append([count - (slots - 1) for count in rows])
         sizes[-1][1] -= slots - 1  # on either side
@@ -644,3 +644,14 @@ def test_times_that_do_not_fit_change_nothing():
             synapse(inputs()[0])
     assert not any(value.any() for value in synapse._spikes)
     assert synapse(inputs()[0]).shape == (BATCH, SIZE)
+
+
+def test_a_subclass_may_have_members_of_its_own():
+    """Common names are the user's."""
+
+    class Recurrent(DelayedLinear):
+        run = lent = unrolling = tape = "mine"
+
+    layer = Recurrent(2, 2, 1.0, synapse=CLASSES["single"].partialconstructor(1.0, 2.0), delay=2.0)
+    with layer.unrolled(2):
+        assert layer(torch.ones(1, 2)).shape == (1, 2)

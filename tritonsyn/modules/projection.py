@@ -246,8 +246,8 @@ class DelayedProjection(Stateful):
         """
         if _run is not None:
             return _run(x)
-        if self.run is not None:
-            return self.run.step(self._lowered(x))
+        if self._unrolling is not None:
+            return self._unrolling.step(self._lowered(x))
         rows = self._lowered(x)
         if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
             return self._scan_rows(rows)
@@ -361,7 +361,7 @@ class DelayedProjection(Stateful):
         return self(z, _run=self._ahead)
 
     def _ahead(self, z: Any) -> Tensor:
-        if self.run is None:
+        if self._unrolling is None:
             raise RuntimeError("ahead works inside of `with layer.unrolled(steps)` only")
         rows = self._lowered(z)
         self.synapse.check_sequence(rows)
@@ -373,7 +373,7 @@ class DelayedProjection(Stateful):
                 f"z must have 1 to {most} steps, one more than min_delay={self._min_delay} is, but "
                 f"has {rows.shape[0]}"
             )
-        return self.run.steps(rows)
+        return self._unrolling.steps(rows)
 
     def _scan_rows(self, rows: Any) -> Tensor:
         return self._finished(self._planned(rows, self._sequence))

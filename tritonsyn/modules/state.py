@@ -16,7 +16,7 @@ from ..backend import planning
 from ..ops.common import no_forward_mode, ordinary, refuse_transforms, without_graph
 from ..ops.operator import traced_as
 
-_NOT_COPIED = ("_plans", "_kinds", "run")
+_NOT_COPIED = ("_plans", "_kinds", "_unrolling")
 
 _PLAIN = (Tensor, int, tuple, type(None))
 """Types, subclasses apart, of attributes that no module registers."""
@@ -169,7 +169,7 @@ class Stateful(nn.Module):
     def _drop_plans(self) -> None:
         self.__dict__.pop("_plans", None)
 
-    run: Any = None
+    _unrolling: Any = None
     """The run that takes its steps, within a block of ``unrolled``."""
     _lent = False
     """Whether its state is on the tape of such a run."""

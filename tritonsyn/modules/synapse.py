@@ -18,7 +18,7 @@ from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, reco
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
 from .state import Stateful, check_read, check_run, ordinary_tensors, recorded_unless
-from .unrolled import Reads, unrolled
+from .unrolled import ReadAtTimes, unrolled
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
 _SPIKE_MODES = ("previous", "nearest")
@@ -412,8 +412,8 @@ class ExponentialCurrent(Stateful):
             current = plan(x, not self._inplace)
             if current is not None:
                 return current
-        if self.run is not None and own:
-            return self.run.step(x)
+        if self._unrolling is not None and own:
+            return self._unrolling.step(x)
         self.check_at_home()
         if _run is not None:
             return _run(x)
@@ -593,7 +593,7 @@ class ExponentialCurrent(Stateful):
             ...         current, delayed = synapse(z)
             ...         z = torch.sigmoid(x + delayed)
         """
-        reads = Reads(self, selector, self.delay_rule(self._current_overbound))
+        reads = ReadAtTimes(self, selector, self.delay_rule(self._current_overbound))
         return unrolled(self, self, steps, reads.begin, reads.finish)
 
     # -- inputs -------------------------------------------------------------------------------

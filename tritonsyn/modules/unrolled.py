@@ -39,18 +39,18 @@ def unrolled(
     check_not_compiled(NOT_COMPILED)
     synapse.check_at_home()
     check_run()
-    if owner.run is not None:
+    if owner._unrolling is not None:
         raise RuntimeError("unrolled(...) of a module is within another unrolled(...) of it")
     owner._drop_plans()
-    owner.__dict__["run"] = run = Run(synapse, steps, begin, finish)
+    owner.__dict__["_unrolling"] = unrolling = Unrolling(synapse, steps, begin, finish)
     try:
         yield owner
     finally:
-        del owner.__dict__["run"]
-        run.end()
+        del owner.__dict__["_unrolling"]
+        unrolling.end()
 
 
-class Run:
+class Unrolling:
     """Takes steps of a group of synapses, whose state is on a tape until :meth:`end`.
 
     Where the autograd mode or the first input with a graph asks for it, a tape ends in the records
@@ -119,7 +119,7 @@ class Run:
             self._synapse.roll_up(tape)
 
 
-class Reads:
+class ReadAtTimes:
     """What a run of synapses gives that are read at the same times after each step."""
 
     def __init__(self, synapse: ExponentialCurrent, selector: Tensor, rule: ReadRule) -> None:
