@@ -200,6 +200,7 @@ class DelayedProjection(Stateful):
             )
 
     def taps(self, coefficients: Coefficients) -> ops.Taps:
+        """The present connections as taps, with these coefficients of the synapse."""
         synapse = self.synapse
         if self.bias is not None:
             check_input("bias", self.bias, self.weight.shape[:1], self.weight.device)

@@ -87,9 +87,9 @@ def advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> lis
     """The states one step later; the last one that is driven reuses the memory of the drive."""
     _, decays, coupling = dynamics
     if len(decays) == 2:
-        first = add_decayed(drive, before[0], decays[0], torch.empty_like(drive))
-        return [first, add_decayed(drive, before[1], decays[1], drive)]
-    states = [add_decayed(drive, before[0], decays[0], drive)]
+        first = _add_decayed(drive, before[0], decays[0], torch.empty_like(drive))
+        return [first, _add_decayed(drive, before[1], decays[1], drive)]
+    states = [_add_decayed(drive, before[0], decays[0], drive)]
     if coupling is not None:
         states.append(torch.addcmul(before[1], before[0], coupling).mul_(decays[0]))
     return states
@@ -109,7 +109,7 @@ def scaled(x: Tensor, gain: Tensor) -> Tensor:
     return real * gain if real is x else real.mul_(gain)
 
 
-def add_decayed(drive: Tensor, before: Tensor, decay: Tensor, out: Tensor) -> Tensor:
+def _add_decayed(drive: Tensor, before: Tensor, decay: Tensor, out: Tensor) -> Tensor:
     """``drive + decay * before``."""
     if decay.ndim == 0 and decay.device.type == "cpu":
         return torch.add(drive, before, alpha=decay.item(), out=out)
