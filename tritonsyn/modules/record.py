@@ -18,15 +18,7 @@ from ..ops.operator import traced_as
 from ..physics import bounded, usable_time_constant
 from ..values import RECORD_DTYPES, ReadRule, Slot, compute_dtype, highest_rate, record_size
 from .options import setting
-from .state import (
-    Stateful,
-    check_read,
-    check_run,
-    converted,
-    end_graph,
-    ordinary_tensors,
-    recorded_unless,
-)
+from .state import Stateful, converted, end_graph, ordinary_tensors, recorded_unless
 
 Interpolation = Callable[..., Tensor]
 _REBUILDS = "Setting it rebuilds the record and keeps the newest observations."
@@ -198,14 +190,12 @@ class RecordTensor(Stateful):
         Setting takes over a tensor of the same shape, converted to the record's dtype; the pointer
         stays.
         """
-        self.check_at_home()
-        check_read()
+        self._check_read()
         return self.storage
 
     @value.setter
     def value(self, value: Tensor) -> None:
-        self.check_at_home()
-        check_run()
+        self._check_run()
         check_input("value", value, self.storage.shape, self.storage.device)
         self._replace(value.to(self.storage.dtype))
         self._carry_on()
@@ -230,8 +220,7 @@ class RecordTensor(Stateful):
 
     def read(self, offset: int = 1) -> Tensor:
         """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
-        self.check_at_home()
-        check_read()
+        self._check_read()
         storage, value = ops.read(self.storage, self._slot(checks.integer("offset", offset)))
         self.replace_storage(storage)
         return value
@@ -245,8 +234,7 @@ class RecordTensor(Stateful):
         Raises:
             ValueError: ``length`` is not between 1 and K, or the offset's shape is wrong.
         """
-        self.check_at_home()
-        check_read()
+        self._check_read()
         self._check_length(length, least=1)
         slots = self._range_slots(length, offset, forward)
         if slots.ndim == 1:
@@ -287,8 +275,7 @@ class RecordTensor(Stateful):
         Raises:
             ValueError: a single time outside of the record, or a tensor of the wrong shape.
         """
-        self.check_at_home()
-        check_read()
+        self._check_read()
         limit = self._dt * (self.recordsz - 1)
         tolerance = checks.nonnegative("tolerance", tolerance)
         sel = self._as_selector(time, limit, tolerance)
@@ -347,8 +334,7 @@ class RecordTensor(Stateful):
             offset: steps before the pointer.
             inplace: record no autograd graph, and drop the one there is.
         """
-        self.check_at_home()
-        check_run()
+        self._check_run()
         slot = self._slot(checks.integer("offset", offset))
         check_record("record", self.storage)
         check_input("value", obs, self.storage.shape[1:], self.storage.device)
@@ -367,8 +353,7 @@ class RecordTensor(Stateful):
         Raises:
             ValueError: the shape is wrong, or there are more observations than slots.
         """
-        self.check_at_home()
-        check_run()
+        self._check_run()
         if checks.check_real("obs", obs).ndim != len(self.shape) + 1:
             raise checks.misshapen("obs", obs, (*self.shape, "length"))
         check_input("obs", obs, (*self.shape, obs.shape[-1]), self.storage.device)
@@ -393,8 +378,7 @@ class RecordTensor(Stateful):
                 many. None: ``L``.
             inplace: record no autograd graph, and drop the one there is.
         """
-        self.check_at_home()
-        check_run()
+        self._check_run()
         length = checks.check_real("rows", rows).shape[:1]
         check_input("rows", rows, (*length, *self.shape), self.storage.device)
         steps = rows.shape[0] if steps is None else checks.integer("steps", steps)
@@ -420,8 +404,7 @@ class RecordTensor(Stateful):
 
     def incr(self, pos: int = 1) -> int:
         """Moves the pointer forward; returns where it is."""
-        self.check_at_home()
-        check_run()
+        self._check_run()
         self.advance(checks.integer("pos", pos))
         self._carry_on()
         return self.pointer
@@ -449,8 +432,7 @@ class RecordTensor(Stateful):
 
     def align(self, index: int = 0) -> None:
         """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
-        self.check_at_home()
-        check_run()
+        self._check_run()
         if not 0 <= checks.integer("index", index) < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
         self._replace(self.storage.roll(index - self.pointer, 0))
@@ -461,8 +443,7 @@ class RecordTensor(Stateful):
 
         With ``fill=None`` the observations stay and are aligned to slot 0.
         """
-        self.check_at_home()
-        check_run()
+        self._check_run()
         if fill is None:
             self.align(0)
             return
@@ -547,8 +528,7 @@ class RecordTensor(Stateful):
 
     def newest(self) -> Tensor:
         """The newest observation as a step starts from it, a copy."""
-        self.check_at_home()
-        check_read()
+        self._check_read()
         return self.peek() if self.carry is None else self.carry.clone()
 
     def _needs_carry(self, storage: Tensor) -> bool:

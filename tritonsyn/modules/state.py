@@ -183,6 +183,16 @@ class Stateful(nn.Module):
                 "the block has ended"
             )
 
+    def _check_run(self) -> None:
+        """Raises where the state cannot be changed now; see :func:`check_run`."""
+        self.check_at_home()
+        check_run()
+
+    def _check_read(self) -> None:
+        """Raises where the state cannot be read now; see :func:`check_read`."""
+        self.check_at_home()
+        check_read()
+
     def __setattr__(self, name: str, value: Any) -> None:
         if type(value) in _PLAIN and name in self.__dict__ and not torch.compiler.is_compiling():
             # Torch would do the same, but first look for the name among all that it registers.

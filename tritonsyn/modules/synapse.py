@@ -17,7 +17,7 @@ from ..ops.common import as_tensor, per_synapse
 from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
-from .state import Stateful, check_read, check_run, ordinary_tensors, recorded_unless
+from .state import Stateful, check_run, ordinary_tensors, recorded_unless
 from .unrolled import ReadAtTimes, unrolled
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
@@ -275,8 +275,7 @@ class ExponentialCurrent(Stateful):
     def _rebuild(self, **changed: Any) -> None:
         """Starts the records again, for another step, longest delay or batch size."""
         dt, delay, batchsz = (changed.get(n, getattr(self, n)) for n in ("dt", "delay", "batchsz"))
-        self.check_at_home()
-        check_run()
+        self._check_run()
         size = self._check_size(dt, delay, batchsz)
         with ordinary_tensors():
             blanks = [record.storage.new_zeros(size) for record in self._records()]
@@ -317,8 +316,7 @@ class ExponentialCurrent(Stateful):
         Raises:
             TypeError, ValueError: the mask is of another kind or shape, or on another device.
         """
-        self.check_at_home()
-        check_run()
+        self._check_run()
         if mask is not None:
             mask = checks.check_mask(mask, self.batchsz, self._spikes.device)
             for record in self._records():
@@ -796,8 +794,7 @@ class ExponentialCurrent(Stateful):
         selector: Tensor,
         rule: ReadRule,
     ) -> Tensor:
-        self.check_at_home()
-        check_read()
+        self._check_read()
         storages, pointers = _places(records)
         sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
         value, storages = ops.select(storages, sel, rates, pointers, rule, backend=self._backend)
