@@ -150,6 +150,11 @@ def kind_of(x: Tensor) -> Callable[[Any], bool]:
     return fits
 
 
+def bare_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``apply`` without what PyTorch adds to it in Python for transforms, which callers exclude."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
 class Home(NamedTuple):
     """Where modules keep what a plan reads and changes."""
 

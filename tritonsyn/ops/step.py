@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from ..values import Dynamics, Ring, Slot
 from .common import (
     Home,
+    bare_apply,
     chained,
     first_order,
     flat_observation,
@@ -185,8 +186,7 @@ def step(
     return _shaped(y, x), state
 
 
-_apply = super(torch.autograd.Function, _Step).apply
-"""Without what PyTorch adds to it in Python for transforms, in which plans do not run."""
+_apply = bare_apply(_Step)
 
 StepPlan = Callable[[Tensor, bool], Tensor | None]
 

@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.autograd import Variable
 
 from ..values import Connections, data_of
-from .common import chained, first_order, implementation, keep, kept, running, saved, without_graph
+from .common import (
+    bare_apply,
+    chained,
+    first_order,
+    implementation,
+    keep,
+    kept,
+    running,
+    saved,
+    without_graph,
+)
 from .delayed import Run
 from .scan import ScanSettings, input_gradients
 from .strategy import Work, cheapest
@@ -358,8 +368,7 @@ class _Step(torch.autograd.Function):
         return None, ctx.tape.zero, dx
 
 
-# Not by the apply of Function, which asks for transforms once more, in Python.
-_record_step = super(torch.autograd.Function, _Step).apply
+_record_step = bare_apply(_Step)
 
 
 class _Leave(torch.autograd.Function):
