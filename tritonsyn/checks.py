@@ -457,27 +457,60 @@ def check_strategy(strategy: str, x: Tensor | PackedSpikes, decays: Sequence[Ten
     return strategy
 
 
-def check_selector(name: str, sel: object, shape: Sequence[int], device: torch.device) -> Tensor:
-    """``sel`` holds times, of shape ``[1 or B, *shape]`` or with one axis more.
+def check_selector(
+    name: str,
+    sel: object,
+    shape: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int | None = None,
+) -> Tensor:
+    """Times for each element of ``shape``, of which the first axis is the batch.
 
-    Integer times are returned in the default dtype.
+    ``sel`` is one time for all, a number or 0-d; or ``[1 or B, *shape]``, where any axis may be 1,
+    or with one axis more. With ``steps`` that is what follows a first axis of this size. Returned
+    with all axes of the group: a number in ``dtype``, integers in the default dtype.
     """
+    inner = tuple(shape[1:])
     if not isinstance(sel, Tensor):
-        raise TypeError(f"{name} must be a tensor of times, but a {type(sel).__name__} was given")
+        if steps is not None or isinstance(sel, bool) or not isinstance(sel, numbers.Real):
+            wanted = "a tensor of times" + (" or a number" if steps is None else " for each step")
+            raise TypeError(f"{name} must be {wanted}, but a {type(sel).__name__} was given")
+        if not torch.compiler.is_compiling():  # where a number may be a symbol
+            sel = within(name, finite(name, sel), dtype)
+        return torch.full((1, *inner), sel, dtype=dtype, device=device)  # type: ignore[arg-type]
     if sel.dtype == torch.bool or sel.dtype not in _REAL:
         raise TypeError(f"{name} must be floating or integer, but is {sel.dtype}")
     sel = check_real(name, sel)
-    batch, *inner = shape
-    given, depth = tuple(sel.shape), len(shape)
-    fits = len(given) in (depth, depth + 1) and list(given[1:depth]) == inner
-    if not fits or given[0] not in (1, batch):
-        allowed = ", ".join(str(size) for size in inner)
-        first = "1" if batch == 1 else f"1 or {batch}"
-        each = f"({first}, {allowed}, D) with D times for each element"
-        raise misshapen(name, sel, f"({first}, {allowed}) or {each}")
-    check_row(name, *given[1:])
+    each = tuple(sel.shape) if steps is None else tuple(sel.shape[1:])
+    known = steps is None or sel.shape[:1] == (steps,)
+    if not known or not _fits_group(each, shape):
+        raise misshapen(name, sel, _selector_shapes(shape, steps))
+    if not each:
+        each = (1,) * len(shape)
+        sel = sel.view(*sel.shape, *each)
+    full = each[0], *inner, *each[len(shape) :]
+    check_row(name, *full[1:])
     check_device(name, sel, device)
+    if full != each:
+        sel = sel.expand(*sel.shape[: sel.ndim - len(full)], *full)
     return sel if sel.is_floating_point() else sel.to(torch.get_default_dtype())
+
+
+def _fits_group(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether times of these sizes are one for all, or for each element, D or one of them."""
+    fit = all(given in (1, own) for given, own in zip(sizes, shape, strict=False))
+    return fit and len(sizes) in (0, len(shape), len(shape) + 1)
+
+
+def _selector_shapes(shape: Sequence[int], steps: int | None) -> str:
+    """The shapes that times for these elements may have, in words."""
+    batch, *inner = shape
+    sizes = ["1" if batch == 1 else f"1 or {batch}", *(str(size) for size in inner)]
+    sizes = sizes if steps is None else [str(steps), *sizes]
+    each, one = ", ".join(sizes), "()" if steps is None else f"({steps},)"
+    many = f"({each}, D) with D times for each element"
+    return f"({each}) or {many}, where any size of the group may be 1, or {one}"
 
 
 def check_record(name: str, record: object) -> Tensor:

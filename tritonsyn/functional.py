@@ -240,7 +240,7 @@ def step(
 
 def select(
     records: Sequence[Tensor],
-    sel: Tensor,
+    sel: Tensor | float,
     rates: Sequence[Tensor | None],
     pointers: Sequence[Slot],
     rule: ReadRule,
@@ -251,7 +251,8 @@ def select(
 
     Args:
         records: one or two, as for :func:`push`.
-        sel: the times ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, in the unit of the rule.
+        sel: the times ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, in the unit of the rule; any
+            axis of ``shape`` may be 1, and a number or a 0-d tensor is one time for all.
         rates: step over time constant of each record, a tensor, 0-d or ``[*shape]``; the mode
             ``"expdecay"`` needs them, others take None.
         pointers: for each record the slot that is written next.
@@ -272,7 +273,7 @@ def select(
 
 def select_scan(
     sequences: Sequence[Tensor],
-    sel: Tensor,
+    sel: Tensor | float,
     rates: Sequence[Tensor | None],
     rule: ReadRule,
     steps: int,
@@ -307,13 +308,14 @@ def select_scan(
 
 
 def _checked_read(
-    sel: Tensor, rates: Sequence[Tensor | None], rule: ReadRule, records: Sequence[Tensor]
+    sel: Tensor | float, rates: Sequence[Tensor | None], rule: ReadRule, records: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Times and rates for a read of these records, once all that it takes fits."""
     first = records[0]
     rates = checks.check_coefficients("rates", rates, len(records), first, or_none=True)
     checks.check_rule(rule, rates, first.dtype)
-    return checks.check_selector("sel", sel, first.shape[1:], first.device), rates
+    shape, dtype = first.shape[1:], compute_dtype(first.dtype)
+    return checks.check_selector("sel", sel, shape, first.device, dtype), rates
 
 
 def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:

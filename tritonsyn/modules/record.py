@@ -256,9 +256,10 @@ class RecordTensor(Stateful):
         r"""Values at times before the observation ``offset`` steps before the pointer.
 
         Args:
-            time: one time, or a floating tensor ``[1 or B, ...]`` or ``[1 or B, ..., D]``; in the
-                unit of ``dt``. Tensor times outside of ``[0, dt * (K - 1)]`` read the limit;
-                reading the values on the host to refuse them would stall a GPU.
+            time: one time for all, a number or 0-d; or a floating tensor ``[1 or B, ...]`` or
+                ``[1 or B, ..., D]``, where any axis but the last of D may be 1; in the unit of
+                ``dt``. Tensor times outside of ``[0, dt * (K - 1)]`` read the limit; reading the
+                values on the host to refuse them would stall a GPU.
             interp: how to read between observations: ``"nearest"`` (default), ``"previous"``,
                 ``"next"``, ``"linear"``, ``"expdecay"``, ``"expratedecay"``, the function of
                 that name in :mod:`tritonsyn.functional`, or any function of the same signature
@@ -590,7 +591,7 @@ class RecordTensor(Stateful):
 
     def _as_selector(self, time: Tensor | float, limit: float, tolerance: float) -> Tensor:
         if isinstance(time, Tensor):
-            return check_selector("time", time, self.shape, self.storage.device)
+            return check_selector("time", time, self.shape, self.storage.device, torch.float64)
         number = checks.finite("time", time)
         if not -tolerance <= number <= limit + tolerance:
             raise ValueError(

@@ -528,7 +528,7 @@ class ExponentialCurrent(Stateful):
             self._take(state, x.shape[0], arrivals)
         return y
 
-    def scan_at(self, x: Tensor | PackedSpikes, selector: Tensor) -> tuple[Tensor, Tensor]:
+    def scan_at(self, x: Tensor | PackedSpikes, selector: Tensor | float) -> tuple[Tensor, Tensor]:
         """A scan, and what :meth:`current_at` would have read after each of its steps.
 
         Args:
@@ -541,10 +541,10 @@ class ExponentialCurrent(Stateful):
         """
         return self(x, _run=lambda x: self._scan_at(x, selector))
 
-    def _scan_at(self, x: Tensor | PackedSpikes, selector: Tensor) -> tuple[Tensor, Tensor]:
+    def _scan_at(self, x: Tensor | PackedSpikes, selector: Tensor | float) -> tuple[Tensor, Tensor]:
         self.check_sequence(x)
         steps, *size = x.shape
-        sel = check_selector("selector", selector, size, self._spikes.device)
+        sel = check_selector("selector", selector, size, self._spikes.device, self._arithmetic())
         coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
         self.follow(size[0], self._backend)
         if steps == 0:
@@ -562,7 +562,7 @@ class ExponentialCurrent(Stateful):
         return coefficients.dynamics.current(states), delayed
 
     def unrolled(
-        self, steps: int, selector: Tensor
+        self, steps: int, selector: Tensor | float
     ) -> AbstractContextManager["ExponentialCurrent"]:
         """Within the block a call is a step that also reads the past, at times given once.
 
@@ -742,14 +742,15 @@ class ExponentialCurrent(Stateful):
         "spike_", "Present spikes ``[B, *shape]``, bool. Setting replaces the newest observation."
     )
 
-    def spike_at(self, selector: Tensor) -> Tensor:
+    def spike_at(self, selector: Tensor | float) -> Tensor:
         """Spikes at times before the present.
 
         Args:
-            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating.
+            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating, where
+                any axis of the group may be 1; or one time for all, a number or 0-d.
 
         Returns:
-            Bool, shaped like the selector with its batch broadcast: the spike before the time
+            Bool ``[B, *shape]`` or ``[B, *shape, D]``: the spike before the time
             (``previous``) or the closer one (``nearest``), ``spike_overbound`` outside of
             ``[0, delay]``, False for a NaN time.
         """
@@ -758,19 +759,20 @@ class ExponentialCurrent(Stateful):
         rule = self._rule(self._spike_mode, self._spike_overbound)
         return self._read("spike_at", (self.spike_,), (None,), selector, rule)
 
-    def current_at(self, selector: Tensor) -> Tensor:
+    def current_at(self, selector: Tensor | float) -> Tensor:
         r"""Currents at times before the present, between steps as the synapse has them.
 
         A time :math:`a` after the earlier step each exponential component has decayed with its own
         time constant, and an alpha function is :math:`(I + (a / \tau) A) \exp(-a / \tau)`.
 
         Args:
-            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating.
+            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating, where
+                any axis of the group may be 1; or one time for all, a number or 0-d.
 
         Returns:
-            Currents in nA, shaped like the selector with its batch broadcast; outside of
-            ``[0, delay]`` the overbound value, NaN for a NaN time. Differentiable to the recorded
-            currents and to the selector: the derivative to a delay is :math:`I / \tau` of each
+            Currents in nA, ``[B, *shape]`` or ``[B, *shape, D]``; outside of ``[0, delay]`` the
+            overbound value, NaN for a NaN time. Differentiable to the recorded currents and to
+            the selector: the derivative to a delay is :math:`I / \tau` of each
             exponential component, and :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)` of an alpha
             function.
         """
@@ -791,16 +793,17 @@ class ExponentialCurrent(Stateful):
         name: str,
         records: Sequence[RecordTensor],
         rates: Sequence[Tensor | None],
-        selector: Tensor,
+        selector: Tensor | float,
         rule: ReadRule,
     ) -> Tensor:
         self._check_read()
         storages, pointers = _places(records)
-        sel = check_selector("selector", selector, self.batchedshape, storages[0].device)
+        size, device = self.batchedshape, storages[0].device
+        sel = check_selector("selector", selector, size, device, self._arithmetic())
         value, storages = ops.select(storages, sel, rates, pointers, rule, backend=self._backend)
         _replace(records, storages)
         fixed = self._fixed is not None or not any(rate is not None for rate in rates)
-        if fixed and not value.requires_grad:
+        if fixed and sel is selector and not value.requires_grad:
             self._plan(name, sel, lambda: self._planned_read(records, sel, rates, rule))
         return value
 
@@ -998,15 +1001,15 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         "neg_current_", "Present negative component, nA. Setting replaces the newest observation."
     )
 
-    def pos_current_at(self, selector: Tensor) -> Tensor:
+    def pos_current_at(self, selector: Tensor | float) -> Tensor:
         """The positive component at times before the present."""
         return self._component_at(selector, 0)
 
-    def neg_current_at(self, selector: Tensor) -> Tensor:
+    def neg_current_at(self, selector: Tensor | float) -> Tensor:
         """The negative component at times before the present."""
         return self._component_at(selector, 1)
 
-    def _component_at(self, selector: Tensor, component: int) -> Tensor:
+    def _component_at(self, selector: Tensor | float, component: int) -> Tensor:
         record, rate = self.component_records()[component], self.coefficients().rates[component]
         rule = self.delay_rule(self._current_overbound)
         return self._read(f"component {component}", (record,), (rate,), selector, rule)

@@ -122,14 +122,17 @@ class Unrolling:
 class ReadAtTimes:
     """What a run of synapses gives that are read at the same times after each step."""
 
-    def __init__(self, synapse: ExponentialCurrent, selector: Tensor, rule: ReadRule) -> None:
+    def __init__(
+        self, synapse: ExponentialCurrent, selector: Tensor | float, rule: ReadRule
+    ) -> None:
         self._synapse, self._selector, self._rule = synapse, selector, rule
 
     def begin(self, x: Tensor, steps: int) -> ops.Tape:
         """A tape for a run of so many steps from ``x [1, B, *shape]`` on."""
         synapse, coefficients, batch = self._synapse, self._synapse.coefficients(), x.shape[1]
         size, device = (batch, *synapse.shape), x.device
-        self._times = checks.check_selector("selector", self._selector, size, device)
+        dtype = coefficients.rates[0].dtype
+        self._times = checks.check_selector("selector", self._selector, size, device, dtype)
         slots = synapse.spike_.recordsz
         self._replaced = ops.replaced(self._times.detach(), self._rule, slots)
         times = (
