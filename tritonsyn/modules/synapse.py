@@ -1,6 +1,5 @@
 """The single-exponential, double-exponential and alpha current synapses."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
@@ -11,18 +10,17 @@ from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import Unpack  # which torch needs too; typing has it from Python 3.11 on
 
 from .. import checks, ops, physics
-from ..backend import check_backend, resolve
 from ..checks import Constant, check_selector
 from ..ops.common import as_tensor, per_synapse
-from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, record_size
+from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
+from .group import REBUILDS, Group
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
-from .state import Stateful, check_run, ordinary_tensors, recorded_unless
+from .state import ordinary_tensors, recorded_unless
 from .unrolled import ReadAtTimes, unrolled
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
 _SPIKE_MODES = ("previous", "nearest")
-_REBUILDS = "Setting it rebuilds the records and clears."
 
 
 class Coefficients(NamedTuple):
@@ -52,7 +50,7 @@ def _is_exchange(present: nn.Parameter | None, value: Any) -> bool:
     return both and hasattr(present, "placements") != hasattr(value, "placements")
 
 
-class ExponentialCurrent(Stateful):
+class ExponentialCurrent(Group):
     """The base of all synapses: a group of records that decay, and reads of their past.
 
     Not for use by itself: a subclass names its constants and its component records and gives the
@@ -84,45 +82,28 @@ class ExponentialCurrent(Stateful):
         capturable: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        self._shape = checks.group_shape(shape)
-        self._dt = checks.step_time("step_time", step_time)
-        self._delay = checks.nonnegative("delay", delay)
+        how: dict[str, Any] = {"capturable": capturable, "backend": backend}
+        super().__init__(shape, step_time, delay, batch_size=batch_size, **how)
         self._spike_mode = checks.one_of("spike_interp_mode", spike_interp_mode, _SPIKE_MODES)
         self._interp_tol = checks.nonnegative("interp_tol", interp_tol)
         finite, flag = checks.optional(checks.finite), checks.optional(checks.flag)
         self._current_overbound = finite("current_overbound", current_overbound)
         self._spike_overbound = flag("spike_overbound", spike_overbound)
-        batch_size = checks.positive_integer("batch_size", batch_size)
         self._inplace = checks.flag("inplace", inplace)
-        self._capturable = checks.flag("capturable", capturable)
-        self._backend = None if backend is None else check_backend(backend)
         self._fixed: Coefficients | None = None
         self._filled: dict[str, Tensor] = {}
         dtype, device = checks.record_dtype(dtype), checks.device(device)
         if self._current_overbound is not None:
             checks.within("current_overbound", self._current_overbound, dtype)
-        self._check_size(self._dt, self._delay, batch_size)
-        how: dict[str, Any] = {"capturable": self._capturable, "backend": self._backend}
-        for name in self._record_names():
-            kept_in = torch.bool if name == "spike_" else dtype
-            blank = torch.zeros((batch_size, *self._shape), dtype=kept_in, device=device)
-            how["carried"] = name != "spike_"
-            record = RecordTensor(self._dt, self._delay, blank, inclusive=True, **how)
-            record.reset(0)
-            self.add_module(name, record)
+        for name, _ in self._components:
+            self._add_record(name, batch_size, dtype, device, carried=True)
+        self._add_record("spike_", batch_size, torch.bool, device)
         # After the records, in whose dtype they are compared.
         for name, value in constants.items():
             setattr(self, name, value)
         with ordinary_tensors():
             arrivals = torch.zeros((), dtype=torch.int32, device=device)
         self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
-
-    def _check_size(self, step_time: float, delay: float, batch_size: int) -> tuple[int, ...]:
-        """The size of a record, which must not be too large for any tensor."""
-        size = record_size(step_time, delay, inclusive=True), batch_size, *self._shape
-        checks.check_count("delay in steps, batch_size (batchsz) and shape", size)
-        return size
 
     partialconstructor: ClassVar[Callable[..., SynapseConstructor]]
 
@@ -221,45 +202,9 @@ class ExponentialCurrent(Stateful):
 
     # -- properties ---------------------------------------------------------------------------
 
-    shape: tuple[int, ...] = setting("shape", "Shape of the group, without the batch.")
-    dt: float = setting("dt", "Length of a step, ms.", checks.step_time, _REBUILDS)
-    delay: float = setting("delay", "Longest delay, ms.", checks.nonnegative, _REBUILDS)
+    delay: float = setting("delay", "Longest delay, ms.", checks.nonnegative, REBUILDS)
     inplace: bool = setting("inplace", "Streaming: steps record no autograd graph.", checks.flag)
     interp_tol: float = setting("interp_tol", "A time this close to an observation, ms, reads it.")
-    capturable: bool = setting("capturable", "Whether the pointers are kept on the device.")
-
-    @property
-    def batchsz(self) -> int:
-        """Batch size. Setting it rebuilds the records and clears.
-
-        While the state is at rest, as when new or cleared, it follows the input.
-        """
-        return self._spikes.shape[1]
-
-    @batchsz.setter
-    def batchsz(self, value: int) -> None:
-        self._rebuild(batchsz=checks.positive_integer("batchsz", value))
-
-    @property
-    def count(self) -> int:
-        """Number of synapses in the group."""
-        return math.prod(self._shape)
-
-    @property
-    def batchedshape(self) -> tuple[int, ...]:
-        """Shape of the group with the batch first."""
-        return tuple(self._spikes.shape[1:])
-
-    @property
-    def backend(self) -> str | None:
-        """``"auto"``, ``"triton"``, ``"reference"``; None for the package's default."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, value: str | None) -> None:
-        self._backend = None if value is None else check_backend(value)
-        for record in self._records():
-            record.backend = self._backend
 
     def extra_repr(self) -> str:
         constants = []
@@ -271,19 +216,6 @@ class ExponentialCurrent(Stateful):
             f"{self._shape}, step_time={self._dt}, {', '.join(constants)}, delay={self._delay}, "
             f"batch_size={self.batchsz}, inplace={self._inplace}"
         )
-
-    def _rebuild(self, **changed: Any) -> None:
-        """Starts the records again, for another step, longest delay or batch size."""
-        dt, delay, batchsz = (changed.get(n, getattr(self, n)) for n in ("dt", "delay", "batchsz"))
-        self._check_run()
-        size = self._check_size(dt, delay, batchsz)
-        with ordinary_tensors():
-            blanks = [record.storage.new_zeros(size) for record in self._records()]
-        for record, blank in zip(self._records(), blanks, strict=True):
-            record.restart(dt, delay, blank)
-        self._forget_arrivals()
-        self._dt, self._delay = dt, delay
-        self._fixed = None
 
     # -- records ------------------------------------------------------------------------------
 
@@ -299,42 +231,19 @@ class ExponentialCurrent(Stateful):
         # Not by nn.Module's __getattr__, because every step asks.
         return self._modules["spike_"].storage  # type: ignore[union-attr, return-value]
 
+    _storage = _spikes
+
     def _record_names(self) -> list[str]:
         return [*(name for name, _ in self._components), "spike_"]
 
-    def _records(self) -> list[RecordTensor]:
-        return [self._modules[name] for name in self._record_names()]  # type: ignore[misc]
-
-    def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
-        """Resting state: zero currents, no spikes, pointer 0, no autograd graph.
-
-        Args:
-            mask: bool ``[B]``: only these samples rest, and their past reads 0 from then on. The
-                pointer stays, and so do graph and gradients of the others.
-            keep_adaptations: as inferno's layers pass it on; a synapse has none.
-
-        Raises:
-            TypeError, ValueError: the mask is of another kind or shape, or on another device.
-        """
-        self._check_run()
-        if mask is not None:
-            mask = checks.check_mask(mask, self.batchsz, self._spikes.device)
-            for record in self._records():
-                record.blank(mask)
-            return
-        for record in self._records():
-            record.rest()
-        self._forget_arrivals()
+    def _rebuild(self, **changed: Any) -> None:
+        super()._rebuild(**changed)
+        self._fixed = None
 
     def _forget_arrivals(self) -> None:
         arrivals = self._buffers["arrivals"]
         if arrivals is not None:
             arrivals.zero_()
-
-    def detach_state(self) -> None:
-        """Truncates backpropagation here: the state keeps its values and drops its graph."""
-        for record in self.component_records():  # spikes have none
-            record.detach_state()
 
     # -- copies and saved states --------------------------------------------------------------
 
@@ -367,17 +276,6 @@ class ExponentialCurrent(Stateful):
                     f"{prefix}{name} of the saved state is {given}, but this module has {number}; "
                     "set it first, or load with strict=False to keep this module's"
                 )
-        batches = set()
-        for name, record in zip(self._record_names(), self._records(), strict=True):
-            record.check_state(state_dict, f"{prefix}{name}.", strict)
-            keys = [f"{prefix}{name}.{key}" for key in ("storage", "pointer")]
-            loaded = all(key in state_dict for key in keys)
-            batches.add((state_dict[keys[0]] if loaded else record.storage).shape[1])
-        if len(batches) > 1:
-            raise RuntimeError(
-                f"records of {prefix or 'the'} saved state would have batches of different sizes: "
-                f"{sorted(batches)}"
-            )
 
     # -- running ------------------------------------------------------------------------------
 
@@ -593,49 +491,6 @@ class ExponentialCurrent(Stateful):
         """
         reads = ReadAtTimes(self, selector, self.delay_rule(self._current_overbound))
         return unrolled(self, self, steps, reads.begin, reads.finish)
-
-    # -- inputs -------------------------------------------------------------------------------
-
-    def check_step(self, x: Any) -> Tensor:
-        """The input ``[B, *shape]`` of a step; its batch is judged by :meth:`follow`.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: it does not fit, or nothing can be run now.
-        """
-        check_run()
-        x = checks.check_real("x", x)
-        if x.shape[1:] != self._shape or x.ndim < 2:
-            step = self.batchedshape
-            raise checks.misshapen("x", x, f"{step}, or {('T', *step)} for a sequence")
-        checks.check_device("x", x, self._spikes.device)
-        return x
-
-    def check_sequence(self, x: Any) -> None:
-        """Raises as :meth:`check_step` unless ``x`` is an input ``[T, B, *shape]`` of a scan."""
-        check_run()
-        checks.check_sequence(x)
-        checks.check_device("x", x, self._spikes.device)
-        if len(x.shape) < 2 or tuple(x.shape[2:]) != self._shape:
-            sizes = ", ".join(str(size) for size in ("T", *self.batchedshape))
-            raise checks.misshapen("x", x, f"({sizes})")
-
-    def follow(self, batch: int, backend: str | None) -> None:
-        """Makes the batch that of an input; raises ``ValueError`` unless the state is at rest."""
-        if batch == self.batchsz:
-            return
-        if batch < 1:
-            raise ValueError("x has a batch of 0, but must have at least one row")
-        if not all(record.at_rest for record in self._records()):
-            advice = "call clear() first: at rest the batch follows the input"
-            if self._capturable:
-                advice = "set batchsz, which clears"
-            elif torch.compiler.is_compiling():
-                advice = "set batchsz outside of torch.compile"
-            raise ValueError(
-                f"x has a batch of {batch}, but the state is of a batch of {self.batchsz}; {advice}"
-            )
-        resolve(self._spikes.device, backend)  # which may fail, so before the change
-        self._rebuild(batchsz=batch)
 
     # -- what a delayed layer needs -----------------------------------------------------------
 
