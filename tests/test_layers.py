@@ -28,7 +28,7 @@ FLOORS = (
     ("reference",),
     ("launch",),
     ("ops",),
-    ("functional",),
+    ("functional", "init", "parametrizations", "regularizers"),
     ("modules",),
     ("workbench", "demo"),
     ("cli",),

@@ -19,7 +19,15 @@ from synapses import CLASSES, COMPONENTS, PHYSICS, make
 from torch import nn
 
 import tritonsyn
-from tritonsyn import BackendError, DelayedLinear, RecordTensor, functional
+from tritonsyn import (
+    BackendError,
+    DelayedLinear,
+    RecordTensor,
+    functional,
+    init,
+    parametrizations,
+    regularizers,
+)
 from tritonsyn.functional import PackedSpikes, ReadRule, Ring
 
 HOME = Path(tritonsyn.__file__).parent
@@ -233,6 +241,20 @@ def entries():
             strategy="auto", capturable=False, backend=None,
         ),
         **of_function(tritonsyn.set_backend, name="auto"),
+        **of_function(init.constant, value=1.0),
+        **of_function(init.uniform, low=0.0, high=5.0),
+        **of_function(init.normal, mean=1.0, std=2.0, low=0.0, high=5.0),
+        **of_function(init.log_uniform, low=0.1, high=5.0),
+        **of_function(parametrizations.Bounded, low=0.0, high=5.0),
+        **of_function(parametrizations.WholeSteps, step_time=1.0),
+        **of_function(parametrizations.Positive, low=0.0),
+        **of_function(regularizers.whole_steps, delay=X, step_time=1.0),
+        **{f"regularizer {f.__name__}": (dict, lambda given, value, f=f: f(value), "delay")
+           for f in (regularizers.l1, regularizers.l2, regularizers.variance)},
+        **of_function(
+            tritonsyn.parameter_groups, model=torch.nn.Linear(2, 2), lr=0.1, delay_lr=0.1,
+            constant_lr=0.1, weight_decay=0.1,
+        ),
     }  # fmt: skip
     for kind, cls in CLASSES.items():
         found |= of_function(cls, **SYNAPSE, **PHYSICS[kind])

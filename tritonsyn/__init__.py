@@ -2,9 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import functional
+from . import functional, init, parametrizations, regularizers
 from .backend import BackendError, get_backend, set_backend, use_backend
 from .modules.linear import DelayedLinear
+from .modules.parameters import parameter_groups
 from .modules.record import RecordTensor
 from .modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent
 
@@ -22,6 +23,10 @@ __all__ = [
     "SingleExponentialCurrent",
     "functional",
     "get_backend",
+    "init",
+    "parameter_groups",
+    "parametrizations",
+    "regularizers",
     "set_backend",
     "use_backend",
 ]

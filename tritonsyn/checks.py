@@ -96,6 +96,14 @@ def nonnegative(name: str, value: object) -> float:
     return within(name, number, torch.float32)
 
 
+def interval(low_name: str, low: object, high_name: str, high: object) -> tuple[float, float]:
+    """Two finite numbers, the second greater than the first."""
+    least, most = finite(low_name, low), finite(high_name, high)
+    if not least < most:
+        raise ValueError(f"{low_name} must be less than {high_name}, {most}, but is {least}")
+    return least, most
+
+
 def within(name: str, number: float, dtype: torch.dtype) -> float:
     """A number that does not overflow in this dtype."""
     if dtype.is_floating_point and not abs(number) <= torch.finfo(dtype).max:

@@ -43,6 +43,7 @@ class DelayedProjection(Stateful):
         step_time, synapse, ...: as for :class:`tritonsyn.DelayedLinear`.
     """
 
+    _delays = ("delay",)
     synapse: ExponentialCurrent
     weight: nn.Parameter
     delay: nn.Parameter
@@ -192,12 +193,25 @@ class DelayedProjection(Stateful):
         if "delay" in self._parameters:
             self.delay.copy_(values)
         elif is_parametrized(self, "delay"):
-            self.delay = values  # type: ignore[assignment]
+            self._assign_delays(values)
         else:
             raise RuntimeError(
                 "delay is computed from another parameter before each call, as pruning and the "
                 "older weight_norm do; change that parameter, or make the delays permanent first"
             )
+
+    def _assign_delays(self, values: Tensor) -> None:
+        """Writes delays by the inverse of what makes them.
+
+        Where a delay stays, so does what it is made of: rounded delays would lose their fractions.
+        """
+        made_by: Any = self.parametrizations["delay"]  # type: ignore[index]
+        unchanged = None
+        if all(getattr(each, "elementwise", False) for each in made_by):
+            unchanged, before = values == self.delay, made_by.original.clone()
+        self.delay = values  # type: ignore[assignment]
+        if unchanged is not None:
+            made_by.original.copy_(torch.where(unchanged, before, made_by.original))
 
     def taps(self, coefficients: Coefficients) -> ops.Taps:
         """The present connections as taps, with these coefficients of the synapse."""

@@ -128,6 +128,10 @@ class Stateful(nn.Module):
     """By the same names dtype and shape of the input of the last call of the general path."""
     planning: ClassVar[bool] = True
     """Whether plans are made; for tests."""
+    _constants: ClassVar[tuple[str, ...]] = ()
+    """Names of the physical constants."""
+    _delays: ClassVar[tuple[str, ...]] = ()
+    """Names of the delays that are learned."""
 
     @traced_as(lambda module, name, *arguments: None)
     def _again(self, name: str, *arguments: Any) -> Any:
