@@ -77,7 +77,7 @@ def _learned(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The delays and constants of a module, each with its kind."""
     if not isinstance(module, Stateful):
         return
-    for kind, names in (("constants", module._constants), ("delays", module._delays)):
+    for kind, names in (("constants", module._constants), ("delays", module._delay_names)):
         for name in names:
             for parameter in _parameters_of(module, name):
                 yield kind, parameter

@@ -43,7 +43,7 @@ class DelayedProjection(Stateful):
         step_time, synapse, ...: as for :class:`tritonsyn.DelayedLinear`.
     """
 
-    _delays = ("delay",)
+    _delay_names = ("delay",)
     synapse: ExponentialCurrent
     weight: nn.Parameter
     delay: nn.Parameter

@@ -130,7 +130,7 @@ class Stateful(nn.Module):
     """Whether plans are made; for tests."""
     _constants: ClassVar[tuple[str, ...]] = ()
     """Names of the physical constants."""
-    _delays: ClassVar[tuple[str, ...]] = ()
+    _delay_names: ClassVar[tuple[str, ...]] = ()
     """Names of the delays that are learned."""
 
     @traced_as(lambda module, name, *arguments: None)
