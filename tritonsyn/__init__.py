@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import functional, init, parametrizations, regularizers
 from .backend import BackendError, get_backend, set_backend, use_backend
+from .modules.delay import Delay
 from .modules.linear import DelayedLinear
 from .modules.parameters import parameter_groups
 from .modules.record import RecordTensor
@@ -17,6 +18,7 @@ except PackageNotFoundError:  # a source tree that is not installed
 __all__ = [
     "AlphaCurrent",
     "BackendError",
+    "Delay",
     "DelayedLinear",
     "DoubleExponentialCurrent",
     "RecordTensor",

@@ -150,16 +150,27 @@ def flag(name: str, value: object) -> bool:
     raise TypeError(f"{name} must be True or False, but is {shown(value)}")
 
 
-def group_shape(value: object) -> tuple[int, ...]:
+def group_shape(value: object, name: str = "shape") -> tuple[int, ...]:
     """The shape of a group: one positive integer or a sequence of them."""
     if isinstance(value, numbers.Integral):
-        value = (positive_integer("shape", value),)
+        value = (positive_integer(name, value),)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray) or not value:
         raise TypeError(
-            f"shape must be a positive integer or a sequence of them, but is {shown(value)}"
+            f"{name} must be a positive integer or a sequence of them, but is {shown(value)}"
         )
-    sizes = tuple(positive_integer(f"shape[{i}]", size) for i, size in enumerate(value))
-    check_row("shape", *sizes)
+    sizes = tuple(positive_integer(f"{name}[{i}]", size) for i, size in enumerate(value))
+    check_row(name, *sizes)
+    return sizes
+
+
+def broadcasting_shape(name: str, value: object, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that broadcasts to that of the group; None means the group's own."""
+    if value is None:
+        return shape
+    sizes = group_shape(value, name)
+    pairs = zip(reversed(sizes), reversed(shape), strict=False)
+    if len(sizes) > len(shape) or any(size not in (1, own) for size, own in pairs):
+        raise ValueError(f"{name} must broadcast to shape, {shape}, but is {sizes}")
     return sizes
 
 

@@ -8,6 +8,7 @@ from ..values import Ring
 from .common import Home, hold
 from .constants import coefficients
 from .delayed import Past, Run, choose, project_sequence
+from .filter import filtered, gaussian_weights
 from .projection import project_step
 from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
 from .record import PushPlan, blank, push, push_again, read, row_slots, write_rows
@@ -34,6 +35,8 @@ __all__ = [
     "choose",
     "coefficients",
     "extend_ring",
+    "filtered",
+    "gaussian_weights",
     "hold",
     "pack_spikes",
     "project_sequence",
