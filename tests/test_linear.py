@@ -883,7 +883,7 @@ def test_a_projection_turns_its_inputs_into_rows_and_back():
 
     class Pairs(DelayedProjection):
         def __init__(self, **options):
-            super().__init__((3, 2, 2), 1.0, **options)
+            super().__init__((3, 2, 2), 4, 1.0, **options)
 
         def _lowered(self, x):
             return x.flatten(-2)
@@ -914,7 +914,7 @@ class Convolution(DelayedProjection):
     def __init__(self, channels, outputs, length, batch_size, **options):
         self.positions = length - 2
         rows = batch_size * self.positions
-        super().__init__((outputs, channels, 3), STEP, batch_size=rows, **options)
+        super().__init__((outputs, channels, 3), 3 * channels, STEP, batch_size=rows, **options)
 
     def _lowered(self, x):
         return x.unfold(-1, 3, 1).movedim(-3, -2).flatten(-2).flatten(-3, -2)

@@ -1,4 +1,4 @@
-"""A dense layer with a delay on every connection."""
+"""A dense layer with delays on its connections."""
 
 from typing_extensions import Unpack
 
@@ -81,7 +81,8 @@ class DelayedLinear(DelayedProjection):
         outputs = checks.positive_integer("out_features", out_features)
         checks.check_row("out_features", outputs)
         checks.check_count("in_features times out_features", (outputs, inputs))
-        super().__init__((outputs, inputs), step_time, synapse=synapse, delay=delay, **options)
+        size = (outputs, inputs), inputs
+        super().__init__(*size, step_time, synapse=synapse, delay=delay, **options)
         self.in_features, self.out_features = inputs, outputs
 
     def extra_repr(self) -> str:

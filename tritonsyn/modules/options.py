@@ -39,6 +39,7 @@ PARTIAL = ("spike_interp_mode", "interp_tol", "current_overbound", "spike_overbo
 class LayerOptions(TypedDict, total=False):
     """Options of every delayed layer, besides its size and its synapses."""
 
+    delays: str
     min_delay: float
     bias: bool
     batch_size: int

@@ -1,9 +1,10 @@
-"""The base of layers with a delay on each connection: parameters, delays, steps, sequences."""
+"""The base of layers with delays: parameters, delays, steps, sequences."""
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
 from .options import Initializer, setting
 from .state import Stateful
-from .synapse import Coefficients, ExponentialCurrent, SynapseConstructor
+from .synapse import Coefficients, ExponentialCurrent, Projection, SynapseConstructor
 from .unrolled import unrolled
 
 
@@ -32,18 +33,21 @@ def _known_strategy(name: str, value: object) -> str:
 
 
 class DelayedProjection(Stateful):
-    """Synapses, and connections from them with a weight and a delay each.
+    """Synapses, and connections from them with weights and delays.
 
     Not for use by itself: a subclass gives the size of the weights, and where its inputs are not
     the rows ``[B, I]`` of the synapses it turns them into these by :meth:`_lowered`, and the rows
     ``[B, O]`` that the projection gives into outputs by :meth:`_raised`.
 
     Args:
-        size: of the weights and the delays, outputs first; the other axes are an output's inputs.
+        size: of the weights, outputs first; the other axes are an output's inputs.
+        inputs: number of synapses.
         step_time, synapse, ...: as for :class:`tritonsyn.DelayedLinear`.
     """
 
     _delay_names = ("delay",)
+    kinds_of_delays: ClassVar[tuple[str, ...]] = ("connection", "input", "output")
+    """What may have a delay of its own."""
     synapse: ExponentialCurrent
     weight: nn.Parameter
     delay: nn.Parameter
@@ -52,10 +56,12 @@ class DelayedProjection(Stateful):
     def __init__(
         self,
         size: Sequence[int],
+        inputs: int,
         step_time: float,
         *,
         synapse: SynapseConstructor,
         delay: float,
+        delays: str = "connection",
         min_delay: float = 0.0,
         bias: bool = False,
         batch_size: int = 1,
@@ -69,8 +75,8 @@ class DelayedProjection(Stateful):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        inputs = math.prod(size[1:])
         self._strategy = _known_strategy("strategy", strategy)
+        self._delays = checks.one_of("delays", delays, self.kinds_of_delays)
         if not callable(synapse) or isinstance(synapse, nn.Module | type):
             raise TypeError(
                 "synapse must be what a synapse's partialconstructor returns, "
@@ -85,12 +91,14 @@ class DelayedProjection(Stateful):
                 f"synapse must make a synapse of tritonsyn, but makes {checks.shown(self.synapse)}"
             )
         self._min_delay = self._checked_min_delay(min_delay)
-        spread = _uniform(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
-        delays = _uniform(self._min_delay, self.max_delay)
+        bound = 1 / math.sqrt(math.prod(size[1:]))
+        around_zero = _uniform(-bound, bound)
+        between_bounds = _uniform(self._min_delay, self.max_delay)
+        delay_size = {"connection": size, "input": (inputs,), "output": size[:1]}[self._delays]
         parameters = {
-            "weight": (size, spread if weight_init is None else weight_init),
-            "delay": (size, delays if delay_init is None else delay_init),
-            "bias": (size[:1], spread if bias_init is None else bias_init),
+            "weight": (size, around_zero if weight_init is None else weight_init),
+            "delay": (delay_size, between_bounds if delay_init is None else delay_init),
+            "bias": (size[:1], around_zero if bias_init is None else bias_init),
         }
         for name, (shape, init) in parameters.items():
             made = None
@@ -163,15 +171,18 @@ class DelayedProjection(Stateful):
         "Batch size. Setting it rebuilds the records and clears; at rest it follows the input.",
     )
     backend: str | None = _of_the_synapse("backend", "As for the synapses.")
+    delays: str = setting("delays", "What has a delay of its own.")
     strategy: str = setting("strategy", "How a sequence is computed.", _known_strategy)
 
     # -- delays -------------------------------------------------------------------------------
 
     @property
     def delay_steps(self) -> Tensor:
-        """Whole steps that each connection waits, int32: ``ceil(delay / dt)``."""
+        """Whole steps of each delay, int32: ``ceil(delay / dt)``."""
         with torch.no_grad():
-            return self.taps(self.synapse.coefficients()).back.view(self.delay.shape)
+            back = self.taps(self.synapse.coefficients()).back
+        rows, columns = self._delays_of_taps().shape
+        return back[:rows, :columns].reshape(self.delay.shape)
 
     @torch.no_grad()
     def clamp_delays_(self) -> None:
@@ -216,13 +227,30 @@ class DelayedProjection(Stateful):
     def taps(self, coefficients: Coefficients) -> ops.Taps:
         """The present connections as taps, with these coefficients of the synapse."""
         synapse = self.synapse
-        if self.bias is not None:
-            check_input("bias", self.bias, self.weight.shape[:1], self.weight.device)
-        weight, delay = self.weight.flatten(1), self.delay.flatten(1)
         rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
-        rates = coefficients.rates
-        how = (rates, rule, slots, self._min_delay)
+        weight, delay = self.weight.flatten(1), self._delays_of_taps()
+        how = (coefficients.rates, rule, slots, self._min_delay)
         return ops.taps(weight, delay, *how, backend=self.backend)
+
+    def _delays_of_taps(self) -> Tensor:
+        """The delays as ``[O, I]``, or with one row or column where connections share them."""
+        if self._delays == "input":
+            return self.delay.unsqueeze(0)
+        return self.delay.flatten(1) if self._delays == "connection" else self.delay.unsqueeze(1)
+
+    def _shared(self, coefficients: Coefficients) -> ops.Shared | None:
+        """The present connections, if they share delays and make a single dense product.
+
+        They do not where a strategy is asked for, which takes them one by one.
+        """
+        by_input, rates = self._delays == "input", coefficients.rates
+        if self._delays == "connection" or self.strategy != "auto":
+            return None
+        if not by_input and any(rate.ndim for rate in rates):
+            return None
+        delay = self.delay.clamp(min=self._min_delay) if self._min_delay else self.delay
+        weight, rule = self.weight.flatten(1), self.synapse.delay_rule()
+        return ops.Shared(weight, delay, rates, rule, by_input)
 
     # -- state --------------------------------------------------------------------------------
 
@@ -281,7 +309,13 @@ class DelayedProjection(Stateful):
         synapse = self.synapse
         synapse.check_at_home()
         rows = synapse.check_step(rows)
+        self._check_parameters()
         coefficients = synapse.coefficients()
+        shared = self._shared(coefficients)
+        if shared is not None and shared.by_input:
+            synapse.follow(rows.shape[0], self.backend)
+            synapse.step(rows, coefficients, self.backend)
+            return ops.product(synapse.delayed(shared.delay.unsqueeze(0)), shared.weight)
         if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
             return self._sequence(rows.unsqueeze(0), coefficients).squeeze(0)
@@ -289,6 +323,11 @@ class DelayedProjection(Stateful):
         synapse.follow(rows.shape[0], self.backend)
         synapse.step(rows, coefficients, self.backend)
         return synapse.project(taps)
+
+    def _check_parameters(self) -> None:
+        """Raises ``ValueError`` where a parameter was replaced by one that does not fit."""
+        if self.bias is not None:
+            check_input("bias", self.bias, self.weight.shape[:1], self.weight.device)
 
     def _chosen(self, rows: Tensor, coefficients: Coefficients) -> str:
         """The strategy for a step: the one asked for, or the cheapest."""
@@ -346,6 +385,7 @@ class DelayedProjection(Stateful):
 
     def _begin(self, x: Tensor, steps: int) -> ops.Tape:
         """A tape for a run of so many steps, the first of them with ``x [m, B, I]``."""
+        self._check_parameters()
         synapse, coefficients = self.synapse, self.synapse.coefficients()
         taps = self.taps(coefficients)
         synapse.follow(x.shape[1], self.backend)
@@ -397,13 +437,21 @@ class DelayedProjection(Stateful):
         synapse = self.synapse
         synapse.check_at_home()
         synapse.check_sequence(rows)
+        self._check_parameters()
         coefficients = coefficients or synapse.coefficients()
-        strategy = checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
-        taps = self.taps(coefficients)
+        project = self._projection(rows, coefficients)
         synapse.follow(rows.shape[1], self.backend)
         if rows.shape[0] == 0:
             return self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0])
-        return synapse.scan_projected(rows, coefficients, taps, strategy)
+        return synapse.scan_projected(rows, coefficients, project)
+
+    def _projection(self, rows: Tensor | PackedSpikes, coefficients: Coefficients) -> Projection:
+        """How the present connections project a sequence like this one."""
+        strategy = checks.check_strategy(self.strategy, rows, coefficients.dynamics.decays)
+        shared = self._shared(coefficients)
+        if shared is not None:
+            return partial(ops.project_shared, connections=shared)
+        return partial(ops.project_sequence, taps=self.taps(coefficients), strategy=strategy)
 
     def _finished(self, y: Tensor) -> Tensor:
         """The bias added, in the dtype of the records and the form of the outputs."""

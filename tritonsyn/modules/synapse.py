@@ -20,6 +20,8 @@ from .state import ordinary_tensors, recorded_unless
 from .unrolled import ReadAtTimes, unrolled
 
 SynapseConstructor = Callable[..., "ExponentialCurrent"]
+Projection = Callable[[ops.Run], tuple[Tensor, ops.End]]
+"""What a layer makes of a sequence, and the end of it."""
 _SPIKE_MODES = ("previous", "nearest")
 
 
@@ -524,15 +526,20 @@ class ExponentialCurrent(Group):
         """What connections from these synapses deliver now, each after its delay: ``[B, O]``."""
         return ops.project_step(*_places(self.component_records()), taps, backend=self._backend)
 
-    def scan_projected(
-        self, x: Tensor | PackedSpikes, coefficients: Coefficients, taps: ops.Taps, strategy: str
-    ) -> Tensor:
-        """A scan of a sequence, T >= 1, and :meth:`project` after each step: ``[T, B, O]``.
+    def delayed(self, selector: Tensor) -> Tensor:
+        """:meth:`current_at`, with times beyond the longest delay as at it."""
+        rule, rates = self.delay_rule(), self.coefficients().rates
+        return self._read("delayed", self.component_records(), rates, selector, rule)
 
-        For layers, which have checked the sequence and the strategy.
+    def scan_projected(
+        self, x: Tensor | PackedSpikes, coefficients: Coefficients, project: Projection
+    ) -> Tensor:
+        """A scan of a sequence, T >= 1, and what a layer makes of it.
+
+        For layers, which have checked the sequence.
         """
         run = self._run(x, coefficients)
-        y, state = ops.project_sequence(run, taps, strategy=strategy, graph=not self._inplace)
+        y, state = project(run.detached() if self._inplace else run)
         self._take(state, x.shape[0], self._arrivals())
         return y
 

@@ -7,7 +7,7 @@ autograd graph if one is recorded.
 from ..values import Ring
 from .common import Home, hold
 from .constants import coefficients
-from .delayed import Past, Run, choose, project_sequence
+from .delayed import End, Past, Run, choose, project_sequence
 from .filter import filtered, gaussian_weights
 from .projection import project_step
 from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
@@ -15,11 +15,13 @@ from .record import PushPlan, blank, push, push_again, read, row_slots, write_ro
 from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
+from .shared import Shared, product, project_shared
 from .step import StepPlan, step, step_again
 from .tape import Tape
 from .taps import Taps, taps
 
 __all__ = [
+    "End",
     "Home",
     "Past",
     "PushPlan",
@@ -27,6 +29,7 @@ __all__ = [
     "Run",
     "ScanPlan",
     "SelectPlan",
+    "Shared",
     "State",
     "StepPlan",
     "Tape",
@@ -39,7 +42,9 @@ __all__ = [
     "gaussian_weights",
     "hold",
     "pack_spikes",
+    "product",
     "project_sequence",
+    "project_shared",
     "project_step",
     "push",
     "push_again",

@@ -118,15 +118,10 @@ class Run(NamedTuple):
         return [torch.cat(parts) for parts in zip(past, sequences, strict=True)], end
 
 
-def project_sequence(
-    run: Run, taps: Taps, *, strategy: str, graph: bool = True
-) -> tuple[Tensor, End]:
+def project_sequence(run: Run, taps: Taps, *, strategy: str) -> tuple[Tensor, End]:
     """The projection after each step, ``[T, B, O]`` in the dtype of the weights, and the end of the
     sequence.
-
-    With ``graph`` false the components carry no graph; the taps still do.
     """
-    run = run if graph else run.detached()
     x, dynamics, past, slots, _, backend, _ = run
     outputs, at_rest = taps.back.shape[0], past is None
     chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)

@@ -162,7 +162,7 @@ def write_slots(record: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
     A compiled graph cannot write in place what its own backward pass may read again, so a recorded
     write copies the record. The compiler fuses this expression itself.
     """
-    rows = rows != 0 if record.dtype == torch.bool else rows.to(record.dtype)
+    rows = rows.to(record.dtype)
     if chained(record, rows):
         return record.index_copy(0, slots, rows)
     return unchained(record).index_copy_(0, slots, rows)

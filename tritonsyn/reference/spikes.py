@@ -21,7 +21,7 @@ def pack_trains(x: Tensor | PackedSpikes, slots: int) -> Tensor:
     width = SpikeTrains.width(steps, slots)
     spikes = torch.zeros(batch, synapses, WORD * width, dtype=torch.bool, device=x.device)
     first = WORD * SpikeTrains.lead(slots)
-    spikes[..., first : first + steps] = (dense(x) != 0).permute(1, 2, 0)
+    spikes[..., first : first + steps] = dense(x).bool().permute(1, 2, 0)
     return torch.nn.functional.pad(pack(spikes.flatten(0, 1)).flatten(), (0, 2))
 
 

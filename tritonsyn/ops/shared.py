@@ -1,0 +1,67 @@
+"""Delayed projections whose connections share the delay of their input, or of their output.
+
+They are a delayed read and one dense product.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..values import ReadRule, dense
+from .delayed import End, Past, Run
+from .read import select_scan
+
+
+class Shared(NamedTuple):
+    """Connections of which those of an input, or those of an output, have one delay."""
+
+    weight: Tensor
+    """``[O, I]``."""
+    delay: Tensor
+    """``[I]``, or ``[O]`` where the time constants do not differ between inputs."""
+    rates: Sequence[Tensor]
+    """Steps over time constant of each component, 0-d or ``[I]``."""
+    rule: ReadRule
+    by_input: bool
+
+
+def project_shared(run: Run, connections: Shared) -> tuple[Tensor, End]:
+    """The projection after each step, ``[T, B, O]``, and the end of the sequence.
+
+    What an input has delayed is weighted; or what the inputs send is weighted first, and each
+    output delays its sum. That is exact where the currents of all inputs decay alike: a weighted
+    sum of them is a current too, that of the weighted spikes.
+    """
+    if connections.by_input:
+        delayed, end = delayed_currents(run, connections)
+        return product(delayed, connections.weight), end
+    y, _ = delayed_currents(_at_outputs(run, connections.weight), connections)
+    return y, run.ended()
+
+
+def delayed_currents(run: Run, connections: Shared) -> tuple[Tensor, End]:
+    """The currents of the run, each as it was its delay ago, and the end of the sequence."""
+    sequences, end = run.components()
+    sel = connections.delay.unsqueeze(0)
+    read = sequences, sel, connections.rates, connections.rule, run.x.shape[0]
+    return select_scan(*read, backend=run.backend), end
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x [..., I]`` times ``weight [O, I]``, in the arithmetic's own dtype under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.nn.functional.linear(x, weight.to(x.dtype))
+
+
+def _at_outputs(run: Run, weight: Tensor) -> Run:
+    """The weighted sums of the inputs' currents, as the currents of synapses at the outputs."""
+    gain, past = run.dynamics.gain, run.past
+    dtype, unit = gain.dtype, torch.ones((), dtype=gain.dtype, device=gain.device)
+    x = product(dense(run.x).to(dtype), weight * gain)
+    if past is not None:
+        states = [past.histories, past.newest]
+        past = Past(*([product(t.to(dtype), weight) for t in tensors] for tensors in states))
+    dynamics = run.dynamics._replace(gain=unit)
+    return run._replace(x=x, dynamics=dynamics, past=past, dtype=dtype, ring=None)
