@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import functional, init, parametrizations, regularizers
 from .backend import BackendError, get_backend, set_backend, use_backend
+from .modules.conv import DelayedConv1d, DelayedConv2d
 from .modules.delay import Delay
 from .modules.linear import DelayedLinear
 from .modules.parameters import parameter_groups
@@ -19,6 +20,8 @@ __all__ = [
     "AlphaCurrent",
     "BackendError",
     "Delay",
+    "DelayedConv1d",
+    "DelayedConv2d",
     "DelayedLinear",
     "DoubleExponentialCurrent",
     "RecordTensor",

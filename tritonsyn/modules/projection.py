@@ -313,16 +313,20 @@ class DelayedProjection(Stateful):
         coefficients = synapse.coefficients()
         shared = self._shared(coefficients)
         if shared is not None and shared.by_input:
-            synapse.follow(rows.shape[0], self.backend)
+            self._follow(rows.shape[0])
             synapse.step(rows, coefficients, self.backend)
             return ops.product(synapse.delayed(shared.delay.unsqueeze(0)), shared.weight)
         if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
             return self._sequence(rows.unsqueeze(0), coefficients).squeeze(0)
         taps = self.taps(coefficients)
-        synapse.follow(rows.shape[0], self.backend)
+        self._follow(rows.shape[0])
         synapse.step(rows, coefficients, self.backend)
         return synapse.project(taps)
+
+    def _follow(self, batch: int) -> None:
+        """Makes the batch that of accepted rows, or raises."""
+        self.synapse.follow(batch, self.backend)
 
     def _check_parameters(self) -> None:
         """Raises ``ValueError`` where a parameter was replaced by one that does not fit."""
@@ -388,7 +392,7 @@ class DelayedProjection(Stateful):
         self._check_parameters()
         synapse, coefficients = self.synapse, self.synapse.coefficients()
         taps = self.taps(coefficients)
-        synapse.follow(x.shape[1], self.backend)
+        self._follow(x.shape[1])
         return synapse.unroll(x, coefficients, taps, steps, least=self.least_steps)
 
     def ahead(self, z: Tensor) -> Tensor:
@@ -440,7 +444,7 @@ class DelayedProjection(Stateful):
         self._check_parameters()
         coefficients = coefficients or synapse.coefficients()
         project = self._projection(rows, coefficients)
-        synapse.follow(rows.shape[1], self.backend)
+        self._follow(rows.shape[1])
         if rows.shape[0] == 0:
             return self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0])
         return synapse.scan_projected(rows, coefficients, project)

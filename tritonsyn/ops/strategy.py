@@ -23,6 +23,8 @@ class Work(NamedTuple):
     """Whether ``bits`` can be used: spikes, and one time constant."""
     finite: bool = True
     """Whether the input is known to be finite: ``gemm`` spreads other values to all outputs."""
+    parts: int = 0
+    """In how many sums ``shift`` is made, of a convolution."""
 
 
 # Nanoseconds of one multiplication and addition in float32. Measured on two cores of a CPU, and on
@@ -36,6 +38,8 @@ _COSTS = {
     "tf32x3": {**_GPU, "gemm": 5.0e-5},
     "tf32": {**_GPU, "gemm": 2.7e-5},
 }
+
+_PART = 5e4  # of a sum of shifted rows, whatever its size is; on a GPU calculated
 
 
 def precision() -> str:
@@ -51,6 +55,8 @@ def cheapest(work: Work, device: torch.device) -> str:
     """``"shift"``, ``"gemm"``, ``"bits"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
     tap = {"shift": cost["shift"]}
+    if work.parts:
+        tap["shift"] += work.parts * _PART / work.taps
     if work.finite or device.type == "cpu":  # where ``gemm`` checks its own result
         tap["gemm"] = work.slots * cost["gemm"]
     best = min(tap, key=tap.__getitem__)

@@ -1,0 +1,306 @@
+"""Delayed convolutions: windows over the positions of an input, with a delay for each connection.
+
+What is delayed are the currents of the input, each of which belongs to many windows: they are
+computed once, and no window is written out unless the sums need it.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..values import readable
+from .common import chained, first_order, keep, kept
+from .delayed import End, Run
+from .operator import operator
+from .projection import Way, project_component, project_component_backward, total, way_of
+from .strategy import Work, cheapest
+from .taps import Taps
+
+_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class Windows(NamedTuple):
+    """Which positions of an input each position of the output sees, as in torch's convolutions."""
+
+    size: tuple[int, ...]
+    """Of the input, without batch and channels."""
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    """Zeros before and after each axis."""
+    groups: int
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """Positions from the first to the last one of a window."""
+        return tuple([d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)])
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """Size of the padded input."""
+        return tuple([n + sum(p) for n, p in zip(self.size, self.padding, strict=True)])
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Size of the output."""
+        axes = zip(self.padded, self.span, self.stride, strict=True)
+        return tuple([(n - span) // stride + 1 for n, span, stride in axes])
+
+    def places(self) -> Iterator[tuple[slice, ...]]:
+        """For each place in the kernel, in order, the positions that it sees of a padded input."""
+        for place in product(*map(range, self.kernel)):
+            axes = zip(place, self.dilation, self.positions, self.stride, strict=True)
+            yield tuple([slice(q * d, q * d + (n - 1) * s + 1, s) for q, d, n, s in axes])
+
+
+def convolve(x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
+    """Torch's convolution of ``x [N, C, *size]`` with ``weight [O, C / groups, *kernel]``.
+
+    An axis before the positions is one more of the convolution, without padding. The result is
+    ``[N, O, *positions]``, in the arithmetic's own dtype under autocast too.
+    """
+    others = x.ndim - 2 - len(windows.size)
+    padding = [0] * others + [before for before, _ in windows.padding]
+    if any(before != after for before, after in windows.padding):
+        # The last axis comes first.
+        x = F.pad(x, [n for pair in reversed(windows.padding) for n in pair])
+        padding = [0] * len(padding)
+    stride, dilation = ([1] * others + list(n) for n in (windows.stride, windows.dilation))
+    with torch.autocast(x.device.type, enabled=False):
+        convolution = _CONVOLUTIONS[x.ndim - 2]
+        return convolution(x, weight, None, stride, padding, dilation, windows.groups)
+
+
+def convolve_rows(rows: Tensor, weight: Tensor, windows: Windows) -> Tensor:
+    """The same of rows ``[T, B * positions, C]``: ``[T, B, O, *positions]``."""
+    steps = rows.shape[0]
+    x = rows.reshape(-1, *windows.size, rows.shape[-1]).movedim(-1, 1)
+    return convolve(x, weight, windows).unflatten(0, (steps, -1))
+
+
+def project_windows(run: Run, taps: Taps, windows: Windows, *, strategy: str) -> tuple[Tensor, End]:
+    """What the windows give after each step, ``[T, B, O, *positions]``, and the end of the run.
+
+    ``run.x [T, B * positions, C]``, its channels last. ``taps [O / groups, C * places]``: row r is
+    that of the r-th output of each group, so that each input has its own column; places are those
+    of the kernel. In the dtype of the weights.
+    """
+    before, (sequences, end) = run.before(), run.scanned()
+    if before is not None:
+        sequences = [torch.cat(pair) for pair in zip(before, sequences, strict=True)]
+    operands = sequences, taps, run.x.shape[0], run.slots, windows
+    if strategy == "auto":
+        strategy = _cheapest(run, taps, windows)
+    if strategy == "gemm":
+        y = _by_products(*operands)
+        # As in a dense layer: where a number is not finite, zeros of the kernel spread it.
+        if not readable(y) or y.detach().sum().isfinite():
+            return y, end
+    return _by_shifts(*operands, run.backend), end
+
+
+def _cheapest(run: Run, taps: Taps, windows: Windows) -> str:
+    steps, rows, _ = run.x.shape
+    outputs = rows // prod(windows.size) * prod(windows.positions)
+    parts = prod(windows.kernel) * windows.groups * len(taps.weights)
+    finite = not run.x.dtype.is_floating_point
+    work = Work(steps * outputs * taps.back.numel(), 0, run.slots, None, False, finite, parts)
+    return cheapest(work, run.x.device)
+
+
+# -- products ---------------------------------------------------------------------------------
+
+
+def _by_products(
+    sequences: Sequence[Tensor], taps: Taps, steps: int, slots: int, windows: Windows
+) -> Tensor:
+    """A convolution over time and space, of which each connection is one element of the kernel."""
+    back = _of_outputs(taps.back, windows).long()
+    parts = []
+    for sequence, weight in zip(sequences, taps.weights, strict=True):
+        tap = _of_outputs(weight, windows)
+        # [O, C / groups, K, places], oldest first, then with the places as the axes they have.
+        kernel = tap.new_zeros(*tap.shape[:2], slots, tap.shape[2])
+        kernel = kernel.scatter(2, (slots - 1 - back).unsqueeze(2), tap.unsqueeze(2))
+        kernel = kernel.unflatten(3, windows.kernel)
+        parts.append(_over_time(sequence.to(tap.dtype), kernel, steps, windows))
+    return total(parts)
+
+
+def _over_time(sequence: Tensor, kernel: Tensor, steps: int, windows: Windows) -> Tensor:
+    """The convolution of the last steps with a kernel ``[O, C / groups, K, *kernel]``."""
+    slots, axes = kernel.shape[2], len(windows.size)
+    missing = slots - 1 + steps - sequence.shape[0]
+    if sequence.device.type == "cpu" and sequence.dtype == torch.float64:
+        # Torch would write all windows of K steps out, not of one.
+        sequence = F.pad(sequence, (0, 0, 0, 0, missing, 0))
+        y = convolve_rows(sequence[:steps], kernel[:, :, 0], windows)
+        for k in range(1, slots):
+            y = y + convolve_rows(sequence[k : k + steps], kernel[:, :, k], windows)
+        return y
+    x = sequence.unflatten(1, (-1, *windows.size)).movedim(-1, 0).movedim(2, 0)
+    x = F.pad(x, (*(0, 0) * axes, missing, 0))  # [B, C, rows, *size]
+    return convolve(x, kernel, windows).movedim(2, 0)
+
+
+def _of_outputs(tap: Tensor, windows: Windows) -> Tensor:
+    """``[O / groups, C * places]`` as ``[O, C / groups, places]``."""
+    rows, groups = tap.shape[0], windows.groups
+    by_group = tap.reshape(rows, groups, -1, prod(windows.kernel)).transpose(0, 1)
+    return by_group.flatten(0, 1)
+
+
+# -- shifted rows -----------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """The connections from the inputs of one group at one place of the kernel."""
+
+    seen: tuple[slice, ...]
+    """Of the padded sequence ``[rows, B, *padded, C]``."""
+    taps: tuple[slice, slice]
+    """Of the taps ``[O / groups, C * places]``."""
+    outputs: slice
+
+
+def _parts(windows: Windows, outputs: int, channels: int) -> Iterator[_Part]:
+    every, places = slice(None), prod(windows.kernel)
+    inner, outer = channels // windows.groups, outputs // windows.groups
+    for at, positions in enumerate(windows.places()):
+        for group in range(windows.groups):
+            first, end = group * inner, (group + 1) * inner
+            columns = slice(first * places + at, (end - 1) * places + at + 1, places)
+            seen = (every, every, *positions, slice(first, end))
+            yield _Part(seen, (every, columns), slice(group * outer, (group + 1) * outer))
+
+
+def _sized(sizes: list[int], groups: int) -> Windows:
+    """The windows over a padded input, from what operators take."""
+    size, kernel, stride, dilation = (tuple(sizes[i::4]) for i in range(4))
+    return Windows(size, kernel, stride, dilation, ((0, 0),) * len(size), groups)
+
+
+def _like_windows(sequence, weight, back, steps, slots, sizes, groups, *way):  # type: ignore[no-untyped-def]
+    rows = sequence.shape[1] * prod(_sized(sizes, groups).positions)
+    return weight.new_empty((steps, rows, weight.shape[0] * groups))
+
+
+@operator(fake=_like_windows)
+def shift_windows(
+    sequence: Tensor,
+    weight: Tensor,
+    back: Tensor,
+    steps: int,
+    slots: int,
+    sizes: list[int],
+    groups: int,
+    strategy: str,
+    digits: str | None,
+    backend: str | None,
+) -> Tensor:
+    """What the windows give of one component ``[rows, B, *padded, C]``: ``[T, B * positions, O]``.
+
+    ``sizes`` are, of each axis, the padded size, kernel, stride and dilation.
+    """
+    windows, channels, outputs = _sized(sizes, groups), sequence.shape[-1], len(weight) * groups
+    y = _like_windows(sequence, weight, back, steps, slots, sizes, groups).zero_()
+    for part in _parts(windows, outputs, channels):
+        rows = sequence[part.seen].flatten(1, -2)
+        operands = rows.contiguous(), None, *(t[part.taps].contiguous() for t in (weight, back))
+        way = strategy, digits, backend
+        y[..., part.outputs] += project_component(*operands, steps, slots, *way)
+    return y
+
+
+def _like_windows_backward(dy, sequence, weight, back, *others):  # type: ignore[no-untyped-def]
+    *_, wants_sequence, wants_weight = others
+    found = [torch.empty_like(sequence)] if wants_sequence else []
+    return [*found, *([torch.empty_like(weight)] if wants_weight else [])]
+
+
+@operator(fake=_like_windows_backward)
+def shift_windows_backward(
+    dy: Tensor,
+    sequence: Tensor,
+    weight: Tensor,
+    back: Tensor,
+    slots: int,
+    sizes: list[int],
+    groups: int,
+    strategy: str,
+    digits: str | None,
+    backend: str | None,
+    wants_sequence: bool,
+    wants_weight: bool,
+) -> list[Tensor]:
+    """``[*dsequence, *dweight]``, as far as they are wanted."""
+    windows, channels, outputs = _sized(sizes, groups), sequence.shape[-1], len(weight) * groups
+    dsequence = torch.zeros_like(sequence, dtype=weight.dtype) if wants_sequence else None
+    dweight = torch.empty_like(weight) if wants_weight else None
+    for part in _parts(windows, outputs, channels):
+        seen = sequence[part.seen]
+        rows = seen.flatten(1, -2).contiguous() if wants_weight else None
+        tap = weight[part.taps].contiguous() if wants_sequence else None
+        operands = dy[..., part.outputs].contiguous(), rows, None, tap
+        way = slots, weight.dtype, strategy, digits, backend
+        here = back[part.taps].contiguous()
+        found = project_component_backward(*operands, here, len(sequence), *way)
+        if dsequence is not None:
+            dsequence[part.seen] += found[0].view(seen.shape)
+        if dweight is not None:
+            dweight[part.taps] = found[-1]
+    found = [None if dsequence is None else dsequence.to(sequence.dtype), dweight]
+    return [gradient for gradient in found if gradient is not None]
+
+
+class _ShiftWindows(torch.autograd.Function):
+    """Of the sequence and the weight. Each pass looks the windows up; none of them is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, way: Way, size: tuple[Any, ...], back: Tensor, sequence: Tensor, weight: Tensor
+    ) -> Tensor:
+        ctx.way, ctx.size = way, size
+        keep(ctx, (back, sequence, weight))
+        return shift_windows(sequence, weight, back, *size, *way)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        ((back, sequence, weight),) = kept(ctx)
+        wanted = ctx.needs_input_grad[3:]
+        operands = (dy, sequence, weight, back, *ctx.size[1:], *ctx.way, *wanted)
+        found = iter(shift_windows_backward(*operands))
+        return None, None, None, *[next(found) if want else None for want in wanted]
+
+
+def _by_shifts(
+    sequences: Sequence[Tensor],
+    taps: Taps,
+    steps: int,
+    slots: int,
+    windows: Windows,
+    backend: str | None,
+) -> Tensor:
+    """Sums of shifted rows, those that one place of the kernel sees at a time."""
+    way = way_of("shift", taps.back.device, backend)
+    axes = zip(windows.padded, windows.kernel, windows.stride, windows.dilation, strict=True)
+    size = steps, slots, [n for axis in axes for n in axis], windows.groups
+    padding = [0, 0, *(n for pair in reversed(windows.padding) for n in pair)]
+    parts = []
+    for sequence, weight in zip(sequences, taps.weights, strict=True):
+        padded = sequence.unflatten(1, (-1, *windows.size))
+        if any(padding):
+            padded = F.pad(padded, padding)
+        if chained(padded, weight):
+            parts.append(_ShiftWindows.apply(way, size, taps.back, padded, weight))
+        else:
+            parts.append(shift_windows(padded, weight, taps.back, *size, *way))
+    y = total(parts).unflatten(1, (-1, *windows.positions))
+    return y.movedim(-1, 2)
