@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from providers import (
     CEILINGS,
+    ByConnection,
     Compiled,
     Inferno,
     Job,
@@ -190,5 +191,7 @@ PROVIDERS: list[Provider] = [
     Dcls(),
     Tritonsyn("reference", ("cpu", "cuda")),
     Tritonsyn("triton", ("cuda",)),
+    ByConnection("reference", ("cpu",)),
+    ByConnection("triton", ("cuda",)),
     *(Strategy(strategy, "triton", ("cuda",)) for strategy in ("shift", "gemm", "bits", "events")),
 ]

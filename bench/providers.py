@@ -191,7 +191,7 @@ class Modules(Provider):
         def reset() -> None:
             layer = self.layer(work, x.device).requires_grad_(work.gradient)
             layer.weight.data = weight.clone()
-            layer.delay.data = delay.clone()
+            layer.delay.data = delay.reshape(layer.delay.shape).clone()
             present["layer"] = layer
 
         def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -203,7 +203,12 @@ class Modules(Provider):
                 y = self.sequence(layer, given)
             return y, leaves
 
-        return trained(work, forward, inputs[-1], reset, _without_delays if work.whole else _same)
+        def finish(found: Tensors) -> Tensors:
+            if work.whole:
+                return _without_delays(found)
+            return (*found[:3], *(ddelay.view(delay.shape) for ddelay in found[3:]))
+
+        return trained(work, forward, inputs[-1], reset, finish)
 
 
 def _stepped(module: Any, x: torch.Tensor) -> Any:
@@ -222,7 +227,7 @@ class Inferno(Modules):
     def offers(self, work, device):
         # Its time constants are fixed; and the long rows are for temporal convolutions.
         learns = isinstance(work, Scan) and "tau" in work.gradients
-        temporal = isinstance(work, Project) and work.whole
+        temporal = isinstance(work, Project) and (work.whole or work.delays != "connection")
         stateless = isinstance(work, Scan) and work.stateless
         return super().offers(work, device) and not (learns or temporal or stateless)
 
@@ -291,7 +296,7 @@ class Tritonsyn(Modules):
         return tritonsyn.DelayedLinear(
             work.synapses, work.outputs, STEP_TIME, synapse=constructor(**PHYSICS[work.kind]),
             delay=work.record * STEP_TIME, batch_size=work.batch, dtype=work.dtype, device=device,
-            **self.layer_options,
+            **{"delays": work.delays, **self.layer_options},
         )  # fmt: skip
 
     def scan(self, work, inputs):
@@ -315,6 +320,30 @@ class Tritonsyn(Modules):
     def sequence(self, module, x):
         with tritonsyn.use_backend(self._backend):
             return module.scan(x)
+
+
+class ByConnection(Tritonsyn):
+    """tritonsyn's delayed layer with the same delays on every connection."""
+
+    layer_options: ClassVar[dict[str, str]] = {"delays": "connection"}
+
+    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
+        super().__init__(backend, devices)
+        self.name = f"{self.name}, by connection"
+
+    def offers(self, work, device):
+        shared = isinstance(work, Project) and work.delays != "connection"
+        return shared and device in self.devices
+
+    def project(self, work, inputs):
+        x, weight, delay, *dy = inputs
+        axis = 0 if work.delays == "input" else 1
+
+        def finish(found: Tensors) -> Tensors:
+            return (*found[:3], *(ddelay.sum(axis, keepdim=True) for ddelay in found[3:]))
+
+        whole = x, weight, delay.expand_as(weight), *dy
+        return replace(super().project(work, whole), finish=finish)
 
 
 class Strategy(Tritonsyn):
@@ -470,7 +499,7 @@ class Plain(Provider):
         def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
             given, w, d = (t.detach().requires_grad_(work.gradient) for t in (x, weight, delay))
             with torch.set_grad_enabled(work.gradient):
-                back = torch.ceil(d.detach() / STEP_TIME).long()
+                back = torch.ceil(d.detach() / STEP_TIME).long().expand_as(w)
                 scaled = w * torch.exp(-(back * STEP_TIME - d) / constant)
                 past = [torch.zeros_like(x[0], dtype=work.dtype)] * (work.record + 1)
                 outputs = []
@@ -492,7 +521,8 @@ class Compiled(Plain):
     def offers(self, work, device):
         # Compiling takes many seconds a row; one component and few sizes say enough.
         few = work.kind == "single" and not work.host and not work.sweep
-        return super().offers(work, device) and few
+        shared = isinstance(work, Project) and work.delays != "connection"
+        return super().offers(work, device) and few and not shared
 
     def wrap(self, function):
         torch._dynamo.config.recompile_limit = 256  # one function, many sizes

@@ -13,6 +13,7 @@ from tritonsyn.workbench.gates import GATES
 
 CPU = ("cpu",)
 INFERNO, LOOP, COPY, CLONE = "inferno-ai", "plain PyTorch", "copy_", "clone"
+BY_CONNECTION = "tritonsyn reference, by connection"
 SHIFT, BITS = "tritonsyn triton, shift", "tritonsyn triton, bits"
 _GATES = {gate.name: gate for gate in GATES}
 
@@ -135,6 +136,11 @@ LAYERS: list[Workload] = [
         for both in (False, True)
     ),
     replace(_DENSE_BOTH, backward=True),
+    *(
+        Project(delays=kind, gradient=both, targets=(faster("cpu", 5, BY_CONNECTION),))
+        for kind in ("input", "output")
+        for both in (False, True)
+    ),
     *at_rates((0.01, 0.02, 0.1, 0.2, 0.5), _DENSE),
     replace(_DENSE, record=61, sweep=True),
     replace(_DENSE, record=251, sweep=True),

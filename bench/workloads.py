@@ -300,6 +300,8 @@ class Project(Workload):
     """To the input, the weights and, unless ``whole``, the delays."""
     whole: bool = False
     """Delays at whole steps, where a temporal convolution computes the same."""
+    delays: str = "connection"
+    """What has a delay of its own: every ``"connection"``, ``"input"`` or ``"output"``."""
     backward: bool = False
     """Time the backward pass alone."""
     work: ClassVar[str] = "project"
@@ -307,6 +309,8 @@ class Project(Workload):
     @property
     def title(self):
         delays = " at whole steps" if self.whole else ""
+        if self.delays != "connection":
+            delays = f", a delay for each {self.delays}"
         if self.backward:
             return f"delayed linear{delays}, backward alone"
         return f"delayed linear{delays}, forward" + (" and backward" if self.gradient else "")
@@ -332,7 +336,9 @@ class Project(Workload):
 
     def inputs(self, device):
         weight = normal((self.outputs, self.synapses), device)
-        delay = uniform(weight.shape, device) * (self.record - 2e-3) + 1e-3
+        shape = {"input": (1, self.synapses), "output": (self.outputs, 1)}
+        delay = uniform(shape.get(self.delays, weight.shape), device)
+        delay = delay * (self.record - 2e-3) + 1e-3
         # Away from observations, where one-sided derivatives differ, or on them.
         distance = delay - delay.round()
         delay = torch.where(distance.abs() < 1e-3, delay.round() + 2e-3, delay)
@@ -351,7 +357,7 @@ class Project(Workload):
         with torch.set_grad_enabled(self.gradient):
             for leaf in leaves:
                 leaf.requires_grad_(self.gradient)
-            y = oracle.projected(self.model(x), weight, delay, STEP_TIME)
+            y = oracle.projected(self.model(x), weight, delay.expand_as(weight), STEP_TIME)
         if not self.gradient:
             return (y,)
         return y.detach(), *torch.autograd.grad(y, leaves, inputs[3].double())

@@ -452,11 +452,15 @@ def check_layer(x: Tensor | PackedSpikes, weight: Tensor, delay: Tensor, bias: o
     check_sequence(x)
     if len(x.shape) != 3 or x.shape[0] == 0:
         raise misshapen("x", x, "(T, B, in) with T >= 1")
+    check_floating("weight", weight)
+    if weight.ndim != 2 or weight.shape[1] != x.shape[2]:
+        raise misshapen("weight", weight, f"(out, in) for an input {tuple(x.shape)}")
+    outputs, inputs = weight.shape
+    shared = (1, inputs), (outputs, 1)
+    if tuple(check_floating("delay", delay).shape) not in (weight.shape, *shared):
+        wanted = f"{(outputs, inputs)}, or shared {shared[0]} or {shared[1]},"
+        raise misshapen("delay", delay, f"{wanted} for an input {tuple(x.shape)}")
     for name, value in (("weight", weight), ("delay", delay)):
-        check_floating(name, value)
-        if value.ndim != 2 or value.shape[1] != x.shape[2] or value.shape != weight.shape:
-            wanted = "(out, in)" if name == "weight" else f"{tuple(weight.shape)}"
-            raise misshapen(name, value, f"{wanted} for an input {tuple(x.shape)}")
         for size in value.shape:
             check_row(name, size)
         check_device(name, value, x.device, owner="input")

@@ -535,8 +535,8 @@ def delayed_linear(
     Args:
         x: the input ``[T, B, in]``, bool, integer or floating, or packed spikes. T >= 1.
         weight: ``[out, in]``.
-        delay: ``[out, in]``, in the unit of ``step_time``; clamped to ``[0, max_delay]`` with zero
-            gradient outside.
+        delay: ``[out, in]``, or where connections share them ``[1, in]`` or ``[out, 1]``, in the
+            unit of ``step_time``; clamped to ``[0, max_delay]`` with zero gradient outside.
         bias: ``[out]`` or None.
         decay, rise, ratio, gain: as for these scans, numbers or ``[in]``; not both of ``rise`` and
             ``ratio``.
@@ -577,12 +577,16 @@ def delayed_linear(
     strategy = checks.check_strategy(strategy, x, dynamics.decays)
     rates = [_rate(dynamics.decay(state)) for state in range(dynamics.states)]
     rule = ReadRule("expdecay" if ratio is None else "alpha", step_time, max_delay)
-    taps = ops.taps(weight, delay, rates, rule, slots, backend=backend)
     past = None
     if initial is not None:
         past = ops.Past(initial, [history[-1].to(dynamics.gain.dtype) for history in initial])
     run = ops.Run(x, dynamics, past, slots, dtype, backend)
-    y, tails = ops.project_sequence(run, taps, strategy=strategy)
+    shared = ops.shared(weight, delay, rates, rule) if strategy == "auto" else None
+    if shared is not None:
+        y, tails = ops.project_shared(run, shared)
+    else:
+        taps = ops.taps(weight, delay, rates, rule, slots, backend=backend)
+        y, tails = ops.project_sequence(run, taps, strategy=strategy)
     y = y.to(dtype)
     before = initial or [y.new_zeros(size)] * len(tails)
     final = tuple(

@@ -291,8 +291,8 @@ class _DelayedConv(DelayedProjection):
             taps, strategy = self.taps(coefficients), self.strategy
             how: dict[str, Any] = {"windows": windows, "strategy": strategy}
             return partial(ops.project_windows, taps=taps, **how)
-        delay, rule = self._delay_of_inputs().squeeze(0), self.synapse.delay_rule()
-        connections = ops.Shared(self.weight, delay, coefficients.rates, rule, True)
+        times, rule = self._delay_of_inputs(), self.synapse.delay_rule()
+        connections = ops.Shared(self.weight, times, coefficients.rates, rule, True)
 
         def project(run: ops.Run) -> tuple[Tensor, ops.End]:
             delayed, end = ops.delayed_currents(run, connections)

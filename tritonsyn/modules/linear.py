@@ -26,6 +26,9 @@ class DelayedLinear(DelayedProjection):
         synapse: what :meth:`SingleExponentialCurrent.partialconstructor` or that of another
             synapse returns. Its tolerance applies to the delays.
         delay: longest delay :math:`d_{\max}`, ms, >= 0; kept as :attr:`max_delay`.
+        delays: what has a delay of its own: each ``"connection"``, each ``"input"`` (axonal) or
+            each ``"output"`` (dendritic). Shared delays make the layer a delayed read and one dense
+            product, except where outputs delay inputs of different constants.
         min_delay: shortest delay :math:`d_{\min}`, ms, in 0 to ``delay``; with it, recurrent
             networks run in blocks (:meth:`ahead`).
         bias: whether there is a bias.
@@ -44,8 +47,9 @@ class DelayedLinear(DelayedProjection):
 
     Attributes:
         weight: ``[out, in]``. With currents in nA and a dimensionless weight the output is in nA.
-        delay: ``[out, in]``, ms. Outside of ``[min_delay, max_delay]`` a delay counts as the bound,
-            and its gradient is zero; :meth:`clamp_delays_` brings it back.
+        delay: ``[out, in]``, of inputs ``[in]``, of outputs ``[out]``, ms. Outside of ``[min_delay,
+            max_delay]`` a delay counts as the bound, and its gradient is zero;
+            :meth:`clamp_delays_` brings it back.
         bias: ``[out]`` or None.
         synapse: the synapses, with the state.
 
@@ -88,5 +92,6 @@ class DelayedLinear(DelayedProjection):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"max_delay={self.max_delay}, bias={self.bias is not None}, strategy={self.strategy}"
+            f"max_delay={self.max_delay}, delays={self.delays}, bias={self.bias is not None}, "
+            f"strategy={self.strategy}"
         )

@@ -241,16 +241,16 @@ class DelayedProjection(Stateful):
     def _shared(self, coefficients: Coefficients) -> ops.Shared | None:
         """The present connections, if they share delays and make a single dense product.
 
-        They do not where a strategy is asked for, which takes them one by one.
+        A strategy that is asked for takes them one by one.
         """
-        by_input, rates = self._delays == "input", coefficients.rates
         if self._delays == "connection" or self.strategy != "auto":
             return None
-        if not by_input and any(rate.ndim for rate in rates):
-            return None
-        delay = self.delay.clamp(min=self._min_delay) if self._min_delay else self.delay
-        weight, rule = self.weight.flatten(1), self.synapse.delay_rule()
-        return ops.Shared(weight, delay, rates, rule, by_input)
+        weight, delay, rule = (
+            self.weight.flatten(1),
+            self._delays_of_taps(),
+            self.synapse.delay_rule(),
+        )
+        return ops.shared(weight, delay, coefficients.rates, rule, self._min_delay)
 
     # -- state --------------------------------------------------------------------------------
 
@@ -315,7 +315,7 @@ class DelayedProjection(Stateful):
         if shared is not None and shared.by_input:
             self._follow(rows.shape[0])
             synapse.step(rows, coefficients, self.backend)
-            return ops.product(synapse.delayed(shared.delay.unsqueeze(0)), shared.weight)
+            return ops.product(synapse.delayed(shared.times), shared.weight)
         if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
             return self._sequence(rows.unsqueeze(0), coefficients).squeeze(0)

@@ -16,7 +16,7 @@ from .record import PushPlan, blank, push, push_again, read, row_slots, write_ro
 from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
-from .shared import Shared, delayed_currents, product, project_shared
+from .shared import Shared, delayed_currents, product, project_shared, shared
 from .step import StepPlan, step, step_again
 from .tape import Tape
 from .taps import Taps, taps
@@ -63,6 +63,7 @@ __all__ = [
     "select",
     "select_again",
     "select_scan",
+    "shared",
     "step",
     "step_again",
     "taps",

@@ -19,12 +19,27 @@ class Shared(NamedTuple):
 
     weight: Tensor
     """``[O, I]``."""
-    delay: Tensor
-    """``[I]``, or ``[O]`` where the time constants do not differ between inputs."""
+    times: Tensor
+    """The delays, ``[1, I]`` or ``[1, O]``."""
     rates: Sequence[Tensor]
     """Steps over time constant of each component, 0-d or ``[I]``."""
     rule: ReadRule
     by_input: bool
+
+
+def shared(
+    weight: Tensor, delay: Tensor, rates: Sequence[Tensor], rule: ReadRule, lower: float = 0.0
+) -> Shared | None:
+    """The connections of :func:`tritonsyn.ops.taps`, if they make a single dense product.
+
+    They do not where each has a delay of its own, nor where outputs delay inputs of different
+    constants.
+    """
+    by_input = delay.shape[0] == 1
+    if delay.shape == weight.shape or not (by_input or all(not rate.ndim for rate in rates)):
+        return None
+    delay = delay.clamp(min=lower) if lower > 0.0 else delay
+    return Shared(weight, delay if by_input else delay.t(), rates, rule, by_input)
 
 
 def project_shared(run: Run, connections: Shared) -> tuple[Tensor, End]:
@@ -44,9 +59,8 @@ def project_shared(run: Run, connections: Shared) -> tuple[Tensor, End]:
 def delayed_currents(run: Run, connections: Shared) -> tuple[Tensor, End]:
     """The currents of the run, each as it was its delay ago, and the end of the sequence."""
     sequences, end = run.components()
-    sel = connections.delay.unsqueeze(0)
-    read = sequences, sel, connections.rates, connections.rule, run.x.shape[0]
-    return select_scan(*read, backend=run.backend), end
+    _, times, rates, rule, _ = connections
+    return select_scan(sequences, times, rates, rule, run.x.shape[0], backend=run.backend), end
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
