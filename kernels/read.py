@@ -8,13 +8,17 @@ from .streams import READ, WRITE, streams
 
 
 @triton.jit
-def _rows(group, sel_row, sel_rows, shared, UNROLL: tl.constexpr):
+def _rows(group, sel_row, sel_rows, shared, TOGETHER: tl.constexpr, UNROLL: tl.constexpr):
     """``UNROLL`` of the ``shared`` rows that share a row of times; where there are fewer, the last
-    of them again, which comes to the same."""
+    of them again, which comes to the same. Those that share one follow each other if they are
+    ``TOGETHER``, else they are ``sel_rows`` apart."""
     rows = ()
     for i in tl.static_range(UNROLL):
         row = tl.minimum(group * UNROLL + i, tl.cast(shared, tl.int32) - 1)
-        rows += (row.to(tl.int64) * sel_rows + sel_row,)
+        if TOGETHER:
+            rows += (sel_row.to(tl.int64) * shared + row,)
+        else:
+            rows += (row.to(tl.int64) * sel_rows + sel_row,)
     return rows
 
 
@@ -132,7 +136,7 @@ def select_fwd_kernel(
     overbound: tl.float64,
     K, B, N, D, sel_rows, shared,
     DIVIDE: tl.constexpr, EPSILON: tl.constexpr, REPLACE: tl.constexpr,
-    MODE: tl.constexpr, DOUBLE: tl.constexpr,
+    MODE: tl.constexpr, DOUBLE: tl.constexpr, PER_STEP: tl.constexpr,
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
     TIME: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
@@ -141,8 +145,9 @@ def select_fwd_kernel(
     Of a pair it is ``pos - neg``, or ``pos + neg`` in the mode ``alpha``.
     ``sel [sel_rows, N, D]`` (1 row or B) in the unit of ``step``, records ``[K, B, N]``, outputs
     ``[B, N, D]``. A record may be a sequence ``[K - 1 + T, B, N]``, read at each of T steps: row
-    ``t * B + b`` of the outputs ``[T * B, N, D]`` sees rows t to t + K - 1. Each row of times is
-    that of ``shared`` rows of the outputs; a program locates its times once for ``UNROLL`` of them.
+    ``t * B + b`` of the outputs ``[T * B, N, D]`` sees rows t to t + K - 1. With ``PER_STEP`` times
+    are ``[T, sel_rows, N, D]``. Each row of times is that of ``shared`` rows of the outputs; a
+    program locates its times once for ``UNROLL`` of them.
     ``slope`` and ``rate_slope`` (derivatives to sel and to each component's rate) are optional.
     With ``REPLACE`` ``overbound`` is the value outside of ``[0, limit]``, else the limit's is.
     Bytes per element in float32: sel 4 (one for ``UNROLL`` rows), value 4, slope 4,
@@ -151,7 +156,7 @@ def select_fwd_kernel(
     """
     tile, rest = tile_of(tl.program_id(0), N * D, BLOCK)
     group, sel_row = tile_of(rest, shared, UNROLL)
-    rows = _rows(group, sel_row, sel_rows, shared, UNROLL)
+    rows = _rows(group, sel_row, sel_rows, shared, PER_STEP, UNROLL)
     offs = tile * BLOCK + tl.arange(0, BLOCK)
     mask = offs < N * D
     offs_n = offs // D
@@ -255,7 +260,7 @@ def select_bwd_kernel(
     step: tl.float64, inverse: tl.float64, limit: tl.float64, tolerance: tl.float64,
     K, B, N, D, sel_rows, shared, steps,
     DIVIDE: tl.constexpr, EPSILON: tl.constexpr, REPLACE: tl.constexpr,
-    MODE: tl.constexpr, DOUBLE: tl.constexpr,
+    MODE: tl.constexpr, DOUBLE: tl.constexpr, PER_STEP: tl.constexpr,
     POS_RATE_PER_SYNAPSE: tl.constexpr, NEG_RATE_PER_SYNAPSE: tl.constexpr,
     TIME: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
@@ -268,7 +273,7 @@ def select_bwd_kernel(
     """
     tile, rest = tile_of(tl.program_id(0), N, BLOCK)
     group, sel_row = tile_of(rest, shared, UNROLL)
-    rows = _rows(group, sel_row, sel_rows, shared, UNROLL)
+    rows = _rows(group, sel_row, sel_rows, shared, False, UNROLL)
     offs_n = tile * BLOCK + tl.arange(0, BLOCK)
     mask = offs_n < N
     size = tl.cast(B, tl.int64) * N
@@ -281,9 +286,12 @@ def select_bwd_kernel(
     # One stage: a later iteration's loads must not move above an earlier one's stores.
     for t in tl.range(0, steps, num_stages=1):
         start = t * size
+        times_row = sel_row.to(tl.int64)
+        if PER_STEP:
+            times_row += t * sel_rows
         for d in tl.range(0, D, num_stages=1):
             offs = offs_n.to(tl.int64) * D + d
-            time = tl.load(sel_ptr + sel_row.to(tl.int64) * N * D + offs, mask=mask).to(TIME)
+            time = tl.load(sel_ptr + times_row * N * D + offs, mask=mask).to(TIME)
             given = _loaded(
                 dvalue_ptr + start * D + offs, rows, tl.cast(N, tl.int64) * D, mask, UNROLL
             )
@@ -316,22 +324,23 @@ def select_bwd_kernel(
 def batch_dot_kernel(
     a_ptr, b_ptr, partial_ptr, B, M, ROWS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """``partial[p, m]``: sum of ``a[i, m] * b[i, m]`` over the p-th group of ``ROWS`` rows.
+    """``partial[g, p, m]``: sum of ``a[g, i, m] * b[g, i, m]`` over the p-th ``ROWS`` rows i.
 
-    ``a, b [B, M]``, ``partial [cdiv(B, ROWS), M]``. Bytes per element in float32:
-    a 4, b 4; and a write per group.
+    ``a, b [G, B, M]``, ``partial [G, cdiv(B, ROWS), M]``. Bytes per element in float32:
+    a 4, b 4; and a write per sum.
     """
-    tile, pid_p = tile_of(tl.program_id(0), M, BLOCK)
+    tile, part = tile_of(tl.program_id(0), M, BLOCK)
+    pid_p, pid_g = tile_of(part, B, ROWS)
     offs_m = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], ACC)
     for i in range(ROWS):
         # A vector, because the interpreter cannot mask a vector with a scalar.
         row = tl.zeros_like(offs_m) + pid_p * ROWS + i
         mask = (offs_m < M) & (row < B)
-        offs = row * M + offs_m
+        offs = (pid_g.to(tl.int64) * B + row) * M + offs_m
         a = tl.load(a_ptr + offs, mask=mask, other=0.0).to(ACC)
         total += a * tl.load(b_ptr + offs, mask=mask, other=0.0).to(ACC)
-    offs = pid_p.to(tl.int64) * M + offs_m
+    offs = part.to(tl.int64) * M + offs_m
     tl.store(partial_ptr + offs, total.to(partial_ptr.dtype.element_ty), mask=offs_m < M)
 
 

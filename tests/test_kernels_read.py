@@ -152,11 +152,12 @@ def test_edges_of_tiles(device, small_tiles, batch, synapses, selectors, margin)
 
 
 @SAMPLES
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [(1,), (3,), (3, 1), (3, 3)], ids=str)
 def test_a_sequence_is_read_at_every_step(device, rows_together, count, mode, rows):
+    """At the same times, or at those of each step."""
     rule, steps = rule_of(mode, slots=3, overbound=0.0), 3
     records, rates = records_of(count, 3 - 1 + steps, 3, 40, F64), rates_of(count, 40, F64)
-    sel, pointers = times(rows, 40, 1, rule, F64), [0] * count
+    sel, pointers = times(math.prod(rows), 40, 1, rule, F64).view(*rows, 40, 1), [0] * count
     dvalue = uniform(steps * 3, 40, 1, seed=60)
     want = (True, mode in RATED)
     check(device, "select", records, sel, rates, pointers, rule, *want, steps=steps)
@@ -174,6 +175,7 @@ def test_slots_may_be_kept_on_the_device(device):
 
 
 def test_times_that_are_expanded_or_strided(device):
+    """Also those of the steps of a sequence."""
     rule = rule_of("previous")
     record = records_of(1, 5, 3, 4, F32)[0].to(device)
     shared = times(1, 4, 2, rule).to(device)
@@ -187,6 +189,14 @@ def test_times_that_are_expanded_or_strided(device):
     strided = shared.repeat(3, 1, 1).permute(2, 1, 0).contiguous().permute(2, 1, 0)
     assert_identical(select(strided), expected)
 
+    sequence = records_of(1, 5 + 2, 3, 4, F32)[0].to(device)
+    for sel in (shared.expand(3, 1, 4, 2), strided.expand(3, 3, 4, 2), strided[:, None]):
+        actual, expected = (
+            launch.select([sequence], Reading(each, [None], [0], rule, 3))[0]
+            for each in (sel, sel.expand(3, 3, 4, 2).contiguous())
+        )
+        assert_identical(actual, expected)
+
 
 def test_several_selectors_that_share_observations_all_count(device):
     """The adjoint adds up: every selector of every synapse hits the same slot."""
@@ -197,6 +207,16 @@ def test_several_selectors_that_share_observations_all_count(device):
     after = by_kernel(device, "read", "select_backward", *arguments).arguments[1]
     assert after[2].eq(7.0).all()
     assert not after[[0, 1, 3, 4]].any()
+
+
+def test_batch_dot_of_groups(device):
+    a, b = (uniform(3, 17, 5, seed=i) - 0.5 for i in (1, 2))
+    for whole in (False, True):
+        for call in (by_kernel, by_reference):
+            where = (device,) if call is by_kernel else ()
+            actual = call(*where, "read", "batch_dot", a, b, whole).returned[0].cpu()
+            expected = (a * b).sum(1)
+            torch.testing.assert_close(actual, expected.sum() if whole else expected)
 
 
 @pytest.mark.parametrize(("batch", "columns", "dtype", "margin"), [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from synapses import every_kind, gradcheck, make, uniform
+from synapses import every_kind, gradcheck, make, spikes, uniform
 
 from tritonsyn import RecordTensor, functional
 from tritonsyn.functional import ReadRule
@@ -81,3 +81,89 @@ def test_no_time_is_remembered():
     for times in (*[1.0] * 3, 2.5, *uniform(3, *SIZE, high=4.0), *shared[0], *shared[1], 1.0):
         each = full(times) if isinstance(times, float) else times.expand(SIZE).clone()
         assert torch.equal(synapse.current_at(times), prepared("single").current_at(each))
+
+
+PER_STEP = {
+    "one": lambda: uniform(5, seed=6, high=4.2),
+    "of a sample": lambda: uniform(5, 2, 1, 1, seed=6, high=4.2),
+    "of a synapse": lambda: uniform(5, 1, 2, 3, seed=6, high=4.2),
+    "of all": lambda: uniform(5, 2, 2, 3, seed=6, high=4.2),
+    "D of a row": lambda: uniform(5, 1, 2, 1, 2, seed=6, high=4.2),
+}
+each_step = pytest.mark.parametrize("form", PER_STEP)
+
+
+@every_kind
+@each_step
+def test_times_of_each_step(kind, form):
+    """A scan reads at step t what a loop of steps would read at the times of step t."""
+    times, x, loop = PER_STEP[form](), spikes(5, *SIZE), prepared(kind)
+    y, delayed = prepared(kind).scan_at(x, times, per_step=True)
+    for t in range(5):
+        torch.testing.assert_close(y[t], loop(x[t]), rtol=1e-12, atol=0)
+        torch.testing.assert_close(delayed[t], loop.current_at(times[t]), rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [("single", "one"), ("double", "D of a row"), ("alpha", "of all")]
+)
+def test_times_of_each_step_get_their_gradient(kind, form):
+    """So do the input, the constants, and what was recorded before."""
+    times, x = PER_STEP[form]()[:2].requires_grad_(), uniform(2, *SIZE, seed=7).requires_grad_()
+    tau = torch.nn.Parameter(torch.tensor(3.5, dtype=F64))
+    name = "tc_decay" if kind == "double" else "time_constant"
+    synapse = make(kind, SIZE[1:], delay=4.0, batch_size=2, dtype=F64, **{name: tau})
+    past = uniform(2, *SIZE, seed=8).requires_grad_()
+
+    def run(times, x, past):
+        synapse.clear()
+        synapse.scan(past)
+        return synapse.scan_at(x, times, per_step=True)[1]
+
+    assert gradcheck(run, (times, x, past))
+    with torch.no_grad():
+        step = 1e-6
+        results = []
+        for sign in (1, -1):
+            tau.add_(sign * step)
+            results.append(run(times, x, past))
+            tau.sub_(sign * step)
+    run(times, x, past).sum().backward()
+    slope = (results[0] - results[1]).sum() / (2 * step)
+    torch.testing.assert_close(tau.grad, slope, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("times", "error", "words"),
+    [
+        (1.0, TypeError, "tensor of times for each step, but a float was given"),
+        (torch.tensor(1.0), ValueError, r"has shape \(\), but must have \(5, 1 or 2, 2, 3\)"),
+        (torch.ones(4), ValueError, r"has shape \(4,\).*or \(5,\)"),
+        (torch.ones(2, 2, 3), ValueError, r"has shape \(2, 2, 3\)"),
+        (torch.ones(5, 2, 2), ValueError, r"has shape \(5, 2, 2\)"),
+    ],
+)
+def test_wrong_times_of_each_step(times, error, words):
+    synapse = prepared("single")
+    before = synapse.current_.value.clone()
+    with pytest.raises(error, match="selector .*" + words):
+        synapse.scan_at(spikes(5, *SIZE), times, per_step=True)
+    with pytest.raises(TypeError, match="per_step must be True or False, but is 'yes'"):
+        synapse.scan_at(spikes(5, *SIZE), torch.ones(5), per_step="yes")
+    assert torch.equal(synapse.current_.value, before)
+
+
+def test_kernels_read_at_the_times_of_each_step(backend):
+    times, x, results = uniform(2, 1, 2, 1, 2, high=4.2), uniform(2, *SIZE, seed=7), []
+    for where in ("reference", backend):
+        sel = times.clone().requires_grad_()
+        y = prepared("double", backend=where).scan_at(x, sel, per_step=True)[1]
+        results.append((y, *torch.autograd.grad(y.square().sum(), sel)))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+
+
+def test_no_steps_at_their_times():
+    synapse = prepared("single")
+    y, delayed = synapse.scan_at(torch.zeros(0, *SIZE), torch.zeros(0, *SIZE, 4), per_step=True)
+    assert y.shape == (0, *SIZE)
+    assert delayed.shape == (0, *SIZE, 4)

@@ -278,6 +278,7 @@ def select_scan(
     rule: ReadRule,
     steps: int,
     *,
+    per_step: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """The read of :func:`select` at each of the last ``steps`` steps of a sequence.
@@ -287,6 +288,7 @@ def select_scan(
             the K observations from row t on.
         sel, rates, rule: as for :func:`select`, the same at every step.
         steps: how many.
+        per_step: the times of step t are ``sel[t]``; so ``sel`` is a tensor ``[steps, ...]``.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
@@ -303,19 +305,25 @@ def select_scan(
     steps = checks.integer("steps", steps)
     if not 1 <= steps <= shape[0]:
         raise ValueError(f"steps must be in 1 to {shape[0]}, the rows, but is {steps}")
-    sel, rates = _checked_read(sel, rates, rule, rows)
-    return ops.select_scan(rows, sel, rates, rule, steps, backend=backend)
+    per_step = checks.flag("per_step", per_step)
+    sel, rates = _checked_read(sel, rates, rule, rows, steps if per_step else None)
+    how: dict[str, Any] = {"per_step": per_step, "backend": backend}
+    return ops.select_scan(rows, sel, rates, rule, steps, **how)
 
 
 def _checked_read(
-    sel: Tensor | float, rates: Sequence[Tensor | None], rule: ReadRule, records: Sequence[Tensor]
+    sel: Tensor | float,
+    rates: Sequence[Tensor | None],
+    rule: ReadRule,
+    records: Sequence[Tensor],
+    steps: int | None = None,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Times and rates for a read of these records, once all that it takes fits."""
     first = records[0]
     rates = checks.check_coefficients("rates", rates, len(records), first, or_none=True)
     checks.check_rule(rule, rates, first.dtype)
     shape, dtype = first.shape[1:], compute_dtype(first.dtype)
-    return checks.check_selector("sel", sel, shape, first.device, dtype), rates
+    return checks.check_selector("sel", sel, shape, first.device, dtype, steps), rates
 
 
 def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:

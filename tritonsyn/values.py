@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     """A delayed read of one record, or of a pair: all that it needs but the records."""
 
     sel: Tensor
-    """The times ``[1 or B, N, D]``."""
+    """The times ``[1 or B, N, D]``; or of each step ``[steps, 1 or B, N, D]``."""
     rates: Sequence[Tensor | None]
     """Of each component the step over its time constant, 0-d or ``[N]``; None where none counts."""
     pointers: Sequence[Slot]

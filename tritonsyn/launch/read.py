@@ -35,7 +35,7 @@ def select(
     want_slope: bool = False,
     want_rate_slopes: bool = False,
 ) -> list[Tensor]:
-    rows, *others = reading.steps * records[0].shape[1], *reading.sel.shape[1:]
+    rows, *others = reading.steps * records[0].shape[1], *reading.sel.shape[-2:]
     dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
     value = torch.empty((rows, *others), dtype=dtype, device=records[0].device)
     slope = torch.empty_like(value, dtype=acc) if want_slope else None
@@ -66,14 +66,14 @@ def _select(
     outputs: Sequence[Tensor | None], records: Sequence[Tensor], reading: Reading
 ) -> Launch:
     times, rates, numbers, sizes, options = _arguments(records, reading)
-    batch, row = records[0].shape[1], math.prod(reading.sel.shape[1:])
+    batch, row, rows = records[0].shape[1], times.shape[-2:].numel(), times.shape[:-2].numel()
     overbound = float(reading.rule.overbound or 0.0)
-    shared = reading.steps * batch // max(times.shape[0], 1)
+    shared = reading.steps * batch // max(rows, 1)
     return launch_of(
         select_fwd_kernel,
-        _grid(row, times.shape[0], shared),
+        _grid(row, rows, shared),
         *(times, *both(records), *rates, *outputs, *numbers, overbound, *sizes, shared),
-        work=(times.shape[0], shared, row),
+        work=(rows, shared, row),
         **options,
     )
 
@@ -81,12 +81,13 @@ def _select(
 def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading) -> None:
     _, batch, synapses = drecords[0].shape
     times, rates, numbers, sizes, options = _arguments(drecords, reading)
-    shared = batch // max(times.shape[0], 1)
+    rows = times.shape[-3]
+    shared = batch // max(rows, 1)
     launch(
         select_bwd_kernel,
-        _grid(synapses, times.shape[0] if dvalue.numel() else 0, shared),
+        _grid(synapses, rows if dvalue.numel() else 0, shared),
         *(times, packed(dvalue), *both(drecords), *rates, *numbers, *sizes, shared, reading.steps),
-        work=(times.shape[0], shared, synapses),
+        work=(rows, shared, synapses),
         **options,
     )
 
@@ -102,16 +103,19 @@ def _arguments(
     """Packed times and rates, slots and the rule's numbers, sizes, and what goes by name."""
     sel, rates, pointers, rule, steps = reading
     rows, batch, synapses = records[0].shape
-    # The rows of times: one where the batch shares them.
-    times = packed(sel[:1] if sel.stride(0) == 0 else sel)
+    # The rows of times: one where the batch shares them, or the steps.
+    if sel.ndim == 4 and sel.stride(0) == 0:
+        sel = sel[0]
+    times = packed(sel[..., :1, :, :] if sel.stride(-3) == 0 else sel)
     pair = [None if rate is None else packed(rate) for rate in both(rates)]
     numbers, options = locating_arguments(rule, sel.dtype)
-    sizes = (rows - steps + 1, batch, synapses, sel.shape[2], times.shape[0])
+    sizes = (rows - steps + 1, batch, synapses, sel.shape[-1], times.shape[-3])
     per_synapse = [rate is not None and rate.ndim > 0 for rate in pair]
     options |= {
         "REPLACE": rule.overbound is not None,
         "MODE": rule.mode,
         "DOUBLE": len(rates) == 2,
+        "PER_STEP": times.ndim == 4,
         "POS_RATE_PER_SYNAPSE": per_synapse[0],
         "NEG_RATE_PER_SYNAPSE": per_synapse[1],
         "TIME": accumulator(sel.dtype),
@@ -122,12 +126,13 @@ def _arguments(
 
 
 def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
-    batch, columns = a.shape
-    groups = tiles(batch, _ROWS)
-    partial = torch.empty(groups, columns, dtype=a.dtype, device=a.device)
+    *groups, batch, columns = a.shape
+    count, parts = math.prod(groups), tiles(batch, _ROWS)
+    partial = torch.empty(*groups, parts, columns, dtype=a.dtype, device=a.device)
     arguments = (packed(a), packed(b), partial, batch, columns)
-    options = {"ROWS": _ROWS, "ACC": accumulator(a.dtype), "work": (batch, columns)}
-    launch(batch_dot_kernel, covering(columns, groups), *arguments, **options, dtype=a.dtype)
+    options = {"ROWS": _ROWS, "ACC": accumulator(a.dtype), "work": (count * batch, columns)}
+    grid = covering(columns, count * parts)
+    launch(batch_dot_kernel, grid, *arguments, **options, dtype=a.dtype)
     if whole:
         return partial.sum()
-    return partial[0] if groups == 1 else partial.sum(0)
+    return partial.squeeze(-2) if parts == 1 else partial.sum(-2)

@@ -428,36 +428,43 @@ class ExponentialCurrent(Group):
             self._take(state, x.shape[0], arrivals)
         return y
 
-    def scan_at(self, x: Tensor | PackedSpikes, selector: Tensor | float) -> tuple[Tensor, Tensor]:
+    def scan_at(
+        self, x: Tensor | PackedSpikes, selector: Tensor | float, per_step: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """A scan, and what :meth:`current_at` would have read after each of its steps.
 
         Args:
             x: as for :meth:`scan`.
             selector: times in ms, the same at each step, as for :meth:`current_at`.
+            per_step: the times of step t are ``selector[t]``, of all those shapes; so the selector
+                is a tensor ``[T, ...]``.
 
         Returns:
             ``(currents, delayed)``: ``[T, B, *shape]``, and ``[T, B, *shape]`` or
             ``[T, B, *shape, D]``, both in nA.
         """
-        return self(x, _run=lambda x: self._scan_at(x, selector))
+        per_step = checks.flag("per_step", per_step)
+        return self(x, _run=lambda x: self._scan_at(x, selector, per_step))
 
-    def _scan_at(self, x: Tensor | PackedSpikes, selector: Tensor | float) -> tuple[Tensor, Tensor]:
+    def _scan_at(
+        self, x: Tensor | PackedSpikes, selector: Tensor | float, per_step: bool
+    ) -> tuple[Tensor, Tensor]:
         self.check_sequence(x)
         steps, *size = x.shape
-        sel = check_selector("selector", selector, size, self._spikes.device, self._arithmetic())
+        how = self._spikes.device, self._arithmetic(), steps if per_step else None
+        sel = check_selector("selector", selector, size, *how)
         coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
         self.follow(size[0], self._backend)
         if steps == 0:
             empty = self.component_records()[0].storage.new_empty(0, *self.batchedshape)
-            return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 :])
+            return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 + per_step :])
         with recorded_unless(self._inplace):
             run = self._run(x, coefficients)
             flat, state = run.components()
             self._take(state, steps, self._arrivals())
         sequences = [sequence.view(-1, *self.batchedshape) for sequence in flat]
-        delayed = ops.select_scan(
-            sequences, sel, coefficients.rates, rule, steps, backend=self._backend
-        )
+        operands = (sequences, sel, coefficients.rates, rule, steps)
+        delayed = ops.select_scan(*operands, per_step=per_step, backend=self._backend)
         states = [sequence[run.slots - 1 :] for sequence in sequences]
         return coefficients.dynamics.current(states), delayed
 

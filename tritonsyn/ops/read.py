@@ -34,7 +34,7 @@ Optionals = list[Tensor | None]
 
 def _like_values(records, sel, rates, pointers, *settings):  # type: ignore[no-untyped-def]
     *_, steps, want_slope, want_rate_slopes, _ = settings
-    shape = (steps * records[0].shape[1], *sel.shape[1:])
+    shape = (steps * records[0].shape[1], *sel.shape[-2:])
     value = sel.new_empty(shape, dtype=records[0].dtype)
     slopes = range(want_slope + len(records) * want_rate_slopes)
     return [value, *(value.new_empty(shape, dtype=compute_dtype(value.dtype)) for _ in slopes)]
@@ -58,8 +58,8 @@ def read_values(
 ) -> Tensors:
     """``[value, *slope, *rate slopes]``, each ``[steps * B, N, D]``; the slopes where wanted.
 
-    Records are ``[rows, B, N]``, times ``[1 or B, N, D]``. From ``mode`` to ``overbound`` the
-    arguments are the fields of a :class:`ReadRule`.
+    Records are ``[rows, B, N]``, times ``[1 or B, N, D]``, or so many of each step. From ``mode``
+    to ``overbound`` the arguments are the fields of a :class:`ReadRule`.
     """
     rule = ReadRule(mode, step, limit, tolerance, overbound)
     reading = Reading(sel, rates, pointers, rule, steps)
@@ -97,9 +97,16 @@ def read_adjoint(
     return drecords
 
 
-@operator(fake=lambda a, b, whole, backend: a.new_empty(() if whole else a.shape[1:]))
+def _like_sums(a, b, whole, backend):  # type: ignore[no-untyped-def]
+    return a.new_empty(() if whole else (*a.shape[:-2], a.shape[-1]))
+
+
+@operator(fake=_like_sums)
 def batch_dot(a: Tensor, b: Tensor, whole: bool, backend: str | None) -> Tensor:
-    """``sum over the batch of a * b``, of ``[B, M]`` each: ``[M]``, or 0-d, in a fixed order."""
+    """``sum over the batch of a * b``, of ``[B, M]`` each: ``[M]``, or 0-d, in a fixed order.
+
+    Of ``[G, B, M]`` each sums are ``[G, M]``.
+    """
     return implementation("read", a.device, backend).batch_dot(a, b, whole)
 
 
@@ -107,7 +114,7 @@ def _add_adjoint(drecords: Tensors, dvalue: Tensor, reading: Reading, backend: s
     """Adds what the values give to the records' gradients ``[rows, B, N]``, in place."""
     # In half precision many small terms vanish in a large sum: it is rounded once.
     acc = compute_dtype(dvalue.dtype)
-    whole = acc == dvalue.dtype or reading.steps * reading.sel.shape[2] == 1
+    whole = acc == dvalue.dtype or reading.steps * reading.sel.shape[-1] == 1
     sums = drecords if whole else [torch.zeros_like(d, dtype=acc) for d in drecords]
     implementation("read", dvalue.device, backend).select_backward(dvalue, sums, reading)
     if not whole:
@@ -198,7 +205,7 @@ def _gradients(
     """Gradients of the times, of the pointers, which have none, and of the rates."""
     count, (_, _, backend), dsel = ctx.count, ctx.settings, None
     if ctx.needs_input_grad[1]:
-        dsel = _in_rows(dvalue, slopes.pop(0), sel.shape[0], backend).view(sel.shape).to(sel.dtype)
+        dsel = _of_times(dvalue, slopes.pop(0), sel, backend)
     drates: list[Tensor | None] = [None] * count
     if slopes:
         drates = [
@@ -208,13 +215,16 @@ def _gradients(
     return [dsel, *[None] * count, *drates]
 
 
-def _in_rows(dvalue: Tensor, slope: Tensor, rows: int, backend: str | None) -> Tensor:
-    """``dvalue * slope``, summed over what shares one of some rows."""
+def _of_times(dvalue: Tensor, slope: Tensor, sel: Tensor, backend: str | None) -> Tensor:
+    """``dvalue * slope``, summed over what shares a row of times."""
     dvalue = dvalue.to(slope.dtype)
+    rows = sel.shape[:-2].numel()
     if rows == dvalue.shape[0]:
-        return dvalue * slope
-    shape = (dvalue.shape[0] // rows, rows * math.prod(dvalue.shape[1:]))
-    return batch_dot(dvalue.reshape(shape), slope.reshape(shape), False, backend)
+        dsel = dvalue * slope
+    else:
+        shape = (*sel.shape[:-3], dvalue.shape[0] // rows, sel.shape[-3:].numel())
+        dsel = batch_dot(dvalue.reshape(shape), slope.reshape(shape), False, backend)
+    return dsel.view(sel.shape).to(sel.dtype)
 
 
 def _of_rate(dvalue: Tensor, slope: Tensor, rate: Tensor, backend: str | None) -> Tensor:
@@ -260,11 +270,12 @@ def _read(
         return _values(records, reading, backend)[0], records
 
 
-def _flat_sel(sel: Tensor, record: Tensor) -> Tensor:
-    """Times for a record as ``[1 or B, N, D]``, also where the last axis is missing."""
-    if sel.ndim == record.ndim - 1:
+def _flat_sel(sel: Tensor, record: Tensor, per_step: bool = False) -> Tensor:
+    """Times for a record as ``[1 or B, N, D]``, also where the last axis is missing; or of each
+    step, which is their first axis then."""
+    if sel.ndim == record.ndim - 1 + per_step:
         sel = sel.unsqueeze(-1)
-    return sel.reshape(sel.shape[0], math.prod(record.shape[2:]), sel.shape[-1])
+    return sel.reshape(*sel.shape[: 1 + per_step], math.prod(record.shape[2:]), sel.shape[-1])
 
 
 def select(
@@ -354,11 +365,12 @@ def select_scan(
     rule: ReadRule,
     steps: int,
     *,
+    per_step: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """:func:`tritonsyn.functional.select_scan`, with rates that are 0-d or ``[N]``."""
     sequences = [sequence.contiguous() for sequence in sequences]
     pointers, rates, _ = _operands([0] * len(sequences), rates, sequences)
-    reading = Reading(_flat_sel(sel, sequences[0]), rates, pointers, rule, steps)
-    value, _ = _read(_Read, sequences, reading, backend)
-    return value.view(steps, sequences[0].shape[1], *sel.shape[1:])
+    flat = _flat_sel(sel, sequences[0], per_step)
+    value, _ = _read(_Read, sequences, Reading(flat, rates, pointers, rule, steps), backend)
+    return value.view(steps, sequences[0].shape[1], *sel.shape[1 + per_step :])

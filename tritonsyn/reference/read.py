@@ -140,21 +140,46 @@ class _Window(NamedTuple):
 
 def _windows(record: Tensor, reading: Reading) -> Iterator[_Window]:
     """Windows of few enough rows that intermediate results stay in the cache."""
-    sel, _, _, rule, steps = reading
-    slots, batch, synapses = record.shape
-    slots += 1 - steps
-    shared = locate(sel, rule, slots) if sel.shape[0] == 1 else None
-    if steps > 1 and shared is None:
-        sel = sel.expand(steps, *sel.shape).flatten(0, 1)
+    _, batch, synapses = record.shape
+    steps, slots = reading.steps, record.shape[0] + 1 - reading.steps
+    located_in = _located(reading, batch, slots)
     # int32 takes half the bytes.
     integer = torch.int32 if (slots + 1) * batch * synapses < 2**31 else torch.int64
     cells = None
-    for rows in _row_groups(steps * batch, synapses * sel.shape[2], record.device):
+    for rows in _row_groups(steps * batch, reading.sel.shape[-2:].numel(), record.device):
         count = rows.stop - rows.start
         if cells is None:  # the first group is the longest
             cells = torch.arange(count * synapses, dtype=integer, device=record.device)
             cells = cells.view(count, synapses, 1)
-        yield _Window(rows, slots, cells[:count], shared or locate(sel[rows], rule, slots))
+        yield _Window(rows, slots, cells[:count], located_in(rows))
+
+
+def _located(reading: Reading, batch: int, slots: int) -> Callable[[slice], Located]:
+    """Where the times of some rows of ``[steps * B]`` lie: those of each row of times once."""
+    sel, _, _, rule, steps = reading
+    times = sel.reshape(-1, *sel.shape[-2:])
+    if len(times) == steps * batch:
+        return lambda rows: locate(times[rows], rule, slots)
+    if len(times) == 1:
+        shared = locate(times, rule, slots)
+        return lambda rows: shared
+    if sel.ndim == 3:
+        whole = locate(times, rule, slots)
+        return lambda rows: _repeated(whole, torch.arange(rows.start, rows.stop) % batch)
+
+    def of_steps(rows: slice) -> Located:
+        first, last = rows.start // batch, (rows.stop - 1) // batch
+        found = locate(times[first : last + 1], rule, slots)
+        steps = torch.arange(rows.start, rows.stop) // batch
+        return found if first == last else _repeated(found, steps - first)
+
+    return of_steps
+
+
+def _repeated(located: Located, rows: Tensor) -> Located:
+    """The same for each of these rows of times."""
+    rows = rows.to(located.older.device)
+    return Located(*[None if part is None else part.index_select(0, rows) for part in located])
 
 
 def _row_groups(batch: int, row: int, device: torch.device) -> list[slice]:
@@ -177,7 +202,7 @@ def select(
     """
     _, rates, pointers, rule, steps = reading
     dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
-    shape = (steps * records[0].shape[1], *reading.sel.shape[1:])
+    shape = (steps * records[0].shape[1], *reading.sel.shape[-2:])
     value = torch.empty(shape, dtype=dtype, device=records[0].device)
     slopes = range(want_slope + len(records) * want_rate_slopes)
     outputs = [value, *(torch.empty_like(value, dtype=acc) for _ in slopes)]
@@ -304,8 +329,13 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
 def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
     """``sum over the batch of a * b``: ``[B, M], [B, M] -> [M]``, in the dtype of ``a``.
 
-    ``b`` is of any dtype. ``whole``: the sum of that, 0-d.
+    Also ``[G, B, M]`` to ``[G, M]``. ``b`` is of any dtype. ``whole``: the sum of that, 0-d.
     """
+    if a.ndim == 3:
+        sums = a.new_empty(a.shape[0], a.shape[2])
+        for groups in _row_groups(a.shape[0], a[0].numel(), a.device):
+            sums[groups] = (a[groups] * b[groups]).sum(1)
+        return sums.sum() if whole else sums
     total = a.new_zeros(a.shape[1])
     for rows in _row_groups(a.shape[0], a.shape[1], a.device):
         total += (a[rows] * b[rows]).sum(0)

@@ -162,6 +162,14 @@ def delayed(
     _backward(synapse.current_at(sel))
 
 
+def delayed_steps(site: Site, shared: bool = False, **group: Any) -> None:
+    """Delayed reads after each step of a sequence, at times of its own, and their gradients."""
+    steps, batch, synapses = site.shape[:3]
+    sel = site.values(steps, 1 if shared else batch, synapses)
+    y, reads = site.synapse(**group).scan_at(site.values(*site.shape[:3]), sel, per_step=True)
+    _backward(y, reads)
+
+
 def select(site: Site, mode: str = "linear", **options: Any) -> None:
     """A read of a record in a mode of interpolation, and its gradients."""
     record = site.record(**options)
@@ -308,6 +316,7 @@ STEMS: dict[Function, tuple[str, ...]] = {
     constants: ("constants",),
     step: ("step",),
     delayed: ("read",),
+    delayed_steps: ("read",),
     select: ("read",),
     scan: ("scan",),
     cut: ("scan",),
@@ -372,6 +381,8 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
     at(BF16, delayed, kind="double", current_overbound=None, learned=True)
     at(F64, delayed, **_DOUBLE, capturable=True, times=2, shared=True)
     at(F16, delayed, time=F32, each=True, learned=True)
+    at(F32, delayed_steps, shared=True)
+    at(F32, delayed_steps, **_DOUBLE)
     at(F32, scan, graph=False, x=torch.bool)
     at(BF16, scan, graph=False, kind="double", capturable=True)
     at(F32, scan, **_LEARNED)
