@@ -322,22 +322,27 @@ def select_bwd_kernel(
 
 @triton.jit
 def batch_dot_kernel(
-    a_ptr, b_ptr, partial_ptr, B, M, ROWS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
-):
-    """``partial[g, p, m]``: sum of ``a[g, i, m] * b[g, i, m]`` over the p-th ``ROWS`` rows i.
+    a_ptr, b_ptr, partial_ptr, B, M,
+    GROUPS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``partial[p, m]``: sum of ``a[i, m] * b[i, m]`` over the p-th group of ``ROWS`` rows.
 
-    ``a, b [G, B, M]``, ``partial [G, cdiv(B, ROWS), M]``. Bytes per element in float32:
-    a 4, b 4; and a write per sum.
+    ``a, b [B, M]``, ``partial [cdiv(B, ROWS), M]``, or with ``GROUPS`` as many of each as there
+    are. Bytes per element in float32: a 4, b 4; and a write per group.
     """
     tile, part = tile_of(tl.program_id(0), M, BLOCK)
-    pid_p, pid_g = tile_of(part, B, ROWS)
+    pid_p = part
+    if GROUPS:
+        pid_p, pid_g = tile_of(part, B, ROWS)
     offs_m = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], ACC)
     for i in range(ROWS):
         # A vector, because the interpreter cannot mask a vector with a scalar.
         row = tl.zeros_like(offs_m) + pid_p * ROWS + i
         mask = (offs_m < M) & (row < B)
-        offs = (pid_g.to(tl.int64) * B + row) * M + offs_m
+        if GROUPS:
+            row += pid_g.to(tl.int64) * B
+        offs = row * M + offs_m
         a = tl.load(a_ptr + offs, mask=mask, other=0.0).to(ACC)
         total += a * tl.load(b_ptr + offs, mask=mask, other=0.0).to(ACC)
     offs = part.to(tl.int64) * M + offs_m

@@ -130,7 +130,12 @@ def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
     count, parts = math.prod(groups), tiles(batch, _ROWS)
     partial = torch.empty(*groups, parts, columns, dtype=a.dtype, device=a.device)
     arguments = (packed(a), packed(b), partial, batch, columns)
-    options = {"ROWS": _ROWS, "ACC": accumulator(a.dtype), "work": (count * batch, columns)}
+    options = {
+        "GROUPS": bool(groups),
+        "ROWS": _ROWS,
+        "ACC": accumulator(a.dtype),
+        "work": (count * batch, columns),
+    }
     grid = covering(columns, count * parts)
     launch(batch_dot_kernel, grid, *arguments, **options, dtype=a.dtype)
     if whole:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ def _windows(record: Tensor, reading: Reading) -> Iterator[_Window]:
 def _located(reading: Reading, batch: int, slots: int) -> Callable[[slice], Located]:
     """Where the times of some rows of ``[steps * B]`` lie: those of each row of times once."""
     sel, _, _, rule, steps = reading
-    times = sel.reshape(-1, *sel.shape[-2:])
+    times = sel.reshape(sel.shape[:-2].numel(), *sel.shape[-2:])
     if len(times) == steps * batch:
         return lambda rows: locate(times[rows], rule, slots)
     if len(times) == 1:
@@ -179,7 +179,8 @@ def _located(reading: Reading, batch: int, slots: int) -> Callable[[slice], Loca
 def _repeated(located: Located, rows: Tensor) -> Located:
     """The same for each of these rows of times."""
     rows = rows.to(located.older.device)
-    return Located(*[None if part is None else part.index_select(0, rows) for part in located])
+    parts: Any = [None if part is None else part.index_select(0, rows) for part in located]
+    return Located(*parts)
 
 
 def _row_groups(batch: int, row: int, device: torch.device) -> list[slice]:
