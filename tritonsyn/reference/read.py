@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Located, Reading, ReadRule, Slot, compute_dtype, locate
+from ..values import Located, Reading, ReadRule, Slot, compute_dtype, locate, readable
 
 # Elements of a group of rows: its handful of intermediates fit in a core's cache.
 _CACHED = 131072
@@ -138,6 +138,66 @@ class _Window(NamedTuple):
         return taken.to(compute_dtype(record.dtype))
 
 
+class _Lines(NamedTuple):
+    """Some synapses of a sequence, with time as the last axis but one.
+
+    Where all rows share their times, a synapse's values are a segment of its line.
+    """
+
+    rows: slice
+    """Which synapses."""
+    slots: int
+    """Observations that a step sees, K."""
+    first: Tensor
+    """``[synapses]``: where their lines begin, in steps."""
+    located: Located
+    """Where the times of the synapses lie, ``[synapses, 1]``."""
+
+    def segments(self, lines: Tensor, start: Tensor) -> Tensor:
+        """Of each line ``[steps, B]`` all but ``slots - 1`` steps, from a step on, flat."""
+        synapses, steps, batch = lines.shape
+        size = (synapses - 1) * steps + self.slots, (steps - self.slots + 1) * batch
+        start = start.nan_to_num(0.0).squeeze(1).to(self.first.dtype) + self.first
+        return lines.view(-1).as_strided(size, (batch, 1)).index_select(0, start)
+
+    def tap(self, lines: Tensor, back: Tensor, pointer: int) -> Tensor:
+        """The observations ``back`` steps before each step: ``[synapses, T * B]``."""
+        return self.segments(lines, self.slots - 1 - back)
+
+
+def _share_times(reading: Reading) -> bool:
+    """Whether a sequence is read at one time for each synapse."""
+    return reading.steps > 1 and reading.sel.shape[:-2] == (1,) and reading.sel.shape[-1] == 1
+
+
+def _lines(rows: Tensor, dtype: torch.dtype, around: int = 0) -> Tensor:
+    """``[R, B, N]`` as ``[N, R, B]`` in this dtype, with so many zero steps before and behind."""
+    steps, batch, synapses = rows.shape
+    lines = rows.new_empty((synapses, steps + 2 * around, batch), dtype=dtype)
+    if around:
+        lines[:, :around] = 0.0
+        lines[:, -around:] = 0.0
+    lines[:, around : around + steps].copy_(rows.permute(2, 0, 1))
+    return lines
+
+
+def _line_windows(lines: Tensor, slots: int, reading: Reading) -> Iterator[tuple[_Lines, Reading]]:
+    """Windows of few enough synapses that intermediate results stay in the cache.
+
+    With the reading of their synapses.
+    """
+    sel, rates = reading.sel, reading.rates
+    synapses, steps, batch = lines.shape
+    located = locate(sel.view(-1, 1), reading.rule, slots)
+    first = torch.arange(synapses, device=lines.device) * steps
+    for part in _row_groups(synapses, (steps - slots + 1) * batch, lines.device):
+        older, fraction, *bounds = located
+        inside, within = (None if each is None else each[part] for each in bounds)
+        own = Located(older[part], fraction[part], inside, within)
+        own_rates = [rate if rate is None or not rate.ndim else rate[part] for rate in rates]
+        yield _Lines(part, slots, first[part], own), reading._replace(rates=own_rates)
+
+
 def _windows(record: Tensor, reading: Reading) -> Iterator[_Window]:
     """Windows of few enough rows that intermediate results stay in the cache."""
     _, batch, synapses = record.shape
@@ -201,24 +261,44 @@ def select(
     are used by ``expdecay`` and ``alpha``. Returns ``[value, *slope, *rate_slopes]``, where wanted
     the derivatives to the times and to each component's rate, ``[steps * B, N, D]`` each.
     """
-    _, rates, pointers, rule, steps = reading
+    steps, batch = reading.steps, records[0].shape[1]
     dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
-    shape = (steps * records[0].shape[1], *reading.sel.shape[-2:])
-    value = torch.empty(shape, dtype=dtype, device=records[0].device)
+    in_lines = _share_times(reading)
+    shape = (steps * batch, *reading.sel.shape[-2:])
+    kept = (shape[1], shape[0]) if in_lines else shape
+    value = torch.empty(kept, dtype=dtype, device=records[0].device)
     slopes = range(want_slope + len(records) * want_rate_slopes)
     outputs = [value, *(torch.empty_like(value, dtype=acc) for _ in slopes)]
+    wanted = want_slope, want_rate_slopes
+    if in_lines:
+        slots, lines = len(records[0]) + 1 - steps, [_lines(record, acc) for record in records]
+        for part, own in _line_windows(lines[0], slots, reading):
+            _fill(outputs, lines, own, part, *wanted)
+        return [output.t().reshape(shape) for output in outputs]
     for window in _windows(records[0], reading):
-        located = window.located
-        parts = []
-        for i, (record, rate) in enumerate(zip(records, rates, strict=True)):
-            seen = taps(rule, located, rate, window.slots, acc, i > 0, want_slope, want_rate_slopes)
-            parts.append(_component(record, int(pointers[i]), window, seen))
-        results = [_value(parts, located, rule, value.dtype)]
-        results += [_slope(parts, located, rule)] if want_slope else []
-        results += _rate_slopes(parts, located, rule) if want_rate_slopes else []
-        for output, result in zip(outputs, results, strict=True):
-            output[window.rows] = result
+        _fill(outputs, records, reading, window, *wanted)
     return outputs
+
+
+def _fill(
+    outputs: Sequence[Tensor],
+    records: Sequence[Tensor],
+    reading: Reading,
+    window: _Window | _Lines,
+    want_slope: bool,
+    want_rate_slopes: bool,
+) -> None:
+    """Writes what a window gives to value and slopes."""
+    located, rule, acc = window.located, reading.rule, compute_dtype(records[0].dtype)
+    parts = []
+    for i, (record, rate) in enumerate(zip(records, reading.rates, strict=True)):
+        seen = taps(rule, located, rate, window.slots, acc, i > 0, want_slope, want_rate_slopes)
+        parts.append(_component(record, int(reading.pointers[i]), window, seen))
+    results = [_value(parts, located, rule, outputs[0].dtype)]
+    results += [_slope(parts, located, rule)] if want_slope else []
+    results += _rate_slopes(parts, located, rule) if want_rate_slopes else []
+    for output, result in zip(outputs, results, strict=True):
+        output[window.rows] = result
 
 
 class _Part(NamedTuple):
@@ -229,8 +309,10 @@ class _Part(NamedTuple):
     rate_slope: Tensor | None
 
 
-def _component(record: Tensor, pointer: int, window: _Window, taps: tuple[Tap, ...]) -> _Part:
-    """Value and slopes of one component in some rows of the batch."""
+def _component(
+    record: Tensor, pointer: int, window: _Window | _Lines, taps: tuple[Tap, ...]
+) -> _Part:
+    """Value and slopes of one component in a window."""
     first, *others = taps
     tap = window.tap(record, first.back, pointer)
     if first.weigh is None:
@@ -247,9 +329,15 @@ def _component(record: Tensor, pointer: int, window: _Window, taps: tuple[Tap, .
     for value, weight in ((tap, far_weight), (near, others[0].weigh().weight)):
         value.mul_(weight)
         if slope is not None:
-            # A neighbour that only the slope needs may hold anything.
-            value.masked_fill_(weight == 0, 0.0)
+            _blank_unused(value, weight)
     return _Part(tap.add_(near), slope, None)
+
+
+def _blank_unused(value: Tensor, weight: Tensor) -> None:
+    """Zeros for neighbours that only the slope needs, which may hold anything."""
+    unused = weight == 0
+    if weight.numel() == value.numel() or not readable(unused) or unused.any():
+        value.masked_fill_(unused, 0.0)
 
 
 def _value(parts: Sequence[_Part], located: Located, rule: ReadRule, dtype: torch.dtype) -> Tensor:
@@ -313,6 +401,9 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
     """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
     _, rates, pointers, rule, _ = reading
     acc = compute_dtype(drecords[0].dtype)
+    if _share_times(reading):
+        _add_lines(dvalue, drecords, reading, acc)
+        return
     for window in _windows(drecords[0], reading):
         located = window.located
         kept = _kept(dvalue[window.rows].to(acc), located, rule)
@@ -325,6 +416,30 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
                 sign = _sign(rule) if i > 0 else 1
                 flat = window.flat(drecord)
                 flat.index_add_(0, index.reshape(-1), share.reshape(-1), alpha=sign)
+
+
+def _add_lines(
+    dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading, acc: torch.dtype
+) -> None:
+    """The same where all rows share their times: each tap is a segment of the gradient's line."""
+    rows, batch, synapses = drecords[0].shape
+    slots = rows + 1 - reading.steps
+    given = _lines(dvalue.view(reading.steps, batch, synapses), acc, around=slots - 1)
+    sums = [given.new_empty(synapses, rows * batch) for _ in drecords]
+    for window, own in _line_windows(given, slots, reading):
+        located, rule = window.located, reading.rule
+        if not located.valid:
+            located = located._replace(fraction=located.fraction.nan_to_num(0.0))
+        for i, (total, rate) in enumerate(zip(sums, own.rates, strict=True)):
+            parts = []
+            for tap in taps(rule, located, rate, slots, acc, second=i > 0):
+                share = window.segments(given, tap.back)
+                parts.append(share if tap.weigh is None else share.mul_(tap.weigh().weight))
+            whole = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+            total[window.rows] = _kept(whole, window.located, rule)
+    for i, (drecord, total) in enumerate(zip(drecords, sums, strict=True)):
+        part = total.view(synapses, rows, batch).permute(1, 2, 0)
+        drecord.add_(part, alpha=_sign(reading.rule) if i > 0 else 1)
 
 
 def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
