@@ -25,7 +25,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import tritonsyn
 from tritonsyn import functional
 from tritonsyn.launch.launcher import recording
-from tritonsyn.modules import projection
+from tritonsyn.modules import delay, projection
 
 _setup_privateuseone_for_python_backend("invented")
 DEVICE = torch.device("invented", 0)
@@ -56,7 +56,8 @@ def invented() -> Iterator[None]:
         stack.enter_context(patch(tritonsyn.backend, "_triton_obstacle", lambda device_type: None))
         for cls, _ in smoke.KINDS.values():
             stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
-        stack.enter_context(patch(projection, "_initialized", _uninitialized))
+        for module in (projection, delay):
+            stack.enter_context(patch(module, "initialized", _uninitialized))
         yield
 
 
@@ -122,11 +123,25 @@ def stateless(backend: str) -> None:
     (again.sum() + z.sum() + packed.sum()).backward()
 
 
+def delayed(backend: str) -> None:
+    """A signal that is delayed, in sequences and in steps."""
+    for interp in ("previous", "linear", "gaussian"):
+        for delay_shape in (None, 1):
+            layer = tritonsyn.Delay(
+                37, 1.0, delay=5.0, interp=interp, delay_shape=delay_shape, batch_size=3,
+                backend=backend, device=DEVICE,
+            )  # fmt: skip
+            x = torch.ones(9, 3, 37, device=DEVICE, requires_grad=True)
+            (layer(x).sum() + layer(x[0]).sum()).backward()
+            layer.detach_state()
+
+
 OPERATIONS: dict[str, Callable[[str], Any]] = {
     "mixed constants": mixed,
     "capturable": capturable,
     "recurrent, capturable": recurrent,
     "stateless": stateless,
+    "delayed": delayed,
 }
 
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from .. import checks, ops
 from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
+from .delays import LearnedDelays, initialized, uniform
 from .options import Initializer, setting
 from .state import Stateful
 from .synapse import Coefficients, ExponentialCurrent, Projection, SynapseConstructor
@@ -32,7 +32,7 @@ def _known_strategy(name: str, value: object) -> str:
     return checks.one_of(name, value, STRATEGIES)
 
 
-class DelayedProjection(Stateful):
+class DelayedProjection(LearnedDelays):
     """Synapses, and connections from them with weights and delays.
 
     Not for use by itself: a subclass gives the size of the weights, and where its inputs are not
@@ -45,12 +45,10 @@ class DelayedProjection(Stateful):
         step_time, synapse, ...: as for :class:`tritonsyn.DelayedLinear`.
     """
 
-    _delay_names = ("delay",)
     kinds_of_delays: ClassVar[tuple[str, ...]] = ("connection", "input", "output")
     """What may have a delay of its own."""
     synapse: ExponentialCurrent
     weight: nn.Parameter
-    delay: nn.Parameter
     bias: nn.Parameter | None
 
     def __init__(
@@ -92,8 +90,8 @@ class DelayedProjection(Stateful):
             )
         self._min_delay = self._checked_min_delay(min_delay)
         bound = 1 / math.sqrt(math.prod(size[1:]))
-        around_zero = _uniform(-bound, bound)
-        between_bounds = _uniform(self._min_delay, self.max_delay)
+        around_zero = uniform(-bound, bound)
+        between_bounds = uniform(self._min_delay, self.max_delay)
         delay_size = {"connection": size, "input": (inputs,), "output": size[:1]}[self._delays]
         parameters = {
             "weight": (size, around_zero if weight_init is None else weight_init),
@@ -103,7 +101,7 @@ class DelayedProjection(Stateful):
         for name, (shape, init) in parameters.items():
             made = None
             if name != "bias" or bias:
-                made = _initialized(f"{name}_init", torch.empty(shape, **factory), init)
+                made = initialized(f"{name}_init", torch.empty(shape, **factory), init)
             self.register_parameter(name, made)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -129,30 +127,7 @@ class DelayedProjection(Stateful):
 
     @max_delay.setter
     def max_delay(self, value: float) -> None:
-        value = checks.nonnegative("max_delay", value)
-        if value < self._min_delay:
-            raise ValueError(
-                f"max_delay must be at least min_delay, {self._min_delay}, but is {value}"
-            )
-        self.synapse.delay = value
-
-    @property
-    def min_delay(self) -> float:
-        """Shortest delay, ms: what :meth:`ahead` may count on. Smaller delays count as this."""
-        return self._min_delay
-
-    @min_delay.setter
-    def min_delay(self, value: float) -> None:
-        self.synapse.check_at_home()
-        self._min_delay = self._checked_min_delay(value)
-
-    def _checked_min_delay(self, value: object) -> float:
-        number = checks.nonnegative("min_delay", value)
-        if number > self.max_delay:
-            raise ValueError(
-                f"min_delay must be at most the longest delay, {self.max_delay}, but is {number}"
-            )
-        return number
+        self.synapse.delay = self._checked_max_delay(value)
 
     @property
     def least_steps(self) -> int:
@@ -184,46 +159,6 @@ class DelayedProjection(Stateful):
         rows, columns = self._delays_of_taps().shape
         return back[:rows, :columns].reshape(self.delay.shape)
 
-    @torch.no_grad()
-    def clamp_delays_(self) -> None:
-        """Brings every delay into ``[min_delay, max_delay]``; call it after an optimiser's step.
-
-        A delay outside has no gradient, so without this it would stay there.
-        """
-        self._set_delays(self.delay.clamp(self._min_delay, self.max_delay))
-
-    @torch.no_grad()
-    def round_delays_(self) -> None:
-        """Rounds every delay to whole steps, for hardware that supports no others."""
-        steps = (self.delay / self.dt).round_()
-        steps.clamp_(0, whole_steps(self.dt, self.max_delay))
-        self._set_delays((steps * self.dt).clamp_(self._min_delay, self.max_delay))
-
-    def _set_delays(self, values: Tensor) -> None:
-        """Writes delays where they are kept: a parametrization takes them by its inverse."""
-        if "delay" in self._parameters:
-            self.delay.copy_(values)
-        elif is_parametrized(self, "delay"):
-            self._assign_delays(values)
-        else:
-            raise RuntimeError(
-                "delay is computed from another parameter before each call, as pruning and the "
-                "older weight_norm do; change that parameter, or make the delays permanent first"
-            )
-
-    def _assign_delays(self, values: Tensor) -> None:
-        """Writes delays by the inverse of what makes them.
-
-        Where a delay stays, so does what it is made of: rounded delays would lose their fractions.
-        """
-        made_by: Any = self.parametrizations["delay"]  # type: ignore[index]
-        unchanged = None
-        if all(getattr(each, "elementwise", False) for each in made_by):
-            unchanged, before = values == self.delay, made_by.original.clone()
-        self.delay = values  # type: ignore[assignment]
-        if unchanged is not None:
-            made_by.original.copy_(torch.where(unchanged, before, made_by.original))
-
     def taps(self, coefficients: Coefficients) -> ops.Taps:
         """The present connections as taps, with these coefficients of the synapse."""
         synapse = self.synapse
@@ -253,6 +188,9 @@ class DelayedProjection(Stateful):
         return ops.shared(weight, delay, coefficients.rates, rule, self._min_delay)
 
     # -- state --------------------------------------------------------------------------------
+
+    def check_at_home(self) -> None:
+        self.synapse.check_at_home()
 
     def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
         """Resting state of the synapse; with a bool mask ``[B]``, of these samples only."""
@@ -463,21 +401,3 @@ class DelayedProjection(Stateful):
             y = y + self.bias
         dtype = self.weight.dtype
         return self._raised(y if y.dtype == dtype else y.to(dtype))
-
-
-def _uniform(low: float, high: float) -> Initializer:
-    return lambda tensor: nn.init.uniform_(tensor, low, high)
-
-
-def _initialized(name: str, values: Tensor, init: Initializer) -> nn.Parameter:
-    """A parameter with the values that an initialiser filled in, or returned."""
-    if not callable(init):
-        raise TypeError(f"{name} must be a function of a tensor, but is {checks.shown(init)}")
-    with torch.no_grad():
-        result = init(values)
-    result = values if result is None else result
-    check_input(name, result, values.shape, values.device)
-    if not result.is_meta and not result.isfinite().all():
-        raise ValueError(f"{name} must give finite values")
-    made = result.detach().to(values.dtype).clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(made)
