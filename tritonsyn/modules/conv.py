@@ -267,10 +267,10 @@ class _DelayedConv(DelayedProjection):
     def _planned(self, rows: Any, call: Callable[[Any], Tensor]) -> Tensor:
         return call(rows)  # which is not launches only
 
-    def _scan_rows(self, rows: Any) -> Tensor:
-        if rows.ndim == 2:
+    def _scan(self, x: Any) -> Tensor:
+        if getattr(x, "ndim", 0) == self.step_axes:
             raise ValueError("x is the input of one step, but scan takes a sequence, time first")
-        return super()._scan_rows(rows)
+        return super()._scan(x)
 
     def _step(self, rows: Any) -> Tensor:
         if self._delays == "connection":
@@ -340,9 +340,9 @@ class DelayedConv1d(_DelayedConv):
             position, with the constants of the channel.
         kernel_size, stride, padding, dilation, groups: as for ``torch.nn.Conv1d``; ``padding`` also
             ``"same"`` or ``"valid"``. :class:`DelayedConv2d` takes one number or two.
-        step_time, synapse, delay, min_delay, bias, batch_size, weight_init, bias_init, delay_init,
-            device, dtype, capturable, backend: as for :class:`DelayedLinear`. Tensors of constants
-            have one value per channel.
+        step_time, synapse, delay, min_delay, bias, batch_size, batch_first, weight_init, bias_init,
+            delay_init, device, dtype, capturable, backend: as for :class:`DelayedLinear`. Tensors
+            of constants have one value per channel.
         padding_mode: ``"zeros"``; there is no other.
         delays: what has a delay of its own: each ``"connection"``, which is an element of the
             kernel, or each ``"input"`` channel.
@@ -373,7 +373,7 @@ class DelayedConv1d(_DelayedConv):
         torch.Size([20, 8, 4, 50])
     """
 
-    axes = 1
+    axes, step_axes = 1, 3
 
 
 class DelayedConv2d(_DelayedConv):
@@ -393,4 +393,4 @@ class DelayedConv2d(_DelayedConv):
         torch.Size([20, 8, 4, 5, 5])
     """
 
-    axes = 2
+    axes, step_axes = 2, 4

@@ -52,6 +52,7 @@ class Delay(Group, LearnedDelays):
         delay_init: function of the tensor to fill, which fills it (as those of ``torch.nn.init``)
             or returns the values; by default uniform in :math:`[d_{\min}, d_{\max}]`.
         batch_size: rows of the batch; while the state is at rest it follows the input.
+        batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
         device, dtype: of the parameter and the record; float64, float32, bfloat16 or float16.
         capturable, backend: as for the synapses. A whole sequence under ``"gaussian"`` is made of
             PyTorch's matrix products on every backend.
@@ -92,12 +93,15 @@ class Delay(Group, LearnedDelays):
         delay_shape: Sequence[int] | int | None = None,
         delay_init: Initializer | None = None,
         batch_size: int = 1,
+        batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         capturable: bool = False,
         backend: str | None = None,
     ) -> None:
-        how: dict[str, Any] = {"capturable": capturable, "backend": backend}
+        how: dict[str, Any] = {
+            "batch_first": batch_first, "capturable": capturable, "backend": backend,
+        }  # fmt: skip
         super().__init__(shape, step_time, delay, batch_size=batch_size, **how)
         self._interp = _known_interpolation("interp", interp)
         self._sigma = self._dt if sigma is None else checks.nonnegative("sigma", sigma)
@@ -175,9 +179,9 @@ class Delay(Group, LearnedDelays):
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
         if _run is not None:
-            return _run(x)
+            return self._over_time(_run, x)
         if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._shape) + 2:
-            return self._scan(x)
+            return self._over_time(self._scan, x)
         x, delay = self.check_step(x), self._present_delay()
         self.follow(x.shape[0], self._backend)
         self.signal_.push(x)

@@ -12,12 +12,13 @@ from ..backend import check_backend, resolve
 from ..values import record_size
 from .options import setting
 from .record import RecordTensor
-from .state import Stateful, check_run, ordinary_tensors
+from .sequences import TakesSequences
+from .state import check_run, ordinary_tensors
 
 REBUILDS = "Setting it rebuilds the records and clears."
 
 
-class Group(Stateful):
+class Group(TakesSequences):
     """Elements of one shape with records of their past, which share size, step and pointer.
 
     Not for use by itself: a subclass makes records by :meth:`_add_record`.
@@ -30,6 +31,7 @@ class Group(Stateful):
         delay: float,
         *,
         batch_size: int,
+        batch_first: bool,
         capturable: bool,
         backend: str | None,
     ) -> None:
@@ -38,6 +40,7 @@ class Group(Stateful):
         self._dt = checks.step_time("step_time", step_time)
         self._delay = checks.nonnegative("delay", delay)
         batch_size = checks.positive_integer("batch_size", batch_size)
+        self._batch_first = checks.flag("batch_first", batch_first)
         self._capturable = checks.flag("capturable", capturable)
         self._backend = None if backend is None else check_backend(backend)
         self._check_size(self._dt, self._delay, batch_size)

@@ -32,7 +32,8 @@ class DelayedLinear(DelayedProjection):
         min_delay: shortest delay :math:`d_{\min}`, ms, in 0 to ``delay``; with it, recurrent
             networks run in blocks (:meth:`ahead`).
         bias: whether there is a bias.
-        batch_size: rows of the batch.
+        batch_size: rows of the batch; while the state is at rest it follows the input.
+        batch_first: sequences, given and returned, have the batch before time, ``[B, T, in]``.
         weight_init, bias_init, delay_init: functions of the tensor to fill, which fill it (as those
             of ``torch.nn.init``) or return the values. By default weight and bias are uniform in
             :math:`\pm 1 / \sqrt{\mathrm{in}}` and delays uniform in :math:`[d_{\min}, d_{\max}]`.

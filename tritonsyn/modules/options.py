@@ -26,6 +26,7 @@ class SynapseOptions(TypedDict, total=False):
     spike_overbound: bool | None
     batch_size: int
     inplace: bool
+    batch_first: bool
     device: torch.device | str | None
     dtype: torch.dtype | None
     capturable: bool
@@ -43,6 +44,7 @@ class LayerOptions(TypedDict, total=False):
     min_delay: float
     bias: bool
     batch_size: int
+    batch_first: bool
     weight_init: Initializer | None
     bias_init: Initializer | None
     delay_init: Initializer | None

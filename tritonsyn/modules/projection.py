@@ -14,6 +14,7 @@ from ..checks import check_input
 from ..values import STRATEGIES, PackedSpikes, whole_steps
 from .delays import LearnedDelays, initialized, uniform
 from .options import Initializer, setting
+from .sequences import TakesSequences
 from .state import Stateful
 from .synapse import Coefficients, ExponentialCurrent, Projection, SynapseConstructor
 from .unrolled import unrolled
@@ -32,7 +33,7 @@ def _known_strategy(name: str, value: object) -> str:
     return checks.one_of(name, value, STRATEGIES)
 
 
-class DelayedProjection(LearnedDelays):
+class DelayedProjection(LearnedDelays, TakesSequences):
     """Synapses, and connections from them with weights and delays.
 
     Not for use by itself: a subclass gives the size of the weights, and where its inputs are not
@@ -47,6 +48,8 @@ class DelayedProjection(LearnedDelays):
 
     kinds_of_delays: ClassVar[tuple[str, ...]] = ("connection", "input", "output")
     """What may have a delay of its own."""
+    step_axes: ClassVar[int] = 2
+    """Axes of the input of a step; a sequence has one more."""
     synapse: ExponentialCurrent
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -63,6 +66,7 @@ class DelayedProjection(LearnedDelays):
         min_delay: float = 0.0,
         bias: bool = False,
         batch_size: int = 1,
+        batch_first: bool = False,
         weight_init: Initializer | None = None,
         bias_init: Initializer | None = None,
         delay_init: Initializer | None = None,
@@ -74,6 +78,7 @@ class DelayedProjection(LearnedDelays):
     ) -> None:
         super().__init__()
         self._strategy = _known_strategy("strategy", strategy)
+        self._batch_first = checks.flag("batch_first", batch_first)
         self._delays = checks.one_of("delays", delays, self.kinds_of_delays)
         if not callable(synapse) or isinstance(synapse, nn.Module | type):
             raise TypeError(
@@ -226,13 +231,12 @@ class DelayedProjection(LearnedDelays):
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
         if _run is not None:
-            return _run(x)
+            return self._over_time(_run, x)
         if self._unrolling is not None:
             return self._unrolling.step(self._lowered(x))
-        rows = self._lowered(x)
-        if isinstance(rows, PackedSpikes) or getattr(rows, "ndim", 0) == 3:
-            return self._scan_rows(rows)
-        return self._finished(self._planned(rows, self._step))
+        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == self.step_axes + 1:
+            return self._over_time(self._scan, x)
+        return self._finished(self._planned(self._lowered(x), self._step))
 
     def _planned(self, rows: Any, call: Callable[[Any], Tensor]) -> Tensor:
         """What the call returns, by a plan where there is one."""
@@ -294,7 +298,7 @@ class DelayedProjection(LearnedDelays):
                 take this input. The state is as before.
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
-        return self(x, _run=lambda x: self._scan_rows(self._lowered(x)))
+        return self(x, _run=self._scan)
 
     def unrolled(self, steps: int) -> AbstractContextManager["DelayedProjection"]:
         """Within the block each call of the layer is a step on a tape: for recurrent networks.
@@ -372,7 +376,8 @@ class DelayedProjection(LearnedDelays):
             )
         return self._unrolling.steps(rows)
 
-    def _scan_rows(self, rows: Any) -> Tensor:
+    def _scan(self, x: Any) -> Tensor:
+        rows = self._lowered(x)
         return self._finished(self._planned(rows, self._sequence))
 
     def _sequence(self, rows: Any, coefficients: Coefficients | None = None) -> Tensor:

@@ -79,12 +79,15 @@ class ExponentialCurrent(Group):
         spike_overbound: bool | None = False,
         batch_size: int = 1,
         inplace: bool = False,
+        batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         capturable: bool = False,
         backend: str | None = None,
     ) -> None:
-        how: dict[str, Any] = {"capturable": capturable, "backend": backend}
+        how: dict[str, Any] = {
+            "batch_first": batch_first, "capturable": capturable, "backend": backend,
+        }  # fmt: skip
         super().__init__(shape, step_time, delay, batch_size=batch_size, **how)
         self._spike_mode = checks.one_of("spike_interp_mode", spike_interp_mode, _SPIKE_MODES)
         self._interp_tol = checks.nonnegative("interp_tol", interp_tol)
@@ -314,10 +317,10 @@ class ExponentialCurrent(Group):
             return self._unrolling.step(x)
         self.check_at_home()
         if _run is not None:
-            return _run(x)
+            return self._over_time(_run, x)
         backend = self._backend if backend is None else backend
         if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._shape) + 2:
-            return self._scan(x, backend)
+            return self._over_time(lambda x: self._scan(x, backend), x)
         x, coefficients = self.check_step(x), self.coefficients()
         self.follow(x.shape[0], backend)
         current = self.step(x, coefficients, backend)
@@ -759,6 +762,7 @@ class SingleExponentialCurrent(_OneTimeConstant):
         batch_size: size of the batch B.
         inplace: streaming: steps record no autograd graph. False: differentiable whenever grad
             mode is on and anything involved requires grad.
+        batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
         device, dtype: of the records of currents; float64, float32, bfloat16 or float16.
             Arithmetic is float64 for float64 and float32 otherwise.
         capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph;

@@ -1,0 +1,38 @@
+"""The order of the axes of sequences."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .. import checks
+from .options import setting
+from .state import Stateful
+
+
+class TakesSequences(Stateful):
+    """A module that takes steps and whole sequences; these may have the batch before time."""
+
+    _batch_first = False
+    batch_first: bool = setting(
+        "batch_first",
+        "Whether sequences have the batch before time, ``[B, T, ...]``, given and returned.",
+        checks.flag,
+    )
+
+    def _over_time(self, call: Callable[[Any], Any], x: Any) -> Any:
+        """What a call gives for a sequence, which it takes and returns with time first."""
+        if not self._batch_first:
+            return call(x)
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            raise TypeError(
+                "x must be a tensor (B, T, ...) with batch_first=True, which packed spikes have "
+                f"not, but is {checks.shown(x)}"
+            )
+        try:
+            found = call(x.transpose(0, 1))
+        except ValueError as error:
+            raise ValueError(f"{error}; batch_first=True put time first") from None
+        if isinstance(found, Tensor):
+            return found.transpose(0, 1)
+        return found and tuple([part.transpose(0, 1) for part in found])
