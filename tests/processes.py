@@ -22,19 +22,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tritonsyn
 
-KINDS = (*PHYSICS, "linear")
+KINDS = (*PHYSICS, "linear", "delay")
 Found = dict[str, Any]
 
 
 def build(kind: str, batch_size: int = 2, **options: Any) -> Any:
     """A module with three inputs, delays up to 3 ms and parameters, the same at each call."""
     options = {"delay": 3.0, "batch_size": batch_size, **options}
-    if kind != "linear":
+    if kind in PHYSICS:
         each = torch.tensor([1.0, 1.1, 1.2], dtype=options.get("dtype"))
         learned = {name: nn.Parameter(value * each) for name, value in PHYSICS[kind].items()}
         return make(kind, **{**learned, **options})
     physics = tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0)
-    layer = tritonsyn.DelayedLinear(3, 2, 1.0, synapse=physics, bias=True, **options)
+    if kind == "delay":
+        layer: nn.Module = tritonsyn.Delay(3, 1.0, **options)
+    else:
+        layer = tritonsyn.DelayedLinear(3, 2, 1.0, synapse=physics, bias=True, **options)
     with torch.no_grad():
         for seed, parameter in enumerate(layer.parameters()):
             parameter.copy_(uniform(*parameter.shape, seed=seed, low=0.2, high=2.5))
@@ -130,7 +133,7 @@ def saved(kind: str, rank: int, folder: Path) -> Found:
     """Parameters, and constants that are tensors, saved by both and loaded by both."""
 
     def new(charge: float) -> Any:
-        fixed = {} if kind == "linear" else {"spike_charge": torch.full((3,), charge)}
+        fixed = {"spike_charge": torch.full((3,), charge)} if kind in PHYSICS else {}
         return build(kind, **fixed)
 
     module, other, place = new(7.0), new(1.0), folder / kind

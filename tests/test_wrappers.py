@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from tritonsyn import DelayedLinear, SingleExponentialCurrent, functional
 
 every_module = pytest.mark.parametrize("kind", KINDS)
+with_synapses = pytest.mark.parametrize("kind", [*PHYSICS, "linear"])
 equal = functools.partial(assert_close, rtol=0, atol=0)
 
 
@@ -169,7 +170,7 @@ def test_two_processes_learn_as_one_with_both_batches(job, kind):
 @every_module
 def test_two_processes_save_and_load_a_distributed_checkpoint(kind):
     expected = dict(build(kind).named_parameters())
-    if kind != "linear":
+    if kind in PHYSICS:
         expected["spike_charge"] = torch.full((3,), 7.0)
     for found in ranks("saved", kind):
         equal(
@@ -183,7 +184,7 @@ def test_a_distributed_checkpoint_of_one_process(kind, learned, tmp_path):
     """Every key is found, and the run goes on bit for bit."""
 
     def new():
-        plain = kind == "linear" or learned
+        plain = kind not in PHYSICS or learned
         return build(kind) if plain else make(kind, delay=3.0, batch_size=2)
 
     module = new()
@@ -263,7 +264,7 @@ def test_an_average_of_a_module(kind, use_buffers):
     assert same(snapshot(module), before)
 
 
-@every_module
+@with_synapses
 def test_an_average_takes_constants_that_are_tensors(kind):
     if kind == "linear":
         constants = {"spike_charge": torch.tensor([10.0, 11.0, 12.0])}
@@ -417,12 +418,12 @@ def doubled(kind, *names):
 
 def computed(kind):
     """Names of parameters that may be doubled."""
-    if kind == "linear":
-        return ["weight", "delay", "bias"]
+    if kind not in PHYSICS:
+        return ["delay"] if kind == "delay" else ["weight", "delay", "bias"]
     return list(PHYSICS[kind])[:2]
 
 
-@every_module
+@with_synapses
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_parametrized_parameter_is_computed(kind, index):
     name = computed(kind)[index]
@@ -536,7 +537,7 @@ def test_pruning_a_constant_is_refused(kind):
     assert_trains_as(module, module, twin)
 
 
-@every_module
+@with_synapses
 @pytest.mark.parametrize("old", [False, True])
 def test_weight_norm(kind, old):
     """Twice the magnitude is twice the weight: in steps and in sequences, by any name."""
@@ -621,7 +622,7 @@ def test_training_after_inference(kind):
     assert_trains_as(module, module, twin)
 
 
-@every_module
+@with_synapses
 @pytest.mark.parametrize(
     ("convert", "dtype"),
     [
@@ -669,7 +670,7 @@ def test_steps_of_half_precision_decay_however_the_module_came_about(dtype, how)
     assert_close(y, expected)
 
 
-@every_module
+@with_synapses
 def test_to_empty_makes_a_module_that_a_state_fills(kind):
     module, twin = build(kind, device="meta"), used(kind)
     module.to_empty(device="cpu")
@@ -822,7 +823,7 @@ def ways(kind):
         "sequence": lambda module: module(drive()),
         "scan": lambda module: module.scan(drive()),
     }
-    if kind != "linear":
+    if kind in PHYSICS:
         found["scan_at"] = lambda module: module.scan_at(drive(), torch.ones(1, 3))[0]
         found["advance"] = lambda module: module.advance(drive())
     return found
@@ -1038,14 +1039,14 @@ def test_a_list_of_modules(kind, tmp_path):
 def plain(kind, **options):
     """A module with constants that are plain numbers, where it has any."""
     options = {"delay": 3.0, "batch_size": 2, **options}
-    return build(kind, **options) if kind == "linear" else make(kind, **options)
+    return make(kind, **options) if kind in PHYSICS else build(kind, **options)
 
 
 def constants_of(kind):
     """Constants by their keys in a state, with their numbers."""
     if kind == "linear":
         return {"synapse.spike_charge": 10.0, "synapse.time_constant": 5.0}
-    return PHYSICS[kind]
+    return PHYSICS.get(kind, {})
 
 
 CONSTANTS = [(kind, name) for kind in KINDS for name in constants_of(kind)]
@@ -1118,11 +1119,11 @@ def test_a_state_of_another_delay_is_refused(kind, options):
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
 def test_a_strict_load_that_fails_changes_nothing(kind, change, nested):
-    source, module = used(kind), plain(kind) if kind == "linear" else build(kind)
+    source, module = used(kind), build(kind) if kind in PHYSICS else plain(kind)
     if nested:
         source, module = nn.Sequential(source), nn.Sequential(module)
     before, state = snapshot(module), source.state_dict()
-    key = next(key for key in state if key.endswith("spike_.storage"))
+    key = next(key for key in state if key.endswith("_.storage"))
     if change == "missing":
         del state[key]
     else:
@@ -1133,7 +1134,7 @@ def test_a_strict_load_that_fails_changes_nothing(kind, change, nested):
     assert same(snapshot(module), before)
 
 
-@every_module
+@with_synapses
 @pytest.mark.parametrize(
     ("part", "value"),
     [
