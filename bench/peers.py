@@ -16,6 +16,7 @@ import torch
 from providers import (
     CEILINGS,
     ByConnection,
+    ByWindows,
     Compiled,
     Inferno,
     Job,
@@ -191,6 +192,8 @@ PROVIDERS: list[Provider] = [
     Dcls(),
     Tritonsyn("reference", ("cpu", "cuda")),
     Tritonsyn("triton", ("cuda",)),
+    ByWindows("reference", ("cpu",)),
+    ByWindows("triton", ("cuda",)),
     ByConnection("reference", ("cpu",)),
     ByConnection("triton", ("cuda",)),
     *(Strategy(strategy, "triton", ("cuda",)) for strategy in ("shift", "gemm", "bits", "events")),

@@ -12,7 +12,18 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from workloads import ADDITION, PHYSICS, STEP_TIME, Project, Read, Scan, Step, Tensors, Workload
+from workloads import (
+    ADDITION,
+    PHYSICS,
+    STEP_TIME,
+    Convolve,
+    Project,
+    Read,
+    Scan,
+    Step,
+    Tensors,
+    Workload,
+)
 
 import tritonsyn
 
@@ -293,11 +304,18 @@ class Tritonsyn(Modules):
 
     def layer(self, work, device):
         constructor = getattr(tritonsyn, _CLASSES[work.kind]).partialconstructor
-        return tritonsyn.DelayedLinear(
-            work.synapses, work.outputs, STEP_TIME, synapse=constructor(**PHYSICS[work.kind]),
+        size: tuple[int, ...] = (work.synapses, work.outputs)
+        made = tritonsyn.DelayedLinear
+        if isinstance(work, Convolve):
+            made, size = tritonsyn.DelayedConv1d, (*size, work.kernel)
+        return made(
+            *size, STEP_TIME, synapse=constructor(**PHYSICS[work.kind]),
             delay=work.record * STEP_TIME, batch_size=work.batch, dtype=work.dtype, device=device,
             **{"delays": work.delays, **self.layer_options},
         )  # fmt: skip
+
+    def convolve(self, work: Convolve, inputs: Tensors) -> Job:
+        return self.project(work, inputs)
 
     def scan(self, work, inputs):
         if not work.stateless:
@@ -320,6 +338,34 @@ class Tritonsyn(Modules):
     def sequence(self, module, x):
         with tritonsyn.use_backend(self._backend):
             return module.scan(x)
+
+
+class ByWindows(Tritonsyn):
+    """tritonsyn's delayed dense layer of windows written out, for a convolution."""
+
+    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
+        super().__init__(backend, devices)
+        self.name = f"{self.name}, by windows"
+
+    def offers(self, work, device):
+        return isinstance(work, Convolve) and device in self.devices
+
+    def convolve(self, work, inputs):
+        x, weight, delay, *dy = inputs
+        job = self.project(work, (x, weight.flatten(1), delay.flatten(1), *dy))
+
+        def finish(found: Tensors) -> Tensors:
+            return (*found[:2], *(gradient.view(weight.shape) for gradient in found[2:]))
+
+        return replace(job, finish=finish)
+
+    def layer(self, work, device):
+        layer = super().layer(work.dense, device)
+        layer.row = work
+        return layer
+
+    def sequence(self, module, x):
+        return module.row.lines(super().sequence(module, module.row.windows(x)))
 
 
 class ByConnection(Tritonsyn):
@@ -357,8 +403,9 @@ class Strategy(Tritonsyn):
     def offers(self, work, device):
         if not isinstance(work, Project) or work.host or device not in self.devices:
             return False
-        # Spikes alone, which the gradient to the input is not.
-        return self._strategy not in ("bits", "events") or not work.gradient
+        # Spikes alone, which the gradient to the input is not; nor are these ways of convolutions.
+        of_spikes = not work.gradient and not isinstance(work, Convolve)
+        return of_spikes or self._strategy not in ("bits", "events")
 
 
 # -- plain PyTorch, eager and compiled ------------------------------------------------------------
@@ -588,7 +635,7 @@ def _clone_of_result(work: Workload, inputs: Tensors) -> Job | None:
 
 
 def _undelayed_product(work: Workload, inputs: Tensors) -> Job | None:
-    if not isinstance(work, Project) or work.host:
+    if not isinstance(work, Project) or isinstance(work, Convolve) or work.host:
         return None
     if not inputs:
         return Job(lambda: ())

@@ -7,7 +7,7 @@ To add a size, a dtype or a delay, add a row. What a GPU has to reach is a speed
 from dataclasses import replace
 
 import torch
-from workloads import GPU, PHYSICS, Project, Read, Scan, Step, Target, Workload, faster
+from workloads import GPU, PHYSICS, Convolve, Project, Read, Scan, Step, Target, Workload, faster
 
 from tritonsyn.workbench.gates import GATES
 
@@ -141,6 +141,8 @@ LAYERS: list[Workload] = [
         for kind in ("input", "output")
         for both in (False, True)
     ),
+    Convolve(),
+    Convolve(gradient=True),
     *at_rates((0.01, 0.02, 0.1, 0.2, 0.5), _DENSE),
     replace(_DENSE, record=61, sweep=True),
     replace(_DENSE, record=251, sweep=True),

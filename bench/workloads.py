@@ -365,3 +365,66 @@ class Project(Workload):
     def limits(self):
         # Sums over a thousand products and more, in another order.
         return (8 * super().limits()[0],)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolve(Project):
+    """A delayed convolution over lines: the delayed linear layer of all windows."""
+
+    batch: int = 8
+    synapses: int = 16
+    """Channels."""
+    outputs: int = 32
+    record: int = 20
+    length: int = 100
+    kernel: int = 5
+    work: ClassVar[str] = "convolve"
+
+    @property
+    def title(self):
+        return super().title.replace("linear", "convolution")
+
+    @property
+    def size(self):
+        return f"{super().size}, L={self.length}, kernel={self.kernel}"
+
+    @property
+    def dense(self) -> Project:
+        """The layer of the windows."""
+        rows = self.batch * (self.length - self.kernel + 1)
+        sizes = {"batch": rows, "synapses": self.synapses * self.kernel, "outputs": self.outputs}
+        run = {"steps": self.steps, "record": self.record, "gradient": self.gradient}
+        return Project(kind=self.kind, dtype=self.dtype, **sizes, **run)
+
+    @property
+    def moved(self):
+        outputs = self.outputs * self.dense.batch
+        return self.passes * self.steps * (self.batch * self.synapses * self.length + outputs) * 4
+
+    @property
+    def operations(self):
+        return self.dense.operations
+
+    def windows(self, x: torch.Tensor) -> torch.Tensor:
+        """Lines ``[T, B, C, L]`` as rows of the layer of their windows."""
+        return x.unfold(-1, self.kernel, 1).movedim(2, 3).flatten(3).flatten(1, 2)
+
+    def lines(self, y: torch.Tensor) -> torch.Tensor:
+        """What comes out of that layer as lines."""
+        return y.unflatten(1, (self.batch, -1)).movedim(-1, 2)
+
+    def inputs(self, device):
+        _, weight, delay, *dy = self.dense.inputs(device)
+        lines = self.batch, self.synapses, self.length
+        x = uniform((self.steps, *lines), device) < self.firing
+        size = self.outputs, self.synapses, self.kernel
+        x = x.to(self.dtype) if self.gradient else x
+        return x, weight.view(size), delay.view(size), *map(self.lines, dy)
+
+    def expected(self, inputs):
+        x, weight, delay = (tensor.double().requires_grad_(self.gradient) for tensor in inputs[:3])
+        parts = self.model(self.windows(x))
+        y = self.lines(oracle.projected(parts, weight.flatten(1), delay.flatten(1), STEP_TIME))
+        if not self.gradient:
+            return (y,)
+        return y.detach(), *torch.autograd.grad(y, [x, weight, delay], inputs[3].double())

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from itertools import product
 
 import pytest
@@ -210,12 +211,14 @@ def test_clears_single_samples():
     assert_same([y[:, 0], y[:, 1]], [rest(x[3:])[:, 0], kept[:, 1]])
 
 
-@pytest.mark.parametrize("loaded", ["state_dict", "deepcopy"])
-def test_goes_on_in_a_copy(loaded):
+@pytest.mark.parametrize("copied", ["state_dict", "deepcopy", "pickle"])
+def test_goes_on_in_a_copy(copied):
     layer, x = layer_of("alpha", "plane"), sequence("plane")
     layer(x[:3])
-    if loaded == "deepcopy":
+    if copied == "deepcopy":
         twin = copy.deepcopy(layer)
+    elif copied == "pickle":
+        twin = pickle.loads(pickle.dumps(layer))
     else:
         twin = layer_of("alpha", "plane")
         twin.load_state_dict(layer.state_dict())
@@ -263,6 +266,24 @@ def test_strategies_by_their_cost():
     chosen = [cheapest(Work(10**8, 0, k, None, parts=9), device) for k in (5, 500)]
     assert chosen == ["gemm", "shift"]
     assert cheapest(Work(10**8, 0, 500, None, parts=10**6), device) == "gemm"
+
+
+@pytest.mark.slow
+def test_compiled():
+    layer = layer_of("double", "plane, in groups", "shift", capturable=True)
+    x = sequence("plane, in groups")
+    with pytest.raises(ValueError, match="set batchsz and size, which clears"):
+        layer(x)
+    layer.batchsz, layer.size = BATCH, x.shape[3:]
+    eager = copy.deepcopy(layer)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for part in (x[:3], x[3]):
+        y, wanted = compiled(part), eager(part)
+        found = gradients(y, list(layer.parameters()))
+        assert_same([y, *found], [wanted, *gradients(wanted, list(eager.parameters()))])
+        layer.detach_state()
+        eager.detach_state()
 
 
 def test_delays_are_rounded_and_clamped():

@@ -21,6 +21,8 @@ from torch import nn
 import tritonsyn
 from tritonsyn import (
     BackendError,
+    DelayedConv1d,
+    DelayedConv2d,
     DelayedLinear,
     RecordTensor,
     functional,
@@ -146,6 +148,13 @@ def a_layer():
     return layer
 
 
+def a_convolution():
+    physics = CLASSES["single"].partialconstructor(1.0, 5.0)
+    layer = DelayedConv1d(3, 2, 2, 1.0, synapse=physics, delay=2.0)
+    layer(torch.rand(2, 3, 4))
+    return layer
+
+
 def setter(name):
     return lambda module, value: setattr(module, name, value)
 
@@ -240,6 +249,11 @@ def entries():
             weight_init=None, bias_init=None, delay_init=None, device=None, dtype=None,
             strategy="auto", capturable=False, backend=None,
         ),
+        **of_function(
+            DelayedConv2d, in_channels=2, out_channels=4, kernel_size=2, step_time=1.0, delay=2.0,
+            synapse=CLASSES["single"].partialconstructor(1.0, 5.0), stride=1, padding=0, dilation=1,
+            groups=1, padding_mode="zeros", delays="connection", strategy="auto",
+        ),
         **of_function(tritonsyn.set_backend, name="auto"),
         **of_function(init.constant, value=1.0),
         **of_function(init.uniform, low=0.0, high=5.0),
@@ -275,6 +289,11 @@ def entries():
         found[f"record {what}"] = a_record, call, what.split()[-1]
     for name in ("max_delay", "dt", "batchsz", "backend"):
         found[f"layer set {name}"] = a_layer, setter(name), name.removeprefix("max_")
+    for name in ("size", "batchsz", "strategy"):
+        found[f"convolution set {name}"] = a_convolution, setter(name), name
+    found["convolution forward"] = a_convolution, lambda layer, value: layer(value), "x"
+    found["convolution scan"] = a_convolution, lambda layer, value: layer.scan(value), "x"
+    found["convolution clear"] = a_convolution, lambda layer, value: layer.clear(value), "mask"
     found["layer forward"] = a_layer, lambda layer, value: layer(value), "x"
     found["layer scan"] = a_layer, lambda layer, value: layer.scan(value), "x"
     return found

@@ -144,6 +144,7 @@ class _DelayedConv(DelayedProjection):
         self._rest(checks.positive_integer("batchsz", value), self._size)
 
     def _rest(self, batch: int, size: tuple[int, ...]) -> None:
+        checks.check_count("batchsz times size", (batch, *size))
         self.synapse.batchsz = batch * math.prod(size)
         self._size = size
 
@@ -252,7 +253,7 @@ class _DelayedConv(DelayedProjection):
             raise checks.misshapen("x", x, f"({step}), or (T, {step}) for a sequence")
         size = tuple(x.shape[-axes:])
         windows = self._windows(size)
-        if any(n < 1 for n in size) or any(map(int.__gt__, windows.span, windows.padded)):
+        if min(*size, *windows.positions) < 1:
             raise ValueError(
                 f"x has a size of {size}, with padding {windows.padded}, but kernel_size "
                 f"{self.kernel_size} with dilation {self.dilation} needs at least {windows.span}"
@@ -283,7 +284,7 @@ class _DelayedConv(DelayedProjection):
         self._follow(rows.shape[0])
         synapse.step(rows, coefficients, self.backend)
         delayed = synapse.delayed(self._delay_of_inputs()).unsqueeze(0)
-        return self._convolved(delayed, self._windows(self._size)).squeeze(0)
+        return ops.convolve_rows(delayed, self.weight, self._windows(self._size)).squeeze(0)
 
     def _projection(self, rows: Tensor | PackedSpikes, coefficients: Coefficients) -> Projection:
         windows = self._windows(self._coming[1:])
@@ -293,19 +294,11 @@ class _DelayedConv(DelayedProjection):
             return partial(ops.project_windows, taps=taps, **how)
         times, rule = self._delay_of_inputs(), self.synapse.delay_rule()
         connections = ops.Shared(self.weight, times, coefficients.rates, rule, True)
-
-        def project(run: ops.Run) -> tuple[Tensor, ops.End]:
-            delayed, end = ops.delayed_currents(run, connections)
-            return self._convolved(delayed, windows), end
-
-        return project
+        return partial(ops.project_windows_shared, connections=connections, windows=windows)
 
     def _delay_of_inputs(self) -> Tensor:
         delay = self.delay.clamp(min=self._min_delay) if self._min_delay else self.delay
         return delay.unsqueeze(0)
-
-    def _convolved(self, delayed: Tensor, windows: ops.Windows) -> Tensor:
-        return ops.convolve_rows(delayed, self.weight.to(delayed.dtype), windows)
 
     def _finished(self, y: Tensor) -> Tensor:
         if y.ndim == 3 and not len(y):  # of no step

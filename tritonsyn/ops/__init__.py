@@ -7,7 +7,7 @@ autograd graph if one is recorded.
 from ..values import Ring
 from .common import Home, hold
 from .constants import coefficients
-from .conv import Windows, convolve_rows, project_windows
+from .conv import Windows, convolve_rows, project_windows, project_windows_shared
 from .delayed import End, Past, Run, choose, project_sequence
 from .filter import filtered, gaussian_weights
 from .projection import project_step
@@ -16,7 +16,7 @@ from .record import PushPlan, blank, push, push_again, read, row_slots, write_ro
 from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
-from .shared import Shared, delayed_currents, product, project_shared, shared
+from .shared import Shared, product, project_shared, shared
 from .step import StepPlan, step, step_again
 from .tape import Tape
 from .taps import Taps, taps
@@ -40,7 +40,6 @@ __all__ = [
     "choose",
     "coefficients",
     "convolve_rows",
-    "delayed_currents",
     "extend_ring",
     "filtered",
     "gaussian_weights",
@@ -51,6 +50,7 @@ __all__ = [
     "project_shared",
     "project_step",
     "project_windows",
+    "project_windows_shared",
     "push",
     "push_again",
     "read",

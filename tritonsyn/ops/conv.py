@@ -18,6 +18,7 @@ from .common import chained, first_order, keep, kept
 from .delayed import End, Run
 from .operator import operator
 from .projection import Way, project_component, project_component_backward, total, way_of
+from .shared import Shared, delayed_currents
 from .strategy import Work, cheapest
 from .taps import Taps
 
@@ -78,18 +79,27 @@ def convolve(x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
 
 
 def convolve_rows(rows: Tensor, weight: Tensor, windows: Windows) -> Tensor:
-    """The same of rows ``[T, B * positions, C]``: ``[T, B, O, *positions]``."""
+    """The same of rows ``[T, B * positions, C]``, in their dtype: ``[T, B, O, *positions]``."""
     steps = rows.shape[0]
     x = rows.reshape(-1, *windows.size, rows.shape[-1]).movedim(-1, 1)
-    return convolve(x, weight, windows).unflatten(0, (steps, -1))
+    return convolve(x, weight.to(x.dtype), windows).unflatten(0, (steps, -1))
+
+
+def project_windows_shared(run: Run, connections: Shared, windows: Windows) -> tuple[Tensor, End]:
+    """What the windows give after each step, ``[T, B, O, *positions]``, and the end of the run.
+
+    ``run.x [T, B * positions, C]``, its channels last; each channel has one delay.
+    """
+    delayed, end = delayed_currents(run, connections)
+    return convolve_rows(delayed, connections.weight, windows), end
 
 
 def project_windows(run: Run, taps: Taps, windows: Windows, *, strategy: str) -> tuple[Tensor, End]:
-    """What the windows give after each step, ``[T, B, O, *positions]``, and the end of the run.
+    """The same where each connection has a delay, in the dtype of the weights.
 
-    ``run.x [T, B * positions, C]``, its channels last. ``taps [O / groups, C * places]``: row r is
+    ``taps [O / groups, C * places]``: row r is
     that of the r-th output of each group, so that each input has its own column; places are those
-    of the kernel. In the dtype of the weights.
+    of the kernel.
     """
     before, (sequences, end) = run.before(), run.scanned()
     if before is not None:
