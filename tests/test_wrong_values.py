@@ -278,6 +278,7 @@ def entries():
         calls["forward"] = "x", lambda s, v: s(v)
         calls["forward backend"] = "backend", lambda s, v: s(X, backend=v)
         calls["scan"] = "x", lambda s, v: s.scan(v)
+        calls["scan lengths"] = "lengths", lambda s, v: s.scan(X.unsqueeze(0), v)
         calls["advance"] = "x", lambda s, v: s.advance(v)
         calls["scan_at"] = "selector", lambda s, v: s.scan_at(X.unsqueeze(0), v)
         calls["clear"] = "mask", lambda s, v: s.clear(v)
@@ -295,6 +296,7 @@ def entries():
     found["convolution scan"] = a_convolution, lambda layer, value: layer.scan(value), "x"
     found["convolution clear"] = a_convolution, lambda layer, value: layer.clear(value), "mask"
     found["layer forward"] = a_layer, lambda layer, value: layer(value), "x"
+    found["layer scan lengths"] = a_layer, lambda m, v: m.scan(X.unsqueeze(0), v), "lengths"
     found["layer scan"] = a_layer, lambda layer, value: layer.scan(value), "x"
     return found
 

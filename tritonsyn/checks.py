@@ -260,6 +260,36 @@ def check_mask(mask: object, batch: int, device: torch.device) -> Tensor:
     return check_input("mask", mask, (batch,), device)
 
 
+def bounded_integer(name: str, value: object, most: int) -> int:
+    """A whole number in 0 to ``most``."""
+    number = integer(name, value)
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} must be in 0 to {most}, but one is {shown(number)}")
+    return number
+
+
+def check_lengths(lengths: object, steps: int, batch: int, device: torch.device) -> Tensor:
+    """Steps of each sample: integers ``[B]`` in 0 to ``steps``, int64 on the device.
+
+    The values of a tensor on a GPU are not read but bounded.
+    """
+    if not isinstance(lengths, Tensor):
+        if isinstance(lengths, str) or not isinstance(lengths, Sequence):
+            raise TypeError(f"lengths must be integers, one a sample, but is {shown(lengths)}")
+        given = [bounded_integer("lengths", length, steps) for length in lengths]
+        lengths = torch.tensor(given, dtype=torch.int64, device="cpu")
+    elif not _is_dense(lengths) or lengths.dtype not in _INTEGERS:
+        raise TypeError(f"lengths must be dense and integer, but is {_kind(lengths)}")
+    if tuple(lengths.shape) != (batch,):
+        raise misshapen("lengths", lengths, f"({batch},), one for each sample")
+    if lengths.device.type != "cpu":
+        check_device("lengths", lengths, device)
+    elif not torch.compiler.is_compiling():
+        for length in lengths.tolist():
+            bounded_integer("lengths", length, steps)
+    return lengths.to(device, torch.int64).clamp(0, steps)
+
+
 def rounded(value: Constant, dtype: torch.dtype) -> Constant:
     """The constant as float64 or float32 holds it."""
     if isinstance(value, Tensor):

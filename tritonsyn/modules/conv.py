@@ -268,10 +268,13 @@ class _DelayedConv(DelayedProjection):
     def _planned(self, rows: Any, call: Callable[[Any], Tensor]) -> Tensor:
         return call(rows)  # which is not launches only
 
-    def _scan(self, x: Any) -> Tensor:
+    def _samples(self, rows: Tensor | PackedSpikes) -> int:
+        return self._coming[0]
+
+    def _scan(self, x: Any, lengths: Any = None) -> Tensor:
         if getattr(x, "ndim", 0) == self.step_axes:
             raise ValueError("x is the input of one step, but scan takes a sequence, time first")
-        return super()._scan(x)
+        return super()._scan(x, lengths)
 
     def _step(self, rows: Any) -> Tensor:
         if self._delays == "connection":

@@ -283,12 +283,16 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         decays = coefficients.dynamics.decays
         return ops.choose(self.strategy, rows.unsqueeze(0), *sizes, decays, at_rest=False)
 
-    def scan(self, x: Tensor | PackedSpikes) -> Tensor:
+    def scan(
+        self, x: Tensor | PackedSpikes, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
         """Advances by T steps at once; equals T calls of :meth:`forward`, in values and in state.
 
         Args:
             x: input ``[T, B, in]``, as for :meth:`forward`, or the same as
                 :class:`~tritonsyn.functional.PackedSpikes`. T may be 0.
+            lengths: steps of each sample, integers ``[B]`` in 0 to T: its state is then that at its
+                own end, and its outputs after that are zero, the bias included.
 
         Returns:
             ``[T, B, out]`` in the dtype of the records.
@@ -298,7 +302,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
                 take this input. The state is as before.
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
-        return self(x, _run=self._scan)
+        return self(x, _run=lambda x: self._scan(x, lengths))
 
     def unrolled(self, steps: int) -> AbstractContextManager["DelayedProjection"]:
         """Within the block each call of the layer is a step on a tape: for recurrent networks.
@@ -376,11 +380,23 @@ class DelayedProjection(LearnedDelays, TakesSequences):
             )
         return self._unrolling.steps(rows)
 
-    def _scan(self, x: Any) -> Tensor:
+    def _scan(self, x: Any, lengths: Any = None) -> Tensor:
         rows = self._lowered(x)
-        return self._finished(self._planned(rows, self._sequence))
+        if lengths is None:
+            return self._finished(self._planned(rows, self._sequence))
+        self.synapse.check_sequence(rows)
+        samples = self._samples(rows)
+        lengths = checks.check_lengths(lengths, rows.shape[0], samples, rows.device)
+        y = self._sequence(rows, lengths=lengths.repeat_interleave(rows.shape[1] // samples))
+        return ops.silenced(self._finished(y), lengths)
 
-    def _sequence(self, rows: Any, coefficients: Coefficients | None = None) -> Tensor:
+    def _samples(self, rows: Tensor | PackedSpikes) -> int:
+        """How many samples there are in rows of the synapses' batch, one after the other."""
+        return rows.shape[1]
+
+    def _sequence(
+        self, rows: Any, coefficients: Coefficients | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         synapse = self.synapse
         synapse.check_at_home()
         synapse.check_sequence(rows)
@@ -390,7 +406,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         self._follow(rows.shape[1])
         if rows.shape[0] == 0:
             return self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0])
-        return synapse.scan_projected(rows, coefficients, project)
+        return synapse.scan_projected(rows, coefficients, project, lengths)
 
     def _projection(self, rows: Tensor | PackedSpikes, coefficients: Coefficients) -> Projection:
         """How the present connections project a sequence like this one."""

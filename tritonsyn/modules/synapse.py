@@ -374,7 +374,9 @@ class ExponentialCurrent(Group):
             for record in (*components, self.spike_):
                 record.advance(steps)
 
-    def scan(self, x: Tensor | PackedSpikes) -> Tensor:
+    def scan(
+        self, x: Tensor | PackedSpikes, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
         """Advances by T steps at once.
 
         The records, the pointer and the present values are afterwards as after T calls of
@@ -383,6 +385,9 @@ class ExponentialCurrent(Group):
         Args:
             x: input ``[T, B, *shape]``, as for :meth:`forward`, or the same as
                 :class:`~tritonsyn.functional.PackedSpikes`. T may be 0.
+            lengths: steps of each sample, integers ``[B]`` in 0 to T: its state is then that at its
+                own end, as if it had run alone, and its currents after that are zero, without
+                gradients. Of a tensor on a GPU the values are not checked but bounded.
 
         Returns:
             The current after each step, ``[T, B, *shape]`` in nA, in the records' dtype.
@@ -391,6 +396,8 @@ class ExponentialCurrent(Group):
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
+        if lengths is not None:
+            return self(x, _run=lambda x: self._scan_until(x, lengths))
         return self(x, _run=lambda x: self._scan(x, self._backend))
 
     def _scan(self, x: Tensor | PackedSpikes, backend: str | None) -> Tensor:
@@ -402,6 +409,22 @@ class ExponentialCurrent(Group):
             self._plan("scan", x, lambda: self._planned_scan(x))
         return currents
 
+    def _scan_until(self, x: Tensor | PackedSpikes, lengths: Any) -> Tensor:
+        """A scan in which each sample ends after steps of its own."""
+        self.check_sequence(x)
+        lengths = checks.check_lengths(lengths, x.shape[0], x.shape[1], self._spikes.device)
+        if not x.shape[0]:
+            return self._scan(x, self._backend)
+        with recorded_unless(self._inplace):
+            coefficients, arrivals = self.coefficients(), self._arrivals()
+            self.follow(x.shape[1], self._backend)
+            run = self._run(x, coefficients).until(lengths)
+            # So that currents are rounded once.
+            states, end = run._replace(dtype=self._arithmetic()).scanned()
+            self._take(end, x.shape[0], arrivals)
+            currents = coefficients.dynamics.current(states).to(run.dtype)
+            return ops.silenced(currents, lengths).view(x.shape)
+
     def _planned_scan(self, x: Tensor) -> ops.ScanPlan | None:
         """The next scan, prepared for an input of this kind; None where that cannot be done."""
         coefficients = self._fixed
@@ -411,8 +434,13 @@ class ExponentialCurrent(Group):
         how: dict[str, Any] = {"dtype": ring.components[0].dtype, "backend": self._backend}
         return ops.scan_ring_again(x, ring, coefficients.dynamics, home, **how)
 
-    def advance(self, x: Tensor | PackedSpikes) -> None:
-        """Advances as :meth:`scan` does, for the state alone: no currents are written."""
+    def advance(
+        self, x: Tensor | PackedSpikes, lengths: Tensor | Sequence[int] | None = None
+    ) -> None:
+        """Advances as :meth:`scan` does, for the state alone: no currents are returned."""
+        if lengths is not None:
+            self.scan(x, lengths)
+            return
         self(x, _run=lambda x: self._advanced(x, self._backend, wanted=False))
 
     def _advanced(self, x: Tensor | PackedSpikes, backend: str | None, wanted: bool) -> Any:
@@ -432,7 +460,11 @@ class ExponentialCurrent(Group):
         return y
 
     def scan_at(
-        self, x: Tensor | PackedSpikes, selector: Tensor | float, per_step: bool = False
+        self,
+        x: Tensor | PackedSpikes,
+        selector: Tensor | float,
+        per_step: bool = False,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A scan, and what :meth:`current_at` would have read after each of its steps.
 
@@ -441,21 +473,24 @@ class ExponentialCurrent(Group):
             selector: times in ms, the same at each step, as for :meth:`current_at`.
             per_step: the times of step t are ``selector[t]``, of all those shapes; so the selector
                 is a tensor ``[T, ...]``.
+            lengths: as for :meth:`scan`; what is read after the end is zero, too.
 
         Returns:
             ``(currents, delayed)``: ``[T, B, *shape]``, and ``[T, B, *shape]`` or
             ``[T, B, *shape, D]``, both in nA.
         """
         per_step = checks.flag("per_step", per_step)
-        return self(x, _run=lambda x: self._scan_at(x, selector, per_step))
+        return self(x, _run=lambda x: self._scan_at(x, selector, per_step, lengths))
 
     def _scan_at(
-        self, x: Tensor | PackedSpikes, selector: Tensor | float, per_step: bool
+        self, x: Tensor | PackedSpikes, selector: Tensor | float, per_step: bool, lengths: Any
     ) -> tuple[Tensor, Tensor]:
         self.check_sequence(x)
         steps, *size = x.shape
         how = self._spikes.device, self._arithmetic(), steps if per_step else None
         sel = check_selector("selector", selector, size, *how)
+        if lengths is not None:
+            lengths = checks.check_lengths(lengths, steps, size[0], self._spikes.device)
         coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
         self.follow(size[0], self._backend)
         if steps == 0:
@@ -463,13 +498,17 @@ class ExponentialCurrent(Group):
             return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 + per_step :])
         with recorded_unless(self._inplace):
             run = self._run(x, coefficients)
+            run = run if lengths is None else run.until(lengths)
             flat, state = run.components()
             self._take(state, steps, self._arrivals())
         sequences = [sequence.view(-1, *self.batchedshape) for sequence in flat]
         operands = (sequences, sel, coefficients.rates, rule, steps)
         delayed = ops.select_scan(*operands, per_step=per_step, backend=self._backend)
         states = [sequence[run.slots - 1 :] for sequence in sequences]
-        return coefficients.dynamics.current(states), delayed
+        current = coefficients.dynamics.current(states)
+        if lengths is None:
+            return current, delayed
+        return ops.silenced(current, lengths), ops.silenced(delayed, lengths)
 
     def unrolled(
         self, steps: int, selector: Tensor | float
@@ -542,13 +581,18 @@ class ExponentialCurrent(Group):
         return self._read("delayed", self.component_records(), rates, selector, rule)
 
     def scan_projected(
-        self, x: Tensor | PackedSpikes, coefficients: Coefficients, project: Projection
+        self,
+        x: Tensor | PackedSpikes,
+        coefficients: Coefficients,
+        project: Projection,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """A scan of a sequence, T >= 1, and what a layer makes of it.
 
         For layers, which have checked the sequence.
         """
         run = self._run(x, coefficients)
+        run = run if lengths is None else run.until(lengths)
         y, state = project(run.detached() if self._inplace else run)
         self._take(state, x.shape[0], self._arrivals())
         return y

@@ -10,6 +10,7 @@ from .constants import coefficients
 from .conv import Windows, convolve_rows, project_windows, project_windows_shared
 from .delayed import End, Past, Run, choose, project_sequence
 from .filter import filtered, gaussian_weights
+from .lengths import silenced
 from .projection import project_step
 from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
 from .record import PushPlan, blank, push, push_again, read, row_slots, write_rows
@@ -64,6 +65,7 @@ __all__ = [
     "select_again",
     "select_scan",
     "shared",
+    "silenced",
     "step",
     "step_again",
     "taps",

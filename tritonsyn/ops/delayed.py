@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..values import Dynamics, PackedSpikes, Ring, SpikeTrains, data_of, dense, readable
+from .lengths import input_until, last_rows, last_spikes_of_each
 from .lines import scan_project, takes_lines
 from .projection import component, project, total, way_of
 from .ring import detached_ring, extend_ring, last_spikes
@@ -50,6 +51,13 @@ class Run(NamedTuple):
     backend: str | None = None
     ring: Ring | None = None
     """Where the sequence starts and ends, if that is not in tensors of its own."""
+    lengths: Tensor | None = None
+    """Steps of each sample ``[B]``, whose state is then that at its own end; None: all of them.
+    There has to be a ring."""
+
+    def until(self, lengths: Tensor) -> "Run":
+        """The same, of which each sample ends after so many steps."""
+        return self._replace(x=input_until(self.x, lengths), lengths=lengths)
 
     @property
     def last(self) -> int:
@@ -77,6 +85,9 @@ class Run(NamedTuple):
 
     def scanned(self) -> tuple[list[Tensor], End]:
         """The states ``[T, B, N]``, and the end of the sequence."""
+        if self.lengths is not None:
+            exact = self._exact()
+            return [state.to(self.dtype) for state in exact], self._ended_at(exact, self.lengths)
         if self.ring is not None and self.dynamics.states == 1:
             y, state = self._in_ring(self.ring, self.dtype)
             assert y is not None
@@ -94,10 +105,30 @@ class Run(NamedTuple):
 
     def ended(self) -> End:
         """The end of the sequence alone."""
+        if self.lengths is not None:
+            return self._ended_at(self._exact(), self.lengths)
         if self.ring is not None:
             return self._in_ring(self.ring, None)[1]
         how: dict[str, Any] = {"last": self.last, "dtype": None, "backend": self.backend}
         return scan(self.x, self.dynamics, self.starts, **how)[1]
+
+    def _exact(self) -> list[Tensor]:
+        """The states ``[T, B, N]`` in the dtype of the arithmetic."""
+        run = self._replace(dtype=self.dynamics.gain.dtype, ring=None, lengths=None)
+        return run.scanned()[0]
+
+    def _ended_at(self, states: Sequence[Tensor], lengths: Tensor) -> End:
+        """The state of the ring, with each sample as it was at its own end."""
+        assert self.ring is not None
+        at_rest, tails = self.past is None, []
+        for i, state in enumerate(states):
+            history = None
+            if self.past is not None:
+                older, newest = self.past.histories[i][:-1], self.past.newest[i]
+                history = torch.cat((older.to(state.dtype), newest.unsqueeze(0)))
+            tails.append(last_rows(state, lengths, self.slots, history))
+        spikes = last_spikes_of_each(self.x, lengths, self.ring, at_rest)
+        return extend_ring(self.ring, spikes, self.x.shape[0], tails)
 
     def _in_ring(self, ring: Ring, dtype: torch.dtype | None) -> tuple[Tensor | None, End]:
         how: dict[str, Any] = {"at_rest": self.past is None, "backend": self.backend}
@@ -122,7 +153,7 @@ def project_sequence(run: Run, taps: Taps, *, strategy: str) -> tuple[Tensor, En
     """The projection after each step, ``[T, B, O]`` in the dtype of the weights, and the end of the
     sequence.
     """
-    x, dynamics, past, slots, _, backend, _ = run
+    x, dynamics, past, slots, _, backend, *_ = run
     outputs, at_rest = taps.back.shape[0], past is None
     chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)
     if chosen in ("bits", "events"):
@@ -138,7 +169,7 @@ def project_sequence(run: Run, taps: Taps, *, strategy: str) -> tuple[Tensor, En
 def _project_lines(run: Run, taps: Taps) -> tuple[Tensor, End]:
     """The same by shifted sums, with the currents in lines."""
     pasts: Sequence[Tensor | None] = run.before() or [None] * len(taps.weights)
-    own = run.dynamics.states == 1
+    own = run.dynamics.states == 1 and run.lengths is None
     how: dict[str, Any] = {"dtype": run.dtype, "backend": run.backend}
     how |= {"last": run.last, "ring": run.ring if own else None}
     parts: list[Tensor] = []
@@ -180,7 +211,7 @@ def _project_spikes(run: Run, taps: Taps, strategy: str) -> Tensor:
     With one time constant for the group, which 0-d decays are, delaying and filtering commute: the
     spikes arrive at the outputs, and are filtered there.
     """
-    x, dynamics, past, slots, _, backend, _ = run
+    x, dynamics, past, slots, _, backend, *_ = run
     spikes: PackedSpikes | SpikeTrains
     if strategy == "bits":
         spikes = pack_trains(x, slots, backend=backend)

@@ -78,4 +78,4 @@ def _at_outputs(run: Run, weight: Tensor) -> Run:
         states = [past.histories, past.newest]
         past = Past(*([product(t.to(dtype), weight) for t in tensors] for tensors in states))
     dynamics = run.dynamics._replace(gain=unit)
-    return run._replace(x=x, dynamics=dynamics, past=past, dtype=dtype, ring=None)
+    return run._replace(x=x, dynamics=dynamics, past=past, dtype=dtype, ring=None, lengths=None)
