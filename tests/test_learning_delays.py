@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from synapses import CLASSES, PHYSICS, every_kind, make
+from synapses import CLASSES, PHYSICS, every_kind, interpreted, make
 from torch.nn.utils import parametrize
 
 from tritonsyn import DelayedLinear, init, regularizers
@@ -146,3 +146,106 @@ def test_penalties_pull_where_they_are_said_to():
     assert steps.item() == pytest.approx((0.5 + 0 + 1 + 0.5) / 4)
     (slope,) = torch.autograd.grad(steps, delay)
     assert slope[0, 0] > 0 > slope[1, 1] and abs(slope[0, 1]) < 1e-12  # down to 0, up to 8
+
+
+# -- the spread --------------------------------------------------------------------------------
+
+
+def smoothed(layer, x, dy, width):
+    """The gradient of delays by autograd: currents shifted by a small time, linear between their
+    observations and constant at the ends, and averaged by a Gaussian."""
+    twin, slots = copy.deepcopy(layer), layer.synapse.spike_.recordsz
+    twin.clear()
+    rest = x.new_zeros(slots - 1, *x.shape[1:])
+    currents = twin.synapse.scan(torch.cat((rest, x))).detach()[-len(dy) - slots + 1 :]
+    weight, delay = layer.weight.detach(), layer._delays_of_taps(layer.delay).detach()
+    delay = delay.expand(weight.shape).clone()
+    back = (delay.clamp(0, layer.max_delay) / layer.dt - 1e-9).ceil().long().clamp(min=1)
+    shift = torch.zeros_like(delay, requires_grad=True)
+    reach = min(math.ceil(4 * width / layer.dt), len(currents))
+    offsets = torch.arange(-reach, reach + 1)
+    gaussian = (-0.5 * (offsets.to(F64) * layer.dt / width) ** 2).exp()
+    gaussian /= gaussian.sum()
+    steps = torch.arange(slots - 1, len(currents)).view(-1, 1, 1, 1)
+    rows = steps - back.unsqueeze(-1) + offsets
+    inputs = torch.arange(weight.shape[1]).view(1, 1, -1, 1)
+    first, second = (
+        currents.movedim(1, -1)[(rows + i).clamp(0, len(currents) - 1), inputs] for i in (0, 1)
+    )
+    read = first - (second - first) * (shift / layer.dt).view(*shift.shape, 1, 1)
+    y = torch.einsum("oi,toijb,j->tbo", weight, read, gaussian)
+    (found,) = torch.autograd.grad(y, shift, dy)
+    within = (delay >= 0) & (delay <= layer.max_delay)
+    return torch.where(within, found, 0.0).sum_to_size(layer._delays_of_taps(layer.delay).shape)
+
+
+@every_kind
+@pytest.mark.parametrize("delays", ["connection", "input", "output"])
+def test_a_spread_is_the_slope_of_smoothed_currents(device, each_backend, kind, delays):
+    """By every strategy, and on a tape; values and all other gradients are the exact ones."""
+    if interpreted() and (kind, delays) != ("single", "connection"):
+        pytest.skip("the kernels see the same")
+    torch.manual_seed(0)
+    options = {"delay_init": init.uniform(-1.0, 13.0), "dtype": F64, "device": device}
+    layer = layer_of(kind, delays=delays, batch_size=2, **options)
+    with torch.no_grad():
+        layer.delay.view(-1)[:3] = torch.tensor([0.0, 3.0, LONGEST], dtype=F64)
+    steps = 3 if interpreted() else 9
+    x = (torch.rand(steps, 2, 4) < 0.4).to(device)
+    dy = torch.randn(steps, 2, 3, dtype=F64).to(device)
+    exact = layer.scan(x)
+    width = 0.4 if delays == "output" else 3.0
+    wanted = gradients(layer, exact, dy) | {"delay": smoothed(layer, x, dy, width)}
+    layer.spread = width
+    for strategy in ("shift",) if interpreted() else ("shift", "gemm", "bits", "events", "auto"):
+        layer.clear()
+        layer.strategy = strategy
+        y = layer.scan(x)
+        torch.testing.assert_close([y, gradients(layer, y, dy)], [exact, wanted], **EXACTLY)
+    layer.clear()
+    with layer.unrolled(12):
+        y = torch.stack([layer(row) for row in x])
+    torch.testing.assert_close([y, gradients(layer, y, dy)], [exact, wanted], **EXACTLY)
+    layer.detach_state()
+    found = gradients(layer, layer.scan(x), dy)["delay"]  # what came before is seen too
+    wanted = smoothed(layer, torch.cat((x, x)), dy, width)
+    torch.testing.assert_close(found, wanted, **EXACTLY)
+
+
+EXACTLY = {"rtol": 0, "atol": 1e-12}
+
+
+def gradients(layer, y, dy):
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    found = dict(zip(names, torch.autograd.grad(y, parameters, dy), strict=True))
+    return found | {"delay": layer._delays_of_taps(found["delay"])}
+
+
+def test_a_spread_in_blocks_of_steps_is_that_in_single_steps():
+    """But at the end, where blocks know outputs of which the inputs are still to come."""
+    torch.manual_seed(0)
+    layer = layer_of("double", dtype=F64, min_delay=2.0, spread=0.2)
+    x, dy = torch.rand(9, 1, 4) < 0.4, torch.zeros(9, 1, 3, dtype=F64)
+    dy[:5] = 1.0
+    with layer.unrolled(9):
+        steps = torch.stack([layer(row) for row in x])
+    layer.clear()
+    with layer.unrolled(9):
+        rows = torch.cat((torch.zeros(2, 1, 4, dtype=torch.bool), x))[:9]
+        blocks = torch.cat([layer.ahead(three) for three in rows.split(3)])
+    torch.testing.assert_close(blocks, steps, **EXACTLY)
+    found, wanted = (gradients(layer, y, dy) for y in (blocks, steps))
+    torch.testing.assert_close(found, wanted, **EXACTLY)
+
+
+def test_a_single_step_has_no_spread():
+    layer = layer_of(spread=2.0, delay_init=init.constant(3.0))
+    before = layer.state_dict()["synapse.current_.pointer"].clone()
+    with pytest.raises(RuntimeError, match=r"spread=2.0 looks at the steps around a delay"):
+        layer(torch.ones(1, 4))
+    assert torch.equal(layer.state_dict()["synapse.current_.pointer"], before)
+    with torch.no_grad():
+        assert not layer(torch.ones(1, 4)).any()
+    layer.delay.requires_grad_(False)
+    layer(torch.ones(1, 4)).sum().backward()
+    assert layer.weight.grad is not None

@@ -247,7 +247,7 @@ def entries():
             DelayedLinear, in_features=3, out_features=2, step_time=1.0, delay=2.0, bias=True,
             synapse=CLASSES["single"].partialconstructor(1.0, 5.0), batch_size=1,
             weight_init=None, bias_init=None, delay_init=None, device=None, dtype=None,
-            strategy="auto", capturable=False, backend=None,
+            strategy="auto", spread=0.0, capturable=False, backend=None,
         ),
         **of_function(
             DelayedConv2d, in_channels=2, out_channels=4, kernel_size=2, step_time=1.0, delay=2.0,
@@ -288,7 +288,7 @@ def entries():
             found[f"{kind} {what}"] = (lambda kind=kind: a_synapse(kind)), call, name
     for what, call in RECORD_CALLS.items():
         found[f"record {what}"] = a_record, call, what.split()[-1]
-    for name in ("max_delay", "dt", "batchsz", "backend"):
+    for name in ("max_delay", "dt", "batchsz", "backend", "spread"):
         found[f"layer set {name}"] = a_layer, setter(name), name.removeprefix("max_")
     for name in ("size", "batchsz", "strategy"):
         found[f"convolution set {name}"] = a_convolution, setter(name), name

@@ -32,6 +32,13 @@ def _known_strategy(name: str, value: object) -> str:
     return known
 
 
+def _no_spread(name: str, value: object) -> float:
+    number = checks.nonnegative(name, value)
+    if number:
+        raise ValueError(f"{name} must be 0, because it is for dense layers only, but is {number}")
+    return number
+
+
 def _sizes(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
     """One integer for all axes, or one for each."""
     each = [value] * axes if not isinstance(value, Sequence) or isinstance(value, str) else value
@@ -119,6 +126,7 @@ class _DelayedConv(DelayedProjection):
         )
 
     strategy: str = setting("strategy", "How a sequence is computed.", _known_strategy)
+    spread: float = setting("spread", "0: delays get the exact derivative.", _no_spread)
 
     # -- batch and size -----------------------------------------------------------------------
 

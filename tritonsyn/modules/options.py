@@ -51,6 +51,7 @@ class LayerOptions(TypedDict, total=False):
     device: torch.device | str | None
     dtype: torch.dtype | None
     strategy: str
+    spread: float
     capturable: bool
     backend: str | None
 

@@ -50,6 +50,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
     """What may have a delay of its own."""
     step_axes: ClassVar[int] = 2
     """Axes of the input of a step; a sequence has one more."""
+    _spread: float
     synapse: ExponentialCurrent
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -73,12 +74,14 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         strategy: str = "auto",
+        spread: float = 0.0,
         capturable: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         self._strategy = _known_strategy("strategy", strategy)
         self._batch_first = checks.flag("batch_first", batch_first)
+        self.spread = spread
         self._delays = checks.one_of("delays", delays, self.kinds_of_delays)
         if not callable(synapse) or isinstance(synapse, nn.Module | type):
             raise TypeError(
@@ -153,6 +156,11 @@ class DelayedProjection(LearnedDelays, TakesSequences):
     backend: str | None = _of_the_synapse("backend", "As for the synapses.")
     delays: str = setting("delays", "What has a delay of its own.")
     strategy: str = setting("strategy", "How a sequence is computed.", _known_strategy)
+    spread: float = setting(
+        "spread",
+        "How far delays see when they learn, ms; 0 for the exact derivative. Can be set any time.",
+        checks.nonnegative,
+    )
 
     # -- delays -------------------------------------------------------------------------------
 
@@ -161,22 +169,41 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """Whole steps of each delay, int32: ``ceil(delay / dt)``."""
         with torch.no_grad():
             back = self.taps(self.synapse.coefficients()).back
-        rows, columns = self._delays_of_taps().shape
+        rows, columns = self._delays_of_taps(self.delay).shape
         return back[:rows, :columns].reshape(self.delay.shape)
 
     def taps(self, coefficients: Coefficients) -> ops.Taps:
         """The present connections as taps, with these coefficients of the synapse."""
         synapse = self.synapse
         rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
-        weight, delay = self.weight.flatten(1), self._delays_of_taps()
+        weight, delay = self.weight.flatten(1), self._delays_of_taps(self._read_delay())
         how = (coefficients.rates, rule, slots, self._min_delay)
         return ops.taps(weight, delay, *how, backend=self.backend)
 
-    def _delays_of_taps(self) -> Tensor:
+    def _delays_of_taps(self, delay: Tensor) -> Tensor:
         """The delays as ``[O, I]``, or with one row or column where connections share them."""
         if self._delays == "input":
-            return self.delay.unsqueeze(0)
-        return self.delay.flatten(1) if self._delays == "connection" else self.delay.unsqueeze(1)
+            return delay.unsqueeze(0)
+        return delay.flatten(1) if self._delays == "connection" else delay.unsqueeze(1)
+
+    def _read_delay(self) -> Tensor:
+        """The delays as reads take them; without a graph where the spread makes their gradient."""
+        return self.delay.detach() if self._spreads() else self.delay
+
+    def _spreads(self) -> bool:
+        """Whether the spread makes the gradient of the delays."""
+        return self._spread > 0 and torch.is_grad_enabled() and self.delay.requires_grad
+
+    def _spread_delays(self, coefficients: Coefficients) -> ops.Spread | None:
+        """The delays and their connections, where the spread makes their gradient."""
+        if not self._spreads():
+            return None
+        synapse, weight = self.synapse, self.weight.detach().flatten(1)
+        with torch.no_grad():
+            back = self.taps(coefficients).back
+        how = (synapse.delay_rule(), synapse.spike_.recordsz, self._min_delay)
+        delay, width = self._delays_of_taps(self.delay), self._spread
+        return ops.Spread.of(delay, weight, back, width, *how, backend=self.backend)
 
     def _shared(self, coefficients: Coefficients) -> ops.Shared | None:
         """The present connections, if they share delays and make a single dense product.
@@ -185,11 +212,8 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """
         if self._delays == "connection" or self.strategy != "auto":
             return None
-        weight, delay, rule = (
-            self.weight.flatten(1),
-            self._delays_of_taps(),
-            self.synapse.delay_rule(),
-        )
+        weight, rule = self.weight.flatten(1), self.synapse.delay_rule()
+        delay = self._delays_of_taps(self._read_delay())
         return ops.shared(weight, delay, coefficients.rates, rule, self._min_delay)
 
     # -- state --------------------------------------------------------------------------------
@@ -252,6 +276,12 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         synapse.check_at_home()
         rows = synapse.check_step(rows)
         self._check_parameters()
+        if self._spreads():
+            raise RuntimeError(
+                f"spread={self._spread} looks at the steps around a delay, and a single step sees "
+                "none after it: run a sequence, or steps inside of `with layer.unrolled(...)`, or "
+                "set spread = 0. Without gradients single steps run as always"
+            )
         coefficients = synapse.coefficients()
         shared = self._shared(coefficients)
         if shared is not None and shared.by_input:
@@ -337,9 +367,10 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """A tape for a run of so many steps, the first of them with ``x [m, B, I]``."""
         self._check_parameters()
         synapse, coefficients = self.synapse, self.synapse.coefficients()
-        taps = self.taps(coefficients)
+        taps, spread = self.taps(coefficients), self._spread_delays(coefficients)
         self._follow(x.shape[1])
-        return synapse.unroll(x, coefficients, taps, steps, least=self.least_steps)
+        how: dict[str, Any] = {"least": self.least_steps, "spread": spread}
+        return synapse.unroll(x, coefficients, taps, steps, **how)
 
     def ahead(self, z: Tensor) -> Tensor:
         """Several steps at once within :meth:`unrolled`, as many as no connection is faster than.
@@ -403,6 +434,8 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         self._check_parameters()
         coefficients = coefficients or synapse.coefficients()
         project = self._projection(rows, coefficients)
+        if (spread := self._spread_delays(coefficients)) is not None:
+            project = partial(spread.projected, project=project)
         self._follow(rows.shape[1])
         if rows.shape[0] == 0:
             return self.weight.new_empty(0, synapse.batchsz, self.weight.shape[0])

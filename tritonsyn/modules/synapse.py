@@ -606,6 +606,7 @@ class ExponentialCurrent(Group):
         *,
         least: int = 0,
         reads: int | None = None,
+        spread: ops.Spread | None = None,
     ) -> ops.Tape:
         """A tape that goes on from the state, for so many steps from ``x [m, B, *shape]`` on.
 
@@ -615,7 +616,7 @@ class ExponentialCurrent(Group):
         self.check_at_home()
         run = self._run(x, coefficients)
         how: dict[str, Any] = {"least": least, "reads": reads, "graph": not self._inplace}
-        tape = ops.Tape(run, taps, steps, **how)
+        tape = ops.Tape(run, taps, steps, spread=spread, **how)
         self._lend(True)
         return tape
 

@@ -18,6 +18,7 @@ from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
 from .shared import Shared, product, project_shared, shared
+from .spread import Spread
 from .step import StepPlan, step, step_again
 from .tape import Tape
 from .taps import Taps, taps
@@ -32,6 +33,7 @@ __all__ = [
     "ScanPlan",
     "SelectPlan",
     "Shared",
+    "Spread",
     "State",
     "StepPlan",
     "Tape",

@@ -31,6 +31,7 @@ from .common import (
 )
 from .delayed import Run
 from .scan import ScanSettings, input_gradients
+from .spread import Spread
 from .strategy import Work, cheapest
 from .taps import Taps
 
@@ -63,6 +64,8 @@ class Tape:
 
     With ``reads`` the taps ``[reads * D, I]`` are no connections, but each row of them reads each
     synapse: D rows for each of ``reads`` samples, which are 1 or B. The outputs are ``[B, D * I]``.
+
+    With ``spread`` its delays get that gradient.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Tape:
         least: int = 0,
         graph: bool = True,
         reads: int | None = None,
+        spread: Spread | None = None,
     ) -> None:
         run = run if graph else run.detached()
         if least:  # the delay of a NaN counts as 0
@@ -94,8 +98,9 @@ class Tape:
         pasts, starts = run.before(), run.starts
         operands = (*taps.weights, *self.dynamics.constants, *(pasts or ()), *starts)
         self.counts = len(taps.weights), len(self.dynamics.constants), len(pasts or ())
-        self.mode = _mode()
-        self.recorded = chained(data_of(run.x) if graph else None, *operands)
+        self.mode, self.spread = _mode(), spread
+        delay = None if spread is None else spread.delay
+        self.recorded = chained(data_of(run.x) if graph else None, delay, *operands)
         self.learned = any(c.requires_grad for c in self.dynamics.constants)
         self.upstream = self.recorded and any(
             t is not None and t.requires_grad for t in operands[self.counts[0] :]
@@ -112,7 +117,7 @@ class Tape:
         self.adjoints: Sums | None = None
         self.passes: dict[int, _Pass] = {}
         self.zero = torch.zeros((), device=self.device)
-        self.token: Tensor | None = _Begin.apply(self, *operands) if self.recorded else None
+        self.token: Tensor | None = _Begin.apply(self, delay, *operands) if self.recorded else None
 
     def _start(self, start: Tensor | None, synapses: int) -> Tensor:
         """The present value of a state, in memory of its own."""
@@ -283,6 +288,17 @@ class Tape:
             dstarts = [dstart if w else None for dstart, w in zip(found, of_starts, strict=True)]
         return [*dweights, *dconstants, *dpasts, *dstarts]
 
+    def delay_gradient(self) -> Tensor:
+        """That of the delays by their spread."""
+        assert self.spread is not None
+        module, before, now = self.module, self.slots - 1, self.this_pass()
+        states = [module.rows(tape, 0, before + self.done) for tape in self.tapes]
+        currents = self.dynamics.current(states)
+        if self.least:  # outputs that are known before their inputs do not read these
+            currents = torch.cat((currents, currents[-1:].expand(self.least, -1, -1)))
+        dy = module.rows(now.dy, before, self.done + self.least)
+        return self.spread.gradient(dy, currents)
+
     def _strategy(self) -> str:
         connections = self.outputs * self.batch * self.taps.back.numel()
         return cheapest(Work(connections, 0, self.slots, None), self.device)
@@ -326,10 +342,10 @@ def _mode() -> tuple[bool, bool]:
 
 
 class _Begin(torch.autograd.Function):
-    """The token of the first step, of taps, constants, pasts and starts."""
+    """The token of the first step, of delays with a spread, taps, constants, pasts and starts."""
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, tape: Tape, delay: Tensor | None, *tensors: Any) -> Tensor:
         ctx.tape = tape
         starts = tensors[len(tensors) - tape.states :]
         keep(ctx, starts if tape.learned else [None] * len(starts))
@@ -339,7 +355,9 @@ class _Begin(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, dtoken: Tensor) -> tuple[Tensor | None, ...]:
         (starts,) = kept(ctx)
-        return None, *ctx.tape.gradients(ctx.needs_input_grad[1:], starts)
+        wants_delay, *wanted = ctx.needs_input_grad[1:]
+        ddelay = ctx.tape.delay_gradient() if wants_delay else None
+        return None, ddelay, *ctx.tape.gradients(wanted, starts)
 
 
 class _Step(torch.autograd.Function):
