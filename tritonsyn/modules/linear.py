@@ -44,6 +44,11 @@ class DelayedLinear(DelayedProjection):
             ``"bits"`` (a quicker sum of bool or packed input with one time constant), ``"events"``
             (of the same, proportional to the spikes), or ``"auto"``: the one with the lowest
             estimated cost.
+        spread: how far delays see when they learn, ms (:attr:`spread` can be set at any time). 0:
+            their gradient is the exact derivative. Above, it is the slope of the currents smoothed
+            by a Gaussian of this standard deviation, which sees jumps from afar; all values, and
+            all other gradients, stay exact. Then single steps do not train (sequences do, and steps
+            inside of :meth:`unrolled`).
         capturable, backend: as for the synapses.
 
     Attributes:
