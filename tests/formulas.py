@@ -571,7 +571,9 @@ class DelayedLinear:
         self, in_features: int, out_features: int, step_time: float, *, synapse: Any,
         delay: float, weight_init: Any, delay_init: Any, bias: bool = False, bias_init: Any = None,
         batch_size: int = 1, dtype: torch.dtype = torch.float32, strategy: str = "auto",
+        delays: str = "connection",
     ) -> None:  # fmt: skip
+        self.delays = delays
         self.synapse = synapse((in_features,), step_time, delay, batch_size, dtype)
         learned = [weight_init(None), delay_init(None), bias_init(None) if bias else None]
         self.weight, self.delay, self.bias = (
@@ -579,9 +581,17 @@ class DelayedLinear:
         )
 
     def places(self) -> Places:
-        times = Given(self.delay.tensor.detach().mT.unsqueeze(0))
-        times.lanes = self.delay.lanes.mT.unsqueeze(1)
+        times = Given(self.of_connections(self.delay.tensor.detach()).mT.unsqueeze(0))
+        times.lanes = self.of_connections(self.delay.lanes).mT.unsqueeze(1)
         return self.synapse.places(times)
+
+    def of_connections(self, delay: Tensor) -> Tensor:
+        """The delays ``[..., out, in]``, of which some share one."""
+        if self.delays == "input":
+            delay = delay.unsqueeze(-2)
+        elif self.delays == "output":
+            delay = delay.unsqueeze(-1)
+        return delay.expand(*delay.shape[:-2], *self.weight.tensor.shape)
 
     def present(self, places: Places) -> Tensor:
         synapse = self.synapse

@@ -404,12 +404,15 @@ class Maker:
         self.shape = (inputs,)
         self.synapse = "module.synapse"
         physics = ", ".join((*self.physics().values(), *options.values(), str(self.inplace)))
+        delays = {"connection": (outputs, inputs), "input": (inputs,), "output": (outputs,)}
+        kind = self.pick(["connection", *delays])
         arguments = {
             "synapse": f"{self.kind}.partialconstructor({physics})",
             "delay": repr(self.delay),
             "weight_init": "lambda _: "
             + literal(self.numbers((outputs, inputs), -2, 2, torch.float32)),
-            "delay_init": "lambda _: " + literal(self.times((outputs, inputs), self.dtype, False)),
+            "delay_init": "lambda _: " + literal(self.times(delays[kind], self.dtype, False)),
+            "delays": repr(kind),
             "batch_size": self.batch,
             "dtype": self.dtype_name,
             "strategy": repr(self.strategy),

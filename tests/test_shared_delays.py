@@ -120,6 +120,7 @@ def test_what_is_no_single_product_is_computed_for_each_connection():
     found = [shared(weight, by_output, [rate], rule) is not None for rate in rates]
     assert found == [True, False]
     assert shared(weight, uniform(OUTPUTS, INPUTS), rates[:1], rule) is None
+    assert not shared(weight[:1], by_output[:1], rates[:1], rule).by_input  # a single output
 
 
 @BOTH

@@ -35,7 +35,7 @@ def shared(
     They do not where each has a delay of its own, nor where outputs delay inputs of different
     constants.
     """
-    by_input = delay.shape[0] == 1
+    by_input = delay.shape[1] == weight.shape[1]
     if delay.shape == weight.shape or not (by_input or all(not rate.ndim for rate in rates)):
         return None
     delay = delay.clamp(min=lower) if lower > 0.0 else delay
