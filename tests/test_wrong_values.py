@@ -177,6 +177,7 @@ RECORD_CALLS = {
     "extend inplace": lambda r, v: r.extend(X[None], 1, v),
     "history length": lambda r, v: r.history(v), "incr pos": lambda r, v: r.incr(v),
     "decr pos": lambda r, v: r.decr(v), "align index": lambda r, v: r.align(v),
+    "load_state": lambda r, v: r.load_state(v),
     "reset fill": lambda r, v: r.reset(v), "select time": lambda r, v: r.select(v),
     "select interp": lambda r, v: r.select(X, v),
     "select tolerance": lambda r, v: r.select(X, tolerance=v),
@@ -191,7 +192,7 @@ RECORD_CALLS = {
 }  # fmt: skip
 SHOWN = {"latest": "value", "push obs": "value", "write obs": "value", "spike": "value",
          "current": "value", "pos_current": "value", "neg_current": "value", "pointers": "pointer",
-         "spike_pointer": "pointer"}  # fmt: skip
+         "spike_pointer": "pointer", "load_state": "state"}  # fmt: skip
 """What an error calls an argument that has another name below."""
 BOTH = {
     "push record": "value",
@@ -278,6 +279,7 @@ def entries():
         calls["forward"] = "x", lambda s, v: s(v)
         calls["forward backend"] = "backend", lambda s, v: s(X, backend=v)
         calls["scan"] = "x", lambda s, v: s.scan(v)
+        calls["load_state"] = "state", lambda s, v: s.load_state(v)
         calls["scan lengths"] = "lengths", lambda s, v: s.scan(X.unsqueeze(0), v)
         calls["advance"] = "x", lambda s, v: s.advance(v)
         calls["scan_at"] = "selector", lambda s, v: s.scan_at(X.unsqueeze(0), v)

@@ -260,6 +260,34 @@ def check_mask(mask: object, batch: int, device: torch.device) -> Tensor:
     return check_input("mask", mask, (batch,), device)
 
 
+def check_explicit_state(
+    state: object, records: Sequence[tuple[str, torch.Size, torch.dtype]], device: torch.device
+) -> None:
+    """``state`` is a tuple with a tensor for each record, given as name, size and dtype.
+
+    The batch, the second axis, may be of another size, the same in all of them.
+    """
+    names = ", ".join(name for name, _, _ in records)
+    if not isinstance(state, tuple):
+        raise TypeError(f"state must be a tuple of tensors ({names}), but is {shown(state)}")
+    if len(state) != len(records):
+        raise ValueError(f"state must have {len(records)} tensors ({names}), but has {len(state)}")
+    for i, (value, (name, size, dtype)) in enumerate(zip(state, records, strict=True)):
+        label = f"state[{i}] ({name})"
+        value = check_real(label, value)
+        if value.dtype != dtype:
+            raise TypeError(f"{label} must be {dtype}, but is {value.dtype}")
+        given, (slots, _, *inner) = list(value.shape), size
+        if given[:1] + given[2:] != [slots, *inner] or value.ndim < 2 or given[1] < 1:
+            sizes = ", ".join(str(n) for n in (slots, "B", *inner))
+            raise misshapen(label, value, f"({sizes}), the oldest of {slots} observations first")
+        if given[1] != state[0].shape[1]:
+            raise ValueError(
+                f"{label} has a batch of {given[1]}, but state[0] one of {state[0].shape[1]}"
+            )
+        check_device(label, value, device)
+
+
 def bounded_integer(name: str, value: object, most: int) -> int:
     """A whole number in 0 to ``most``."""
     number = integer(name, value)

@@ -178,6 +178,23 @@ class _DelayedConv(DelayedProjection):
             mask = mask.repeat_interleave(math.prod(self._size))
         super().clear(mask, keep_adaptations=keep_adaptations)
 
+    def state(self) -> tuple[Tensor, ...]:
+        """The state of the synapse: of each record ``[K, B, *size, C]``, the channels last."""
+        return tuple([part.unflatten(1, (-1, *self._size)) for part in super().state()])
+
+    def load_state(self, state: tuple[Tensor, ...]) -> None:
+        """Goes on from a copy of what :meth:`state` gave, in its batch and its size."""
+        parts = state if isinstance(state, tuple) else ()
+        sizes = {tuple(getattr(part, "shape", ())[2:-1]) for part in parts}
+        size = next(iter(sizes), ())
+        if len(sizes) != 1 or len(size) != self.axes or 0 in size:
+            raise ValueError(
+                f"state must be a tuple of tensors (K, B, *size, {self.in_channels}) with "
+                f"{self.axes} sizes, but is {checks.shown(state)}"
+            )
+        super().load_state(tuple([part.flatten(1, -2) for part in parts]))
+        self._size = size
+
     # -- delays -------------------------------------------------------------------------------
 
     @property

@@ -154,6 +154,36 @@ class Group(TakesSequences):
     def _forget_arrivals(self) -> None:
         """Counts for pointers on the device begin again, where there are any."""
 
+    def state(self) -> tuple[Tensor, ...]:
+        """The past of the elements, as :meth:`load_state` takes it, here or in a module like this.
+
+        A tensor of each record, ``[K, B, *shape]``, the oldest observation first: no pointer is
+        needed, and states of several samples are joined along the second axis. All are copies,
+        differentiable where a graph is recorded. Floating records in bfloat16 and float16 that
+        synapses go on from are given in float32, the newest observation before it was rounded.
+        """
+        self._check_read()
+        return tuple(
+            [observations for record in self._records() for observations in record.state()]
+        )
+
+    def load_state(self, state: tuple[Tensor, ...]) -> None:
+        """Goes on from a copy of what :meth:`state` gave, bit for bit; the batch becomes its own.
+
+        Gradients flow back to the tensors that have a graph.
+
+        Raises:
+            TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
+            RuntimeError: the state is on a tape, or this is a backward pass.
+        """
+        self._check_run()
+        described = zip(self._record_names(), self._records(), strict=True)
+        wanted = [record.described(name) for name, record in described]
+        checks.check_explicit_state(state, wanted, self._storage.device)
+        for record, observations in zip(self._records(), state, strict=True):
+            record.load(observations)
+        self._forget_arrivals()
+
     def detach_state(self) -> None:
         """Truncates backpropagation here: the state keeps its values and drops its graph."""
         for record in self._records():

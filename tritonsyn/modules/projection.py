@@ -225,6 +225,17 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """Resting state of the synapse; with a bool mask ``[B]``, of these samples only."""
         self.synapse.clear(mask, keep_adaptations=keep_adaptations)
 
+    def state(self) -> tuple[Tensor, ...]:
+        """The state of the synapse: a tensor of each of its records, the last that of the spikes.
+
+        Without that, it is what :func:`tritonsyn.functional.delayed_linear` takes as ``initial``.
+        """
+        return self.synapse.state()
+
+    def load_state(self, state: tuple[Tensor, ...]) -> None:
+        """Goes on from a copy of what :meth:`state` gave; as for the synapse."""
+        self.synapse.load_state(state)
+
     def detach_state(self) -> None:
         """Truncates backpropagation here; the state keeps its values."""
         self.synapse.detach_state()

@@ -642,6 +642,47 @@ class RecordTensor(Stateful):
 
     # -- state --------------------------------------------------------------------------------
 
+    def state(self) -> tuple[Tensor]:
+        """The observations ``[K, *shape]``, the oldest first, in a tuple.
+
+        They are copies, differentiable where a graph is recorded. A record with a :attr:`carry`
+        gives them in float32, the newest as it is carried.
+        """
+        self._check_read()
+        observations = self.history(self.recordsz)
+        if self.carry is not None:
+            older = observations[:-1].to(self.carry.dtype)
+            observations = torch.cat((older, self.carry.unsqueeze(0)))
+        return (observations,)
+
+    def load_state(self, state: tuple[Tensor]) -> None:
+        """Takes over a copy of what :meth:`state` gave, of a batch of any size; the pointer is 0.
+
+        Gradients flow back to its tensor where a graph is recorded.
+
+        Raises:
+            TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
+        """
+        self._check_run()
+        checks.check_explicit_state(state, [self.described("record")], self.storage.device)
+        self.load(*state)
+
+    def described(self, name: str) -> tuple[str, torch.Size, torch.dtype]:
+        """What an explicit state has of this record, under this name."""
+        kept_in = self.storage if self.carry is None else self.carry
+        return name, self.storage.shape, kept_in.dtype
+
+    def load(self, observations: Tensor) -> None:
+        """What :meth:`load_state` does, for callers that have checked that it may be done."""
+        self._move_to(0)
+        present, kept = self.storage, observations.to(self.storage.dtype)
+        linked = present.requires_grad or (kept.requires_grad and torch.is_grad_enabled())
+        if linked or kept.shape != present.shape:
+            self._replace(kept)
+        else:  # which plans and CUDA graphs know
+            unchained(present).copy_(kept)
+        self._carry(observations[-1])
+
     def _parts(self) -> dict[str, Tensor]:
         """The tensors that hold observations: the storage and, if there is one, the carry."""
         parts = {"storage": self.storage, "carry": self.carry}

@@ -250,6 +250,12 @@ class ExponentialCurrent(Group):
         if arrivals is not None:
             arrivals.zero_()
 
+    def load_state(self, state: tuple[Tensor, ...]) -> None:
+        with recorded_unless(self._inplace):
+            super().load_state(state)
+
+    load_state.__doc__ = Group.load_state.__doc__
+
     # -- copies and saved states --------------------------------------------------------------
 
     def _values(self) -> dict[str, Any]:
