@@ -253,11 +253,11 @@ def is_saved_number(saved: object, number: float) -> bool:
     return fits and bool(saved == torch.tensor(number, dtype=saved.dtype, device=saved.device))
 
 
-def check_mask(mask: object, batch: int, device: torch.device) -> Tensor:
-    """``mask`` says of each sample whether it is meant: bool ``[B]``."""
+def check_mask(mask: object, shape: Sequence[int], device: torch.device) -> Tensor:
+    """``mask`` says of each sample, or of each connection, whether it is meant: bool."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, but is {_kind(mask)}")
-    return check_input("mask", mask, (batch,), device)
+    return check_input("mask", mask, shape, device)
 
 
 def check_explicit_state(

@@ -292,15 +292,72 @@ class Rows(NamedTuple):
     """From each row on so many, ``[width * N, B]``."""
 
 
+class Links(NamedTuple):
+    """Which inputs each output reads, where it does not read all: n connections, int64.
+
+    Numbers of connections are in the order of their outputs.
+    """
+
+    places: Tensor
+    """Of each connection in a flat ``[O, I]``, ascending."""
+    outputs: Tensor
+    """Its output."""
+    inputs: Tensor
+    """Its input."""
+    starts: Tensor
+    """``[O + 1]``: the first connection of each output, and n."""
+    order: Tensor
+    """The connections in the order of their inputs."""
+    readers: Tensor
+    """Their outputs in that order."""
+    input_starts: Tensor
+    """``[I + 1]``: where those of each input start in that order, and n."""
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Links":
+        """Those of a bool mask ``[O, I]``; waits for the device."""
+        places = mask.flatten().nonzero().squeeze(1)
+        numbers = mask.flatten().cumsum(0).sub_(1).view(mask.shape).t()
+        readers = mask.t().nonzero()[:, 1]
+        starts = (_starts(mask.sum(axis)) for axis in (1, 0))
+        outputs, inputs = places // mask.shape[1], places % mask.shape[1]
+        order = numbers[mask.t()]
+        return cls(places, outputs, inputs, next(starts), order, readers, next(starts))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(O, I)``."""
+        return self.starts.shape[0] - 1, self.input_starts.shape[0] - 1
+
+    @property
+    def density(self) -> float:
+        """The part of all connections that there are, one of them at least."""
+        return max(self.places.shape[0], 1) / math.prod(self.size)
+
+    def taken(self, dense: Tensor) -> Tensor:
+        """Of ``[O, I]``, or of one row or column for all, what is at the connections, ``[n]``."""
+        return dense.expand(self.size).reshape(-1).index_select(0, self.places)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The inverse: ``[O, I]`` with zeros where there is no connection."""
+        dense = values.new_zeros(math.prod(self.size))
+        return dense.index_copy(0, self.places, values).view(self.size)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    """Where each of so many begins, and where the last ends."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
 class Connections(NamedTuple):
     """Weights and delays of connections, prepared for many shifted sums of one tape."""
 
     table: Any
     """As the implementation reads them."""
     weight: Tensor
-    """``[O, I]``, in the dtype of the arithmetic."""
+    """``[O, I]``, or of links ``[n]``, in the dtype of the arithmetic."""
     back: Tensor
-    """``[O, I]`` int32: steps from ``least`` to ``slots - 1``."""
+    """The same, int32: steps from ``least`` to ``slots - 1``."""
     slots: int
     """K."""
     least: int

@@ -13,7 +13,7 @@ from ..kernels.projection import (
     shift_sum_kernel,
     shift_table_kernel,
 )
-from ..values import WORD, Lines
+from ..values import WORD, Lines, Links
 from .config import LaunchConfig, config_for
 from .launcher import accumulator, launch, packed, sum_of_parts, tiles
 
@@ -132,6 +132,11 @@ def sum_entries(
         dtype=lines.memory.dtype,
         config=config,
     )
+
+
+def in_full(weight: Tensor, back: Tensor, links: Links | None) -> tuple[Tensor, Tensor]:
+    """Weights and steps back ``[O, I]`` of all connections, zeros where there is no link."""
+    return (weight, back) if links is None else (links.spread(weight), links.spread(back))
 
 
 def table(

@@ -4,19 +4,33 @@ import torch
 from torch import Tensor
 
 from ..kernels.projection import shift_step_kernel, temporal_gemm_dot_kernel, temporal_gemm_kernel
-from ..values import WORD, Lines, Slot
+from ..values import WORD, Lines, Links, Slot
 from .config import PASSES
 from .launcher import launch, packed, tiles
-from .lines import Plan, as_lines, lead_of, line_config, room, shift_dot, shift_sum, write_lines
+from .lines import (
+    Plan,
+    as_lines,
+    in_full,
+    lead_of,
+    line_config,
+    room,
+    shift_dot,
+    shift_sum,
+    write_lines,
+)
 
 
 def lines_for(
-    shape: tuple[int, int, int], past: Tensor | None, back: Tensor, slots: int, dtype: torch.dtype
+    shape: tuple[int, int, int, int],
+    past: Tensor | None,
+    slots: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Lines:
-    steps, batch, synapses = shape
+    steps, batch, synapses, outputs = shape
     if past is None:
-        past = torch.empty((0, batch, synapses), dtype=dtype, device=back.device)
-    work, before = (tiles(batch, WORD), synapses, back.shape[0], steps * WORD), past.shape[0]
+        past = torch.empty((0, batch, synapses), dtype=dtype, device=device)
+    work, before = (tiles(batch, WORD), synapses, outputs, steps * WORD), past.shape[0]
     # Of all that reads them.
     kernels = "shift_sum_kernel", "shift_dot_kernel"
     tile = max(line_config(name, work, past, WORD).BLOCK for name in kernels) // WORD
@@ -35,7 +49,9 @@ def project(
     slots: int,
     strategy: str,
     precision: str,
+    links: Links | None = None,
 ) -> Tensor:
+    weight, back = in_full(weight, back, links)
     outputs, inputs = weight.shape
     if isinstance(sequence, Lines):
         size = steps, sequence.batch, outputs
@@ -59,7 +75,10 @@ def project(
     return y
 
 
-def project_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor) -> Tensor:
+def project_step(
+    record: Tensor, pointer: Slot, weight: Tensor, back: Tensor, links: Links | None = None
+) -> Tensor:
+    weight, back = in_full(weight, back, links)
     y = torch.empty((record.shape[1], weight.shape[0]), dtype=weight.dtype, device=weight.device)
     _shift_step(record, pointer, weight, back, y)
     return y
@@ -86,7 +105,10 @@ def project_backward(
     slots: int,
     strategy: str,
     precision: str,
+    links: Links | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
+    if links is not None:
+        weight, back = None if weight is None else links.spread(weight), links.spread(back)
     steps, batch, _ = dy.shape
     before, dsequence, dweight, dlines = rows - steps, None, None, None
     if weight is not None:
@@ -105,6 +127,8 @@ def project_backward(
             dweight = shift_dot(dlines, before, steps, sequence, back, slots)
         else:
             dweight = shift_dot(as_lines(dy, 0, 0), 0, steps, sequence, back, slots)
+    if dweight is not None and links is not None:
+        dweight = links.taken(dweight)
     return dsequence, dweight
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..values import WORD, Connections, Dynamics, Lines, Rows
+from ..values import WORD, Connections, Dynamics, Lines, Links, Rows
 from .launcher import tiles
-from .lines import Plan, line_config, shift_dot, sum_entries, table
+from .lines import Plan, in_full, line_config, shift_dot, sum_entries, table
 from .scan import scan_lines
 
 Tape = Rows | Lines
@@ -57,7 +57,10 @@ def advance(
     return after
 
 
-def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool) -> Connections:
+def connections(
+    weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool, links: Links | None = None
+) -> Connections:
+    weight, back = in_full(weight, back, links)
     if adjoint:
         weight, back = weight.t(), back.t()
     plan = _plan(weight)
@@ -83,6 +86,10 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     return out
 
 
-def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
+def dot(
+    dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str, links: Links | None = None
+) -> Tensor:
     assert isinstance(dtape, Lines) and isinstance(tape, Lines)
-    return shift_dot(dtape, slots - 1, tape.size[2] - (slots - 1), tape, back, slots)
+    _, every = in_full(back, back, links)
+    dweight = shift_dot(dtape, slots - 1, tape.size[2] - (slots - 1), tape, every, slots)
+    return dweight if links is None else links.taken(dweight)

@@ -174,7 +174,7 @@ class _DelayedConv(DelayedProjection):
     def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
         """Resting state of the synapse; with a bool mask ``[B]``, of these samples only."""
         if mask is not None:
-            mask = checks.check_mask(mask, self.batchsz, self.weight.device)
+            mask = checks.check_mask(mask, (self.batchsz,), self.weight.device)
             mask = mask.repeat_interleave(math.prod(self._size))
         super().clear(mask, keep_adaptations=keep_adaptations)
 

@@ -143,7 +143,7 @@ class Group(TakesSequences):
         """
         self._check_run()
         if mask is not None:
-            mask = checks.check_mask(mask, self.batchsz, self._storage.device)
+            mask = checks.check_mask(mask, (self.batchsz,), self._storage.device)
             for record in self._records():
                 record.blank(mask)
             return

@@ -1,11 +1,33 @@
 """A dense layer with delays on its connections."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .. import checks
-from .options import LayerOptions, lists_options_of
+from ..ops.operator import traced_as
+from ..values import Links
+from .options import Initializer, LayerOptions, lists_options_of
 from .projection import DelayedProjection
+from .state import ordinary_tensors
 from .synapse import SynapseConstructor
+
+
+class _Linked(NamedTuple):
+    """The connections of a mask, as it was at a version."""
+
+    mask: Tensor
+    version: int
+    links: Links
+
+
+def _known_links(layer: "DelayedLinear") -> Links | None:
+    """Those of the present mask, if they are known: finding them waits for the device."""
+    linked = layer._linked
+    return linked.links if linked is not None and linked.mask is layer.mask else None
 
 
 class DelayedLinear(DelayedProjection):
@@ -36,7 +58,12 @@ class DelayedLinear(DelayedProjection):
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, in]``.
         weight_init, bias_init, delay_init: functions of the tensor to fill, which fill it (as those
             of ``torch.nn.init``) or return the values. By default weight and bias are uniform in
-            :math:`\pm 1 / \sqrt{\mathrm{in}}` and delays uniform in :math:`[d_{\min}, d_{\max}]`.
+            :math:`\pm 1 / \sqrt{n}`, where an output reads :math:`n` inputs, and delays uniform in
+            :math:`[d_{\min}, d_{\max}]`.
+        mask: bool ``[out, in]``: which connections there are; by default, all. The others count as
+            0, have no gradient, and cost nothing where connections are summed one by one. Kept as
+            a buffer, which may be changed.
+        fan_in: instead of a mask, so many inputs of each output, drawn at random.
         device, dtype: of parameters and records, as in every torch module. In bfloat16 and float16
             delays are coarse: eight and eleven bits.
         strategy: how a sequence is computed: ``"shift"`` (a cost that does not depend on the
@@ -57,6 +84,7 @@ class DelayedLinear(DelayedProjection):
             max_delay]`` a delay counts as the bound, and its gradient is zero;
             :meth:`clamp_delays_` brings it back.
         bias: ``[out]`` or None.
+        mask: ``[out, in]`` or None.
         synapse: the synapses, with the state.
 
     Raises:
@@ -85,19 +113,95 @@ class DelayedLinear(DelayedProjection):
         *,
         synapse: SynapseConstructor,
         delay: float,
+        mask: Tensor | None = None,
+        fan_in: int | None = None,
         **options: Unpack[LayerOptions],
     ) -> None:
         inputs = checks.positive_integer("in_features", in_features)
         outputs = checks.positive_integer("out_features", out_features)
         checks.check_row("out_features", outputs)
         checks.check_count("in_features times out_features", (outputs, inputs))
-        size = (outputs, inputs), inputs
-        super().__init__(*size, step_time, synapse=synapse, delay=delay, **options)
+        size = outputs, inputs
+        mask = _connected(mask, fan_in, size, options.get("device"))
+        if mask is not None:
+            for name in ("weight_init", "bias_init"):
+                if options.get(name) is None:
+                    options[name] = _by_fan_in(mask)
+        super().__init__(size, inputs, step_time, synapse=synapse, delay=delay, **options)
         self.in_features, self.out_features = inputs, outputs
+        self.register_buffer("mask", mask)
+        if mask is not None:
+            with torch.no_grad():
+                self.weight.masked_fill_(~mask, 0)
+            self._links()
+
+    mask: Tensor | None
+    _linked: _Linked | None = None
+
+    @traced_as(_known_links)
+    def _links(self) -> Links | None:
+        if self.mask is None or self.mask.is_meta:
+            return None
+        version = 0 if self.mask.is_inference() else self.mask._version
+        linked = self._linked
+        if linked is None or linked.mask is not self.mask or linked.version != version:
+            mask = checks.check_mask(self.mask, self.weight.shape, self.weight.device)
+            with ordinary_tensors():
+                linked = _Linked(mask, version, Links.of(mask))
+            self.__dict__["_linked"] = linked
+        return linked.links
+
+    def _weights(self) -> Tensor:
+        # Not a product, in which what is not finite would stay.
+        return self.weight if self.mask is None else torch.where(self.mask, self.weight, 0.0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._links()
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._links()
+
+    def _values(self) -> dict[str, Any]:
+        return {name: value for name, value in super()._values().items() if name != "_linked"}
 
     def extra_repr(self) -> str:
+        links = self._links()
+        connections = "" if links is None else f"connections={len(links.places)}, "
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"in_features={self.in_features}, out_features={self.out_features}, {connections}"
             f"max_delay={self.max_delay}, delays={self.delays}, bias={self.bias is not None}, "
             f"strategy={self.strategy}"
         )
+
+
+def _connected(
+    mask: Tensor | None, fan_in: int | None, size: tuple[int, int], device: Any
+) -> Tensor | None:
+    """A mask of its own for a layer of this size ``[O, I]``, given or drawn; None: all."""
+    device = torch.empty(0, device=device).device
+    if mask is not None:
+        if fan_in is not None:
+            raise ValueError(f"mask and fan_in={fan_in} were both given; one of them says it all")
+        on_device = mask.to(device) if isinstance(mask, Tensor) else mask
+        return checks.check_mask(on_device, size, device).clone()
+    if fan_in is None:
+        return None
+    count = checks.positive_integer("fan_in", fan_in)
+    if count > size[1]:
+        raise ValueError(f"fan_in must be at most in_features, {size[1]}, but is {count}")
+    drawn = torch.rand(size, dtype=torch.float32, device=device).topk(count).indices
+    return torch.zeros(size, dtype=torch.bool, device=device).scatter_(1, drawn, True)
+
+
+def _by_fan_in(mask: Tensor) -> Initializer:
+    """Uniform in plus and minus one over the root of the inputs that an output has."""
+    bound = mask.sum(1).clamp_(min=1).rsqrt()
+
+    def fill(tensor: Tensor) -> Tensor:
+        nn.init.uniform_(tensor, -1.0, 1.0)
+        return tensor.mul_(bound.to(tensor.dtype).view(-1, *[1] * (tensor.ndim - 1)))
+
+    return fill

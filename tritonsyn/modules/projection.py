@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks, ops
 from ..checks import check_input
-from ..values import STRATEGIES, PackedSpikes, whole_steps
+from ..values import STRATEGIES, Links, PackedSpikes, whole_steps
 from .delays import LearnedDelays, initialized, uniform
 from .options import Initializer, setting
 from .sequences import TakesSequences
@@ -168,17 +168,32 @@ class DelayedProjection(LearnedDelays, TakesSequences):
     def delay_steps(self) -> Tensor:
         """Whole steps of each delay, int32: ``ceil(delay / dt)``."""
         with torch.no_grad():
-            back = self.taps(self.synapse.coefficients()).back
+            back = self._taps(self._weights(), self.synapse.coefficients()).back
         rows, columns = self._delays_of_taps(self.delay).shape
         return back[:rows, :columns].reshape(self.delay.shape)
 
     def taps(self, coefficients: Coefficients) -> ops.Taps:
         """The present connections as taps, with these coefficients of the synapse."""
+        links = self._links()
+        weight = self._weights() if links is None else self.weight.flatten(1)
+        return self._taps(weight, coefficients, links)
+
+    def _taps(
+        self, weight: Tensor, coefficients: Coefficients, links: Links | None = None
+    ) -> ops.Taps:
         synapse = self.synapse
         rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
-        weight, delay = self.weight.flatten(1), self._delays_of_taps(self._read_delay())
+        delay = self._delays_of_taps(self._read_delay())
         how = (coefficients.rates, rule, slots, self._min_delay)
-        return ops.taps(weight, delay, *how, backend=self.backend)
+        return ops.taps(weight, delay, *how, links=links, backend=self.backend)
+
+    def _links(self) -> Links | None:
+        """Which inputs each output reads, if only these are to be computed; None: all."""
+        return None
+
+    def _weights(self) -> Tensor:
+        """The weights ``[O, I]`` of all connections."""
+        return self.weight.flatten(1)
 
     def _delays_of_taps(self, delay: Tensor) -> Tensor:
         """The delays as ``[O, I]``, or with one row or column where connections share them."""
@@ -198,9 +213,9 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """The delays and their connections, where the spread makes their gradient."""
         if not self._spreads():
             return None
-        synapse, weight = self.synapse, self.weight.detach().flatten(1)
+        synapse, weight = self.synapse, self._weights().detach()
         with torch.no_grad():
-            back = self.taps(coefficients).back
+            back = self._taps(weight, coefficients).back
         how = (synapse.delay_rule(), synapse.spike_.recordsz, self._min_delay)
         delay, width = self._delays_of_taps(self.delay), self._spread
         return ops.Spread.of(delay, weight, back, width, *how, backend=self.backend)
@@ -212,9 +227,9 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """
         if self._delays == "connection" or self.strategy != "auto":
             return None
-        weight, rule = self.weight.flatten(1), self.synapse.delay_rule()
         delay = self._delays_of_taps(self._read_delay())
-        return ops.shared(weight, delay, coefficients.rates, rule, self._min_delay)
+        rule = self.synapse.delay_rule()
+        return ops.shared(self._weights(), delay, coefficients.rates, rule, self._min_delay)
 
     # -- state --------------------------------------------------------------------------------
 

@@ -224,7 +224,7 @@ def shift_windows(
         rows = sequence[part.seen].flatten(1, -2)
         operands = rows.contiguous(), None, *(t[part.taps].contiguous() for t in (weight, back))
         way = strategy, digits, backend
-        y[..., part.outputs] += project_component(*operands, steps, slots, *way)
+        y[..., part.outputs] += project_component(*operands, [], steps, slots, *way)
     return y
 
 
@@ -260,7 +260,7 @@ def shift_windows_backward(
         operands = dy[..., part.outputs].contiguous(), rows, None, tap
         way = slots, weight.dtype, strategy, digits, backend
         here = back[part.taps].contiguous()
-        found = project_component_backward(*operands, here, len(sequence), *way)
+        found = project_component_backward(*operands, here, [], len(sequence), *way)
         if dsequence is not None:
             dsequence[part.seen] += found[0].view(seen.shape)
         if dweight is not None:

@@ -154,8 +154,9 @@ def project_sequence(run: Run, taps: Taps, *, strategy: str) -> tuple[Tensor, En
     sequence.
     """
     x, dynamics, past, slots, _, backend, *_ = run
-    outputs, at_rest = taps.back.shape[0], past is None
-    chosen = choose(strategy, x, outputs, slots, dynamics.decays, at_rest)
+    at_rest, density = past is None, taps.density
+    chosen = choose(strategy, x, taps.outputs, slots, dynamics.decays, at_rest, density)
+    taps = taps if chosen == "shift" else taps.dense()
     if chosen in ("bits", "events"):
         return _project_spikes(run, taps, chosen), run.ended()
     if chosen == "shift" and takes_lines(x, backend):
@@ -177,7 +178,7 @@ def _project_lines(run: Run, taps: Taps) -> tuple[Tensor, End]:
     for i, (weight, past) in enumerate(zip(taps.weights, pasts, strict=True)):
         alone, starts = run.alone(i)
         operands = (alone, starts, past, weight, taps.back, run.slots)
-        y, end = scan_project(run.x, *operands, **how)
+        y, end = scan_project(run.x, *operands, links=taps.links, **how)
         parts.append(y)
         ends += end
     return total(parts), ends if own or run.ring is None else run.ended()
@@ -190,8 +191,12 @@ def choose(
     slots: int,
     decays: Sequence[Tensor],
     at_rest: bool,
+    density: float | None = None,
 ) -> str:
-    """The strategy for a sequence ``[T, B, I]``: the one asked for, or the cheapest."""
+    """The strategy for a sequence ``[T, B, I]``: the one asked for, or the cheapest.
+
+    ``density`` is the part of the connections that are linked, if only these are.
+    """
     if strategy != "auto":
         return strategy
     arrivals = None
@@ -202,7 +207,8 @@ def choose(
     row = batch * inputs * outputs
     past = 0 if at_rest else row * min(steps, slots - 1)
     finite = not x.dtype.is_floating_point
-    return cheapest(Work(steps * row, past, slots, arrivals, spikes, finite), x.device)
+    work = Work(steps * row, past, slots, arrivals, spikes, finite, density=density)
+    return cheapest(work, x.device)
 
 
 def _project_spikes(run: Run, taps: Taps, strategy: str) -> Tensor:

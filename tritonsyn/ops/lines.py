@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import WORD, Dynamics, Lines, PackedSpikes, Ring
+from ..values import WORD, Dynamics, Lines, Links, PackedSpikes, Ring
 from .common import (
     chained,
     first_order,
@@ -48,6 +48,7 @@ class _Settings(NamedTuple):
 def _forward(
     settings: _Settings,
     ring: Ring | None,
+    links: Links | None,
     back: Tensor,
     past: Tensor | None,
     weight: Tensor,
@@ -60,14 +61,16 @@ def _forward(
     assert dtype is not None
     dynamics, initials = Dynamics.of(tensors[:count], coupled), tensors[count:]
     scan, projection = (implementation(n, x.device, backend) for n in ("scan", "projection"))
-    lines = projection.lines_for(size, past, back, slots, dtype)
+    outputs = back.shape[0] if links is None else links.size[0]
+    lines = projection.lines_for((*size, outputs), past, slots, dtype, back.device)
     steps, sequence = size[0], sequence_of(x, shape)
     current, tails = lines.view[:, :, -steps:], ()
     if ring is None:
         tails = scan.scan_lines(sequence, current, dynamics, initials, last)
     else:
         scan.scan_ring(sequence, ring, dynamics, dtype, current)
-    return projection.project(lines, weight, back, steps, slots, "shift", ""), tails[-1:], lines
+    y = projection.project(lines, weight, back, steps, slots, "shift", "", links)
+    return y, tails[-1:], lines
 
 
 class _ScanProject(torch.autograd.Function):
@@ -79,6 +82,7 @@ class _ScanProject(torch.autograd.Function):
         ctx: Any,
         settings: _Settings,
         ring: Ring | None,
+        links: Links | None,
         back: Tensor,
         past: Tensor | None,
         weight: Tensor,
@@ -86,7 +90,7 @@ class _ScanProject(torch.autograd.Function):
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         count, before = settings.scan.constants, tensors[settings.scan.constants :]
-        wants_past, wants_weight, *wanted = ctx.needs_input_grad[3:]
+        wants_past, wants_weight, *wanted = ctx.needs_input_grad[4:]
         learned = any(wanted[1 : 1 + count])
         starts: Sequence[Tensor | None] = before
         ctx.ends = None
@@ -95,7 +99,7 @@ class _ScanProject(torch.autograd.Function):
             starts = newest(ring) if learned and past is not None else (None,)
             ctx.ends = Ends.of(ring, settings.size[0])
             link(ctx, *before)
-        y, tail, lines = _forward(settings, ring, back, past, weight, x, *tensors)
+        y, tail, lines = _forward(settings, ring, links, back, past, weight, x, *tensors)
         end = tail if ring is None else before
         ctx.settings, ctx.x_dtype, ctx.size = settings, x.dtype, lines.size
         if not any(wanted):
@@ -107,13 +111,14 @@ class _ScanProject(torch.autograd.Function):
             (back, lines.memory if wants_weight else None, weight if upstream else None),
             tensors[:count],
             (x, *starts) if learned else (None,) * (1 + len(starts)),
+            links or (),
         )
         return y, *end
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor | None, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        (back, memory, weight), constants, (x, *starts) = kept(ctx)
+        (back, memory, weight), constants, (x, *starts), links = kept(ctx)
         scan, (steps, batch, inputs), slots = ctx.settings
         before: int = ctx.before
         dsequence: Any = None
@@ -121,12 +126,11 @@ class _ScanProject(torch.autograd.Function):
         if dy is not None:
             lines = None if memory is None else Lines(memory, ctx.size, batch)
             projection = implementation("projection", back.device, scan.backend)
-            dsequence, dweight = projection.project_backward(
-                dy, lines, weight, back, before + steps, slots, "shift", ""
-            )
+            way = before + steps, slots, "shift", "", Links(*links) if links else None
+            dsequence, dweight = projection.project_backward(dy, lines, weight, back, *way)
         elif weight is not None:
             dsequence = weight.new_zeros((before + steps, batch, inputs))
-        wants_past, _, *wanted = ctx.needs_input_grad[3:]
+        wants_past, _, *wanted = ctx.needs_input_grad[4:]
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if dsequence is not None:
             dsequence = dsequence.to(scan.dtype)
@@ -138,7 +142,7 @@ class _ScanProject(torch.autograd.Function):
                 found = input_gradients(scan, wanted, operands[0], dtails, *operands[2:])
             else:
                 found = ring_gradients(ctx, scan, wanted, *operands)
-        return None, None, None, dpast, dweight, *found
+        return None, None, None, None, dpast, dweight, *found
 
 
 def scan_project(
@@ -152,6 +156,7 @@ def scan_project(
     *,
     last: int,
     dtype: torch.dtype,
+    links: Links | None = None,
     ring: Ring | None = None,
     backend: str | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -175,11 +180,11 @@ def scan_project(
     if ring is not None:
         torch.autograd.graph.increment_version(ring.spikes)
     if linked:
-        y, *end = _ScanProject.apply(settings, ring, *operands)
+        y, *end = _ScanProject.apply(settings, ring, links, *operands)
         return y, tuple(end)
     if ring is not None:
         state = tuple([unchained(tensor) for tensor in state])
         ring = flat_ring(ring, state)
     with without_graph():
-        y, tails, _ = _forward(settings, ring, *operands)
+        y, tails, _ = _forward(settings, ring, links, *operands)
     return y, (*tails, *state)

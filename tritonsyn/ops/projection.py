@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..values import PackedSpikes, Slot, SpikeTrains, data_of
+from ..values import Links, PackedSpikes, Slot, SpikeTrains, data_of
 from .common import chained, first_order, implementation, keep, kept, running
 from .operator import operator, traced_as
 from .record import row_slots
@@ -35,9 +35,15 @@ def _spikes(
     return kind(words, tuple(shape)), implementation("spikes", words.device, backend)
 
 
-def _like_currents(sequence, shape, weight, back, steps, slots, *way):  # type: ignore[no-untyped-def]
+def _links(tensors: list[Tensor]) -> Links | None:
+    """The links of an operator's argument, which is empty where there are none."""
+    return Links(*tensors) if tensors else None
+
+
+def _like_currents(sequence, shape, weight, back, links, steps, *others):  # type: ignore[no-untyped-def]
     batch = (sequence.shape if shape is None else shape)[1]
-    return weight.new_empty((steps, batch, weight.shape[0]))
+    outputs = Links(*links).size[0] if links else weight.shape[0]
+    return weight.new_empty((steps, batch, outputs))
 
 
 @operator(fake=_like_currents)
@@ -46,6 +52,7 @@ def project_component(
     shape: list[int] | None,
     weight: Tensor,
     back: Tensor,
+    links: list[Tensor],
     steps: int,
     slots: int,
     strategy: str,
@@ -55,17 +62,19 @@ def project_component(
     """The delayed projection ``[T, B, O]`` of one component ``[rows, B, I]`` at its last T steps.
 
     Before its first row there is nothing. Or with their ``shape`` of spikes ``[T, B, I]``, packed,
-    or by ``bits`` as bits over time.
+    or by ``bits`` as bits over time; of all connections, then.
     """
     if shape is not None:
         spikes, module = _spikes(strategy, sequence, shape, backend)
         return module.project_spikes(spikes, weight, back, slots)
     module = implementation("projection", back.device, backend)
-    return module.project(sequence, weight, back, steps, slots, strategy, digits or precision())
+    way = (slots, strategy, digits or precision(), _links(links))
+    return module.project(sequence, weight, back, steps, *way)
 
 
-def _like_operands(dy, sequence, shape, weight, back, rows, slots, dtype, *way):  # type: ignore[no-untyped-def]
-    dsequence = dy.new_empty((rows, dy.shape[1], back.shape[1]), dtype=dtype)
+def _like_operands(dy, sequence, shape, weight, back, links, rows, slots, dtype, *way):  # type: ignore[no-untyped-def]
+    inputs = Links(*links).size[1] if links else back.shape[1]
+    dsequence = dy.new_empty((rows, dy.shape[1], inputs), dtype=dtype)
     dweight = dy.new_empty(back.shape)
     return [*([] if weight is None else [dsequence]), *([] if sequence is None else [dweight])]
 
@@ -77,6 +86,7 @@ def project_component_backward(
     shape: list[int] | None,
     weight: Tensor | None,
     back: Tensor,
+    links: list[Tensor],
     rows: int,
     slots: int,
     dtype: torch.dtype,
@@ -92,7 +102,7 @@ def project_component_backward(
         spikes, module = _spikes(strategy, sequence, shape, backend)
         return [module.project_spikes_weight(dy, spikes, back, slots)]
     module = implementation("projection", back.device, backend)
-    way = (strategy, digits or precision())
+    way = (strategy, digits or precision(), _links(links))
     dsequence, dweight = module.project_backward(dy, sequence, weight, back, rows, slots, *way)
     found = [None if dsequence is None else dsequence.to(dtype), dweight]
     return [gradient for gradient in found if gradient is not None]
@@ -112,30 +122,32 @@ class _Project(torch.autograd.Function):
         past: Tensor | None,
         sequence: Tensor,
         weight: Tensor,
+        *links: Tensor,
     ) -> Tensor:
-        wants_past, wants_sequence, wants_weight = ctx.needs_input_grad[5:]
+        wants_past, wants_sequence, wants_weight = ctx.needs_input_grad[5:8]
         ctx.way, ctx.shape, ctx.slots, ctx.sequence_dtype = way, shape, slots, sequence.dtype
         ctx.wants = wants_past, wants_sequence
         ctx.rows = (0 if past is None else past.shape[0]), sequence.shape[0]
         rows = _after(past, sequence)
         # Each gradient needs the other operand.
         wants_any = wants_past or wants_sequence
-        keep(ctx, (back, rows if wants_weight else None, weight if wants_any else None))
-        return project_component(rows, shape, weight, back, steps, slots, *way)
+        keep(ctx, (back, rows if wants_weight else None, weight if wants_any else None), links)
+        return project_component(rows, shape, weight, back, list(links), steps, slots, *way)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        ((back, sequence, weight),) = kept(ctx)
+        (back, sequence, weight), links = kept(ctx)
         before, own = ctx.rows
         wants_past, wants_sequence = ctx.wants
         rows = before + own if wants_past else own
-        operands = (dy, sequence, ctx.shape, weight, back, rows, ctx.slots, ctx.sequence_dtype)
-        results = project_component_backward(*operands, *ctx.way)
+        operands = (dy, sequence, ctx.shape, weight, back, links)
+        size = (rows, ctx.slots, ctx.sequence_dtype)
+        results = project_component_backward(*operands, *size, *ctx.way)
         dpast = results[0][:before] if wants_past else None
         dsequence = results[0][rows - own :] if wants_sequence else None
         dweight = None if sequence is None else results[-1]
-        return None, None, None, None, None, dpast, dsequence, dweight
+        return (None,) * 5 + (dpast, dsequence, dweight) + (None,) * len(links)
 
 
 def _after(past: Tensor | None, sequence: Tensor) -> Tensor:
@@ -150,13 +162,15 @@ def component(
     steps: int,
     slots: int,
     past: Tensor | None = None,
+    links: Links | None = None,
 ) -> Tensor:
     """What one component delivers, ``[T, B, O]``; differentiable to past, sequence and weight."""
     data = data_of(sequence)
     shape = None if isinstance(sequence, Tensor) else list(sequence.shape)
     if chained(past, data, weight):
-        return _Project.apply(way, shape, steps, slots, back, past, data, weight)
-    return project_component(_after(past, data), shape, weight, back, steps, slots, *way)
+        return _Project.apply(way, shape, steps, slots, back, past, data, weight, *(links or ()))
+    size = steps, slots
+    return project_component(_after(past, data), shape, weight, back, [*(links or ())], *size, *way)
 
 
 def project(
@@ -171,6 +185,8 @@ def project(
 ) -> Tensor:
     """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]``, summed over the components.
 
+    Where there are links, ``i`` are the inputs that they name.
+
     ``sequences`` one or two ``[rows, B, I]``, oldest first, that end with the ``steps``; ``pasts``
     what comes before each of them, zeros where there is nothing; ``slots`` is K. ``strategy`` is
     ``shift`` or ``gemm``. Returns ``[steps, B, O]`` in the dtype of the weights. Differentiable to
@@ -179,7 +195,7 @@ def project(
     way = way_of(strategy, taps.back.device, backend)
     before: Sequence[Tensor | None] = pasts or [None] * len(sequences)
     parts = [
-        component(way, sequence, weight, taps.back, steps, slots, past)
+        component(way, sequence, weight, taps.back, steps, slots, past, taps.links)
         for past, sequence, weight in zip(before, sequences, taps.weights, strict=True)
     ]
     return total(parts)
@@ -207,7 +223,7 @@ def project_step(
     module = implementation("projection", taps.back.device, backend)
     with torch.no_grad():
         parts = [
-            module.project_step(record, pointer, weight, taps.back)
+            module.project_step(record, pointer, weight, taps.back, taps.links)
             for record, pointer, weight in zip(records, pointers, taps.weights, strict=True)
         ]
     return total(parts)

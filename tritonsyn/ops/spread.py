@@ -136,7 +136,7 @@ def _gradient(
     else:
         strategy = cheapest(Work(dy.numel() * back.shape[1], 0, slots, None), dy.device)
         way = way_of(strategy, dy.device, backend)
-        operands = (dy, slopes, None, None, back, 0, slots, dy.dtype)
+        operands: tuple[Any, ...] = (dy, slopes, None, None, back, [], 0, slots, dy.dtype)
         found = weight * project_component_backward(*operands, *way)[-1]
     found = (found / -step).sum_to_size(delay.shape).to(delay.dtype)
     return torch.where(delay == delay.clamp(*bounds), found, 0.0)

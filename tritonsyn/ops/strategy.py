@@ -11,7 +11,7 @@ class Work(NamedTuple):
     """The size of a delayed projection."""
 
     taps: int
-    """Steps times batch times connections."""
+    """Steps times batch times all connections that there could be."""
     past: int
     """Taps that deliver what was emitted before this call, which ``bits`` and ``events`` add in
     another way."""
@@ -25,15 +25,17 @@ class Work(NamedTuple):
     """Whether the input is known to be finite: ``gemm`` spreads other values to all outputs."""
     parts: int = 0
     """In how many sums ``shift`` is made, of a convolution."""
+    density: float | None = None
+    """The part of the connections that are linked, if only these are; ``shift`` sums no others."""
 
 
 # Nanoseconds of one multiplication and addition in float32. Measured on two cores of a CPU, and on
 # an H100 (docs/performance.md): shift and events; bits by a prototype that took 2.5 instructions
 # where there are 1.9 now; gemm in ieee, when it loaded its connections anew for each delay.
-# Calculated: gemm on tensor cores.
-_GPU = {"shift": 4.0e-4, "bits": 2.6e-4, "events": 1.3e-2}
+# Calculated: gemm on tensor cores, links on a GPU as shift.
+_GPU = {"shift": 4.0e-4, "links": 4.0e-4, "bits": 2.6e-4, "events": 1.3e-2}
 _COSTS = {
-    "cpu": {"shift": 1.4, "gemm": 0.027, "events": 8.0},
+    "cpu": {"shift": 1.4, "links": 0.45, "gemm": 0.027, "events": 8.0},
     "ieee": {**_GPU, "gemm": 3.1e-4},
     "tf32x3": {**_GPU, "gemm": 5.0e-5},
     "tf32": {**_GPU, "gemm": 2.7e-5},
@@ -54,7 +56,7 @@ precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def cheapest(work: Work, device: torch.device) -> str:
     """``"shift"``, ``"gemm"``, ``"bits"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
-    tap = {"shift": cost["shift"]}
+    tap = {"shift": cost["shift"] if work.density is None else cost["links"] * work.density}
     if work.parts:
         tap["shift"] += work.parts * _PART / work.taps
     if work.finite or device.type == "cpu":  # where ``gemm`` checks its own result

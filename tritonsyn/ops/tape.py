@@ -88,7 +88,7 @@ class Tape:
         # Reads are gathers of PyTorch's own on any device.
         backend = self.backend if reads is None else "reference"
         self.module: Any = implementation("tape", self.device, backend)
-        self.columns = taps.back.shape[0]
+        self.columns = taps.outputs
         if reads is not None:
             self.module, self.columns = self.module.Reads(reads), taps.back.numel() // reads
         self.outputs, self.done = steps + least, 0
@@ -133,7 +133,7 @@ class Tape:
 
     def connections(self, adjoint: bool) -> Sums:
         """The taps, prepared for the sums of each state."""
-        how = self.taps.back, self.slots, self.least, adjoint
+        how = self.taps.back, self.slots, self.least, adjoint, self.taps.links
         return [self.module.connections(weight.detach(), *how) for weight in self.taps.weights]
 
     def takes(self, x: Tensor) -> bool:
@@ -300,11 +300,15 @@ class Tape:
         return self.spread.gradient(dy, currents)
 
     def _strategy(self) -> str:
-        connections = self.outputs * self.batch * self.taps.back.numel()
+        taps = self.taps
+        if taps.links is not None:
+            return "shift"
+        connections = self.outputs * self.batch * taps.back.numel()
         return cheapest(Work(connections, 0, self.slots, None), self.device)
 
     def _dweight(self, tape: Any, now: _Pass) -> Tensor:
-        return self.module.dot(now.dy, tape, self.taps.back, self.slots, self._strategy())
+        how = self.slots, self._strategy(), self.taps.links
+        return self.module.dot(now.dy, tape, self.taps.back, *how)
 
     def _dpast(self, state: int, now: _Pass) -> Tensor:
         """Of the K - 1 rows before the first."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import ReadRule
+from ..values import Links, ReadRule
 from .common import chained, first_order, implementation, keep, kept, running, without_graph
 from .operator import operator, traced_as
 
@@ -17,9 +17,28 @@ class Taps(NamedTuple):
     """The observation that each connection reads, and its weight."""
 
     back: Tensor
-    """``[O, I]`` int32: whole steps."""
+    """``[O, I]``, or of links ``[n]``, int32: whole steps."""
     weights: tuple[Tensor, ...]
-    """``[O, I]`` of each component, the second one's with its sign."""
+    """The same of each component, the second one's with its sign."""
+    links: Links | None = None
+    """Which inputs each output reads; None: all."""
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        return self.back.shape[0] if self.links is None else self.links.size[0]
+
+    @property
+    def density(self) -> float | None:
+        """The part of all connections that are linked; None where nothing is."""
+        return None if self.links is None else self.links.density
+
+    def dense(self) -> "Taps":
+        """The same with all connections, zeros where there are none."""
+        if self.links is None:
+            return self
+        spread = self.links.spread
+        return Taps(spread(self.back), tuple([spread(weight) for weight in self.weights]))
 
 
 def _like_taps(weight, delay, rates, *settings):  # type: ignore[no-untyped-def]
@@ -116,6 +135,7 @@ def taps(
     slots: int,
     lower: float = 0.0,
     *,
+    links: Links | None = None,
     backend: str | None = None,
 ) -> Taps:
     """Each connection as one tap: ``ceil(delay / step)`` and ``weight * exp(-fraction * rate)``.
@@ -125,8 +145,13 @@ def taps(
     ``weight [O, I]``; ``delay [O, I]``, ``[1, I]`` where the outputs share those of the inputs, or
     ``[O, 1]``; ``rates`` (steps over time constant, 0-d or ``[I]``) one for each component.
     Differentiable to all three; the delay is clamped to ``[lower, rule.limit]`` with zero gradient
-    outside.
+    outside. With ``links`` only of these connections, ``[n]``.
     """
+    if links is not None:
+        weight, delay = links.taken(weight).unsqueeze(0), links.taken(delay).unsqueeze(0)
+        rates = [rate.index_select(0, links.inputs) if rate.ndim else rate for rate in rates]
+        found = taps(weight, delay, rates, rule, slots, lower, backend=backend)
+        return Taps(found.back[0], tuple([weight[0] for weight in found.weights]), links)
     settings = (rule.mode, rule.step, rule.limit, rule.tolerance, lower, slots)
     # Packed rows, once for both passes.
     weight, delay = weight.contiguous(), delay.contiguous()

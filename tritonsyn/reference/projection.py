@@ -6,22 +6,27 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..values import WORD, Lines, Slot
+from ..values import WORD, Lines, Links, Slot
+from . import links as linked
 from .scan import write_lines
 
 
 def lines_for(
-    shape: tuple[int, int, int], past: Tensor | None, back: Tensor, slots: int, dtype: torch.dtype
+    shape: tuple[int, int, int, int],
+    past: Tensor | None,
+    slots: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Lines:
     """Lines for a sequence ``[T, B, N]`` that is yet to be written, after its past.
 
-    ``shape`` is that of the sequence, whose B is above 16, so that lines of 32 rows of the batch
-    are full enough; ``past [before, B, N]`` or None. The sequence is ``view[:, :, -T:]``. What
-    comes before the past is zero, or left out where ``back`` reads no further.
+    ``shape`` is ``(T, B, N, O)`` with the outputs that read it; B is above 16, so that lines of 32
+    rows of the batch are full enough. ``past [before, B, N]`` or None. The sequence is
+    ``view[:, :, -T:]``. What comes before the past is zero, or left out where no tile reaches.
     """
-    steps, batch, synapses = shape
+    steps, batch, synapses, _ = shape
     size = synapses, -(-batch // WORD), slots - 1 + steps, WORD
-    lines = Lines(torch.zeros(math.prod(size), dtype=dtype, device=back.device), size, batch)
+    lines = Lines(torch.zeros(math.prod(size), dtype=dtype, device=device), size, batch)
     if past is not None:
         write_lines(lines.view[:, :, slots - 1 - past.shape[0] : slots - 1], past)
     return lines
@@ -42,15 +47,19 @@ def project(
     slots: int,
     strategy: str,
     precision: str,
+    links: Links | None = None,
 ) -> Tensor:
     """``y[t, b, o] = sum_i weight[o, i] * S[t - back[o, i], b, i]`` at the last ``steps`` steps.
 
     ``sequence [rows, B, I]`` oldest first, with zeros before it where ``rows < K - 1 + steps``, or
     for ``shift`` in lines; ``K = slots``; ``weight [O, I]`` in the arithmetic's dtype; ``back [O,
-    I]`` int32 in 0 to K - 1. ``strategy`` is ``shift`` or ``gemm``, ``precision`` that of its
+    I]`` int32 in 0 to K - 1; both ``[n]`` where there are links, and ``i`` then the inputs that
+    these name. ``strategy`` is ``shift`` or without links ``gemm``, ``precision`` that of its
     products. Returns ``[steps, B, O]`` in the dtype of the weight.
     """
     sequence = _rows(sequence)
+    if links is not None:
+        return linked.project(sequence, weight, back, steps, slots, links)
     batch = sequence.shape[1]
     sequence = _after_zeros(sequence.to(weight.dtype), slots - 1 + steps)
     # For one step a gather of every connection costs more than a product with each slot.
@@ -66,14 +75,16 @@ def project(
     return _from_lines(out, steps, batch)
 
 
-def project_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor) -> Tensor:
+def project_step(
+    record: Tensor, pointer: Slot, weight: Tensor, back: Tensor, links: Links | None = None
+) -> Tensor:
     """The same ``[B, O]`` at the newest row of a record ``[K, B, I]`` that writes next at
     ``pointer``.
     """
     slots = record.shape[0]
     # Steps back from the last row that lead to the same slot of the record.
     back = slots - 1 - (int(pointer) - 1 - back).remainder(slots)
-    return project(record, weight, back, 1, slots, "shift", "ieee")[0]
+    return project(record, weight, back, 1, slots, "shift", "ieee", links)[0]
 
 
 def project_backward(
@@ -85,14 +96,18 @@ def project_backward(
     slots: int,
     strategy: str,
     precision: str,
+    links: Links | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Adjoint of :func:`project` to the last ``rows`` of the sequence, and to the weight.
 
     The gradient of each needs the other operand: ``[rows, B, I]`` in the dtype of the weight, if
-    that is given, and ``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]`` in the
-    dtype of ``dy``, if the sequence is given. With factors of each connection the latter gives the
-    gradients of the delay and of the time constants, too.
+    that is given, and ``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, in the size of
+    the weight and the dtype of ``dy``, if the sequence is given. With factors of each connection
+    the latter gives the gradients of the delay and of the time constants, too.
     """
+    if links is not None:
+        seen = None if sequence is None else _rows(sequence)
+        return linked.project_backward(dy, seen, weight, back, rows, slots, links)
     products = strategy == "gemm"
     return (
         None if weight is None else _to_sequence(dy, weight, back, rows, slots, products),

@@ -1,12 +1,12 @@
 """The tape of a recurrent run: rows that come one after the other, and shifted sums of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..values import Connections, Dynamics, Lines, Rows, compute_dtype
+from ..values import Connections, Dynamics, Lines, Links, Rows, compute_dtype
+from .links import Bags
 from .projection import project_backward
 from .step import advanced, scaled
 
@@ -70,22 +70,27 @@ def advance(
     return present
 
 
-def connections(weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool) -> Connections:
+def connections(
+    weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool, links: Links | None = None
+) -> Connections:
     """``weight [O, I]`` and the steps ``back``, from ``least`` to K - 1, prepared for :func:`sums`.
 
-    Here places in a window, where each output's begin, and weights, as bags of embeddings have
-    them: a bag is an output, and an embedding what an input was on the rows of the batch. There are
-    those of a step, and of up to ``least + 1`` consecutive ones, one after the other.
+    Both ``[n]`` where there are links. Here places in a window, where each output's begin, and
+    weights, as bags of embeddings have them: an embedding is what an input was on the rows of the
+    batch. There are those of a step, and of up to ``least + 1`` consecutive ones, one after the
+    other.
     """
     taken = Connections(None, weight, back, slots, least, adjoint)
-    weight, row = (weight.t(), back.t() - least) if adjoint else (weight, slots - 1 - back)
-    size, steps = weight.shape[1], min(least + 1, _TOGETHER)
-    kind = torch.int32 if max(slots * size, steps * weight.numel()) < 2**31 else torch.int64
-    how: dict[str, Any] = {"dtype": kind, "device": weight.device}
-    place = (row.to(kind) * size + torch.arange(size, **how)).flatten()
-    place = place + size * torch.arange(steps, **how).unsqueeze(1)
-    starts = torch.arange(0, steps * weight.numel(), size, **how)
-    several = place.flatten(), starts, weight.flatten().repeat(steps)
+    outputs, size = weight.shape if links is None else links.size
+    size = outputs if adjoint else size
+    starts, inputs, weight, back = Bags.of(weight, back, links, adjoint)
+    steps, count = min(least + 1, _TOGETHER), weight.numel()
+    kind = torch.int32 if max(slots * size, steps * count) < 2**31 else torch.int64
+    step = torch.arange(steps, device=weight.device).unsqueeze(1)
+    row = back - least if adjoint else slots - 1 - back
+    place = (row * size + inputs + step * size).to(kind)
+    starts = (starts + step * count).to(kind)
+    several = place.flatten(), starts.flatten(), weight.repeat(steps)
     single = tuple(part[: len(part) // steps] for part in several)
     return taken._replace(table=(single, several))
 
@@ -112,8 +117,10 @@ def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     return bags.view(count, -1, bags.shape[1]).transpose(1, 2).flatten(0, 1)
 
 
-def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
-    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, ``[O, I]``.
+def dot(
+    dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str, links: Links | None = None
+) -> Tensor:
+    """``sum over t, b of dy[t, b, o] * S[t - back[o, i], b, i]``, in the size of ``back``.
 
     A step is on either tape after K - 1 rows from before the first, and on that of ``dy`` as many
     follow the last.
@@ -121,7 +128,8 @@ def dot(dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Ten
     assert isinstance(tape, Rows) and isinstance(dtape, Rows)
     count = len(tape.rows)
     dy, sequence = rows(dtape, slots - 1, count - (slots - 1)), rows(tape, 0, count)
-    found = project_backward(dy, sequence, None, back, count, slots, strategy, "ieee")[1]
+    way = count, slots, strategy, "ieee", links
+    found = project_backward(dy, sequence, None, back, *way)[1]
     assert found is not None
     return found
 
@@ -142,7 +150,7 @@ class Reads:
         self._samples = samples
 
     def connections(
-        self, weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool
+        self, weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool, links: None
     ) -> Connections:
         """The table has the place of what is read in a window, ``[samples, D * N]``."""
         synapses, size = weight.shape[1], (self._samples, -1)
@@ -165,11 +173,13 @@ class Reads:
             values = values.unflatten(2, (-1, taken.back.shape[1])).sum(2)
         return values.flatten(0, 1)
 
-    def dot(self, dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str) -> Tensor:
+    def dot(
+        self, dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str, links: None
+    ) -> Tensor:
         """``sum over t, b of dy[t, b, d, n] * S[t - back[d, n], b, n]``."""
         assert isinstance(tape, Rows) and isinstance(dtape, Rows)
         total = torch.zeros_like(dtape.rows[0])
-        unit = self.connections(total.new_ones(back.shape), back, slots, 0, False)
+        unit = self.connections(total.new_ones(back.shape), back, slots, 0, False, links)
         for row in range(slots - 1, len(tape.rows)):
             total += self.sums(tape, row, 1, unit) * dtape.rows[row]
         return (total if self._samples > 1 else total.sum(0)).reshape(back.shape)
