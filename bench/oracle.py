@@ -73,3 +73,22 @@ def projected(
                 y = y + torch.nn.functional.pad(reached, (0, 0, 0, 0, tap, 0))
         outputs.append((constant, y))
     return total(outputs)
+
+
+def weights_of_lags(delay: torch.Tensor, slots: int, interp: str) -> torch.Tensor:
+    """How much of a signal ``[N]`` arrives after each whole lag, ``[K, N]``; delays in steps.
+
+    The two lags around a delay, or all of them by a Gaussian as wide as a step; they sum to 1.
+    """
+    away = torch.arange(slots, dtype=delay.dtype, device=delay.device).unsqueeze(1) - delay
+    heights = torch.relu(1 - away.abs()) if interp == "linear" else torch.exp(-away.square() / 2)
+    return heights / heights.sum(0)
+
+
+def summed_lags(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``y[t] = sum of weights[k] * x[t - k]`` over the lags, of ``x [T, B, N]``."""
+    y = torch.zeros_like(x)
+    for lag, weight in enumerate(weights.unbind()):
+        shifted = torch.nn.functional.pad(x[: len(x) - lag], (0, 0, 0, 0, lag, 0))
+        y = y + weight * shifted[: len(x)]
+    return y

@@ -10,8 +10,10 @@ Left out, and why:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
+import oracle
 import torch
 from providers import (
     CEILINGS,
@@ -27,7 +29,7 @@ from providers import (
     not_installed,
     trained,
 )  # fmt: skip
-from workloads import PHYSICS, STEP_TIME, Project, Scan, Tensors
+from workloads import PHYSICS, STEP_TIME, Project, Scan, Shift, Tensors
 
 
 def _physics() -> tuple[float, float, float]:
@@ -171,6 +173,46 @@ class Dcls(Provider):
         return replace(job, leniency=100 if x.is_cuda else 1)
 
 
+class Lags(Provider):
+    """The delays that snnTorch merged after 1.0.0 and that norse was offered, as they compute.
+
+    In steps all lags of a buffer, in which the newest comes first, are weighted and summed; a
+    whole sequence, in snnTorch alone, is a convolution along time for each channel.
+    """
+
+    def __init__(self, name: str, run: Callable[..., torch.Tensor]) -> None:
+        self.name, self._run = name, run
+
+    def offers(self, work, device):
+        return isinstance(work, Shift)
+
+    def shift(self, work: Shift, inputs: Tensors) -> Job:
+        x, delay, dy = inputs
+
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
+            leaves = [x.detach().requires_grad_(), delay.detach().requires_grad_()]
+            steps, slots = leaves[1] / STEP_TIME, work.record + 1
+            y = self._run(leaves[0], lambda: oracle.weights_of_lags(steps, slots, work.interp))
+            return y, leaves
+
+        return trained(work, forward, dy)
+
+
+def _lags_in_steps(x: torch.Tensor, weights: Callable[[], torch.Tensor]) -> torch.Tensor:
+    buffer = torch.zeros(len(weights()), *x.shape[1:], dtype=x.dtype, device=x.device)
+    outputs = []
+    for row in x.unbind():
+        buffer = torch.cat([row.unsqueeze(0), buffer[:-1]])
+        outputs.append((buffer * weights().unsqueeze(1)).sum(0))
+    return torch.stack(outputs)
+
+
+def _lags_as_convolution(x: torch.Tensor, weights: Callable[[], torch.Tensor]) -> torch.Tensor:
+    kernel = weights().flip(0).t().unsqueeze(1)
+    padded = torch.nn.functional.pad(x.permute(1, 2, 0), (kernel.shape[2] - 1, 0))
+    return torch.nn.functional.conv1d(padded, kernel, groups=x.shape[2]).permute(2, 0, 1)
+
+
 def _to_spikes(dcurrent: torch.Tensor) -> torch.Tensor:
     """The gradient to the input ``[T, B, N]``, of that to the currents."""
     _, decay, gain = _physics()
@@ -190,6 +232,8 @@ PROVIDERS: list[Provider] = [
     SnnTorch(),
     AcceleratedScan(),
     Dcls(),
+    Lags("snnTorch's delay, in steps", _lags_in_steps),
+    Lags("snnTorch's delay, a sequence", _lags_as_convolution),
     Tritonsyn("reference", ("cpu", "cuda")),
     Tritonsyn("triton", ("cuda",)),
     ByWindows("reference", ("cpu",)),

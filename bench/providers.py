@@ -1,8 +1,8 @@
 """Who is timed: tritonsyn on each of its backends, inferno-ai, plain PyTorch, and the ceilings.
 
 A provider has a method for each kind of work that it does (``step``, ``read``, ``scan``,
-``project``), which prepares a ``Job``. It computes the very same thing as the others, or has no
-such method.
+``project``, ``shift``), which prepares a ``Job``. It computes the very same thing as the others, or
+has no such method.
 """
 
 import importlib.util
@@ -20,6 +20,7 @@ from workloads import (
     Project,
     Read,
     Scan,
+    Shift,
     Step,
     Tensors,
     Workload,
@@ -92,7 +93,7 @@ def not_installed(module: str) -> str | None:
 
 
 def trained(
-    work: Scan | Project,
+    work: Scan | Project | Shift,
     forward: Callable[[], tuple[torch.Tensor, list[torch.Tensor]]],
     dy: torch.Tensor,
     reset: Callable[[], None] = _nothing,
@@ -331,6 +332,20 @@ class Tritonsyn(Modules):
             return (y,)
 
         return Job(run, graph=self.graphs)
+
+    def shift(self, work: Shift, inputs: Tensors) -> Job:
+        x, delay, dy = inputs
+        layer = tritonsyn.Delay(
+            work.synapses, STEP_TIME, delay=work.record * STEP_TIME, interp=work.interp,
+            delay_init=lambda _: delay, batch_size=work.batch, dtype=work.dtype, device=x.device,
+            backend=self._backend,
+        )  # fmt: skip
+
+        def forward() -> tuple[torch.Tensor, list[torch.Tensor]]:
+            given = x.detach().requires_grad_()
+            return layer.scan(given), [given, layer.delay]
+
+        return trained(work, forward, dy, layer.clear)
 
     def packed(self, x):
         return tritonsyn.functional.pack_spikes(x, backend=self._backend)

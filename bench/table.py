@@ -7,12 +7,25 @@ To add a size, a dtype or a delay, add a row. What a GPU has to reach is a speed
 from dataclasses import replace
 
 import torch
-from workloads import GPU, PHYSICS, Convolve, Project, Read, Scan, Step, Target, Workload, faster
+from workloads import (
+    GPU,
+    PHYSICS,
+    Convolve,
+    Project,
+    Read,
+    Scan,
+    Shift,
+    Step,
+    Target,
+    Workload,
+    faster,
+)
 
 from tritonsyn.workbench.gates import GATES
 
 CPU = ("cpu",)
 INFERNO, LOOP, COPY, CLONE = "inferno-ai", "plain PyTorch", "copy_", "clone"
+LAGS = "snnTorch's delay, in steps"
 BY_CONNECTION = "tritonsyn reference, by connection"
 SHIFT, BITS = "tritonsyn triton, shift", "tritonsyn triton, bits"
 _GATES = {gate.name: gate for gate in GATES}
@@ -148,6 +161,12 @@ LAYERS: list[Workload] = [
     replace(_DENSE, record=251, sweep=True),
 ]
 
+# -- delayed signals ------------------------------------------------------------------------------
+
+SIGNALS: list[Workload] = [
+    Shift(interp=interp, targets=(faster("cpu", 5, LAGS),)) for interp in ("linear", "gaussian")
+]
+
 # -- smaller sizes for a CPU ----------------------------------------------------------------------
 
 _SMALL_SCAN, _SMALL_LAYER = (
@@ -178,7 +197,16 @@ CALLS: list[Workload] = [
     )
 ]
 
-WORKLOADS: list[Workload] = [*SYNAPSES, *SEQUENCES, *CALLS, *SCANS, *STEPS, *LAYERS, *SMALL]
+WORKLOADS: list[Workload] = [
+    *SYNAPSES,
+    *SEQUENCES,
+    *CALLS,
+    *SCANS,
+    *STEPS,
+    *LAYERS,
+    *SIGNALS,
+    *SMALL,
+]
 
 
 def is_gate(row: Workload, device: str) -> bool:

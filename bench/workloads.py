@@ -428,3 +428,55 @@ class Convolve(Project):
         if not self.gradient:
             return (y,)
         return y.detach(), *torch.autograd.grad(y, [x, weight, delay], inputs[3].double())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Workload):
+    """A signal delayed over a sequence from rest, forward, and backward to signal and delays."""
+
+    steps: int = 250
+    batch: int = 64
+    synapses: int = 256
+    record: int = 25
+    interp: str = "linear"
+    """What is between steps: ``"linear"``, or a ``"gaussian"`` as wide as a step."""
+    backward: bool = False
+    """Time the backward pass alone."""
+    work: ClassVar[str] = "shift"
+
+    @property
+    def title(self):
+        return f"delayed signal, {self.interp}, forward and backward"
+
+    @property
+    def name(self):
+        return self.title
+
+    @property
+    def size(self):
+        return f"T={self.steps}, {super().size}"
+
+    @property
+    def moved(self):
+        # Signal and result; their gradients, and the signal again for that of the delays.
+        return 5 * self.steps * self.batch * self.synapses * self.dtype.itemsize
+
+    def inputs(self, device):
+        steps = uniform((self.synapses,), device) * (self.record - 1)
+        # At observations the libraries' derivatives differ on purpose.
+        steps = steps.floor() + steps.frac().clamp(1e-2, 1 - 1e-2)
+        shape = (self.steps, self.batch, self.synapses)
+        x, dy = self.spikes(self.steps, device).to(self.dtype), normal(shape, device)
+        return x, (steps * STEP_TIME).to(self.dtype), dy.to(self.dtype)
+
+    def expected(self, inputs):
+        x, delay, dy = (tensor.double() for tensor in inputs)
+        leaves = [x.requires_grad_(), delay.requires_grad_()]
+        weights = oracle.weights_of_lags(delay / STEP_TIME, self.record + 1, self.interp)
+        y = oracle.summed_lags(x, weights)
+        return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+    def limits(self):
+        (limit,) = super().limits()
+        # The gradient of a delay is a sum of T*B numbers of either sign.
+        return limit, limit, 1e-3

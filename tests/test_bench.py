@@ -25,7 +25,7 @@ import table
 import timing
 import visit
 import workloads
-from workloads import Project, Read, Scan, Step
+from workloads import Project, Read, Scan, Shift, Step
 
 CPU = torch.device("cpu")
 TINY = {"batch": 3, "synapses": 5, "record": 4}
@@ -45,6 +45,8 @@ ROWS = [
     Project(**TINY, steps=7, outputs=2, gradient=True, whole=True),
     Scan(**TINY, steps=7, backward=True),
     Project(**TINY, steps=7, outputs=2, gradient=True, backward=True),
+    Shift(**TINY, steps=7),
+    Shift(**TINY, steps=7, interp="gaussian"),
 ]
 HERE = [
     providers.Tritonsyn("reference", ("cpu",)),
@@ -52,6 +54,7 @@ HERE = [
     providers.Inferno(),
     providers.Plain(),
     peers.Dcls(),
+    *(provider for provider in peers.PROVIDERS if isinstance(provider, peers.Lags)),
 ]
 
 
