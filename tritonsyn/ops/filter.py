@@ -4,6 +4,7 @@ Where every channel weights K rows, the sums of some steps are the product of a 
 rows that these steps see. So a filter is a few batched products, whatever its weights are.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,23 +43,20 @@ def filtered(rows: Tensor, weights: Tensor, *, backend: str | None = None) -> Te
 
 
 def _like_filtered(rows: Tensor, weights: Tensor, backend: str | None) -> Tensors:
-    steps, batch, channels = rows.shape[0] - weights.shape[1] + 1, *rows.shape[1:]
-    lines = _lines(rows, weights.shape[0])
-    return [rows.new_empty(steps, batch, channels), torch.empty_like(lines)]
+    groups, slots = weights.shape
+    steps, elements = rows.shape[0], rows[0].numel()
+    lines = rows.new_empty(groups, steps, elements // groups)
+    return [rows.new_empty(steps - slots + 1, *rows.shape[1:]), lines]
 
 
 @operator(fake=_like_filtered)
 def filter_rows(rows: Tensor, weights: Tensor, backend: str | None) -> Tensors:
     """:func:`filtered`, and the lines of the rows, for :func:`filter_adjoint`."""
     resolve(rows.device, backend)
-    lines = _lines(rows, weights.shape[0]).clone(memory_format=torch.contiguous_format)
-    exact, slots = lines.to(weights.dtype), weights.shape[1]
-    steps = rows.shape[0] - slots + 1
-    y = exact.new_empty(exact.shape[0], steps, exact.shape[2])
-    band = _band(weights, _block(steps, slots))
-    for out, seen, part in _blocks(steps, slots, band):
-        torch.bmm(part, exact[:, seen], out=y[:, out])
-    return [_rows(y, rows.shape[1]).to(rows.dtype).contiguous(), lines]
+    groups, slots = weights.shape
+    lines = _lines(rows, groups, rows.dtype)
+    y = _products(_band(weights, len(rows) - slots + 1), lines.to(weights.dtype))
+    return [_rows(y, rows), lines]
 
 
 def _like_adjoint(
@@ -73,20 +71,16 @@ def filter_adjoint(
     dy: Tensor, lines: Tensor, weights: Tensor, want_rows: bool, want_weights: bool
 ) -> Tensors:
     """The gradients of the rows ``[K - 1 + T, B, N]`` and of the weights, where wanted."""
-    steps, slots = dy.shape[0], weights.shape[1]
-    given = _lines(dy, weights.shape[0]).to(weights.dtype).contiguous()
-    band = _band(weights, _block(steps, slots))
+    groups, slots = weights.shape
+    around = slots - 1
+    given = _lines(dy.contiguous(), groups, weights.dtype, around)
     found = []
-    if want_rows:
-        drows = torch.zeros_like(lines, dtype=weights.dtype)
-        for out, seen, part in _blocks(steps, slots, band):
-            drows[:, seen].baddbmm_(part.mT, given[:, out])
-        found.append(_rows(drows, dy.shape[1]).to(dy.dtype).contiguous())
+    if want_rows:  # the filter the other way round
+        drows = _products(_band(weights.flip(1), lines.shape[1]), given)
+        found.append(_rows(drows, dy))
     if want_weights:
-        exact, dband = lines.to(weights.dtype), torch.zeros_like(band)
-        for out, seen, dpart in _blocks(steps, slots, dband):
-            dpart.baddbmm_(given[:, out], exact[:, seen].mT)
-        found.append(_diagonals(dband, slots).sum(1).flip(1))
+        given = given[:, around : around + len(dy)]
+        found.append(_dweights(given, lines.to(weights.dtype), slots))
     return found
 
 
@@ -106,16 +100,28 @@ class _Filter(torch.autograd.Function):
         return *(found.pop(0) if want else None for want in wanted), None
 
 
-def _lines(rows: Tensor, groups: int) -> Tensor:
-    """Rows ``[R, B, N]`` as a matrix per row of weights: ``[N, R, B]``, or ``[1, R, B * N]``."""
-    return rows.flatten(1).unsqueeze(0) if groups == 1 else rows.permute(2, 0, 1)
+# A matrix for each row of weights: [N, R, B], or [1, R, B * N] where all channels share them.
 
 
-def _rows(lines: Tensor, batch: int) -> Tensor:
-    """The reverse of :func:`_lines`."""
-    if lines.shape[0] == 1:
-        return lines.squeeze(0).unflatten(1, (batch, -1))
-    return lines.permute(1, 2, 0)
+def _lines(rows: Tensor, groups: int, dtype: torch.dtype, around: int = 0) -> Tensor:
+    """Rows ``[R, B, N]`` as lines in this dtype, with so many zero rows before and behind."""
+    steps, width = len(rows), rows[0].numel() // groups
+    lines = rows.new_empty(groups, steps + 2 * around, width, dtype=dtype)
+    if around:
+        lines[:, :around] = 0.0
+        lines[:, -around:] = 0.0
+    inner = lines[:, around : around + steps]
+    if groups == 1:
+        inner.copy_(rows.view(inner.shape))
+    else:  # of two axes, which PyTorch copies fastest
+        inner.flatten(1).copy_(rows.view(-1, groups).t())
+    return lines
+
+
+def _rows(lines: Tensor, like: Tensor) -> Tensor:
+    """Lines as rows, of the batch, channels and dtype of others."""
+    rows = lines.flatten(1).t() if lines.shape[0] > 1 else lines
+    return rows.reshape(-1, *like.shape[1:]).to(like.dtype).contiguous()
 
 
 def _block(steps: int, slots: int) -> int:
@@ -123,24 +129,48 @@ def _block(steps: int, slots: int) -> int:
     return min(steps, max(16, min(slots, 64)))
 
 
-def _blocks(steps: int, slots: int, band: Tensor) -> Any:
-    """Of each product the steps that it gives, the rows that these see, and its matrix."""
-    block = band.shape[1]
+def _blocks(steps: int, slots: int) -> Iterator[tuple[slice, slice]]:
+    """Of each product the steps that it gives, and the rows that these see."""
+    block = _block(steps, slots)
     for first in range(0, steps, block):
         count = min(block, steps - first)
-        seen = count + slots - 1
-        yield slice(first, first + count), slice(first, first + seen), band[:, :count, :seen]
+        yield slice(first, first + count), slice(first, first + count + slots - 1)
 
 
-def _band(weights: Tensor, block: int) -> Tensor:
-    """The matrices ``[groups, block, block + K - 1]`` of the products."""
+def _band(weights: Tensor, steps: int) -> Tensor:
+    """The matrix of a product for each row of weights, ``[groups, block, block + K - 1]``."""
     groups, slots = weights.shape
+    block = _block(steps, slots)
     band = weights.new_zeros(groups, block, block + slots - 1)
-    _diagonals(band, slots).copy_(weights.flip(1).unsqueeze(1))
+    _diagonals(band).copy_(weights.flip(1).unsqueeze(1))
     return band
 
 
-def _diagonals(band: Tensor, slots: int) -> Tensor:
-    """What of a band matrix is not always zero: ``[groups, block, K]``, oldest rows first."""
+def _diagonals(band: Tensor) -> Tensor:
+    """What of such matrices is not always zero: ``[groups, block, K]``, oldest rows first."""
     groups, block, width = band.shape
-    return band.as_strided((groups, block, slots), (block * width, width + 1, 1))
+    return band.as_strided((groups, block, width - block + 1), (block * width, width + 1, 1))
+
+
+def _products(band: Tensor, lines: Tensor) -> Tensor:
+    """The filtered lines ``[groups, T, width]``."""
+    groups, block, seen = band.shape
+    slots = seen - block + 1
+    steps = lines.shape[1] - slots + 1
+    y = lines.new_empty(groups, steps, lines.shape[2])
+    for out, rows in _blocks(steps, slots):
+        count = out.stop - out.start
+        y[:, out] = torch.bmm(band[:, :count, : count + slots - 1], lines[:, rows])
+    return y
+
+
+def _dweights(dy: Tensor, lines: Tensor, slots: int) -> Tensor:
+    """The gradient of the weights: what filtered lines and lines have in common at each lag."""
+    groups, steps, _ = dy.shape
+    block = _block(steps, slots)
+    dband = lines.new_zeros(groups, block, block + slots - 1)
+    for out, rows in _blocks(steps, slots):
+        count = out.stop - out.start
+        part = dband[:, :count, : count + slots - 1]
+        part += torch.bmm(dy[:, out], lines[:, rows].mT)
+    return _diagonals(dband).sum(1).flip(1)
