@@ -10,6 +10,8 @@ import torch
 from synapses import CLASSES, every_kind, gradcheck, same, snapshot, spikes, uniform
 from torch import nn
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tritonsyn import DelayedConv1d, DelayedConv2d, functional
 from tritonsyn.ops.strategy import Work, cheapest
@@ -53,6 +55,7 @@ def layer_of(kind="single", geometry="line", way="gemm", synapse=None, **options
     how |= {
         "delay": LONGEST, "dtype": F64, "synapse": synapse or physics(kind, "plane" in geometry),
         "weight_init": lambda t: uniform(*t.shape, seed=1, low=-1).to(t),
+        "bias_init": lambda t: uniform(*t.shape, seed=3).to(t),
         # Some are out of range, some whole, zero or the longest.
         "delay_init": lambda t: STEP / 2 * uniform(*t.shape, seed=2, low=-3, high=9).to(t).round(),
     }  # fmt: skip
@@ -211,6 +214,22 @@ def test_clears_single_samples():
     assert_same([y[:, 0], y[:, 1]], [rest(x[3:])[:, 0], kept[:, 1]])
 
 
+@ways
+def test_samples_of_several_lengths_and_the_batch_first(way):
+    """Each ends where it would alone; what comes after is zero."""
+    layer, x = layer_of("double", "strided", way), sequence("strided")
+    whole, after = layer.scan(x), layer(x[0])
+    layer.clear()
+    lengths = torch.tensor([5, 2])
+    y = layer.scan(x, lengths=lengths)
+    assert_same([y[:, 0], y[:2, 1], y[2:, 1]], [whole[:, 0], whole[:2, 1], 0 * whole[2:, 1]])
+    short = layer_of("double", "strided", way)
+    short(x[:2])
+    assert_same([layer(x[0])], [torch.stack((after[0], short(x[0])[1]))])
+    first = layer_of("double", "strided", way, batch_first=True)
+    assert_same([first(x.transpose(0, 1))], [whole.transpose(0, 1)])
+
+
 @pytest.mark.parametrize("copied", ["state_dict", "deepcopy", "pickle"])
 def test_goes_on_in_a_copy(copied):
     layer, x = layer_of("alpha", "plane"), sequence("plane")
@@ -259,6 +278,32 @@ def test_a_number_that_is_not_finite_reaches_what_reads_it():
     x[1, 0, 0, 3] = math.inf
     found = [layer_of(way=way).eval()(x).isfinite() for way in ("gemm", "shift")]
     assert torch.equal(*found) and not found[0].all() and found[0][:, 1].all()
+
+
+class Largest(TorchDispatchMode):
+    """The largest memory that any operation returns, in bytes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return found
+
+
+@ways
+def test_windows_are_never_written_out(way):
+    """Forward and backward, no tensor is much larger than the currents with their history."""
+    how = {"delays": "input"} if way == "input" else {"strategy": way}
+    layer = DelayedConv2d(3, 2, 5, 1.0, synapse=physics("single"), delay=3.0, padding=2, **how)
+    layer.to(torch.float32)
+    x = spikes(12, 2, 3, 9, 9).float().requires_grad_()
+    with Largest() as largest:
+        layer(x).sum().backward()
+    currents = 4 * (12 + 3) * 2 * 3 * (9 + 4) ** 2  # padded; the windows are eight times as large
+    assert 4 * x.numel() <= largest.bytes <= currents
 
 
 def test_strategies_by_their_cost():
