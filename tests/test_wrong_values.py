@@ -148,6 +148,12 @@ def a_layer():
     return layer
 
 
+def a_delay():
+    layer = tritonsyn.Delay(3, 1.0, delay=2.0, interp="gaussian", batch_size=2)
+    layer(torch.rand(2, 3))
+    return layer
+
+
 def a_convolution():
     physics = CLASSES["single"].partialconstructor(1.0, 5.0)
     layer = DelayedConv1d(3, 2, 2, 1.0, synapse=physics, delay=2.0)
@@ -255,6 +261,11 @@ def entries():
             synapse=CLASSES["single"].partialconstructor(1.0, 5.0), stride=1, padding=0, dilation=1,
             groups=1, padding_mode="zeros", delays="connection", strategy="auto",
         ),
+        **of_function(
+            tritonsyn.Delay, shape=3, step_time=1.0, delay=2.0, interp="linear", sigma=None,
+            min_delay=0.0, delay_shape=None, delay_init=None, batch_size=2, device=None,
+            dtype=None, capturable=False, backend=None,
+        ),
         **of_function(tritonsyn.set_backend, name="auto"),
         **of_function(init.constant, value=1.0),
         **of_function(init.uniform, low=0.0, high=5.0),
@@ -294,6 +305,11 @@ def entries():
         found[f"layer set {name}"] = a_layer, setter(name), name.removeprefix("max_")
     for name in ("size", "batchsz", "strategy"):
         found[f"convolution set {name}"] = a_convolution, setter(name), name
+    for name in ("max_delay", "min_delay", "dt", "batchsz", "backend", "interp", "sigma"):
+        found[f"delay set {name}"] = a_delay, setter(name), name.removeprefix("max_")
+    found["delay forward"] = a_delay, lambda layer, value: layer(value), "x"
+    found["delay scan"] = a_delay, lambda layer, value: layer.scan(value), "x"
+    found["delay clear"] = a_delay, lambda layer, value: layer.clear(value), "mask"
     found["convolution forward"] = a_convolution, lambda layer, value: layer(value), "x"
     found["convolution scan"] = a_convolution, lambda layer, value: layer.scan(value), "x"
     found["convolution clear"] = a_convolution, lambda layer, value: layer.clear(value), "mask"
