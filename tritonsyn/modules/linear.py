@@ -181,7 +181,7 @@ def _connected(
     mask: Tensor | None, fan_in: int | None, size: tuple[int, int], device: Any
 ) -> Tensor | None:
     """A mask of its own for a layer of this size ``[O, I]``, given or drawn; None: all."""
-    device = torch.empty(0, device=device).device
+    device = torch.empty(0, device=checks.device(device)).device
     if mask is not None:
         if fan_in is not None:
             raise ValueError(f"mask and fan_in={fan_in} were both given; one of them says it all")
