@@ -22,6 +22,7 @@ from providers import (
     Compiled,
     Inferno,
     Job,
+    OneByOne,
     Plain,
     Provider,
     Strategy,
@@ -240,5 +241,7 @@ PROVIDERS: list[Provider] = [
     ByWindows("triton", ("cuda",)),
     ByConnection("reference", ("cpu",)),
     ByConnection("triton", ("cuda",)),
+    OneByOne("reference", ("cpu",)),
+    OneByOne("triton", ("cuda",)),
     *(Strategy(strategy, "triton", ("cuda",)) for strategy in ("shift", "gemm", "bits", "events")),
 ]

@@ -18,7 +18,9 @@ from workloads import (
     STEP_TIME,
     Convolve,
     Project,
+    Ragged,
     Read,
+    ReadSteps,
     Scan,
     Shift,
     Step,
@@ -347,6 +349,31 @@ class Tritonsyn(Modules):
 
         return trained(work, forward, dy, layer.clear)
 
+    def read_steps(self, work: ReadSteps, inputs: Tensors) -> Job:
+        x, times = inputs
+        present: dict[str, Any] = {}
+
+        def reset() -> None:
+            present["module"] = self.synapse(work, x.device, inplace=True)
+
+        @torch.no_grad()
+        def run() -> Tensors:
+            return (present["module"].scan_at(x, times, per_step=True)[1],)
+
+        return Job(run, reset)
+
+    def ragged(self, work: Ragged, inputs: Tensors) -> Job:
+        (x,), present = inputs, {}
+
+        def reset() -> None:
+            present["module"] = self.synapse(work, x.device, inplace=True)
+
+        @torch.no_grad()
+        def run() -> Tensors:
+            return (present["module"].scan(x, work.lengths),)
+
+        return Job(run, reset)
+
     def packed(self, x):
         return tritonsyn.functional.pack_spikes(x, backend=self._backend)
 
@@ -405,6 +432,33 @@ class ByConnection(Tritonsyn):
 
         whole = x, weight, delay.expand_as(weight), *dy
         return replace(super().project(work, whole), finish=finish)
+
+
+class OneByOne(Tritonsyn):
+    """tritonsyn's scans of single samples, one after the other."""
+
+    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
+        super().__init__(backend, devices)
+        self.name = f"{self.name}, one by one"
+
+    def offers(self, work, device):
+        return isinstance(work, Ragged) and device in self.devices
+
+    def ragged(self, work, inputs):
+        (x,), samples = inputs, []
+
+        def reset() -> None:
+            one = replace(work, batch=1)
+            samples[:] = [self.synapse(one, x.device, inplace=True) for _ in work.lengths]
+
+        @torch.no_grad()
+        def run() -> Tensors:
+            y = torch.zeros(x.shape, dtype=work.dtype, device=x.device)
+            for i, (module, length) in enumerate(zip(samples, work.lengths, strict=True)):
+                y[:length, i : i + 1] = module.scan(x[:length, i : i + 1])
+            return (y,)
+
+        return Job(run, reset)
 
 
 class Strategy(Tritonsyn):
@@ -529,6 +583,28 @@ class Plain(Provider):
             return (value.expand(work.batch, *value.shape[1:]),)
 
         return Job(run, graph=True)
+
+    def read_steps(self, work: ReadSteps, inputs: Tensors) -> Job:
+        x, times = inputs
+        gain, decays, constants = _coefficients(work, x.device)
+        advance, read = self.wrap(_advance), self.wrap(_read)
+
+        @torch.no_grad()
+        def run() -> Tensors:
+            slots, values = (
+                work.record + 1,
+                tuple(torch.zeros_like(x[0], dtype=work.dtype) for _ in decays),
+            )
+            records = tuple(value.new_zeros(slots, *value.shape) for value in values)
+            reads = []
+            for t, frame in enumerate(x.unbind()):
+                values = advance(values, frame, gain, decays)
+                for record, value in zip(records, values, strict=True):
+                    record[t % slots] = value
+                reads.append(read(records, times[t], t % slots, constants))
+            return (torch.stack(reads),)
+
+        return Job(run)
 
     def scan(self, work: Scan, inputs: Tensors) -> Job:
         x, device = inputs[0], inputs[0].device

@@ -12,7 +12,9 @@ from workloads import (
     PHYSICS,
     Convolve,
     Project,
+    Ragged,
     Read,
+    ReadSteps,
     Scan,
     Shift,
     Step,
@@ -90,7 +92,7 @@ SEQUENCES: list[Workload] = [
         Scan(kind=kind, record=0, targets=(faster("cpu", 10, INFERNO),)),
         Scan(kind=kind, targets=(faster("cpu", 50, INFERNO),)),
     )
-]
+] + [ReadSteps(), Ragged()]
 
 _LONG = Scan(steps=1000, batch=64, synapses=1024, record=0, gradients=(), devices=GPU)
 _TRAINED = replace(_LONG, gradients=("input", "tau"))

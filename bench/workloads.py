@@ -287,6 +287,74 @@ class Scan(Workload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadSteps(Workload):
+    """A sequence from rest, read at times of each step that the batch shares; forward."""
+
+    steps: int = 200
+    batch: int = 16
+    synapses: int = 256
+    work: ClassVar[str] = "read_steps"
+    title: ClassVar[str] = "sequence read at the times of each step"
+
+    @property
+    def size(self):
+        return f"T={self.steps}, {super().size}"
+
+    @property
+    def moved(self):
+        values = self.steps * self.batch * self.synapses
+        return values + (2 * values + values // self.batch) * self.dtype.itemsize
+
+    def inputs(self, device):
+        part = 0.1 + 0.8 * uniform((self.steps, 1, self.synapses), device)  # of a step
+        whole = (normal(part.shape, device).abs() * 3).round().clamp(max=self.record - 1)
+        return self.spikes(self.steps, device), ((whole + part) * STEP_TIME).to(self.dtype)
+
+    def expected(self, inputs):
+        x, times = inputs
+        before = 0, 0, 0, 0, self.record + 1, 0
+        parts = [(c, torch.nn.functional.pad(v, before)) for c, v in self.model(x)]
+        reads = []
+        for t in range(self.steps):
+            past = [(c, v[t : t + self.record + 2]) for c, v in parts]
+            reads.append(oracle.delayed(past, times[t], STEP_TIME))
+        return (torch.stack(reads),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ragged(Workload):
+    """A sequence from rest of samples that each end after steps of their own; forward."""
+
+    steps: int = 500
+    batch: int = 16
+    synapses: int = 256
+    work: ClassVar[str] = "ragged"
+    title: ClassVar[str] = "sequence of samples of several lengths"
+
+    @property
+    def size(self):
+        return f"T={self.steps}, {super().size}"
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each sample: from a fifth of the longest on."""
+        return [self.steps * (1 + i % 5) // 5 for i in range(self.batch)]
+
+    @property
+    def moved(self):
+        return self.steps * self.batch * self.synapses * (1 + self.dtype.itemsize)
+
+    def inputs(self, device):
+        return (self.spikes(self.steps, device),)
+
+    def expected(self, inputs):
+        current = oracle.total(self.model(inputs[0]))
+        for sample, length in enumerate(self.lengths):
+            current[length:, sample] = 0.0
+        return (current,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Project(Workload):
     """A delayed linear layer over a sequence from rest, forward or with all gradients."""
 

@@ -136,12 +136,33 @@ def delayed(backend: str) -> None:
             layer.detach_state()
 
 
+def sequences(backend: str) -> None:
+    """Times of each step, samples of several lengths, and state that goes from one to another."""
+    x = torch.ones(9, 3, 37, device=DEVICE, requires_grad=True)
+    lengths = torch.ones(3, dtype=torch.int64, device=DEVICE)
+    for cls, physics in smoke.KINDS.values():
+        constructor = cls.partialconstructor(physics[0], parameter(physics[1]), *physics[2:])
+        synapse = constructor((37,), 1.0, 5.0, 3, backend=backend, device=DEVICE)
+        for rows in (1, 3):
+            times = torch.ones(9, rows, 37, device=DEVICE, requires_grad=True)
+            y, read = synapse.scan_at(x, times, per_step=True, lengths=lengths)
+            (y.sum() + read.sum() + synapse.current_at(2.5).sum()).backward()
+            synapse.detach_state()
+        synapse.load_state(synapse.state())
+        synapse.scan(x, lengths).sum().backward()
+        layer = tritonsyn.DelayedLinear(
+            37, 5, 1.0, synapse=constructor, delay=5.0, batch_size=3, backend=backend, device=DEVICE
+        )
+        layer.scan(x, lengths).sum().backward()
+
+
 OPERATIONS: dict[str, Callable[[str], Any]] = {
     "mixed constants": mixed,
     "capturable": capturable,
     "recurrent, capturable": recurrent,
     "stateless": stateless,
     "delayed": delayed,
+    "sequences": sequences,
 }
 
 

@@ -220,6 +220,10 @@ def _located(reading: Reading, batch: int, slots: int) -> Callable[[slice], Loca
     """Where the times of some rows of ``[steps * B]`` lie: those of each row of times once."""
     sel, _, _, rule, steps = reading
     times = sel.reshape(sel.shape[:-2].numel(), *sel.shape[-2:])
+
+    def numbers_of(rows: slice) -> Tensor:
+        return torch.arange(rows.start, rows.stop, device=sel.device)
+
     if len(times) == steps * batch:
         return lambda rows: locate(times[rows], rule, slots)
     if len(times) == 1:
@@ -227,20 +231,18 @@ def _located(reading: Reading, batch: int, slots: int) -> Callable[[slice], Loca
         return lambda rows: shared
     if sel.ndim == 3:
         whole = locate(times, rule, slots)
-        return lambda rows: _repeated(whole, torch.arange(rows.start, rows.stop) % batch)
+        return lambda rows: _repeated(whole, numbers_of(rows) % batch)
 
     def of_steps(rows: slice) -> Located:
         first, last = rows.start // batch, (rows.stop - 1) // batch
         found = locate(times[first : last + 1], rule, slots)
-        steps = torch.arange(rows.start, rows.stop) // batch
-        return found if first == last else _repeated(found, steps - first)
+        return found if first == last else _repeated(found, numbers_of(rows) // batch - first)
 
     return of_steps
 
 
 def _repeated(located: Located, rows: Tensor) -> Located:
     """The same for each of these rows of times."""
-    rows = rows.to(located.older.device)
     parts: Any = [None if part is None else part.index_select(0, rows) for part in located]
     return Located(*parts)
 
