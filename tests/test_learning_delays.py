@@ -9,7 +9,7 @@ import torch
 from synapses import CLASSES, PHYSICS, every_kind, interpreted, make
 from torch.nn.utils import parametrize
 
-from tritonsyn import DelayedLinear, init, regularizers
+from tritonsyn import Delay, DelayedLinear, init, regularizers
 from tritonsyn.parametrizations import Bounded, Positive, WholeSteps
 
 F64 = torch.float64
@@ -249,3 +249,62 @@ def test_a_single_step_has_no_spread():
     layer.delay.requires_grad_(False)
     layer(torch.ones(1, 4)).sum().backward()
     assert layer.weight.grad is not None
+
+
+def recovered(module, teacher, x_of, width_of, updates=100):
+    """Learns the delays of a module from what a teacher makes of random spikes."""
+    optimizer = torch.optim.Adam([module.delay], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    for i in range(updates):
+        width_of(module, 0.25 ** (i / updates))
+        x = x_of()
+        teacher.clear()
+        module.clear()
+        with torch.no_grad():
+            wanted = teacher.scan(x)
+        loss = (module.scan(x) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        module.clamp_delays_()
+    return (module.delay - teacher.delay).detach().abs().max().item()
+
+
+KNOWN = torch.tensor([[1.5, 11.25, 6.0], [10.75, 0.5, 3.0]])
+START = torch.tensor([[11.0, 1.0, 0.0], [2.0, 12.0, 11.5]])
+
+
+@every_kind
+def test_delays_are_found_from_far_away(kind):
+    """From 11 steps away. Within a step the current of a single synapse tells little."""
+    torch.manual_seed(0)
+    shape = {"inputs": 3, "outputs": 2, "batch_size": 8, "weight_init": torch.nn.init.ones_}
+    teacher = layer_of(kind, delay_init=lambda t: KNOWN, **shape)
+    student = layer_of(kind, delay_init=lambda t: START, **shape)
+
+    def widen(layer, part):
+        layer.spread = 8.0 * part if part > 0.35 else 0.0
+
+    distance = recovered(student, teacher, lambda: torch.rand(40, 8, 3) < 0.08, widen)
+    assert distance < (1.0 if kind == "single" else 0.2)
+
+
+@pytest.mark.parametrize("interp", ["gaussian", "linear"])
+def test_delays_of_signals_are_found_from_far_away(interp):
+    """Of spikes by a Gaussian that shrinks to a line, of a slow signal by the line alone."""
+    torch.manual_seed(0)
+    how = {"delay": LONGEST, "batch_size": 8}
+    teacher = Delay(6, 1.0, delay_init=lambda t: KNOWN.round().flatten(), interp="linear", **how)
+    student = Delay(6, 1.0, delay_init=lambda t: START.flatten(), interp=interp, **how)
+
+    def widen(delay, part):
+        delay.sigma = 8.0 * part
+        delay.interp = interp if part > 0.35 else "linear"
+
+    def slow():
+        phase = 2 * math.pi * torch.rand(8, 6)
+        return (torch.arange(40.0).view(-1, 1, 1) / 5 + phase).sin()
+
+    x_of = slow if interp == "linear" else lambda: torch.rand(40, 8, 6) < 0.08
+    assert recovered(student, teacher, x_of, widen, updates=200) < 0.2
