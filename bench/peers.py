@@ -25,6 +25,7 @@ from providers import (
     OneByOne,
     Plain,
     Provider,
+    Spread,
     Strategy,
     Tritonsyn,
     not_installed,
@@ -243,5 +244,7 @@ PROVIDERS: list[Provider] = [
     ByConnection("triton", ("cuda",)),
     OneByOne("reference", ("cpu",)),
     OneByOne("triton", ("cuda",)),
+    Spread("reference", ("cpu",)),
+    Spread("triton", ("cuda",)),
     *(Strategy(strategy, "triton", ("cuda",)) for strategy in ("shift", "gemm", "bits", "events")),
 ]

@@ -278,7 +278,7 @@ class Tritonsyn(Modules):
     """tritonsyn on one backend."""
 
     packs = True
-    layer_options: ClassVar[dict[str, str]] = {}
+    layer_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
         self.name, self._backend, self.devices = f"tritonsyn {backend}", backend, devices
@@ -475,6 +475,19 @@ class Strategy(Tritonsyn):
         # Spikes alone, which the gradient to the input is not; nor are these ways of convolutions.
         of_spikes = not work.gradient and not isinstance(work, Convolve)
         return of_spikes or self._strategy not in ("bits", "events")
+
+
+class Spread(Tritonsyn):
+    """tritonsyn's delayed layer with delays that learn from smoothed currents."""
+
+    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
+        super().__init__(backend, devices)
+        self.name, self.layer_options = f"{self.name}, spread", {"spread": 5.0 * STEP_TIME}
+
+    def offers(self, work, device):
+        # The gradient to delays is another one, and no whole steps ask for it.
+        own = isinstance(work, Project) and work.gradient and work.whole and not work.host
+        return own and device in self.devices
 
 
 # -- plain PyTorch, eager and compiled ------------------------------------------------------------

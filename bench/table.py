@@ -183,6 +183,7 @@ SMALL: list[Workload] = [
     *at_rates((0.01, 0.1, 0.5), _SMALL_LAYER),
     replace(_SMALL_SCAN, backward=True),
     replace(_SMALL_LAYER, gradient=True, backward=True),
+    replace(_SMALL_LAYER, gradient=True, whole=True),
 ]
 
 # -- what a call costs the host -------------------------------------------------------------------
