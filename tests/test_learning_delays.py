@@ -310,3 +310,14 @@ def test_delays_of_signals_are_found_from_far_away(interp):
 
     x_of = slow if interp == "linear" else lambda: torch.rand(40, 8, 6) < 0.08
     assert recovered(student, teacher, x_of, widen, updates=200) < 0.2
+
+
+def test_a_spread_ends_with_each_sample():
+    torch.manual_seed(0)
+    layer = layer_of(dtype=F64, batch_size=2, spread=2.0)
+    x, dy = torch.rand(9, 2, 4) < 0.4, torch.randn(9, 2, 3, dtype=F64)
+    x[5:, 1], within = False, dy.clone()
+    within[5:, 1] = 0.0
+    wanted = gradients(layer, layer.scan(x), within)
+    layer.clear()
+    torch.testing.assert_close(gradients(layer, layer.scan(x, [9, 5]), dy), wanted, **EXACTLY)

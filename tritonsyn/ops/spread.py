@@ -116,7 +116,7 @@ class _Spread(torch.autograd.Function):
 def _currents(run: Run) -> Tensor:
     """The current of a run ``[K - 1 + T, B, I]``, what is known from before it first."""
     with without_graph():
-        states, _ = run.detached()._replace(ring=None).components()
+        states, _ = run.detached()._replace(ring=None, lengths=None).components()
         return run.dynamics.current(states).detach()
 
 
