@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tritonsyn import DelayedConv1d, DelayedConv2d, functional
+from tritonsyn import DelayedConv1d, DelayedConv2d, DelayedLinear, functional
 from tritonsyn.ops.strategy import Work, cheapest
 
 F64 = torch.float64
@@ -67,10 +67,24 @@ def sequence(geometry="line", steps=5):
     return spikes(steps, BATCH, INPUTS, *GEOMETRIES[geometry][0]).to(F64)
 
 
+def windows_of(layer, geometry, x):
+    """For each place of the kernel its number and what it sees of ``x [N, *size, ...]``."""
+    size, _, zeros = GEOMETRIES[geometry]
+    rest = [0, 0] * (x.ndim - 1 - len(size))
+    x = pad(x, rest + [n for pair in reversed(zeros) for n in pair])
+    spans = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+    for i, place in enumerate(product(*map(range, layer.kernel_size))):
+        axes = zip(place, layer.dilation, spans, layer.stride, x.shape[1:], strict=False)
+        seen = [
+            slice(q * dilation, length - span + q * dilation, stride)
+            for q, dilation, span, stride, length in axes
+        ]
+        yield i, x[(slice(None), *seen)]
+
+
 def materialised(layer, x, geometry):
     """Every connection's current of every position, read step by step; then sums of windows."""
-    size, _, zeros = GEOMETRIES[geometry]
-    groups, places = layer.groups, math.prod(layer.kernel_size)
+    size, groups, places = GEOMETRIES[geometry][0], layer.groups, math.prod(layer.kernel_size)
     grouped = (groups, OUTPUTS // groups, INPUTS // groups, places)
     weight = layer.weight.reshape(grouped)
     delay = layer.delay.clamp(layer.min_delay, layer.max_delay)
@@ -86,15 +100,9 @@ def materialised(layer, x, geometry):
         synapse(row.movedim(1, -1).reshape(-1, INPUTS))
         # [B, *size, groups, C / groups, O / groups, places]
         read = synapse.current_at(times).view(BATCH, *size, groups, -1, grouped[1], places)
-        read = pad(read, [0, 0] * 4 + [n for pair in reversed(zeros) for n in pair])
-        spans = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
         y = 0.0
-        for i, place in enumerate(product(*map(range, layer.kernel_size))):
-            seen = [slice(None)]
-            axes = zip(place, layer.dilation, spans, layer.stride, read.shape[1:], strict=False)
-            for q, dilation, span, stride, length in axes:
-                seen.append(slice(q * dilation, length - span + q * dilation, stride))
-            y = y + torch.einsum("...gio,goi->...go", read[tuple(seen)][..., i], weight[..., i])
+        for i, seen in windows_of(layer, geometry, read):
+            y = y + torch.einsum("...gio,goi->...go", seen[..., i], weight[..., i])
         y = y.flatten(-2).movedim(-1, 1)
         found.append(y if layer.bias is None else y + layer.bias.view(-1, *[1] * len(size)))
     return torch.stack(found)
@@ -135,6 +143,32 @@ def tiny(way, kind="single", **options):
     how |= {"dtype": F64, "synapse": physics(kind), "delay": 1.5}
     how["delay_init"] = lambda t: uniform(*t.shape, seed=3, low=0.1, high=1.2).to(t)
     return DelayedConv1d(2, 2, 2, 1.0, **how, **options)
+
+
+@pytest.mark.parametrize("way", ["gemm", "input"])
+@pytest.mark.parametrize("geometry", ["strided", "plane"])
+def test_a_spread_is_that_of_a_dense_layer_of_the_windows(geometry, way):
+    synapse = physics("single")
+    layer, x = layer_of("single", geometry, way, synapse, spread=2.0), sequence(geometry, 9)
+    inner, places = INPUTS // layer.groups, math.prod(layer.kernel_size)
+    size = inner * places, OUTPUTS // layer.groups
+    how = {"synapse": synapse, "delay": LONGEST, "delays": layer.delays, "dtype": F64}
+    layer(x).sum().backward()
+    assert layer.delay.grad.any()
+    seen = windows_of(layer, geometry, x.movedim(2, -1).flatten(0, 1))
+    windows = torch.stack([part for _, part in seen], -1).unflatten(0, x.shape[:2])
+    for group in range(layer.groups):
+        inputs, outputs = (slice(group * n, (group + 1) * n) for n in (inner, size[1]))
+        dense = DelayedLinear(*size, STEP, **how, spread=2.0)
+        dense.weight.data = layer.weight.detach()[outputs].flatten(1)
+        own = inputs if way == "input" else outputs
+        delay, found = layer.delay.detach()[own], layer.delay.grad[own]
+        dense.delay.data = delay.repeat_interleave(places) if way == "input" else delay.flatten(1)
+        dense(windows[..., inputs, :].flatten(-2).flatten(1, -2)).sum().backward()
+        expected = dense.delay.grad.view(*found.shape, -1).sum(-1)
+        assert_same([found], [expected])
+    with pytest.raises(RuntimeError, match=r"spread=2.0 looks at the steps around"):
+        layer(x[0])
 
 
 @pytest.mark.parametrize("way", ["shift", "input"])

@@ -303,7 +303,7 @@ def entries():
         found[f"record {what}"] = a_record, call, what.split()[-1]
     for name in ("max_delay", "dt", "batchsz", "backend", "spread"):
         found[f"layer set {name}"] = a_layer, setter(name), name.removeprefix("max_")
-    for name in ("size", "batchsz", "strategy"):
+    for name in ("size", "batchsz", "strategy", "spread"):
         found[f"convolution set {name}"] = a_convolution, setter(name), name
     for name in ("max_delay", "min_delay", "dt", "batchsz", "backend", "interp", "sigma"):
         found[f"delay set {name}"] = a_delay, setter(name), name.removeprefix("max_")

@@ -32,13 +32,6 @@ def _known_strategy(name: str, value: object) -> str:
     return known
 
 
-def _no_spread(name: str, value: object) -> float:
-    number = checks.nonnegative(name, value)
-    if number:
-        raise ValueError(f"{name} must be 0, because it is for dense layers only, but is {number}")
-    return number
-
-
 def _sizes(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
     """One integer for all axes, or one for each."""
     each = [value] * axes if not isinstance(value, Sequence) or isinstance(value, str) else value
@@ -126,7 +119,6 @@ class _DelayedConv(DelayedProjection):
         )
 
     strategy: str = setting("strategy", "How a sequence is computed.", _known_strategy)
-    spread: float = setting("spread", "0: delays get the exact derivative.", _no_spread)
 
     # -- batch and size -----------------------------------------------------------------------
 
@@ -218,8 +210,23 @@ class _DelayedConv(DelayedProjection):
         rule, slots = synapse.delay_rule(), synapse.spike_.recordsz
         rates = [r.repeat_interleave(places) if r.ndim else r for r in coefficients.rates]
         how = (rates, rule, slots, self._min_delay)
-        weight, delay = self._side_by_side(self.weight), self._side_by_side(self.delay)
+        weight, delay = self._side_by_side(self.weight), self._side_by_side(self._read_delay())
         return ops.taps(weight, delay, *how, backend=self.backend)
+
+    def _spread_delays(self, coefficients: Coefficients) -> Any:
+        if not self._spreads():
+            return None
+        synapse, weight = self.synapse, self.weight.detach()
+        how = synapse.delay_rule(), synapse.spike_.recordsz, self._min_delay
+        settings = ops.SpreadSettings.of(self._spread, *how, self.backend)
+        windows = self._windows(self._coming[1:])
+        if self._delays == "input":
+            delay, back = self.delay.unsqueeze(0), self.delay_steps.unsqueeze(0)
+        else:
+            delay, weight = self._side_by_side(self.delay), self._side_by_side(weight)
+            with torch.no_grad():
+                back = self.taps(coefficients).back
+        return ops.SpreadWindows(delay, weight, back, settings, windows)
 
     def _side_by_side(self, values: Tensor) -> Tensor:
         """``[O, C / groups, *kernel]`` as ``[O / groups, C * places]``."""
@@ -302,6 +309,12 @@ class _DelayedConv(DelayedProjection):
         return super()._scan(x, lengths)
 
     def _step(self, rows: Any) -> Tensor:
+        if self._spreads():
+            raise RuntimeError(
+                f"spread={self._spread} looks at the steps around a delay, and a single step sees "
+                "none after it: run a sequence, or set spread = 0. Without gradients single steps "
+                "run as always"
+            )
         if self._delays == "connection":
             return self._sequence(rows.unsqueeze(0)).squeeze(0)
         synapse = self.synapse
@@ -325,8 +338,8 @@ class _DelayedConv(DelayedProjection):
         return partial(ops.project_windows_shared, connections=connections, windows=windows)
 
     def _delay_of_inputs(self) -> Tensor:
-        delay = self.delay.clamp(min=self._min_delay) if self._min_delay else self.delay
-        return delay.unsqueeze(0)
+        delay = self._read_delay()
+        return (delay.clamp(min=self._min_delay) if self._min_delay else delay).unsqueeze(0)
 
     def _finished(self, y: Tensor) -> Tensor:
         if y.ndim == 3 and not len(y):  # of no step
@@ -362,8 +375,8 @@ class DelayedConv1d(_DelayedConv):
         kernel_size, stride, padding, dilation, groups: as for ``torch.nn.Conv1d``; ``padding`` also
             ``"same"`` or ``"valid"``. :class:`DelayedConv2d` takes one number or two.
         step_time, synapse, delay, min_delay, bias, batch_size, batch_first, weight_init, bias_init,
-            delay_init, device, dtype, capturable, backend: as for :class:`DelayedLinear`. Tensors
-            of constants have one value per channel.
+            delay_init, spread, device, dtype, capturable, backend: as for :class:`DelayedLinear`.
+            Tensors of constants have one value per channel.
         padding_mode: ``"zeros"``; there is no other.
         delays: what has a delay of its own: each ``"connection"``, which is an element of the
             kernel, or each ``"input"`` channel.

@@ -7,7 +7,7 @@ autograd graph if one is recorded.
 from ..values import Ring
 from .common import Home, hold
 from .constants import coefficients
-from .conv import Windows, convolve_rows, project_windows, project_windows_shared
+from .conv import SpreadWindows, Windows, convolve_rows, project_windows, project_windows_shared
 from .delayed import End, Past, Run, choose, project_sequence
 from .filter import filtered, gaussian_weights
 from .lengths import silenced
@@ -18,7 +18,7 @@ from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
 from .shared import Shared, product, project_shared, shared
-from .spread import Spread
+from .spread import Spread, SpreadSettings
 from .step import StepPlan, step, step_again
 from .tape import Tape
 from .taps import Taps, taps
@@ -34,6 +34,8 @@ __all__ = [
     "SelectPlan",
     "Shared",
     "Spread",
+    "SpreadSettings",
+    "SpreadWindows",
     "State",
     "StepPlan",
     "Tape",

@@ -4,7 +4,7 @@ What is delayed are the currents of the input, each of which belongs to many win
 computed once, and no window is written out unless the sums need it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..values import readable
+from ..values import compute_dtype, readable
 from .common import chained, first_order, keep, kept
 from .delayed import End, Run
 from .operator import operator
 from .projection import Way, project_component, project_component_backward, total, way_of
 from .shared import Shared, delayed_currents
+from .spread import SpreadSettings, currents_of, delayed_product, smoothed_slopes
 from .strategy import Work, cheapest
 from .taps import Taps
 
@@ -190,8 +191,21 @@ def _parts(windows: Windows, outputs: int, channels: int) -> Iterator[_Part]:
             yield _Part(seen, (every, columns), slice(group * outer, (group + 1) * outer))
 
 
+def _padded(sequence: Tensor, windows: Windows) -> Tensor:
+    """A sequence ``[rows, B * positions, C]`` as ``[rows, B, *padded, C]``."""
+    x = sequence.unflatten(1, (-1, *windows.size))
+    padding = [0, 0, *(n for pair in reversed(windows.padding) for n in pair)]
+    return F.pad(x, padding) if any(padding) else x
+
+
+def _numbers(windows: Windows) -> tuple[list[int], int]:
+    """The windows over a padded input as operators take them."""
+    axes = zip(windows.padded, windows.kernel, windows.stride, windows.dilation, strict=True)
+    return [n for axis in axes for n in axis], windows.groups
+
+
 def _sized(sizes: list[int], groups: int) -> Windows:
-    """The windows over a padded input, from what operators take."""
+    """The same windows, of these numbers."""
     size, kernel, stride, dilation = (tuple(sizes[i::4]) for i in range(4))
     return Windows(size, kernel, stride, dilation, ((0, 0),) * len(size), groups)
 
@@ -300,17 +314,91 @@ def _by_shifts(
 ) -> Tensor:
     """Sums of shifted rows, those that one place of the kernel sees at a time."""
     way = way_of("shift", taps.back.device, backend)
-    axes = zip(windows.padded, windows.kernel, windows.stride, windows.dilation, strict=True)
-    size = steps, slots, [n for axis in axes for n in axis], windows.groups
-    padding = [0, 0, *(n for pair in reversed(windows.padding) for n in pair)]
+    size = steps, slots, *_numbers(windows)
     parts = []
     for sequence, weight in zip(sequences, taps.weights, strict=True):
-        padded = sequence.unflatten(1, (-1, *windows.size))
-        if any(padding):
-            padded = F.pad(padded, padding)
+        padded = _padded(sequence, windows)
         if chained(padded, weight):
             parts.append(_ShiftWindows.apply(way, size, taps.back, padded, weight))
         else:
             parts.append(shift_windows(padded, weight, taps.back, *size, *way))
     y = total(parts).unflatten(1, (-1, *windows.positions))
     return y.movedim(-1, 2)
+
+
+# -- the spread -------------------------------------------------------------------------------
+
+
+class SpreadWindows(NamedTuple):
+    """Delays that get the gradient of :mod:`tritonsyn.ops.spread`, and their connections."""
+
+    delay: Tensor
+    """``[O / groups, C * places]``, or ``[1, C]`` where channels have the delays."""
+    weight: Tensor
+    """As the delays, or ``[O, C / groups, *kernel]`` where channels have these."""
+    back: Tensor
+    """As the delays, int32: whole steps."""
+    settings: SpreadSettings
+    windows: Windows
+
+    def projected(
+        self, run: Run, project: Callable[[Run], tuple[Tensor, End]]
+    ) -> tuple[Tensor, End]:
+        """What ``project`` makes of the run, with the gradient of the delays."""
+        currents = currents_of(run)  # before the state of the run is written
+        y, end = project(run)
+        operands = (self.delay, self.weight, self.back, currents)
+        return _SpreadWindows.apply((self.settings, self.windows), y, *operands), end
+
+
+class _SpreadWindows(torch.autograd.Function):
+    """Of what is projected and the delays."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        settings: tuple[SpreadSettings, Windows],
+        y: Tensor,
+        delay: Tensor,
+        weight: Tensor,
+        back: Tensor,
+        currents: Tensor,
+    ) -> Tensor:
+        ctx.settings = settings
+        keep(ctx, (delay, weight, back, currents))
+        return y.clone()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (settings, windows), ((delay, weight, back, currents),) = ctx.settings, kept(ctx)
+        slots, dtype = settings.slots, compute_dtype(dy.dtype)
+        slopes, weight = smoothed_slopes(currents.to(dtype), settings.width), weight.to(dtype)
+        # A delay of 0 moves into the past.
+        back, arriving = back.clamp(1, slots - 1), dy.to(dtype)
+        if weight.ndim > 2:
+            arriving = _to_inputs(arriving.flatten(0, 1), weight, windows)
+            rows = arriving.unflatten(0, dy.shape[:2]).flatten(1, -2)
+            found = delayed_product(rows, slopes, back[0], slots).unsqueeze(0)
+        else:
+            rows = arriving.flatten(3).movedim(2, -1).flatten(1, 2)
+            way = way_of("shift", dy.device, settings.backend)
+            operands = _padded(slopes, windows), weight, back, slots, *_numbers(windows), *way
+            (dweight,) = shift_windows_backward(rows, *operands, False, True)
+            found = weight * dweight
+        found = (found / -settings.step).to(delay.dtype)
+        within = delay == delay.clamp(*settings.bounds)
+        return None, dy, torch.where(within, found, 0.0), None, None, None
+
+
+def _to_inputs(dy: Tensor, weight: Tensor, windows: Windows) -> Tensor:
+    """The gradient ``[N, *size, C]`` of the input of a convolution, of that of its output."""
+    axes = zip(windows.positions, windows.stride, windows.span, windows.padded, strict=True)
+    beyond = [padded - ((n - 1) * stride + span) for n, stride, span, padded in axes]
+    how: dict[str, Any] = {"output_padding": beyond, "groups": windows.groups}
+    with torch.autocast(dy.device.type, enabled=False):
+        transposed = F.conv_transpose1d if len(beyond) == 1 else F.conv_transpose2d
+        dx = transposed(dy, weight, stride=windows.stride, dilation=windows.dilation, **how)
+    for axis, (size, (before, _)) in enumerate(zip(windows.size, windows.padding, strict=True)):
+        dx = dx.narrow(2 + axis, before, size)
+    return dx.movedim(1, -1)

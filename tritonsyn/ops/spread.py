@@ -31,7 +31,7 @@ _BLOCK = 128
 """Rows that one product smooths, or as many as the Gaussian is long."""
 
 
-class _Settings(NamedTuple):
+class SpreadSettings(NamedTuple):
     """What the gradient is told besides tensors."""
 
     width: float
@@ -41,6 +41,14 @@ class _Settings(NamedTuple):
     """Of the delays; outside, their gradient is zero."""
     slots: int
     backend: str | None
+
+    @classmethod
+    def of(
+        cls, width: float, rule: ReadRule, slots: int, lower: float, backend: str | None
+    ) -> "SpreadSettings":
+        """Of a width in the unit of the delays, which are read by this rule."""
+        bounds = max(lower, 0.0), rule.limit
+        return cls(width / rule.step, rule.step, bounds, slots, backend)
 
 
 class Spread(NamedTuple):
@@ -52,7 +60,7 @@ class Spread(NamedTuple):
     """``[O, I]``."""
     back: Tensor
     """``[O, I]`` int32: whole steps."""
-    settings: _Settings
+    settings: SpreadSettings
 
     @classmethod
     def of(
@@ -71,15 +79,13 @@ class Spread(NamedTuple):
 
         The other arguments are those of :func:`tritonsyn.ops.taps`.
         """
-        bounds = max(lower, 0.0), rule.limit
-        settings = _Settings(width / rule.step, rule.step, bounds, slots, backend)
-        return cls(delay, weight, back, settings)
+        return cls(delay, weight, back, SpreadSettings.of(width, rule, slots, lower, backend))
 
     def projected(
         self, run: Run, project: Callable[[Run], tuple[Tensor, End]]
     ) -> tuple[Tensor, End]:
         """What ``project`` makes of the run, with the gradient of the delays."""
-        currents = _currents(run)  # before the state of the run is written
+        currents = currents_of(run)  # before the state of the run is written
         y, end = project(run)
         operands = (self.delay, self.weight, self.back, currents)
         return _Spread.apply(self.settings, y, *operands), end
@@ -95,7 +101,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        settings: _Settings,
+        settings: SpreadSettings,
         y: Tensor,
         delay: Tensor,
         weight: Tensor,
@@ -113,7 +119,7 @@ class _Spread(torch.autograd.Function):
         return None, dy, _gradient(ctx.settings, dy, *operands), None, None, None
 
 
-def _currents(run: Run) -> Tensor:
+def currents_of(run: Run) -> Tensor:
     """The current of a run ``[K - 1 + T, B, I]``, what is known from before it first."""
     with without_graph():
         states, _ = run.detached()._replace(ring=None, lengths=None).components()
@@ -121,7 +127,12 @@ def _currents(run: Run) -> Tensor:
 
 
 def _gradient(
-    settings: _Settings, dy: Tensor, delay: Tensor, weight: Tensor, back: Tensor, currents: Tensor
+    settings: SpreadSettings,
+    dy: Tensor,
+    delay: Tensor,
+    weight: Tensor,
+    back: Tensor,
+    currents: Tensor,
 ) -> Tensor:
     width, step, bounds, slots, backend = settings
     weight = weight.to(dy.dtype)
@@ -130,9 +141,9 @@ def _gradient(
     back = back.clamp(1, slots - 1)
     by_input, by_output = delay.shape[0] < back.shape[0], delay.shape[1] < back.shape[1]
     if by_input and not by_output:
-        found = _delayed_product(dy @ weight, slopes, back[0], slots).unsqueeze(0)
+        found = delayed_product(dy @ weight, slopes, back[0], slots).unsqueeze(0)
     elif by_output and not by_input:
-        found = _delayed_product(dy, slopes @ weight.t(), back[:, 0], slots).unsqueeze(1)
+        found = delayed_product(dy, slopes @ weight.t(), back[:, 0], slots).unsqueeze(1)
     else:
         strategy = cheapest(Work(dy.numel() * back.shape[1], 0, slots, None), dy.device)
         way = way_of(strategy, dy.device, backend)
@@ -142,7 +153,7 @@ def _gradient(
     return torch.where(delay == delay.clamp(*bounds), found, 0.0)
 
 
-def _delayed_product(dy: Tensor, slopes: Tensor, back: Tensor, slots: int) -> Tensor:
+def delayed_product(dy: Tensor, slopes: Tensor, back: Tensor, slots: int) -> Tensor:
     """``sum over t, b of dy[t, b, n] * slopes[t - back[n], b, n]``, the slopes from K - 1 rows
     before ``dy [T, B, N]`` on."""
     steps = torch.arange(slots - 1, slots - 1 + dy.shape[0], device=dy.device)
