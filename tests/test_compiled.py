@@ -250,11 +250,18 @@ def test_operators_pass_opcheck(device):
     spikes = torch.rand(5, *ROW, device=device) < 0.5
     way = (*ReadRule("previous", 1.0, 4.0), 1, False, False, backend)
     opcheck(OPERATORS.read_values, ([spikes], sel, [None], pointers[:1], *way))
+    way = ([decay, rise], pointers, *rule, 3, True, True, backend)
+    opcheck(OPERATORS.read_values, (records, sel[..., :1].contiguous(), *way))
     dvalue = torch.rand(*ROW, 2, device=device)
     opcheck(OPERATORS.read_adjoint, (dvalue, 5, sel, rates, pointers, *rule, 1, backend))
     for whole in (False, True):
         opcheck(OPERATORS.batch_dot, (records[0][0], records[1][0], whole, backend))
     opcheck(OPERATORS.hold, (pointers[0],))
+    for weights in (torch.rand(3, 3, device=device), torch.rand(1, 3, device=device)):
+        opcheck(OPERATORS.filter_rows, (turned(records[0]), weights, backend))
+        _, lines = OPERATORS.filter_rows(records[0], weights, backend)
+        dy = turned(torch.rand(3, *ROW, device=device))
+        opcheck(OPERATORS.filter_adjoint, (dy, lines, weights, True, True))
 
     weight = torch.rand(4, 3, device=device)
     back = torch.tensor([[0, 1, 2]] * 4, device=device).int()

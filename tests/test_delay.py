@@ -6,6 +6,7 @@ import pytest
 import torch
 from synapses import gradcheck, same, snapshot, spikes, uniform
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from tritonsyn import Delay
@@ -171,7 +172,7 @@ def test_a_planted_delay_is_found_from_afar():
     planted = torch.tensor([2.0, 17.0, 9.0, 20.0])
     teacher = Delay(4, 1.0, delay=20.0, interp="nearest", delay_init=lambda _: planted)
     layer = Delay(4, 1.0, delay=20.0, interp="gaussian", delay_init=lambda d: d.fill_(10.0))
-    x = spikes(60, 8, 4, rate=0.1)
+    x = spikes(60, 4, 4, rate=0.1)
     target = teacher(x).detach()
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.5)
     for epoch in range(60):
@@ -279,6 +280,28 @@ def test_other_sizes_clear():
     layer.batchsz = 4
     assert layer.batchedshape == (4, 5)
     assert layer(torch.empty(0, 4, 5)).shape == (0, 4, 5)
+
+
+@pytest.mark.slow
+def test_compiled_it_takes_another_width_without_another_graph(device):
+    compiled, eager = (
+        a_delay("gaussian", batch_size=2, capturable=capturable).to(device)
+        for capturable in (True, False)
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for width in (1.0, 0.8, 0.5, 0.3):
+        compiled.sigma = eager.sigma = width
+        x = uniform(6, 2, 5).to(device)
+        y, expected = run(x), eager(x)
+        assert_close(y, expected)
+        wanted = torch.autograd.grad(expected.square().sum(), eager.delay)
+        assert_close(torch.autograd.grad(y.square().sum(), compiled.delay), wanted)
+        compiled.clear()
+        eager.clear()
+    # The first takes the width for a constant, the second for any.
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_it_stands_in_a_sequential():

@@ -73,7 +73,7 @@ def filter_adjoint(
     """The gradients of the rows ``[K - 1 + T, B, N]`` and of the weights, where wanted."""
     groups, slots = weights.shape
     around = slots - 1
-    given = _lines(dy.contiguous(), groups, weights.dtype, around)
+    given = _lines(dy, groups, weights.dtype, around)
     found = []
     if want_rows:  # the filter the other way round
         drows = _products(_band(weights.flip(1), lines.shape[1]), given)
@@ -95,9 +95,9 @@ class _Filter(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ((lines, weights),) = kept(ctx)
-        wanted = list(ctx.needs_input_grad[:2])
-        found = filter_adjoint(dy, lines, weights, *wanted)
-        return *(found.pop(0) if want else None for want in wanted), None
+        want_rows, want_weights, _ = ctx.needs_input_grad
+        found = filter_adjoint(dy, lines, weights, want_rows, want_weights)
+        return found[0] if want_rows else None, found[-1] if want_weights else None, None
 
 
 # A matrix for each row of weights: [N, R, B], or [1, R, B * N] where all channels share them.
@@ -112,9 +112,9 @@ def _lines(rows: Tensor, groups: int, dtype: torch.dtype, around: int = 0) -> Te
         lines[:, -around:] = 0.0
     inner = lines[:, around : around + steps]
     if groups == 1:
-        inner.copy_(rows.view(inner.shape))
+        inner.copy_(rows.reshape(inner.shape))
     else:  # of two axes, which PyTorch copies fastest
-        inner.flatten(1).copy_(rows.view(-1, groups).t())
+        inner.flatten(1).copy_(rows.reshape(-1, groups).t())
     return lines
 
 

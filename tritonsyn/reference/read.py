@@ -278,7 +278,7 @@ def select(
         slots, lines = len(records[0]) + 1 - steps, [_lines(record, acc) for record in records]
         for part, own in _line_windows(lines[0], slots, reading):
             _fill(outputs, lines, own, part, *wanted)
-        return [output.t().reshape(shape) for output in outputs]
+        return [output.t().contiguous().view(shape) for output in outputs]
     for window in _windows(records[0], reading):
         _fill(outputs, records, reading, window, *wanted)
     return outputs
