@@ -274,21 +274,21 @@ def test_operators_pass_opcheck(device):
     for strategy in ("shift", "gemm"):
         for digits in (None, "ieee"):
             way = (strategy, digits, backend)
-            opcheck(OPERATORS.project_component, (records[0], None, weight, back, 3, 3, *way))
+            opcheck(OPERATORS.project_component, (records[0], None, weight, back, [], 3, 3, *way))
             for sequence, other in ((records[0], weight), (None, weight), (records[0], None)):
-                arguments = (dy, sequence, None, other, back, 3, 3, f32, *way)
+                arguments = (dy, sequence, None, other, back, [], 3, 3, f32, *way)
                 opcheck(OPERATORS.project_component_backward, arguments)
     opcheck(OPERATORS.pack_rows, (torch.rand(6, 40, device=device) < 0.5, backend))
     packed = functional.pack_spikes(torch.rand(4, 2, 3, device=device) < 0.5)
     walk, way = (packed.words, list(packed.shape)), ("events", None, backend)
-    opcheck(OPERATORS.project_component, (*walk, weight, back, 4, 3, *way))
+    opcheck(OPERATORS.project_component, (*walk, weight, back, [], 4, 3, *way))
     dv = torch.rand(4, 2, 4, device=device)
-    opcheck(OPERATORS.project_component_backward, (dv, *walk, None, back, 4, 3, f32, *way))
+    opcheck(OPERATORS.project_component_backward, (dv, *walk, None, back, [], 4, 3, f32, *way))
     opcheck(OPERATORS.pack_steps, (*walk, 3, backend))
     trains = (pack_trains(packed, 3, backend=backend).words, list(packed.shape))
     way = ("bits", None, backend)
-    opcheck(OPERATORS.project_component, (*trains, weight, back, 4, 3, *way))
-    opcheck(OPERATORS.project_component_backward, (dv, *trains, None, back, 4, 3, f32, *way))
+    opcheck(OPERATORS.project_component, (*trains, weight, back, [], 4, 3, *way))
+    opcheck(OPERATORS.project_component_backward, (dv, *trains, None, back, [], 4, 3, f32, *way))
 
 
 def turned(tensor):
@@ -321,8 +321,8 @@ def test_operators_take_what_lies_in_any_order(device):
     opcheck(OPERATORS.batch_dot, (turned(records[0][0]), turned(records[1][0]), False, backend))
     for strategy in ("shift", "gemm"):
         way = (strategy, "ieee", backend)
-        opcheck(OPERATORS.project_component, (sequence, None, weight, back, 3, 3, *way))
-        operands = (dy, sequence, None, weight, back, 3, 3, f32)
+        opcheck(OPERATORS.project_component, (sequence, None, weight, back, [], 3, 3, *way))
+        operands = (dy, sequence, None, weight, back, [], 3, 3, f32)
         opcheck(OPERATORS.project_component_backward, (*operands, *way))
 
 
