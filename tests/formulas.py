@@ -333,26 +333,76 @@ class Synapse:
         self.settle()
         return Expected(self.present(), self.dtype)
 
-    def sequence(self, x: Given, *results: Any) -> list[Expected]:
-        """Steps through ``x``; what each function of the state gives after each of them."""
+    def sequence(
+        self, x: Given, *results: Any, lengths: Sequence[int] | None = None
+    ) -> list[Expected]:
+        """Steps through ``x``; what each function of the state gives after each of them.
+
+        After the end of a sample that is 0, and its state is then that of its end.
+        """
         rows: list[list[Tensor]] = []
-        coefficients = self.coefficients()
+        coefficients, moments = self.coefficients(), [self.moment()]
         for t in range(x.tensor.shape[0]):
             self.step(x[t], coefficients)
-            rows.append([result() for result in results])
+            found = [result() for result in results]
+            if lengths is not None:
+                moments.append(self.moment())
+                kept = torch.tensor([t < length for length in lengths])
+                found = [torch.where(kept.view(-1, *[1] * (r.dim() - 2)), r, 0.0) for r in found]
+            rows.append(found)
+        if lengths is not None and len(moments) > 1:
+            self.end(moments, lengths)
         self.settle()
         if not rows:
             return [Expected(torch.zeros(3, 0, *r().shape[1:]), self.dtype) for r in results]
         return [Expected(torch.stack(r, 1), self.dtype) for r in zip(*rows, strict=True)]
 
-    def scan(self, x: Given) -> Expected:
-        return self.sequence(x, self.present)[0]
+    def moment(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """The past, and what goes on from it, as they are now."""
+        return {n: list(past) for n, past in self.past.items()}, dict(self.carry)
 
-    def advance(self, x: Given) -> None:
-        self.sequence(x)
+    def end(self, moments: list[Any], lengths: Sequence[int]) -> None:
+        """The state of each sample after so many steps."""
+        axes = {n: 0 if n == "spike" else 1 for n in self.past}
+        offsets = {(n, o): [] for n in axes for o in range(self.slots, 0, -1)}
+        carries = {n: [] for n in self.components}
+        for sample, steps in enumerate(lengths):
+            self.past, self.carry = moments[steps]
+            for (name, offset), parts in offsets.items():
+                parts.append(self.observed(name, offset).select(axes[name], sample))
+            for name, parts in carries.items():
+                parts.append(self.carry.get(name, self.observed(name, 1)).select(1, sample))
+        self.past = {n: [] for n in axes}
+        for (name, _), parts in offsets.items():
+            self.past[name].append(torch.stack(parts, axes[name]))
+        self.carry = {n: torch.stack(parts, 1) for n, parts in carries.items()}
 
-    def scan_at(self, x: Given, sel: Given) -> tuple[Expected, ...]:
-        return tuple(self.sequence(x, self.present, lambda: self.current_at(sel).lanes))
+    def state(self) -> Any:
+        recorded = torch.is_grad_enabled()
+        past, carry = self.moment()
+        if not recorded:
+            past = {n: [p.detach() for p in values] for n, values in past.items()}
+            carry = {n: c.detach() for n, c in carry.items()}
+        return past, carry, self.batchsz
+
+    def load_state(self, state: Any) -> None:
+        past, carry, self._batch = state
+        self.past, self.carry = {n: list(p) for n, p in past.items()}, dict(carry)
+        if self.inplace:
+            self.detach_state()
+
+    def scan(self, x: Given, lengths: Any = None) -> Expected:
+        return self.sequence(x, self.present, lengths=lengths)[0]
+
+    def advance(self, x: Given, lengths: Any = None) -> None:
+        self.sequence(x, lengths=lengths)
+
+    def scan_at(
+        self, x: Given, sel: Given, per_step: bool = False, lengths: Any = None
+    ) -> tuple[Expected, ...]:
+        times = iter(sel[t] if per_step else sel for t in range(max(1, x.tensor.shape[0])))
+        read = self.present, lambda: self.current_at(next(times)).lanes
+        return tuple(self.sequence(x, *read, lengths=lengths))
 
     # Reads.
 
@@ -609,9 +659,15 @@ class DelayedLinear:
         self.synapse.settle()
         return Expected(self.present(self.places()), self.synapse.dtype)
 
-    def scan(self, x: Given) -> Expected:
+    def scan(self, x: Given, lengths: Any = None) -> Expected:
         places = self.places()
-        return self.synapse.sequence(x, lambda: self.present(places))[0]
+        return self.synapse.sequence(x, lambda: self.present(places), lengths=lengths)[0]
+
+    def state(self) -> Any:
+        return self.synapse.state()
+
+    def load_state(self, state: Any) -> None:
+        self.synapse.load_state(state)
 
     def clear(self, *args: Any, **kwargs: Any) -> None:
         self.synapse.clear(*args, **kwargs)

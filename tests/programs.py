@@ -281,7 +281,7 @@ class Maker:
         self.constants: list[tuple[str, str, str]] = []
         self.batch = self.pick([1, 1, 2, 3])
         self.synapse = "module"
-        self.saved = ""
+        self.saved = self.taken = ""
 
     # Small things.
 
@@ -474,8 +474,8 @@ class Maker:
                 times[i] = self.pick([math.nan, math.inf, -math.inf])
         return times.view(tuple(size))
 
-    def selector(self) -> str:
-        size = [self.pick([1, self.batch]), *self.shape]
+    def selector(self, steps: int | None = None) -> str:
+        size = [*(() if steps is None else (steps,)), self.pick([1, self.batch]), *self.shape]
         if self.chance(0.5):
             size.append(self.pick([0, 1, 2, 2, 3]))
         dtype = self.pick([self.wide] * 3 + list(DTYPES.values()))
@@ -497,7 +497,7 @@ class Maker:
             self.change_constant: 0.8, self.duplicate: 0.7, self.save: 1, self.load: 1,
             self.call_sequence: SEQUENCES_BY_CALL, self.follow: BATCH_FOLLOWS,
             self.clear_samples: CLEARS_SAMPLES, self.load_other: STATES_OF_OTHERS * 0.7,
-            self.refuse_more: CARRIES * 0.5,
+            self.refuse_more: CARRIES * 0.5, self.exchange: 0.8,
         }  # fmt: skip
         if not self.layer:
             actions |= {
@@ -509,23 +509,34 @@ class Maker:
         self.result(f"module({self.given(self.input(self.batch))})")
 
     def sequence(self, packs: bool = True) -> str:
-        x = self.input(self.batch, self.pick([0, 1, 1, 2, 3, 4, 7]))
+        self.steps = self.pick([0, 1, 1, 2, 3, 4, 7])
+        x = self.input(self.batch, self.steps)
         name = self.given(x)
         if packs and x.dtype == torch.bool and x.numel() and self.chance(0.4):
             return f"pack_spikes({name})"
         return name
 
+    def lengths(self) -> str:
+        """Of each sample of the last sequence; or nothing, which is all of them."""
+        lengths = [self.random.randint(0, self.steps) for _ in range(self.batch)]
+        return f", lengths={lengths}" if self.chance(0.3) else ""
+
     def scan(self) -> None:
-        self.result(f"module.scan({self.sequence()})")
+        self.result(f"module.scan({self.sequence()}{self.lengths()})")
 
     def call_sequence(self) -> None:
         self.result(f"module({self.sequence(packs=False)})")
 
     def advance(self) -> None:
-        self.write(f"module.advance({self.sequence()})")
+        self.write(f"module.advance({self.sequence()}{self.lengths()})")
 
     def scan_at(self) -> None:
-        self.result(f"module.scan_at({self.sequence()}, {self.selector()})", count=2)
+        x, per_step = self.sequence(), self.chance(0.3)
+        if per_step and self.steps:
+            times = f"{self.selector(self.steps)}, per_step=True"
+        else:
+            times = self.selector()
+        self.result(f"module.scan_at({x}, {times}{self.lengths()})", count=2)
 
     def delayed(self) -> None:
         names = ["current_at", "current_at", "spike_at"]
@@ -593,7 +604,7 @@ class Maker:
         else:
             self.batch = self.pick([1, 2, 3])
             self.write(f"module.batchsz = {self.batch}")
-        self.saved = ""
+        self.saved = self.taken = ""
 
     def toggle(self) -> None:
         self.flush()
@@ -641,6 +652,17 @@ class Maker:
             self.flush()
             self.write(f"module.load_state_dict({self.saved})")
             self.batch = self.saved_batch
+
+    def exchange(self) -> None:
+        """Takes the state out, or puts one in: that of now, or of an earlier moment."""
+        if self.chance(0.4):
+            self.write("module.load_state(module.state())")
+        elif self.taken and self.chance(0.7):
+            self.write(f"module.load_state({self.taken})")
+            self.batch = self.taken_batch
+        else:
+            self.taken, self.taken_batch = self.name("state"), self.batch
+            self.write(f"with no_grad(): {self.taken} = module.state()")
 
     # Refused calls, after which everything is as before.
 

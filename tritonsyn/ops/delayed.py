@@ -120,14 +120,14 @@ class Run(NamedTuple):
     def _ended_at(self, states: Sequence[Tensor], lengths: Tensor) -> End:
         """The state of the ring, with each sample as it was at its own end."""
         assert self.ring is not None
-        at_rest, tails = self.past is None, []
+        tails = []
         for i, state in enumerate(states):
             history = None
             if self.past is not None:
                 older, newest = self.past.histories[i][:-1], self.past.newest[i]
                 history = torch.cat((older.to(state.dtype), newest.unsqueeze(0)))
             tails.append(last_rows(state, lengths, self.slots, history))
-        spikes = last_spikes_of_each(self.x, lengths, self.ring, at_rest)
+        spikes = last_spikes_of_each(self.x, lengths, self.ring)
         return extend_ring(self.ring, spikes, self.x.shape[0], tails)
 
     def _in_ring(self, ring: Ring, dtype: torch.dtype | None) -> tuple[Tensor | None, End]:

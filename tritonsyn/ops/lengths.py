@@ -50,13 +50,10 @@ def _taken(x: Tensor | PackedSpikes, rows: Tensor) -> Tensor:
     return x.reshape(steps * batch, -1).index_select(0, places).view(*rows.shape, -1)
 
 
-def last_spikes_of_each(
-    x: Tensor | PackedSpikes, lengths: Tensor, ring: Ring, at_rest: bool
-) -> Tensor:
+def last_spikes_of_each(x: Tensor | PackedSpikes, lengths: Tensor, ring: Ring) -> Tensor:
     """The last spikes of each sample, as :func:`last_rows` has values."""
-    slots, history = len(ring.spikes), None
-    if not at_rest:
-        order = row_slots(ring.spike_pointer, slots, ring.spikes)
-        history = flat_record(ring.spikes).index_select(0, order)
+    slots = len(ring.spikes)
+    order = row_slots(ring.spike_pointer, slots, ring.spikes)
+    history = flat_record(ring.spikes).index_select(0, order)
     x = x if isinstance(x, PackedSpikes) else x.detach()
     return last_rows(x, lengths, slots, history) != 0
