@@ -120,9 +120,10 @@ def assert_same(actual, expected, tolerance=1e-10):
 @every_kind
 @geometries
 @ways
-def test_equals_windows_of_delayed_reads(kind, geometry, way):
+def test_equals_windows_of_delayed_reads(device, kind, geometry, way):
     """In values and in gradients; steps and pieces give what the whole sequence gives."""
-    layer, x = layer_of(kind, geometry, way), sequence(geometry).requires_grad_()
+    layer = layer_of(kind, geometry, way, device=device)
+    x = sequence(geometry).to(device).requires_grad_()
     inputs = [x, *layer.parameters()]
     wanted = materialised(layer, x, geometry)
     expected = gradients(wanted, inputs)
@@ -172,10 +173,10 @@ def test_a_spread_is_that_of_a_dense_layer_of_the_windows(geometry, way):
 
 
 @pytest.mark.parametrize("way", ["shift", "input"])
-def test_the_kernels_compute_the_same(way, short_turns):
-    """In the interpreter; they are those of the dense layer and of reads."""
-    layer = tiny(way)
-    x = spikes(3, 1, 2, 3).to(F64).requires_grad_()
+def test_the_kernels_compute_the_same(device, way, short_turns):
+    """They are those of the dense layer and of reads."""
+    layer = tiny(way, device=device)
+    x = spikes(3, 1, 2, 3).to(device, F64).requires_grad_()
     inputs = [x, layer.weight, layer.delay]
     found = []
     for backend in ("reference", "triton"):

@@ -196,7 +196,7 @@ class _DelayedConv(DelayedProjection):
         rule, slots = synapse.delay_rule()._replace(mode="expdecay"), synapse.spike_.recordsz
         with torch.no_grad():
             flat = self.delay.reshape(1, -1)
-            unit = torch.ones((), dtype=flat.dtype, device=flat.device).to(torch.float32)
+            unit = torch.ones((), dtype=torch.float32, device=flat.device)
             how = ([unit], rule, slots, self._min_delay)
             taps = ops.taps(torch.ones_like(flat), flat, *how, backend=self.backend)
         return taps.back.view(self.delay.shape)

@@ -98,9 +98,8 @@ def project_windows_shared(run: Run, connections: Shared, windows: Windows) -> t
 def project_windows(run: Run, taps: Taps, windows: Windows, *, strategy: str) -> tuple[Tensor, End]:
     """The same where each connection has a delay, in the dtype of the weights.
 
-    ``taps [O / groups, C * places]``: row r is
-    that of the r-th output of each group, so that each input has its own column; places are those
-    of the kernel.
+    ``taps [O / groups, C * places]``: row r is that of the r-th output of each group, so that each
+    input has its own column; places are those of the kernel.
     """
     before, (sequences, end) = run.before(), run.scanned()
     if before is not None:
