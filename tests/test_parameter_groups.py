@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from tritonsyn import DelayedLinear, SingleExponentialCurrent, parameter_groups
+from tritonsyn import Delay, DelayedLinear, SingleExponentialCurrent, parameter_groups
 from tritonsyn.parametrizations import Bounded, Positive
 
 
@@ -24,14 +24,16 @@ def named(model, *options, **settings):
 
 def test_each_kind_gets_its_own_rate_and_weights_alone_decay():
     tau = nn.Parameter(torch.tensor(5.0))
-    model = nn.Sequential(layer_of(1.0, tau), nn.Linear(3, 3), layer_of(2.0, tau))
+    model = nn.Sequential(
+        layer_of(1.0, tau), nn.Linear(3, 3), layer_of(2.0, tau), Delay(3, 1.0, delay=5.0)
+    )
     model[1].weight = model[0].weight  # shared
     model[2].delay.requires_grad_(False)
     found = named(model, 0.01, delay_lr=0.1, constant_lr=0.001, weight_decay=0.5)
     assert found == {
         "weights": (["0.weight", "2.weight"], {"lr": 0.01, "weight_decay": 0.5}),
         "vectors": (["0.bias", "1.bias", "2.bias"], {"lr": 0.01, "weight_decay": 0.0}),
-        "delays": (["0.delay", "2.delay"], {"lr": 0.1, "weight_decay": 0.0}),
+        "delays": (["0.delay", "2.delay", "3.delay"], {"lr": 0.1, "weight_decay": 0.0}),
         "constants": (["0.synapse.time_constant"], {"lr": 0.001, "weight_decay": 0.0}),
     }
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..modules.parameters import parameter_groups
 from .data import Digits, encode, encode_test, load
 from .network import Network
 
@@ -37,13 +38,11 @@ def train(epochs: int, seed: int, device: torch.device, frozen: bool, quiet: boo
     network = Network(frozen).to(device)
     delays = [layer.delay for layer in network.layers()]
     run = Run(network, [delay.detach().cpu().clone() for delay in delays])
-    others = [p for p in network.parameters() if not any(p is delay for delay in delays)]
-    optimizer = torch.optim.Adam(
-        [{"params": others, "lr": _RATE}, {"params": delays, "lr": _DELAY_RATE}]
-    )
+    groups = parameter_groups(network, _RATE, delay_lr=_DELAY_RATE)
+    optimizer = torch.optim.Adam(groups)
     batches = max(1, len(training.labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [_RATE, _DELAY_RATE], total_steps=epochs * batches, pct_start=0.2
+        optimizer, [group["lr"] for group in groups], total_steps=epochs * batches, pct_start=0.2
     )
     generator = torch.Generator().manual_seed(seed)
     test_spikes = encode_test(test.images).to(device)
