@@ -11,12 +11,13 @@ from tritonsyn.launch.config import LaunchConfig, override_config
 from tritonsyn.launch.lines import room
 from tritonsyn.reference import projection as reference
 from tritonsyn.testing import assert_close_as_torch
-from tritonsyn.values import compute_dtype
+from tritonsyn.values import Links, compute_dtype
 
 # Steps, batch, inputs, outputs, slots: single ones, and one more or less than a tile.
 SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 3), (9, 2, 33, 2, 2), (5, 13, 3, 33, 6), (3, 33, 4, 8, 12)]
 EMPTY = [(2, 0, 3, 2, 2), (2, 3, 0, 2, 2)]
 SHIFTS = ("shift_sum_kernel", "shift_dot_kernel", "shift_step_kernel")
+LISTS = ("links_sum_kernel", "links_dot_kernel", "links_step_kernel")
 STRATEGIES = pytest.mark.parametrize("strategy", ["shift", "gemm"])
 sized = pytest.mark.parametrize("size", [*SIZES, *EMPTY], ids=str)
 
@@ -27,7 +28,7 @@ def tiny_tiles() -> Iterator[None]:
     shifts = LaunchConfig(32, UNROLL=3, chunks=3, BLOCK_R=4, BLOCK_C=2)
     products = LaunchConfig(16, BLOCK_R=16, BLOCK_C=16)  # tensor cores take no smaller ones
     with (
-        override_config(shifts, "lines_kernel", "shift_table_kernel", *SHIFTS),
+        override_config(shifts, "lines_kernel", "shift_table_kernel", *SHIFTS, *LISTS),
         override_config(products, "temporal_gemm_kernel", "temporal_gemm_dot_kernel"),
     ):
         yield
@@ -140,6 +141,56 @@ def test_tiles_of_several_warps(device, dtype):
     tall = LaunchConfig(512, num_warps=2, BLOCK_R=16)
     with override_config(tall, "shift_sum_kernel"):
         check_all(device, "shift", (17, 33, 2, 17, 4), dtype)
+
+
+def listed(size, dtype=F64):
+    """Connections of few inputs each, of none and, the first output's, of all."""
+    mask = uniform(size[3], size[2], seed=5) < 0.4
+    mask[:1], mask[1:2] = True, False
+    links = Links.of(mask)
+    return *[links.taken(tensor) for tensor in connections(size, dtype)], links
+
+
+def check_listed(device, size, dtype):
+    steps, batch, inputs, outputs, slots = size
+    weight, back, links = listed(size, compute_dtype(dtype))
+    sequence = signal(steps + slots // 2, batch, inputs, dtype=dtype)
+    dy = signal(steps, batch, outputs, dtype=compute_dtype(dtype))
+    way = slots, "shift", "ieee", links
+    check(device, "project", sequence, weight, back, steps, *way)
+    check(device, "project_backward", dy, sequence, weight, back, len(sequence), *way)
+    check(device, "project_backward", dy, sequence, None, back, steps, *way)
+    record = signal(slots, batch, inputs, dtype=dtype)
+    for pointer in {0, slots - 1}:
+        check(device, "project_step", record, pointer, weight, back, links)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_listed_connections(device, tiny_tiles, size):
+    check_listed(device, size, F32)
+
+
+@pytest.mark.parametrize("dtype", [F64, BF16, F16], ids=str)
+def test_listed_connections_of_every_dtype(device, dtype):
+    check_listed(device, (5, 33, 7, 5, 4), dtype)
+
+
+def test_listed_connections_whose_offsets_would_leave_int32(device):
+    sequence, dy = signal(5, 32, 3), signal(5, 32, 2, seed=3)
+    weight, _ = connections((5, 32, 3, 2, 5))
+    back = torch.tensor([[70_000_000, 1, 0], [2, 100_000_000, 4]], dtype=torch.int32)
+    near, links = back.where(back < 9, 8), Links.of(torch.ones(2, 3, dtype=torch.bool))
+    weight, back, near = (links.taken(tensor) for tensor in (weight, back, near))
+    for name, first, *others in (
+        ("project", (sequence, weight), 5),
+        ("project_backward", (dy, sequence, weight), 5),
+    ):
+        way = "shift", "ieee", links
+        actual = by_kernel(device, "projection", name, *first, back, *others, 100_000_001, *way)
+        # There is nothing further back than the five steps.
+        wanted = by_reference("projection", name, *first, near, *others, 9, *way)
+        for a, b in zip(actual.returned, wanted.returned, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("dtype", [F64, BF16], ids=str)

@@ -179,7 +179,7 @@ def test_a_spread_of_the_delays(way):
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_what_is_not_finite_reaches_those_that_read_it_alone(bad):
+def test_what_is_not_finite_reaches_those_that_read_it_alone(each_backend, bad):
     layer = layer_of(mask=MASK, strategy="shift")
     with torch.no_grad():
         layer.weight[~MASK] = bad  # as what another mask leaves behind

@@ -192,9 +192,25 @@ def _shift_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
     return _in_parts(config, programs, groups * -(-places // (4 * config.BLOCK)))
 
 
+def _links_sum(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    # As many turns as the output of a tile with the most inputs has: few outputs waste few.
+    return replace(_shift_sum(work, dtype), BLOCK_R=4, num_warps=2 if dtype.itemsize == 8 else 1)
+
+
+def _links_dot(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    groups, connections, _, places = work
+    config = LaunchConfig(_tile(places, 128), num_warps=1, BLOCK_C=2 if dtype.itemsize == 8 else 4)
+    programs = -(-connections // config.BLOCK_C)
+    return _in_parts(config, programs, groups * -(-places // (4 * config.BLOCK)))
+
+
 def _shift_step(work: Work, dtype: torch.dtype) -> LaunchConfig:
     # Few places, which lie apart: small tiles keep the GPU busy and the registers free.
     return LaunchConfig(_tile(work[-1], 32, 16), num_warps=1, UNROLL=8, BLOCK_R=2)
+
+
+def _links_step(work: Work, dtype: torch.dtype) -> LaunchConfig:
+    return LaunchConfig(_tile(work[-1], 32, 16), num_warps=1, BLOCK_R=2)
 
 
 def _gemm(work: Work, dtype: torch.dtype) -> LaunchConfig:
@@ -304,6 +320,9 @@ HEURISTICS: dict[str, Callable[[Work, torch.dtype], LaunchConfig]] = {
     "shift_sum_kernel": _shift_sum,
     "shift_dot_kernel": _shift_dot,
     "shift_step_kernel": _shift_step,
+    "links_sum_kernel": _links_sum,
+    "links_dot_kernel": _links_dot,
+    "links_step_kernel": _links_step,
     "temporal_gemm_kernel": _gemm,
     "temporal_gemm_dot_kernel": _gemm_dot,
     "pack_trains_kernel": _pack_trains,

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..kernels.links import links_dot_kernel, links_sum_kernel
 from ..kernels.projection import (
     lines_kernel,
     shift_dot_kernel,
@@ -16,6 +17,27 @@ from ..kernels.projection import (
 from ..values import WORD, Lines, Links
 from .config import LaunchConfig, config_for
 from .launcher import accumulator, launch, packed, sum_of_parts, tiles
+
+SUMS = "shift_sum_kernel", "links_sum_kernel"
+"""Of all connections, and of those linked."""
+
+
+class Listed(NamedTuple):
+    """The connections of each output one after the other, ``[n]``."""
+
+    weight: Tensor
+    back: Tensor
+    inputs: Tensor
+    starts: Tensor
+    """``[R + 1]``: where those of each output start, and n."""
+
+    @classmethod
+    def of(cls, weight: Tensor, back: Tensor, links: Links, adjoint: bool) -> "Listed":
+        """Those of links; for the adjoint with outputs and inputs in each other's place."""
+        if adjoint:
+            weight, back = weight[links.order], back[links.order]
+            return cls(weight, back, links.readers, links.input_starts)
+        return cls(weight, back, links.inputs, links.starts)
 
 
 class Plan(NamedTuple):
@@ -32,12 +54,13 @@ class Plan(NamedTuple):
         return self.config.BLOCK // self.width
 
     @classmethod
-    def of(cls, out: Tensor, inputs: int, source: Tensor) -> "Plan":
-        """That of a sum ``[T, B, R]`` of so many sequences in the dtype of the source."""
+    def of(cls, out: Tensor, inputs: int, source: Tensor, linked: bool = False) -> "Plan":
+        """That of a sum ``[T, B, R]`` of so many sequences in the dtype of the source, or of those
+        linked."""
         steps, batch, outputs = out.shape
         width = width_of(batch)
         work = (tiles(batch, width), inputs, outputs, steps * width)
-        return cls(work, line_config("shift_sum_kernel", work, source, width), width)
+        return cls(work, line_config(SUMS[linked], work, source, width), width)
 
 
 def line_config(kernel: str, work: tuple[int, ...], source: Tensor, width: int) -> LaunchConfig:
@@ -102,24 +125,48 @@ def write_lines(sequence: Tensor, lines: Lines, lead: int, count: int, beyond: i
 
 
 def shift_sum(
-    lines: Lines, weight: Tensor, back: Tensor, out: Tensor, plan: Plan, lead: int | None = None
+    lines: Lines,
+    weight: Tensor,
+    back: Tensor,
+    out: Tensor,
+    plan: Plan,
+    lead: int | None = None,
+    links: Links | None = None,
 ) -> None:
     """``out [T, B, R]`` of lines with so many rows before the first step; None: the adjoint."""
     steps, adjoint = out.shape[0], lead is None
     unit = plan.width if adjoint else -plan.width
-    entries, _ = table(weight, back, lines.size[2] + steps, unit, plan.config.BLOCK_R)
+    entries: Tensor | Listed
+    if links is None:
+        entries, _ = table(weight, back, lines.size[2] + steps, unit, plan.config.BLOCK_R)
+    else:
+        entries = Listed.of(weight, back, links, adjoint)
     sum_entries(lines, entries, out, plan, lead or 0, steps if adjoint else None)
 
 
 def sum_entries(
-    lines: Lines, entries: Tensor, out: Tensor, plan: Plan, first: int, end: int | None
+    lines: Lines, entries: Tensor | Listed, out: Tensor, plan: Plan, first: int, end: int | None
 ) -> None:
-    """The same of connections in a table; ``out`` starts at the row ``first``.
+    """The same of connections in a table or a list; ``out`` starts at the row ``first``.
 
     With an ``end`` it is the adjoint, for which all rows from there on are as that one.
     """
     steps, batch, outputs = out.shape
     work, config, width = plan
+    if isinstance(entries, Listed):
+        launch(
+            links_sum_kernel,
+            (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
+            *(lines.memory, out, *entries),
+            *(outputs, steps, batch, first, end or 0),
+            *(*lines.strides, out.stride(2), out.stride(0), out.stride(1)),
+            ADJOINT=end is not None,
+            WIDTH=width,
+            work=work,
+            dtype=lines.memory.dtype,
+            config=config,
+        )
+        return
     launch(
         shift_sum_kernel,
         (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
@@ -132,11 +179,6 @@ def sum_entries(
         dtype=lines.memory.dtype,
         config=config,
     )
-
-
-def in_full(weight: Tensor, back: Tensor, links: Links | None) -> tuple[Tensor, Tensor]:
-    """Weights and steps back ``[O, I]`` of all connections, zeros where there is no link."""
-    return (weight, back) if links is None else (links.spread(weight), links.spread(back))
 
 
 def table(
@@ -173,14 +215,23 @@ def table(
 
 
 def shift_dot(
-    dlines: Lines, lead: int, steps: int, sequence: Tensor | Lines, back: Tensor, slots: int
+    dlines: Lines,
+    lead: int,
+    steps: int,
+    sequence: Tensor | Lines,
+    back: Tensor,
+    slots: int,
+    links: Links | None = None,
 ) -> Tensor:
     """The gradient of the weight from lines of ``dy`` with so many rows before the first step."""
-    (outputs, inputs), dtype = back.shape, dlines.memory.dtype
+    dtype = dlines.memory.dtype
     _, groups, _, width = dlines.size
     source = sequence.memory if isinstance(sequence, Lines) else sequence
+    # A list is as the connections of one output.
+    outputs, inputs = back.shape if links is None else (1, back.shape[0])
     work = (groups, inputs, outputs, steps * width)
-    config = line_config("shift_dot_kernel", work, source, width)
+    kernel = "shift_dot_kernel" if links is None else "links_dot_kernel"
+    config = line_config(kernel, work, source, width)
     tile = config.BLOCK // width
     if isinstance(sequence, Tensor):
         missing = min(slots - 1, sequence.shape[0] - steps + tile) + steps - sequence.shape[0]
@@ -189,16 +240,23 @@ def shift_dot(
     share = tiles(tiles(steps, tiles(config.chunks, max(groups, 1))), tile) * tile
     segments = tiles(steps, share)
     partial = torch.empty((config.chunks, *back.shape), dtype=dtype, device=back.device)
-    launch(
-        shift_dot_kernel,
-        (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks),
-        *(dlines.memory, sequence.memory, back, partial),
-        *(outputs, inputs, steps, share, segments, groups * segments, lead, lead_x),
-        *(*dlines.strides, *sequence.strides),
-        ACC=accumulator(dtype),
-        WIDTH=width,
-        work=work,
-        dtype=source.dtype,
-        config=config,
-    )
+    parts = steps, share, segments, groups * segments, lead, lead_x, *dlines.strides
+    options: dict[str, Any] = {"ACC": accumulator(dtype), "WIDTH": width}
+    options |= {"work": work, "dtype": source.dtype, "config": config}
+    if links is None:
+        launch(
+            shift_dot_kernel,
+            (tiles(outputs, config.BLOCK_R) * tiles(inputs, config.BLOCK_C), config.chunks),
+            *(dlines.memory, sequence.memory, back, partial),
+            *(outputs, inputs, *parts, *sequence.strides),
+            **options,
+        )
+    else:
+        launch(
+            links_dot_kernel,
+            (tiles(inputs, config.BLOCK_C), config.chunks),
+            *(dlines.memory, sequence.memory, back, links.outputs, links.inputs, partial),
+            *(inputs, *parts, *sequence.strides),
+            **options,
+        )
     return sum_of_parts(partial)

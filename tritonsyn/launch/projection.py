@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
+from ..kernels.links import links_step_kernel
 from ..kernels.projection import shift_step_kernel, temporal_gemm_dot_kernel, temporal_gemm_kernel
 from ..values import WORD, Lines, Links, Slot
 from .config import PASSES
 from .launcher import launch, packed, tiles
 from .lines import (
+    Listed,
     Plan,
     as_lines,
-    in_full,
     lead_of,
     line_config,
     room,
@@ -32,7 +33,7 @@ def lines_for(
         past = torch.empty((0, batch, synapses), dtype=dtype, device=device)
     work, before = (tiles(batch, WORD), synapses, outputs, steps * WORD), past.shape[0]
     # Of all that reads them.
-    kernels = "shift_sum_kernel", "shift_dot_kernel"
+    kernels = "shift_sum_kernel", "shift_dot_kernel", "links_sum_kernel", "links_dot_kernel"
     tile = max(line_config(name, work, past, WORD).BLOCK for name in kernels) // WORD
     lead = min(slots - 1, before + tile)
     lines = room(past, lead + steps, WORD, tile)
@@ -51,13 +52,12 @@ def project(
     precision: str,
     links: Links | None = None,
 ) -> Tensor:
-    weight, back = in_full(weight, back, links)
-    outputs, inputs = weight.shape
+    (outputs, inputs), linked = (weight.shape, False) if links is None else (links.size, True)
     if isinstance(sequence, Lines):
         size = steps, sequence.batch, outputs
         y = torch.empty(size, dtype=weight.dtype, device=weight.device)
-        plan = Plan.of(y, inputs, sequence.memory)
-        shift_sum(sequence, weight, back, y, plan, lead_of(sequence, steps))
+        plan = Plan.of(y, inputs, sequence.memory, linked)
+        shift_sum(sequence, weight, back, y, plan, lead_of(sequence, steps), links)
         return y
     rows, batch, _ = sequence.shape
     before = rows - steps
@@ -66,26 +66,38 @@ def project(
         _gemm(sequence, weight, back, y, before, slots, precision)
     elif steps == 1 and rows == slots:
         # Each row is read once: lines would cost more than they save.
-        _shift_step(sequence, 0, weight, back, y[0])
+        _shift_step(sequence, 0, weight, back, y[0], links)
     else:
-        plan = Plan.of(y, inputs, sequence)
+        plan = Plan.of(y, inputs, sequence, linked)
         lead = min(slots - 1, before + plan.tile)
         lines = as_lines(sequence, lead - before, 0, plan.tile)
-        shift_sum(lines, weight, back, y, plan, lead)
+        shift_sum(lines, weight, back, y, plan, lead, links)
     return y
 
 
 def project_step(
     record: Tensor, pointer: Slot, weight: Tensor, back: Tensor, links: Links | None = None
 ) -> Tensor:
-    weight, back = in_full(weight, back, links)
-    y = torch.empty((record.shape[1], weight.shape[0]), dtype=weight.dtype, device=weight.device)
-    _shift_step(record, pointer, weight, back, y)
+    outputs = weight.shape[0] if links is None else links.size[0]
+    y = torch.empty((record.shape[1], outputs), dtype=weight.dtype, device=weight.device)
+    _shift_step(record, pointer, weight, back, y, links)
     return y
 
 
-def _shift_step(record: Tensor, pointer: Slot, weight: Tensor, back: Tensor, y: Tensor) -> None:
-    (slots, batch, inputs), outputs = record.shape, weight.shape[0]
+def _shift_step(
+    record: Tensor, pointer: Slot, weight: Tensor, back: Tensor, y: Tensor, links: Links | None
+) -> None:
+    (slots, batch, inputs), outputs = record.shape, y.shape[1]
+    if links is not None:
+        launch(
+            links_step_kernel,
+            lambda config: (tiles(batch, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
+            *(packed(record), y, *Listed.of(weight, back, links, adjoint=False)),
+            *(pointer, outputs, inputs, batch, slots),
+            work=(inputs, outputs, batch),
+            dtype=record.dtype,
+        )
+        return
     launch(
         shift_step_kernel,
         lambda config: (tiles(batch, config.BLOCK) * tiles(outputs, config.BLOCK_R),),
@@ -107,28 +119,24 @@ def project_backward(
     precision: str,
     links: Links | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    if links is not None:
-        weight, back = None if weight is None else links.spread(weight), links.spread(back)
-    steps, batch, _ = dy.shape
+    (steps, batch, outputs), linked = dy.shape, links is not None
     before, dsequence, dweight, dlines = rows - steps, None, None, None
     if weight is not None:
-        size = (rows, batch, weight.shape[1])
+        size = (rows, batch, weight.shape[1] if links is None else links.size[1])
         dsequence = torch.empty(size, dtype=weight.dtype, device=weight.device)
         if strategy == "gemm":
             _gemm(dy, weight.t(), back.t(), dsequence, before, slots, precision, adjoint=True)
         else:
-            plan = Plan.of(dsequence, dy.shape[2], dy)
+            plan = Plan.of(dsequence, outputs, dy, linked)
             dlines = as_lines(dy, before, min(slots - 1, plan.tile), plan.tile)
-            shift_sum(dlines, weight.t(), back.t(), dsequence, plan)
+            shift_sum(dlines, weight.t(), back.t(), dsequence, plan, links=links)
     if sequence is not None:
         if strategy == "gemm" and isinstance(sequence, Tensor):
             dweight = _gemm_dot(dy, sequence, back, slots, precision)
         elif dlines is not None:
-            dweight = shift_dot(dlines, before, steps, sequence, back, slots)
+            dweight = shift_dot(dlines, before, steps, sequence, back, slots, links)
         else:
-            dweight = shift_dot(as_lines(dy, 0, 0), 0, steps, sequence, back, slots)
-    if dweight is not None and links is not None:
-        dweight = links.taken(dweight)
+            dweight = shift_dot(as_lines(dy, 0, 0), 0, steps, sequence, back, slots, links)
     return dsequence, dweight
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..values import WORD, Connections, Dynamics, Lines, Links, Rows
 from .launcher import tiles
-from .lines import Plan, in_full, line_config, shift_dot, sum_entries, table
+from .lines import SUMS, Listed, Plan, line_config, shift_dot, sum_entries, table
 from .scan import scan_lines
 
 Tape = Rows | Lines
@@ -60,27 +60,30 @@ def advance(
 def connections(
     weight: Tensor, back: Tensor, slots: int, least: int, adjoint: bool, links: Links | None = None
 ) -> Connections:
-    weight, back = in_full(weight, back, links)
+    outputs, inputs = weight.shape if links is None else links.size
     if adjoint:
-        weight, back = weight.t(), back.t()
-    plan = _plan(weight)
-    entries, _ = table(weight, back, slots, WORD if adjoint else -WORD, plan.config.BLOCK_R)
+        weight, back, outputs, inputs = weight.t(), back.t(), inputs, outputs
+    plan = _plan(outputs, inputs, weight, links is not None)
+    entries: Tensor | Listed
+    if links is None:
+        entries, _ = table(weight, back, slots, WORD if adjoint else -WORD, plan.config.BLOCK_R)
+    else:
+        entries = Listed.of(weight, back, links, adjoint)
     return Connections((entries, plan), weight, back, slots, least, adjoint)
 
 
-def _plan(weight: Tensor) -> Plan:
+def _plan(outputs: int, inputs: int, weight: Tensor, linked: bool) -> Plan:
     """Tiles of one step."""
-    outputs, inputs = weight.shape
     work = (1, inputs, outputs, WORD)
-    config = replace(line_config("shift_sum_kernel", work, weight, WORD), BLOCK=WORD)
+    config = replace(line_config(SUMS[linked], work, weight, WORD), BLOCK=WORD)
     return Plan(work, config, WORD)
 
 
 def sums(tape: Tape, row: int, count: int, taken: Connections) -> Tensor:
     assert isinstance(tape, Lines)
-    (entries, plan), weight = taken.table, taken.weight
-    outputs = weight.shape[0]
-    out = torch.empty(count * tape.batch, outputs, dtype=weight.dtype, device=weight.device)
+    entries, plan = taken.table
+    outputs, dtype = plan.work[2], taken.weight.dtype
+    out = torch.empty(count * tape.batch, outputs, dtype=dtype, device=tape.memory.device)
     size, end = (count, tape.batch, outputs), tape.size[2] if taken.adjoint else None
     sum_entries(tape, entries, out.view(size), plan, row, end)
     return out
@@ -90,6 +93,5 @@ def dot(
     dtape: Tape, tape: Tape, back: Tensor, slots: int, strategy: str, links: Links | None = None
 ) -> Tensor:
     assert isinstance(dtape, Lines) and isinstance(tape, Lines)
-    _, every = in_full(back, back, links)
-    dweight = shift_dot(dtape, slots - 1, tape.size[2] - (slots - 1), tape, every, slots)
-    return dweight if links is None else links.taken(dweight)
+    steps = tape.size[2] - (slots - 1)
+    return shift_dot(dtape, slots - 1, steps, tape, back, slots, links)

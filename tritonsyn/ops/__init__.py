@@ -11,7 +11,7 @@ from .conv import SpreadWindows, Windows, convolve_rows, project_windows, projec
 from .delayed import End, Past, Run, choose, project_sequence
 from .filter import filtered, gaussian_weights
 from .lengths import silenced
-from .projection import project_step
+from .projection import project, project_step
 from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
 from .record import PushPlan, blank, push, push_again, read, row_slots, write_rows
 from .replay import State, replayed
@@ -51,6 +51,7 @@ __all__ = [
     "hold",
     "pack_spikes",
     "product",
+    "project",
     "project_sequence",
     "project_shared",
     "project_step",

@@ -11,6 +11,7 @@ from ..modules.linear import DelayedLinear
 from ..modules.record import RecordTensor
 from ..modules.synapse import AlphaCurrent, DoubleExponentialCurrent, SingleExponentialCurrent
 from ..ops.common import implementation
+from ..values import Links, Slot, compute_dtype
 
 FLOATING = ("float32", "float64", "bfloat16", "float16")
 DTYPES = (*FLOATING, "bool", "uint8", "int32", "int64")
@@ -96,6 +97,18 @@ class Site(NamedTuple):
             device=self.device,
             dtype=self.dtype,
         )
+
+    def links(self) -> Links:
+        """A tenth of the connections, as many of each output."""
+        outputs, synapses = self.shape.outputs or self.shape.synapses, self.shape.synapses
+        each = max(1, synapses // 10)
+        number, rows = (torch.arange(n, device=self.device) for n in (each, outputs + 1))
+        inputs = ((rows[:-1, None] + 10 * number) % synapses).flatten()
+        owners, order = rows[:-1].repeat_interleave(each), inputs.argsort(stable=True)
+        ends = torch.arange(synapses + 1, device=self.device)
+        starts = each * rows, torch.searchsorted(inputs[order], ends)
+        places = owners * synapses + inputs
+        return Links(places, owners, inputs, starts[0], order, owners[order], starts[1])
 
     def record(self, step_time: float = 1.0, **options: Any) -> RecordTensor:
         """A record of zeros."""
@@ -265,6 +278,21 @@ def project(
         torch.set_float32_matmul_precision(before)
 
 
+def linked(site: Site, steps: bool = False) -> None:
+    """The same of listed connections, or one step without gradients."""
+    links, dtype = site.links(), compute_dtype(site.dtype)
+    weight = site.values(links.places.shape[0], dtype=dtype)
+    slots = site.shape.slots or _SLOTS
+    taps = ops.Taps(torch.zeros_like(weight, dtype=torch.int32), (weight,), links)
+    if steps:
+        with torch.no_grad():
+            record, pointers = site.values(slots, *site.shape[1:3]), list[Slot]([0])
+            ops.project_step([record], pointers, taps)
+        return
+    sequence = site.values(*site.shape[:3])
+    _backward(ops.project([sequence], taps, site.shape.steps, slots, strategy="shift"))
+
+
 def unroll(site: Site) -> None:
     """Steps of a delayed layer on a tape, and their gradients."""
     layer, x = site.layer("shift"), site.values(2, *site.shape[1:3])
@@ -299,6 +327,9 @@ CALLS = {
     "shift_sum_kernel": Call(project, graph=False),
     "shift_dot_kernel": Call(project),
     "shift_step_kernel": Call(project, options={"steps": True}, graph=False),
+    "links_sum_kernel": Call(linked, graph=False),
+    "links_dot_kernel": Call(linked),
+    "links_step_kernel": Call(linked, options={"steps": True}, graph=False),
     "temporal_gemm_kernel": Call(project, options={"strategy": "gemm"}, graph=False),
     "temporal_gemm_dot_kernel": Call(project, options={"strategy": "gemm"}),
     "pack_trains_kernel": Call(project, _ARITHMETIC, {"strategy": "bits"}, graph=False),
@@ -323,6 +354,7 @@ STEMS: dict[Function, tuple[str, ...]] = {
     scan_lines: ("scan",),
     scan_layer: ("scan",),
     project: ("projection", "spikes", "record"),
+    linked: ("links",),
     unroll: ("projection",),
 }
 """The modules of kernels that a call is about; what else it launches is another call's part."""
@@ -399,6 +431,8 @@ def variants() -> list[tuple[Call, Shape, torch.dtype]]:
         at(dtype, project)
         at(dtype, project, graph=False, steps=True)
         at(dtype, unroll)
+        at(dtype, linked)
+        at(dtype, linked, steps=True)
     for precision in ("highest", "high", "medium"):
         at(F32, project, strategy="gemm", precision=precision)
     for dtype in (F16, F64):

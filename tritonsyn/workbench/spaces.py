@@ -39,6 +39,9 @@ _PROJECTIONS = {
     },
     "shift_dot_kernel": _tiles([64, 128, 256], [4, 8, 16], [2, 4, 8]),
     "shift_step_kernel": _tiles([16, 32, 64], [1, 2, 4], [1], unroll=(4, 8, 16)),
+    "links_sum_kernel": _tiles([128, 256, 512], [2, 4, 8], [1]),
+    "links_dot_kernel": _tiles([64, 128, 256], [1], [4, 8, 16]),
+    "links_step_kernel": _tiles([16, 32, 64], [1, 2, 4], [1]),
     "temporal_gemm_kernel": _tiles([32, 64, 128], [32, 64], [16, 32, 64]),
     "temporal_gemm_dot_kernel": _tiles([32, 64], [32, 64], [32, 64]),
     "bit_sum_kernel": {
