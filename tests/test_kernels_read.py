@@ -196,6 +196,11 @@ def test_times_that_are_expanded_or_strided(device):
             for each in (sel, sel.expand(3, 3, 4, 2).contiguous())
         )
         assert_identical(actual, expected)
+        dvalue, drecords = uniform(9, 4, 2).float().to(device), []
+        for each in (sel, sel.expand(3, 3, 4, 2).contiguous()):
+            drecords.append(torch.zeros_like(sequence))
+            launch.select_backward(dvalue, drecords[-1:], Reading(each, [None], [0], rule, 3))
+        assert_identical(*drecords)
 
 
 def test_several_selectors_that_share_observations_all_count(device):

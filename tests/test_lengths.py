@@ -5,7 +5,7 @@ import torch
 from synapses import CLASSES, PHYSICS, every_kind, make, same, snapshot, spikes, uniform
 from torch import nn
 
-from tritonsyn import DelayedConv1d, DelayedLinear, RecordTensor, functional
+from tritonsyn import Delay, DelayedConv1d, DelayedLinear, RecordTensor, functional
 
 F64 = torch.float64
 STEPS, K = 7, 4
@@ -179,6 +179,20 @@ def test_a_convolution(delays):
     check(lambda batch: convolution("double", batch, delays=delays), past, x)
 
 
+@pytest.mark.parametrize("interp", ["linear", "gaussian"])
+def test_a_delay(interp):
+    how = {"delay": K - 1.0, "interp": interp, "dtype": F64, "delay_init": lambda d: d.fill_(1.4)}
+    check(lambda batch: Delay(3, 1.0, batch_size=batch, **how), graded(3, 1), graded(STEPS, 2))
+
+
+def test_the_batch_may_come_first():
+    x = uniform(STEPS, BATCH, 3)
+    for made in (group, layer):
+        expected = made("single", BATCH).scan(x, LENGTHS)
+        y = made("single", BATCH, batch_first=True).scan(x.transpose(0, 1), LENGTHS)
+        assert torch.equal(y.transpose(0, 1), expected)
+
+
 def test_what_comes_after_the_end_does_not_count():
     """Neither its values nor, if they are no numbers, its gradients."""
     x = uniform(STEPS, BATCH, 3, seed=2)
@@ -217,7 +231,8 @@ def test_lengths_as_they_may_be_given():
     ],
 )
 def test_wrong_lengths(lengths, error, words):
-    for module in (group("single", BATCH), layer("single", BATCH)):
+    delay = Delay(3, 1.0, delay=K - 1.0, batch_size=BATCH)
+    for module in (group("single", BATCH), layer("single", BATCH), delay):
         module.scan(spikes(2, BATCH, 3))
         before = snapshot(module)
         with pytest.raises(error, match="lengths " + words):

@@ -189,12 +189,16 @@ class Delay(Group, LearnedDelays):
             return self._weighted(delay)
         return self._read(delay.expand(1, *self._shape), self._rule(mode, self._delay))
 
-    def scan(self, x: Tensor | PackedSpikes) -> Tensor:
+    def scan(
+        self, x: Tensor | PackedSpikes, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
         """Advances by T steps at once; equals T calls of :meth:`forward`, in values and in state.
 
         Args:
             x: the signal ``[T, B, *shape]``, as for :meth:`forward`, or the same as
                 :class:`~tritonsyn.functional.PackedSpikes`. T may be 0.
+            lengths: steps of each sample, integers ``[B]`` in 0 to T: its past is then that at its
+                own end, and the delayed signal after that is zero.
 
         Returns:
             The delayed signal ``[T, B, *shape]``, in the dtype of the record.
@@ -203,16 +207,18 @@ class Delay(Group, LearnedDelays):
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
             RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
-        return self(x, _run=self._scan)
+        return self(x, _run=lambda x: self._scan(x, lengths))
 
-    def _scan(self, x: Any) -> Tensor:
+    def _scan(self, x: Any, lengths: Any = None) -> Tensor:
         self.check_sequence(x)
+        if lengths is not None:
+            lengths = checks.check_lengths(lengths, x.shape[0], x.shape[1], x.device)
         x, delay, record = dense(x), self._present_delay(), self.signal_
         self.follow(x.shape[1], self._backend)
         steps, slots, dtype = x.shape[0], record.recordsz, record.storage.dtype
         if steps == 0:
             return record.storage.new_empty(x.shape)
-        signal = x.to(dtype)
+        signal = x.to(dtype) if lengths is None else ops.input_until(x.to(dtype), lengths)
         rows = torch.cat((record.history(slots - 1), signal)).flatten(2)
         if (mode := self._mode()) == "gaussian":
             one = delay.numel() == 1
@@ -221,8 +227,12 @@ class Delay(Group, LearnedDelays):
         else:
             sel, rule = delay.expand(self._shape).reshape(1, -1), self._rule(mode, self._delay)
             y = ops.select_scan([rows], sel, [None], rule, steps, backend=self._backend)
-        record.extend(signal[-slots:], steps)
-        return y.view(x.shape)
+        if lengths is None:
+            record.extend(signal[-slots:], steps)
+            return y.view(x.shape)
+        before = record.history(slots).flatten(2)
+        record.load(ops.last_rows(signal.flatten(2), lengths, slots, before).view(-1, *x.shape[1:]))
+        return ops.silenced(y, lengths).view(x.shape)
 
     def _mode(self) -> str:
         """The interpolation; a Gaussian without width is the closer value."""

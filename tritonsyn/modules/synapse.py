@@ -478,7 +478,7 @@ class ExponentialCurrent(Group):
             x: as for :meth:`scan`.
             selector: times in ms, the same at each step, as for :meth:`current_at`.
             per_step: the times of step t are ``selector[t]``, of all those shapes; so the selector
-                is a tensor ``[T, ...]``.
+                is a tensor ``[T, ...]``, with ``batch_first`` too.
             lengths: as for :meth:`scan`; what is read after the end is zero, too.
 
         Returns:

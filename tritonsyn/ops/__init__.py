@@ -10,7 +10,7 @@ from .constants import coefficients
 from .conv import SpreadWindows, Windows, convolve_rows, project_windows, project_windows_shared
 from .delayed import End, Past, Run, choose, project_sequence
 from .filter import filtered, gaussian_weights
-from .lengths import silenced
+from .lengths import input_until, last_rows, silenced
 from .projection import project, project_step
 from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
 from .record import PushPlan, blank, push, push_again, read, row_slots, write_rows
@@ -49,6 +49,8 @@ __all__ = [
     "filtered",
     "gaussian_weights",
     "hold",
+    "input_until",
+    "last_rows",
     "pack_spikes",
     "product",
     "project",

@@ -1,5 +1,7 @@
 """Sequences in which each sample ends after steps of its own."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,12 @@ def silenced(y: Tensor, lengths: Tensor) -> Tensor:
     return y.masked_fill(after, 0) if y.requires_grad else y.masked_fill_(after, 0)
 
 
-def input_until(x: Tensor | PackedSpikes, lengths: Tensor) -> Tensor | PackedSpikes:
+def input_until(x: Any, lengths: Tensor) -> Any:
     """The input, in which what comes after the end is finite: a NaN would reach gradients."""
     if isinstance(x, PackedSpikes) or not x.is_floating_point():
         return x
-    return x.masked_fill(after_end(lengths, x.shape[0]).unsqueeze(-1), 0)
+    after = after_end(lengths, x.shape[0])
+    return x.masked_fill(after.view(*after.shape, *[1] * (x.ndim - 2)), 0)
 
 
 def last_rows(
