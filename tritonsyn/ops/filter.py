@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backend import resolve
-from ..values import compute_dtype
+from ..values import compute_dtype, in_lines
 from .common import chained, first_order, keep, kept, running, without_graph
 from .operator import operator
 
@@ -54,7 +54,7 @@ def filter_rows(rows: Tensor, weights: Tensor, backend: str | None) -> Tensors:
     """:func:`filtered`, and the lines of the rows, for :func:`filter_adjoint`."""
     resolve(rows.device, backend)
     groups, slots = weights.shape
-    lines = _lines(rows, groups, rows.dtype)
+    lines = in_lines(rows, groups, rows.dtype)
     y = _products(_band(weights, len(rows) - slots + 1), lines.to(weights.dtype))
     return [_rows(y, rows), lines]
 
@@ -73,7 +73,7 @@ def filter_adjoint(
     """The gradients of the rows ``[K - 1 + T, B, N]`` and of the weights, where wanted."""
     groups, slots = weights.shape
     around = slots - 1
-    given = _lines(dy, groups, weights.dtype, around)
+    given = in_lines(dy, groups, weights.dtype, around)
     found = []
     if want_rows:  # the filter the other way round
         drows = _products(_band(weights.flip(1), lines.shape[1]), given)
@@ -98,24 +98,6 @@ class _Filter(torch.autograd.Function):
         want_rows, want_weights, _ = ctx.needs_input_grad
         found = filter_adjoint(dy, lines, weights, want_rows, want_weights)
         return found[0] if want_rows else None, found[-1] if want_weights else None, None
-
-
-# A matrix for each row of weights: [N, R, B], or [1, R, B * N] where all channels share them.
-
-
-def _lines(rows: Tensor, groups: int, dtype: torch.dtype, around: int = 0) -> Tensor:
-    """Rows ``[R, B, N]`` as lines in this dtype, with so many zero rows before and behind."""
-    steps, width = len(rows), rows[0].numel() // groups
-    lines = rows.new_empty(groups, steps + 2 * around, width, dtype=dtype)
-    if around:
-        lines[:, :around] = 0.0
-        lines[:, -around:] = 0.0
-    inner = lines[:, around : around + steps]
-    if groups == 1:
-        inner.copy_(rows.reshape(inner.shape))
-    else:  # of two axes, which PyTorch copies fastest
-        inner.flatten(1).copy_(rows.reshape(-1, groups).t())
-    return lines
 
 
 def _rows(lines: Tensor, like: Tensor) -> Tensor:

@@ -122,6 +122,9 @@ def _add_adjoint(drecords: Tensors, dvalue: Tensor, reading: Reading, backend: s
             drecord.add_(total)
 
 
+_FLAT = ("previous", "nearest", "next")
+"""Modes in which values do not change with the time, as far as derivatives go."""
+
 _Settings = tuple[ReadRule, int, str | None]
 """Of a read: the rule, how many steps, the backend."""
 
@@ -150,7 +153,8 @@ class _Read(torch.autograd.Function):
         count = len(tensors) // 3
         pointers, rates, records = tensors[:count], tensors[count:-count], tensors[-count:]
         rule, steps, backend = settings
-        want_slope, want_rate_slopes = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2:-count])
+        want_slope = ctx.needs_input_grad[1] and rule.mode not in _FLAT
+        want_rate_slopes = any(ctx.needs_input_grad[2:-count])
         reading = Reading(sel, rates, pointers, rule, steps)
         value, *slopes = _values(records, reading, backend, want_slope, want_rate_slopes)
         ctx.settings, ctx.count, ctx.shape = settings, count, records[0].shape
@@ -203,9 +207,10 @@ def _gradients(
     ctx: Any, dvalue: Tensor, sel: Tensor, rates: Optionals, slopes: Tensors
 ) -> list[Tensor | None]:
     """Gradients of the times, of the pointers, which have none, and of the rates."""
-    count, (_, _, backend), dsel = ctx.count, ctx.settings, None
+    count, (rule, _, backend), dsel = ctx.count, ctx.settings, None
     if ctx.needs_input_grad[1]:
-        dsel = _of_times(dvalue, slopes.pop(0), sel, backend)
+        flat = rule.mode in _FLAT
+        dsel = torch.zeros_like(sel) if flat else _of_times(dvalue, slopes.pop(0), sel, backend)
     drates: list[Tensor | None] = [None] * count
     if slopes:
         drates = [

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Located, Reading, ReadRule, Slot, compute_dtype, locate, readable
+from ..values import Located, Reading, ReadRule, Slot, compute_dtype, in_lines, locate, readable
 
 # Elements of a group of rows: its handful of intermediates fit in a core's cache.
 _CACHED = 131072
@@ -170,19 +170,6 @@ def _share_times(reading: Reading) -> bool:
     return reading.steps > 1 and reading.sel.shape[:-2] == (1,) and reading.sel.shape[-1] == 1
 
 
-def _lines(rows: Tensor, dtype: torch.dtype, around: int = 0) -> Tensor:
-    """``[R, B, N]`` as ``[N, R, B]`` in this dtype, with so many zero steps before and behind."""
-    steps, batch, synapses = rows.shape
-    lines = rows.new_empty((synapses, steps + 2 * around, batch), dtype=dtype)
-    if around:
-        lines[:, :around] = 0.0
-        lines[:, -around:] = 0.0
-    # Of two axes, which PyTorch copies fastest.
-    inner = lines[:, around : around + steps].flatten(1)
-    inner.copy_(rows.reshape(-1, synapses).t())
-    return lines
-
-
 def _line_windows(lines: Tensor, slots: int, reading: Reading) -> Iterator[tuple[_Lines, Reading]]:
     """Windows of few enough synapses that intermediate results stay in the cache.
 
@@ -265,18 +252,17 @@ def select(
     are used by ``expdecay`` and ``alpha``. Returns ``[value, *slope, *rate_slopes]``, where wanted
     the derivatives to the times and to each component's rate, ``[steps * B, N, D]`` each.
     """
-    steps, batch = reading.steps, records[0].shape[1]
+    steps, (_, batch, synapses) = reading.steps, records[0].shape
     dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
-    in_lines = _share_times(reading)
+    shared = _share_times(reading)
     shape = (steps * batch, *reading.sel.shape[-2:])
-    kept = (shape[1], shape[0]) if in_lines else shape
-    value = torch.empty(kept, dtype=dtype, device=records[0].device)
+    value = records[0].new_empty((synapses, steps * batch) if shared else shape, dtype=dtype)
     slopes = range(want_slope + len(records) * want_rate_slopes)
     outputs = [value, *(torch.empty_like(value, dtype=acc) for _ in slopes)]
     wanted = want_slope, want_rate_slopes
-    if in_lines:
-        slots, lines = len(records[0]) + 1 - steps, [_lines(record, acc) for record in records]
-        for part, own in _line_windows(lines[0], slots, reading):
+    if shared:
+        lines = [in_lines(record, synapses, acc) for record in records]
+        for part, own in _line_windows(lines[0], len(records[0]) + 1 - steps, reading):
             _fill(outputs, lines, own, part, *wanted)
         return [output.t().contiguous().view(shape) for output in outputs]
     for window in _windows(records[0], reading):
@@ -428,7 +414,7 @@ def _add_lines(
     """The same where all rows share their times: each tap is a segment of the gradient's line."""
     rows, batch, synapses = drecords[0].shape
     slots = rows + 1 - reading.steps
-    given = _lines(dvalue.view(reading.steps, batch, synapses), acc, around=slots - 1)
+    given = in_lines(dvalue.view(reading.steps, batch, synapses), synapses, acc, around=slots - 1)
     sums = [given.new_empty(synapses, rows * batch) for _ in drecords]
     for window, own in _line_windows(given, slots, reading):
         located, rule = window.located, reading.rule
