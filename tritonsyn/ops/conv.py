@@ -118,7 +118,8 @@ def project_windows(run: Run, taps: Taps, windows: Windows, *, strategy: str) ->
 def _cheapest(run: Run, taps: Taps, windows: Windows) -> str:
     steps, rows, _ = run.x.shape
     outputs = rows // prod(windows.size) * prod(windows.positions)
-    parts = prod(windows.kernel) * windows.groups * len(taps.weights)
+    of_place = min(windows.groups, taps.back.numel() // prod(windows.kernel) // windows.groups)
+    parts = prod(windows.kernel) * of_place * len(taps.weights)
     finite = not run.x.dtype.is_floating_point
     work = Work(steps * outputs * taps.back.numel(), 0, run.slots, None, False, finite, parts)
     return cheapest(work, run.x.device)
@@ -170,24 +171,61 @@ def _of_outputs(tap: Tensor, windows: Windows) -> Tensor:
 
 
 class _Part(NamedTuple):
-    """The connections from the inputs of one group at one place of the kernel."""
+    """Connections at one place of the kernel that are summed together."""
 
     seen: tuple[slice, ...]
     """Of the padded sequence ``[rows, B, *padded, C]``."""
     taps: tuple[slice, slice]
     """Of the taps ``[O / groups, C * places]``."""
     outputs: slice
+    alone: bool
+    """Whether each of the outputs reads one of the inputs, in order, and not all of them."""
 
 
 def _parts(windows: Windows, outputs: int, channels: int) -> Iterator[_Part]:
-    every, places = slice(None), prod(windows.kernel)
-    inner, outer = channels // windows.groups, outputs // windows.groups
+    """The connections of a group; or where groups are many and small one of each group."""
+    every, groups, places = slice(None), windows.groups, prod(windows.kernel)
+    inner, outer = channels // groups, outputs // groups
     for at, positions in enumerate(windows.places()):
-        for group in range(windows.groups):
-            first, end = group * inner, (group + 1) * inner
-            columns = slice(first * places + at, (end - 1) * places + at + 1, places)
-            seen = (every, every, *positions, slice(first, end))
-            yield _Part(seen, (every, columns), slice(group * outer, (group + 1) * outer))
+        seen = every, every, *positions
+        if inner * outer < groups:
+            for i, row in product(range(inner), range(outer)):
+                taps = slice(row, row + 1), slice(i * places + at, None, inner * places)
+                yield _Part((*seen, slice(i, None, inner)), taps, slice(row, None, outer), True)
+        else:
+            for group in range(groups):
+                first, end = group * inner, (group + 1) * inner
+                columns = slice(first * places + at, (end - 1) * places + at + 1, places)
+                own = slice(group * outer, (group + 1) * outer)
+                yield _Part((*seen, slice(first, end)), (every, columns), own, False)
+
+
+def _rows_back(back: Tensor, steps: int, slots: int, batch: int) -> Tensor:
+    """Numbers ``[T, B, N]`` of the rows, of ``K - 1 + T``, that steps read ``back [1, N]`` ago."""
+    own = torch.arange(slots - 1, slots - 1 + steps, device=back.device).unsqueeze(1)
+    return (own - back).unsqueeze(1).expand(-1, batch, -1)
+
+
+def _read_alone(rows: Tensor, weight: Tensor, back: Tensor, steps: int, slots: int) -> Tensor:
+    """``weight[0, n] * rows[t - back[0, n], b, n]`` at the last steps of ``rows [R, B, N]``."""
+    whole = F.pad(rows.to(weight.dtype), (0, 0, 0, 0, slots - 1 + steps - len(rows), 0))
+    return whole.gather(0, _rows_back(back, steps, slots, rows.shape[1])).mul_(weight)
+
+
+def _read_alone_backward(
+    dy: Tensor, rows: Tensor | None, weight: Tensor | None, back: Tensor, count: int, slots: int
+) -> list[Tensor]:
+    """``[*drows, *dweight]`` of this, as :func:`project_component_backward` gives them."""
+    steps, batch, _ = dy.shape
+    index, found = _rows_back(back, steps, slots, batch), []
+    size = slots - 1 + steps
+    if weight is not None:
+        drows = dy.new_zeros(size, *dy.shape[1:]).scatter_(0, index, dy * weight)
+        found.append(drows[size - count :])
+    if rows is not None:
+        whole = F.pad(rows.to(dy.dtype), (0, 0, 0, 0, size - len(rows), 0))
+        found.append((dy * whole.gather(0, index)).sum((0, 1)).unsqueeze(0))
+    return found
 
 
 def _padded(sequence: Tensor, windows: Windows) -> Tensor:
@@ -235,9 +273,12 @@ def shift_windows(
     y = _like_windows(sequence, weight, back, steps, slots, sizes, groups).zero_()
     for part in _parts(windows, outputs, channels):
         rows = sequence[part.seen].flatten(1, -2)
-        operands = rows.contiguous(), None, *(t[part.taps].contiguous() for t in (weight, back))
-        way = strategy, digits, backend
-        y[..., part.outputs] += project_component(*operands, [], steps, slots, *way)
+        tap, here = (t[part.taps].contiguous() for t in (weight, back))
+        if part.alone:
+            y[..., part.outputs] += _read_alone(rows, tap, here, steps, slots)
+        else:
+            way = steps, slots, strategy, digits, backend
+            y[..., part.outputs] += project_component(rows.contiguous(), None, tap, here, [], *way)
     return y
 
 
@@ -270,16 +311,18 @@ def shift_windows_backward(
         seen = sequence[part.seen]
         rows = seen.flatten(1, -2).contiguous() if wants_weight else None
         tap = weight[part.taps].contiguous() if wants_sequence else None
-        operands = dy[..., part.outputs].contiguous(), rows, None, tap
-        way = slots, weight.dtype, strategy, digits, backend
-        here = back[part.taps].contiguous()
-        found = project_component_backward(*operands, here, [], len(sequence), *way)
+        own, here = dy[..., part.outputs].contiguous(), back[part.taps].contiguous()
+        if part.alone:
+            found = _read_alone_backward(own, rows, tap, here, len(sequence), slots)
+        else:
+            way = len(sequence), slots, weight.dtype, strategy, digits, backend
+            found = project_component_backward(own, rows, None, tap, here, [], *way)
         if dsequence is not None:
             dsequence[part.seen] += found[0].view(seen.shape)
         if dweight is not None:
             dweight[part.taps] = found[-1]
-    found = [None if dsequence is None else dsequence.to(sequence.dtype), dweight]
-    return [gradient for gradient in found if gradient is not None]
+    both = None if dsequence is None else dsequence.to(sequence.dtype), dweight
+    return [gradient for gradient in both if gradient is not None]
 
 
 class _ShiftWindows(torch.autograd.Function):
