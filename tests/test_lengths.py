@@ -162,6 +162,7 @@ def test_packed_spikes_and_no_currents():
         ("single", {"strategy": "events"}),
         ("single", {"delays": "input"}),
         ("alpha", {"delays": "output"}),
+        ("double", {"fan_in": 2}),
     ],
     ids=str,
 )

@@ -202,6 +202,7 @@ SHOWN = {"latest": "value", "push obs": "value", "write obs": "value", "spike": 
 """What an error calls an argument that has another name below."""
 BOTH = {
     "push record": "value",
+    "select_scan per_step": "sel",
     "delayed_linear max_delay": "delay",
     "delayed_linear weight": "delay",
     "set_backend name": "backend",
@@ -230,7 +231,7 @@ def entries():
         **{f"rule {name}": (dict, select_by(name), name) for name in RULE},
         **of_function(
             functional.select_scan, sequences=[torch.ones(5, 2, 3)], sel=X, rates=[ONE],
-            rule=ReadRule(**RULE), steps=2, backend=None,
+            rule=ReadRule(**RULE), steps=2, per_step=False, backend=None,
         ),
         **of_function(functional.pack_spikes, x=SPIKES, backend=None),
         **of_function(functional.unpack_spikes, packed=functional.pack_spikes(SPIKES)),
@@ -314,6 +315,7 @@ def entries():
     found["convolution scan"] = a_convolution, lambda layer, value: layer.scan(value), "x"
     found["convolution clear"] = a_convolution, lambda layer, value: layer.clear(value), "mask"
     found["layer forward"] = a_layer, lambda layer, value: layer(value), "x"
+    found["layer load_state"] = a_layer, lambda m, v: m.load_state(v), "state"
     found["layer scan lengths"] = a_layer, lambda m, v: m.scan(X.unsqueeze(0), v), "lengths"
     found["layer scan"] = a_layer, lambda layer, value: layer.scan(value), "x"
     return found
