@@ -106,6 +106,25 @@ def test_it_equals_the_delays_of_snntorch_and_norse(kind, shared, device):
         assert_close((dx, 2.0 * ddelay), wanted)
 
 
+@pytest.mark.parametrize("delay_shape", [None, 1])
+def test_a_gaussian_that_is_narrow_against_the_delays_is_the_same(delay_shape, device):
+    """Only what is near is computed with: 9 of 61 values."""
+    d = torch.tensor([0.2, 17.5, 59.6], dtype=torch.float64)[: delay_shape or 3]
+    layer = Delay(
+        3, 0.1, delay=6.0, interp="gaussian", sigma=0.04, delay_shape=delay_shape,
+        delay_init=lambda _: 0.1 * d, dtype=torch.float64,
+    ).to(device)  # fmt: skip
+    x, steps = uniform(66, 1, 3).to(device).requires_grad_(), d.to(device).requires_grad_()
+    expected = by_lags(x, weights_of(steps, "gaussian", 61, sigma=0.4).expand(3, 61))
+    wanted = torch.autograd.grad(expected.square().sum(), (x, steps))
+    for run in (layer, lambda x: stepped(layer, x)):
+        layer.clear()
+        y = run(x)
+        assert_close(y, expected)
+        dx, ddelay = torch.autograd.grad(y.square().sum(), (x, layer.delay))
+        assert_close((dx, 0.1 * ddelay), wanted)
+
+
 def test_a_gaussian_without_width_is_the_closer_value():
     x = uniform(8, 2, 5)
     none, narrow, nearest = (

@@ -221,9 +221,7 @@ class Delay(Group, LearnedDelays):
         signal = x.to(dtype) if lengths is None else ops.input_until(x.to(dtype), lengths)
         rows = torch.cat((record.history(slots - 1), signal)).flatten(2)
         if (mode := self._mode()) == "gaussian":
-            one = delay.numel() == 1
-            weights = self._weights(delay.flatten() if one else delay.expand(self._shape).flatten())
-            y = ops.filtered(rows, weights, backend=self._backend)
+            y = self._filtered(rows, delay, steps)
         else:
             sel, rule = delay.expand(self._shape).reshape(1, -1), self._rule(mode, self._delay)
             y = ops.select_scan([rows], sel, [None], rule, steps, backend=self._backend)
@@ -247,17 +245,37 @@ class Delay(Group, LearnedDelays):
     def _rule(self, mode: str, limit: float) -> ReadRule:
         return ReadRule(mode, self._dt, limit)
 
-    def _weights(self, delay: Tensor) -> Tensor:
-        """The weights ``[..., K]`` of the values in the record, for these delays."""
+    def _weights(self, delay: Tensor, span: int) -> tuple[Tensor, Tensor]:
+        """Of some values in the record, so many around each delay, the first and the weights."""
         steps = delay.clamp(self._min_delay, self._delay) / self._dt
-        return ops.gaussian_weights(steps, self._sigma / self._dt, self.signal_.recordsz)
+        sizes = self._sigma / self._dt, self.signal_.recordsz, span
+        first, weights = ops.gaussian_weights(steps, *sizes)
+        return first * self._dt, weights
+
+    def _span(self) -> int:
+        """How many values a Gaussian counts."""
+        storage = self.signal_.storage
+        return ops.gaussian_span(self._sigma / self._dt, len(storage), storage.dtype)
+
+    def _filtered(self, rows: Tensor, delay: Tensor, steps: int) -> Tensor:
+        """The weighted means of ``rows [K - 1 + T, B, N]``, for each of T steps."""
+        slots, span, backend = self.signal_.recordsz, self._span(), self._backend
+        narrow = slots >= 4 * span  # then it pays to bring what counts to one place first
+        each = delay.flatten() if delay.numel() == 1 else delay.expand(self._shape).flatten()
+        first, weights = self._weights(each, span if narrow else slots)
+        if narrow:
+            rule = self._rule("previous", (slots - span) * self._dt)
+            sel = first.expand(1, rows.shape[2])
+            rows = ops.select_scan([rows], sel, [None], rule, steps + span - 1, backend=backend)
+        return ops.filtered(rows, weights, backend=backend)
 
     def _weighted(self, delay: Tensor) -> Tensor:
         """The weighted mean of the present record."""
-        weights, slots = self._weights(delay), self.signal_.recordsz
-        back = torch.arange(slots, dtype=weights.dtype, device=weights.device) * self._dt
-        rule = self._rule("previous", (slots - 1) * self._dt)
-        values = self._read(back.expand(1, *self._shape, slots), rule)
+        slots, span = self.signal_.recordsz, self._span()
+        first, weights = self._weights(delay, span)
+        back = torch.arange(span, dtype=weights.dtype, device=weights.device) * self._dt
+        times = (first.unsqueeze(-1) + back).expand(1, *self._shape, span)
+        values = self._read(times, self._rule("previous", (slots - 1) * self._dt))
         return (values * weights).sum(-1).to(values.dtype)
 
     def _read(self, times: Tensor, rule: ReadRule) -> Tensor:

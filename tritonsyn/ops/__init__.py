@@ -9,7 +9,7 @@ from .common import Home, hold
 from .constants import coefficients
 from .conv import SpreadWindows, Windows, convolve_rows, project_windows, project_windows_shared
 from .delayed import End, Past, Run, choose, project_sequence
-from .filter import filtered, gaussian_weights
+from .filter import filtered, gaussian_span, gaussian_weights
 from .lengths import input_until, last_rows, silenced
 from .projection import project, project_step
 from .read import SelectPlan, replaced, select, select_again, select_scan, time_since_older
@@ -47,6 +47,7 @@ __all__ = [
     "convolve_rows",
     "extend_ring",
     "filtered",
+    "gaussian_span",
     "gaussian_weights",
     "hold",
     "input_until",

@@ -4,6 +4,7 @@ Where every channel weights K rows, the sums of some steps are the product of a 
 rows that these steps see. So a filter is a few batched products, whatever its weights are.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,22 +19,38 @@ from .operator import operator
 Tensors = list[Tensor]
 
 
-def gaussian_weights(delay: Tensor, sigma: float, slots: int) -> Tensor:
-    """Weights ``[*shape, K]`` of the rows 0 to K - 1 steps back, for delays and a width in steps.
+def gaussian_span(sigma: float, slots: int, dtype: torch.dtype) -> int:
+    """How many rows that follow each other a Gaussian of this width in steps counts, of K.
 
-    They sum to 1. The largest exponent is taken out first, so that a small width leaves the row
-    next to the delay.
+    Weights beyond are less than the rounding of their sum. A compiled graph takes all rows: it is
+    for every width.
     """
-    delay = delay.to(compute_dtype(delay.dtype)).unsqueeze(-1)
-    back = torch.arange(slots, dtype=delay.dtype, device=delay.device)
-    return torch.softmax(((back - delay) / sigma).square() * -0.5, -1)
+    if torch.compiler.is_compiling():
+        return slots
+    reach = sigma * math.sqrt(-2.0 * math.log(torch.finfo(compute_dtype(dtype)).eps))
+    return int(min(2.0 * math.ceil(reach + 0.5) + 1.0, slots))
+
+
+def gaussian_weights(delay: Tensor, sigma: float, slots: int, span: int) -> tuple[Tensor, Tensor]:
+    """``(first, weights)`` for delays and a width in steps: those of the rows around each delay.
+
+    They are the rows ``first [*shape]`` to ``first + span - 1`` steps back, of the last K; their
+    weights ``[*shape, span]`` sum to 1. The largest exponent is taken out first, so that a small
+    width leaves the row next to the delay.
+    """
+    delay = delay.to(compute_dtype(delay.dtype))
+    first = (delay.detach().round() - span // 2).clamp(0, slots - span)
+    back = torch.arange(span, dtype=delay.dtype, device=delay.device)
+    away = back - (delay - first).unsqueeze(-1)
+    return first, torch.softmax((away / sigma).square() * -0.5, -1)
 
 
 def filtered(rows: Tensor, weights: Tensor, *, backend: str | None = None) -> Tensor:
     """``y[t] = sum over k of weights[:, k] * rows[t + K - 1 - k]``: the newest row has weight 0.
 
     ``rows [K - 1 + T, B, N]`` and ``weights [N, K]``, or ``[1, K]`` for all channels; T >= 1.
-    Returns ``[T, B, N]`` in the dtype of the rows.
+    Returns ``[T, B, N]`` in the dtype of the rows. A product multiplies all that it sees, by 0
+    where nothing counts: a value that is not finite makes its line NaN in all of a block.
     """
     backend = running(rows.device, backend)
     if chained(rows, weights):
