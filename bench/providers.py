@@ -7,6 +7,7 @@ has no such method.
 
 import importlib.util
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from workloads import (
     ReadSteps,
     Scan,
     Shift,
+    Sparse,
     Step,
     Tensors,
     Workload,
@@ -320,6 +322,11 @@ class Tritonsyn(Modules):
     def convolve(self, work: Convolve, inputs: Tensors) -> Job:
         return self.project(work, inputs)
 
+    def sparse(self, work: Sparse, inputs: Tensors) -> Job:
+        masked = copy(self)
+        masked.layer_options = {"mask": inputs[1] != 0}
+        return masked.project(work, inputs)
+
     def scan(self, work, inputs):
         if not work.stateless:
             return super().scan(work, inputs)
@@ -432,6 +439,21 @@ class ByConnection(Tritonsyn):
 
         whole = x, weight, delay.expand_as(weight), *dy
         return replace(super().project(work, whole), finish=finish)
+
+
+class InFull(Tritonsyn):
+    """tritonsyn's delayed layer of all connections, many of which have a weight of zero."""
+
+    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
+        super().__init__(backend, devices)
+        self.name = f"{self.name}, in full"
+
+    def offers(self, work, device):
+        return isinstance(work, Sparse) and device in self.devices
+
+    def sparse(self, work, inputs):
+        finish = partial(work.connected, inputs[1])
+        return replace(self.project(work, inputs), finish=finish)
 
 
 class OneByOne(Tritonsyn):

@@ -17,6 +17,7 @@ from workloads import (
     ReadSteps,
     Scan,
     Shift,
+    Sparse,
     Step,
     Target,
     Workload,
@@ -28,7 +29,7 @@ from tritonsyn.workbench.gates import GATES
 CPU = ("cpu",)
 INFERNO, LOOP, COPY, CLONE = "inferno-ai", "plain PyTorch", "copy_", "clone"
 LAGS = "snnTorch's delay, in steps"
-BY_CONNECTION = "tritonsyn reference, by connection"
+BY_CONNECTION, IN_FULL = "tritonsyn reference, by connection", "tritonsyn reference, in full"
 SHIFT, BITS = "tritonsyn triton, shift", "tritonsyn triton, bits"
 _GATES = {gate.name: gate for gate in GATES}
 
@@ -156,6 +157,7 @@ LAYERS: list[Workload] = [
         for kind in ("input", "output")
         for both in (False, True)
     ),
+    *(Sparse(gradient=both, targets=(faster("cpu", 4, IN_FULL),)) for both in (False, True)),
     Convolve(),
     Convolve(gradient=True),
     *at_rates((0.01, 0.02, 0.1, 0.2, 0.5), _DENSE),

@@ -436,6 +436,35 @@ class Project(Workload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sparse(Project):
+    """A delayed layer that has some of the connections; the weights of the others are zero."""
+
+    density: float = 0.1
+    """The part of the connections that there are."""
+    work: ClassVar[str] = "sparse"
+
+    @property
+    def title(self):
+        return super().title.replace("linear", f"linear, {self.density:.0%} of the connections")
+
+    @property
+    def operations(self):
+        return round(super().operations * self.density)
+
+    def inputs(self, device):
+        x, weight, *others = super().inputs(device)
+        there = uniform(tuple(weight.shape), device) < self.density
+        return x, torch.where(there, weight, 0.0), *others
+
+    def expected(self, inputs):
+        return self.connected(inputs[1], super().expected(inputs))
+
+    def connected(self, weight: torch.Tensor, found: Tensors) -> Tensors:
+        """Results, and gradients without those of weights that are zero because they have to be."""
+        return *found[:2], *(torch.where(weight != 0, dweight, 0.0) for dweight in found[2:])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Convolve(Project):
     """A delayed convolution over lines: the delayed linear layer of all windows."""
 
