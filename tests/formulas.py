@@ -621,11 +621,14 @@ class DelayedLinear:
         self, in_features: int, out_features: int, step_time: float, *, synapse: Any,
         delay: float, weight_init: Any, delay_init: Any, bias: bool = False, bias_init: Any = None,
         batch_size: int = 1, dtype: torch.dtype = torch.float32, strategy: str = "auto",
-        delays: str = "connection",
+        delays: str = "connection", mask: Any = None,
     ) -> None:  # fmt: skip
-        self.delays = delays
+        self.delays, self.mask = delays, mask
         self.synapse = synapse((in_features,), step_time, delay, batch_size, dtype)
-        learned = [weight_init(None), delay_init(None), bias_init(None) if bias else None]
+        weight = weight_init(None)
+        if mask is not None:
+            weight.tensor.masked_fill_(~mask.tensor, 0)
+        learned = [weight, delay_init(None), bias_init(None) if bias else None]
         self.weight, self.delay, self.bias = (
             v and Given(v.tensor.to(dtype).requires_grad_()) for v in learned
         )
@@ -647,6 +650,8 @@ class DelayedLinear:
         synapse = self.synapse
         inputs = self.weight.tensor.shape[1]
         terms = synapse.current_between(places) * self.weight.lanes.mT.unsqueeze(1)
+        if self.mask is not None:
+            terms = torch.where(self.mask.tensor.mT, terms, 0.0)
         y = worse(terms.sum(-2), (3 + inputs) * synapse.unit)
         if self.bias is not None:
             y = worse(y + self.bias.lanes.unsqueeze(1), synapse.unit)

@@ -420,6 +420,9 @@ class Maker:
         if self.chance(0.4):
             values = literal(self.numbers((outputs,), -1, 1, torch.float32))
             arguments |= {"bias": True, "bias_init": "lambda _: " + values}
+        if self.chance(0.3):
+            there = [self.chance(0.6) for _ in range(outputs * inputs)]
+            arguments["mask"] = literal(torch.tensor(there).view(outputs, inputs))
         self.biased = "bias" in arguments
         listed = ", ".join(f"{k}={v}" for k, v in arguments.items())
         self.write(f"module = DelayedLinear({inputs}, {outputs}, {self.dt!r}, {listed})")
