@@ -335,12 +335,13 @@ class Links(NamedTuple):
     @classmethod
     def of(cls, mask: Tensor) -> "Links":
         """Those of a bool mask ``[O, I]``; waits for the device."""
-        places = mask.flatten().nonzero().squeeze(1)
-        numbers = mask.flatten().cumsum(0).sub_(1).view(mask.shape).t()
-        readers = mask.t().nonzero()[:, 1]
-        starts = (_starts(mask.sum(axis)) for axis in (1, 0))
-        outputs, inputs = places // mask.shape[1], places % mask.shape[1]
-        order = numbers[mask.t()]
+        outputs, inputs = mask.nonzero(as_tuple=True)
+        order = inputs.argsort(stable=True)
+        starts = (
+            torch.searchsorted(found, torch.arange(size + 1, device=mask.device))
+            for found, size in zip((outputs, inputs[order]), mask.shape, strict=True)
+        )
+        places, readers = outputs * mask.shape[1] + inputs, outputs[order]
         return cls(places, outputs, inputs, next(starts), order, readers, next(starts))
 
     @property
@@ -361,11 +362,6 @@ class Links(NamedTuple):
         """The inverse: ``[O, I]`` with zeros where there is no connection."""
         dense = values.new_zeros(math.prod(self.size))
         return dense.index_copy(0, self.places, values).view(self.size)
-
-
-def _starts(counts: Tensor) -> Tensor:
-    """Where each of so many begins, and where the last ends."""
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 class Connections(NamedTuple):

@@ -21,7 +21,17 @@ class _Linked(NamedTuple):
 
     mask: Tensor
     version: int
+    values: Tensor
+    """A copy: the same may have been written again, as by data parallel training."""
     links: Links
+
+
+def _link(mask: Tensor, version: int, before: _Linked | None) -> _Linked:
+    """The connections of the mask, which may be those of before: finding them costs more."""
+    if before is not None and before.values.device == mask.device:
+        if torch.equal(before.values, mask):
+            return before._replace(mask=mask, version=version)
+    return _Linked(mask, version, mask.clone(), Links.of(mask))
 
 
 def _known_links(layer: "DelayedLinear") -> Links | None:
@@ -145,9 +155,11 @@ class DelayedLinear(DelayedProjection):
         version = 0 if self.mask.is_inference() else self.mask._version
         linked = self._linked
         if linked is None or linked.mask is not self.mask or linked.version != version:
-            mask = checks.check_mask(self.mask, self.weight.shape, self.weight.device)
+            # Not the weight's device: a pruned one moves in the next call.
+            size = self.out_features, self.in_features
+            mask = checks.check_mask(self.mask, size, self.synapse.spike_.storage.device)
             with ordinary_tensors():
-                linked = _Linked(mask, version, Links.of(mask))
+                linked = _link(mask, version, linked)
             self.__dict__["_linked"] = linked
         return linked.links
 
