@@ -321,3 +321,14 @@ def test_a_spread_ends_with_each_sample():
     wanted = gradients(layer, layer.scan(x), within)
     layer.clear()
     torch.testing.assert_close(gradients(layer, layer.scan(x, [9, 5]), dy), wanted, **EXACTLY)
+
+
+@pytest.mark.slow
+def test_a_compiled_sequence_has_the_same_spread():
+    torch.manual_seed(0)
+    layer = layer_of("double", batch_size=2, spread=2.0, capturable=True)
+    x, dy = torch.rand(9, 2, 4) < 0.4, torch.randn(9, 2, 3)
+    wanted = gradients(layer, layer.scan(x), dy)
+    layer.clear()
+    compiled = torch.compile(layer.scan, fullgraph=True)
+    torch.testing.assert_close(gradients(layer, compiled(x), dy), wanted)

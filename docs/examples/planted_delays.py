@@ -25,7 +25,7 @@ WAYS = {
     "exact derivative": (0.0, 0.0),
     "spread 5 ms": (5.0, 5.0),
     "spread 20 ms": (20.0, 20.0),
-    "spread 20 to 3 ms": (20.0, 3.0),
+    "spread 20 to 1 ms": (20.0, 1.0),
     "Gaussian taps, 20 to 0.23 ms": (20.0, 0.23),
 }
 """The widths at the start and the end, in between geometric."""
@@ -55,7 +55,7 @@ def learn(synapse: str, way: str, seed: int, last: bool) -> tuple[float, float]:
     teacher = layer(synapse, weight, known.round())
     student = layer(synapse, torch.ones_like(weight), start)
     taps = way.startswith("Gaussian")
-    groups = [{"params": student.delay, "lr": 0.5}, {"params": student.weight, "lr": 0.02}]
+    groups = [{"params": student.delay, "lr": 1.0}, {"params": student.weight, "lr": 0.02}]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, UPDATES)
     first, end = WAYS[way]
