@@ -88,6 +88,8 @@ def operations(device: torch.device, size: Size = USUAL) -> Iterator[tuple[str, 
         for strategy in ("shift", "gemm", "bits", "events"):
             run = partial(layer, kind=kind, spikes=spikes, delay=delay, strategy=strategy)
             yield f"{kind}: delayed linear layer with gradients, {strategy}", run
+        run = partial(layer, kind=kind, spikes=spikes, delay=delay, strategy="shift", masked=True)
+        yield f"{kind}: delayed linear layer with gradients, a third of the connections", run
 
 
 def in_parts(sequence: Operation, backend: str) -> Tensors:
@@ -106,14 +108,17 @@ def record(backend: str, values: torch.Tensor) -> Tensors:
     return [value.detach(), *torch.autograd.grad(value.square().sum(), leaf)]
 
 
-def layer(backend: str, kind: str, spikes: torch.Tensor, delay: float, strategy: str) -> Tensors:
+def layer(
+    backend: str, kind: str, spikes: torch.Tensor, delay: float, strategy: str, masked: bool = False
+) -> Tensors:
     """A sequence and a step through the layer, with gradients to all that the strategy allows."""
     torch.manual_seed(0)
     cls, physics = KINDS[kind]
+    places = torch.arange(11 * spikes.shape[2], device=spikes.device).view(11, -1)
     with tritonsyn.use_backend(backend):
         module = tritonsyn.DelayedLinear(
             spikes.shape[2], 11, 1.0, delay=delay, batch_size=spikes.shape[1], bias=True,
-            strategy=strategy, device=spikes.device,
+            strategy=strategy, device=spikes.device, mask=places % 3 == 0 if masked else None,
             synapse=cls.partialconstructor(*physics),
         )  # fmt: skip
         leaves = list(module.parameters())

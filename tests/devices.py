@@ -26,6 +26,7 @@ import tritonsyn
 from tritonsyn import functional
 from tritonsyn.launch.launcher import recording
 from tritonsyn.modules import delay, projection
+from tritonsyn.values import Links
 
 _setup_privateuseone_for_python_backend("invented")
 DEVICE = torch.device("invented", 0)
@@ -48,6 +49,13 @@ def _uninitialized(name: str, values: torch.Tensor, init: Any) -> torch.nn.Param
     return torch.nn.Parameter(values)
 
 
+def _unread_links(mask: torch.Tensor) -> Links:
+    """Those of a third of the connections, for which a constructor may wait."""
+    places = mask.flatten().long()[::3]
+    starts = (mask.new_zeros(size + 1, dtype=torch.int64) for size in mask.shape)
+    return Links(places, places, places, next(starts), places, places, next(starts))
+
+
 @contextmanager
 def invented() -> Iterator[None]:
     """Takes kernels for the device, and keeps constructors, which may wait, from doing so."""
@@ -56,6 +64,7 @@ def invented() -> Iterator[None]:
         stack.enter_context(patch(tritonsyn.backend, "_triton_obstacle", lambda device_type: None))
         for cls, _ in smoke.KINDS.values():
             stack.enter_context(patch(cls, "_checked_constant", lambda self, name, value: value))
+        stack.enter_context(patch(Links, "of", _unread_links))
         for module in (projection, delay):
             stack.enter_context(patch(module, "initialized", _uninitialized))
         yield
