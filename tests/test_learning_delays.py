@@ -162,7 +162,7 @@ def smoothed(layer, x, dy, width):
     delay = delay.expand(weight.shape).clone()
     back = (delay.clamp(0, layer.max_delay) / layer.dt - 1e-9).ceil().long().clamp(min=1)
     shift = torch.zeros_like(delay, requires_grad=True)
-    reach = min(math.ceil(4 * width / layer.dt), len(currents))
+    reach = math.ceil(4 * width / layer.dt)
     offsets = torch.arange(-reach, reach + 1)
     gaussian = (-0.5 * (offsets.to(F64) * layer.dt / width) ** 2).exp()
     gaussian /= gaussian.sum()
@@ -196,7 +196,7 @@ def test_a_spread_is_the_slope_of_smoothed_currents(device, each_backend, kind, 
     x = (torch.rand(steps, 2, 4) < 0.4).to(device)
     dy = torch.randn(steps, 2, 3, dtype=F64).to(device)
     exact = layer.scan(x)
-    width = 0.4 if delays == "output" else 3.0
+    width = {"connection": 3.0, "input": 8.0, "output": 0.4}[delays]
     wanted = gradients(layer, exact, dy) | {"delay": smoothed(layer, x, dy, width)}
     layer.spread = width
     for strategy in ("shift",) if interpreted() else ("shift", "gemm", "bits", "events", "auto"):
@@ -313,14 +313,20 @@ def test_delays_of_signals_are_found_from_far_away(interp):
 
 
 def test_a_spread_ends_with_each_sample():
+    """Whatever is given after the end, each sample is as if it had run alone."""
     torch.manual_seed(0)
-    layer = layer_of(dtype=F64, batch_size=2, spread=2.0)
-    x, dy = torch.rand(9, 2, 4) < 0.4, torch.randn(9, 2, 3, dtype=F64)
-    x[5:, 1], within = False, dy.clone()
-    within[5:, 1] = 0.0
-    wanted = gradients(layer, layer.scan(x), within)
-    layer.clear()
-    torch.testing.assert_close(gradients(layer, layer.scan(x, [9, 5]), dy), wanted, **EXACTLY)
+    layer = layer_of(dtype=F64, spread=2.0)
+    x, dy = torch.rand(2, 9, 3, 4) < 0.4, torch.randn(9, 3, 3, dtype=F64)
+
+    def found(sample, steps, lengths=None):
+        layer.clear()
+        with torch.no_grad():
+            layer.scan(x[0, :, sample])
+        y = layer.scan(x[1, :steps, sample], lengths)
+        return gradients(layer, y, dy[:steps, sample])["delay"]
+
+    alone = found(slice(0, 1), 9) + found(slice(1, 2), 5)
+    torch.testing.assert_close(found(slice(3), 9, [9, 5, 0]), alone, **EXACTLY)
 
 
 @pytest.mark.slow

@@ -30,6 +30,13 @@ def input_until(x: Any, lengths: Tensor) -> Any:
     return x.masked_fill(after.view(*after.shape, *[1] * (x.ndim - 2)), 0)
 
 
+def held(rows: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    """Rows ``[R, B, N]``, the last of them of so many steps, kept from each sample's end on."""
+    last = (lengths + (len(rows) - steps - 1)).clamp(min=0)
+    every = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+    return _taken(rows, every.minimum(last))
+
+
 def last_rows(
     x: Tensor | PackedSpikes, lengths: Tensor, slots: int, history: Tensor | None
 ) -> Tensor:

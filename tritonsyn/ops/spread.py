@@ -8,8 +8,9 @@ Here the projection keeps its values, and only its delays get another gradient,
     D[s]     = sum over j of g[j] * (I[s + j + 1] - I[s + j]),
 
 with the whole steps ``k`` back, at least 1, and a Gaussian ``g``: the slope between neighbouring
-observations, smoothed in both directions of time. Beyond the sequence, and beyond what is known
-from before it, the current counts as constant. The sum is the one that weights get as a gradient.
+observations, smoothed in both directions of time. Beyond the sequence, or the end of a sample, and
+beyond what is known from before it, the current counts as constant. The sum is the one that weights
+get as a gradient.
 """
 
 import math
@@ -22,11 +23,14 @@ from torch import Tensor
 from ..values import ReadRule
 from .common import first_order, keep, kept, without_graph
 from .delayed import End, Run
+from .lengths import held
 from .projection import project_component_backward, way_of
 from .strategy import Work, cheapest
 
 _REACH = 4
 """Widths of the Gaussian after which it counts as zero."""
+_LARGEST = 2**20
+"""Rows after which it does so however wide it is."""
 _BLOCK = 128
 """Rows that one product smooths, or as many as the Gaussian is long."""
 
@@ -123,7 +127,8 @@ def currents_of(run: Run) -> Tensor:
     """The current of a run ``[K - 1 + T, B, I]``, what is known from before it first."""
     with without_graph():
         states, _ = run.detached()._replace(ring=None, lengths=None).components()
-        return run.dynamics.current(states).detach()
+        currents = run.dynamics.current(states).detach()
+        return currents if run.lengths is None else held(currents, run.lengths, run.x.shape[0])
 
 
 def _gradient(
@@ -167,10 +172,12 @@ def smoothed_slopes(currents: Tensor, width: float) -> Tensor:
     Blocks of rows are products with one matrix, which has the differences of the Gaussian.
     """
     rows = currents.shape[0]
-    reach = min(math.ceil(_REACH * width), rows)  # the currents are constant beyond
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    whole = min(math.ceil(_REACH * width), _LARGEST)
+    offsets = torch.arange(-whole, whole + 1, dtype=torch.float64)
     gaussian = (-0.5 * (offsets / width) ** 2).exp()
     gaussian /= gaussian.sum()
+    reach = min(whole, rows)  # the currents are constant beyond
+    gaussian = gaussian[whole - reach : whole + reach + 1]
     zero = gaussian.new_zeros(1)
     taps = torch.cat((zero, gaussian)) - torch.cat((gaussian, zero))
     taps = taps.to(currents)
