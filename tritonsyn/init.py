@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from . import checks
@@ -56,7 +57,12 @@ def normal(mean: float, std: float, *, low: float = 0.0, high: float | None = No
     )
     if high is not None:
         low, high = checks.interval("low", low, "high", high)
-    return lambda tensor: nn.init.normal_(tensor, mean, std).clamp_(low, high)
+
+    @torch.no_grad()
+    def fill(tensor: Tensor) -> Tensor:
+        return nn.init.normal_(tensor, mean, std).clamp_(low, high)
+
+    return fill
 
 
 def log_uniform(low: float, high: float) -> _Fill:
@@ -67,4 +73,9 @@ def log_uniform(low: float, high: float) -> _Fill:
     """
     low, high = checks.interval("low", checks.positive("low", low), "high", high)
     a, b = math.log(low), math.log(high)
-    return lambda tensor: nn.init.uniform_(tensor, a, b).exp_().clamp_(low, high)
+
+    @torch.no_grad()
+    def fill(tensor: Tensor) -> Tensor:
+        return nn.init.uniform_(tensor, a, b).exp_().clamp_(low, high)
+
+    return fill
