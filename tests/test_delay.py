@@ -127,12 +127,12 @@ def test_a_gaussian_that_is_narrow_against_the_delays_is_the_same(delay_shape, d
 
 def test_a_gaussian_without_width_is_the_closer_value():
     x = uniform(8, 2, 5)
-    none, narrow, nearest = (
+    none, hardly, narrow, nearest = (
         a_delay(**kind)(x)
-        for kind in ({"interp": "gaussian", "sigma": 0.0}, {"interp": "gaussian", "sigma": 1e-3},
-                     {"interp": "nearest"})
+        for kind in ({"interp": "gaussian", "sigma": 0.0}, {"interp": "gaussian", "sigma": 1e-200},
+                     {"interp": "gaussian", "sigma": 1e-3}, {"interp": "nearest"})
     )  # fmt: skip
-    assert torch.equal(none, nearest)
+    assert torch.equal(none, nearest) and torch.equal(hardly, nearest)
     unequal = DELAYS != 1.5  # in the middle both count
     assert_close(narrow[..., unequal], nearest[..., unequal])
 

@@ -14,6 +14,8 @@ from .options import Initializer, setting
 from .record import RecordTensor
 
 INTERPOLATIONS = ("previous", "nearest", "linear", "gaussian")
+_NARROWEST = 1e-6
+"""Steps; a Gaussian narrower than that counts as one without width, and its exponents are finite."""
 
 
 def _known_interpolation(name: str, value: object) -> str:
@@ -234,7 +236,8 @@ class Delay(Group, LearnedDelays):
 
     def _mode(self) -> str:
         """The interpolation; a Gaussian without width is the closer value."""
-        return "nearest" if self._interp == "gaussian" and self._sigma == 0 else self._interp
+        narrow = self._interp == "gaussian" and self._sigma < _NARROWEST * self._dt
+        return "nearest" if narrow else self._interp
 
     def _present_delay(self) -> Tensor:
         """The delays as they count, between the bounds for reads, which bound them above."""
