@@ -128,6 +128,7 @@ def test_initial_delays_are_where_they_are_said_to_be(fill, low, high, mean):
     layer = layer_of(inputs=100, outputs=100, delay=20.0, delay_init=fill)
     assert low <= layer.delay.min() and layer.delay.max() <= high
     assert layer.delay.mean().item() == pytest.approx(mean, rel=0.03)
+    assert fill(layer.delay) is layer.delay  # begun again
 
 
 def test_penalties_pull_where_they_are_said_to():
