@@ -275,6 +275,9 @@ def entries():
         **of_function(parametrizations.Bounded, low=0.0, high=5.0),
         **of_function(parametrizations.WholeSteps, step_time=1.0),
         **of_function(parametrizations.Positive, low=0.0),
+        **{f"assign {p}": (dict, lambda given, value, p=p: p.right_inverse(value), "value")
+           for p in (parametrizations.Bounded(0.0, 5.0), parametrizations.WholeSteps(1.0),
+                     parametrizations.Positive())},
         **of_function(regularizers.whole_steps, delay=X, step_time=1.0),
         **{f"regularizer {f.__name__}": (dict, lambda given, value, f=f: f(value), "delay")
            for f in (regularizers.l1, regularizers.l2, regularizers.variance)},

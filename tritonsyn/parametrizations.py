@@ -2,8 +2,8 @@
 
 ``parametrize.register_parametrization(layer, "delay", Bounded(0.0, 25.0))`` keeps a delay within
 bounds, ``WholeSteps`` on whole steps; ``Positive`` keeps a time constant or a charge above zero.
-All work value by value, and can be assigned to: what a layer writes to its delays goes through the
-inverse.
+All work value by value, and tensors can be assigned to them: what a layer writes to its delays goes
+through the inverse.
 """
 
 from typing import ClassVar
@@ -48,6 +48,7 @@ class Bounded(_Elementwise):
         return self.low + (self.high - self.low) * raw.sigmoid()
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        value = checks.check_floating("value", value)
         part = (value - self.low) / (self.high - self.low)
         # Finite, and at a bound closer to it than a delay can tell.
         closest = torch.finfo(part.dtype).eps
@@ -81,7 +82,7 @@ class WholeSteps(_Elementwise):
         return _PassGradient.apply(raw, whole)
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        return value
+        return checks.check_floating("value", value)
 
     def extra_repr(self) -> str:
         return f"{self.step_time}"
@@ -130,6 +131,7 @@ class Positive(_Elementwise):
         return self.low + raw.exp()
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        value = checks.check_floating("value", value)
         above = value - self.low
         if not value.is_meta and not (above > 0).all():
             worst = value[~(above > 0)].flatten()[0].item()
