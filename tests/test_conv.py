@@ -399,7 +399,7 @@ def test_has_no_tape():
 WRONG = [
     ({"groups": 3}, "in_channels must be divisible by groups, 3, but is 4"),
     ({"groups": 2, "out_channels": 5}, "out_channels must be divisible by groups, 2, but is 5"),
-    ({"kernel_size": (3, 3)}, "kernel_size must be an integer or 1 of them"),
+    ({"kernel_size": (3, 3)}, "kernel_size must be an integer or a sequence of 1"),
     ({"kernel_size": 0}, "kernel_size must be at least 1, but is 0"),
     ({"stride": 1.5}, "stride must be an integer, but is 1.5"),
     ({"dilation": [-1]}, r"dilation must be at least 1, but is \[-1\]"),

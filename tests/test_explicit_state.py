@@ -157,6 +157,8 @@ def test_of_a_convolution_it_has_the_size():
     for wrong in ([*state], state[:1], tuple(part.flatten(1, 3) for part in state), 3):
         with pytest.raises((TypeError, ValueError), match=r"^state "):
             other.load_state(wrong)
+    with pytest.raises(ValueError, match=r"B, H, W, 3\), but has the shapes .*, 2, 4, 5, 2\)"):
+        other.load_state(tuple(part[..., :2] for part in state))
 
 
 @every_kind

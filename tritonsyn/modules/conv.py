@@ -37,7 +37,7 @@ def _sizes(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
     each = [value] * axes if not isinstance(value, Sequence) or isinstance(value, str) else value
     if len(each) != axes:
         raise ValueError(
-            f"{name} must be an integer or {axes} of them, but is {checks.shown(value)}"
+            f"{name} must be an integer or a sequence of {axes}, but is {checks.shown(value)}"
         )
     numbers = tuple([checks.integer(name, number) for number in each])
     if any(number < least for number in numbers):
@@ -177,15 +177,17 @@ class _DelayedConv(DelayedProjection):
     def load_state(self, state: tuple[Tensor, ...]) -> None:
         """Goes on from a copy of what :meth:`state` gave, in its batch and its size."""
         parts = state if isinstance(state, tuple) else ()
-        sizes = {tuple(getattr(part, "shape", ())[2:-1]) for part in parts}
-        size = next(iter(sizes), ())
-        if len(sizes) != 1 or len(size) != self.axes or 0 in size:
+        shapes = [tuple(getattr(part, "shape", ())) for part in parts]
+        shape, slots = shapes[0] if shapes else (), self.synapse.spike_.recordsz
+        fits = len(shape) == 3 + self.axes and 0 not in shape and len(set(shapes)) == 1
+        if not fits or (shape[0], shape[-1]) != (slots, self.in_channels):
+            size = "L" if self.axes == 1 else "H, W"
             raise ValueError(
-                f"state must be a tuple of tensors (K, B, *size, {self.in_channels}) with "
-                f"{self.axes} sizes, but is {checks.shown(state)}"
+                f"state must be a tuple of tensors ({slots}, B, {size}, {self.in_channels}), but "
+                + (f"has the shapes {shapes}" if any(shapes) else f"is {checks.shown(state)}")
             )
         super().load_state(tuple([part.flatten(1, -2) for part in parts]))
-        self._size = size
+        self._size = shape[2:-1]
 
     # -- delays -------------------------------------------------------------------------------
 
