@@ -15,7 +15,7 @@ from .record import RecordTensor
 
 INTERPOLATIONS = ("previous", "nearest", "linear", "gaussian")
 _NARROWEST = 1e-6
-"""Steps; a Gaussian narrower than that counts as one without width, and its exponents are finite."""
+"""Steps: a narrower Gaussian counts as one without width, before its exponents overflow."""
 
 
 def _known_interpolation(name: str, value: object) -> str:
