@@ -341,3 +341,17 @@ def test_a_compiled_layer_is_the_same():
     torch.testing.assert_close(found, wanted)
     a, b = (torch.autograd.grad(y.sum(), layer.weight)[0] for y in (found, wanted))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", [MASK, torch.zeros_like(MASK)], ids=["some", "none"])
+def test_operators_of_listed_connections_pass_opcheck(mask):
+    links = Links.of(mask)
+    weight, back = links.taken(uniform(*mask.shape)), links.taken(torch.ones_like(mask)).int()
+    x, dy = uniform(5, BATCH, INPUTS), uniform(3, BATCH, OUTPUTS)
+    way, operators = ("shift", "ieee", "reference"), torch.ops.tritonsyn
+    checks = "test_schema", "test_faketensor"
+    arguments = (x, None, weight, back, list(links), 3, 3, *way)
+    torch.library.opcheck(operators.project_component, arguments, test_utils=checks)
+    arguments = (dy, x, None, weight, back, list(links), 5, 3, F64, *way)
+    torch.library.opcheck(operators.project_component_backward, arguments, test_utils=checks)
