@@ -882,6 +882,8 @@ def test_a_projection_turns_its_inputs_into_rows_and_back():
     """The hooks that a delayed convolution needs: here the layer sums over pairs of inputs."""
 
     class Pairs(DelayedProjection):
+        step_axes = 3
+
         def __init__(self, **options):
             super().__init__((3, 2, 2), 4, 1.0, **options)
 
@@ -910,6 +912,8 @@ def test_a_projection_turns_its_inputs_into_rows_and_back():
 
 class Convolution(DelayedProjection):
     """A layer over a line ``[B, C, L]``: every window of three is a row of the synapses."""
+
+    step_axes = 3
 
     def __init__(self, channels, outputs, length, batch_size, **options):
         self.positions = length - 2
