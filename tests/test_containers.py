@@ -11,12 +11,19 @@ from tritonsyn import Delay, DelayedConv1d, DelayedConv2d, DelayedLinear, functi
 
 BATCH, STEPS = 3, 6
 PHYSICS = CLASSES["double"].partialconstructor(10.0, 6.0, 2.0)
+ALIKE = CLASSES["single"].partialconstructor(10.0, 6.0)
 CONNECTED = {"synapse": PHYSICS, "delay": 4.0}
 MODULES = {
     "synapse": (lambda **options: make("alpha", (2, 3), **options), (2, 3)),
     "delay": (lambda **options: Delay(4, 1.0, delay=3.0, **options), (4,)),
     "gaussian": (lambda **options: Delay(4, 1.0, delay=3.0, interp="gaussian", **options), (4,)),
     "dense": (lambda **options: DelayedLinear(4, 2, 1.0, **CONNECTED, **options), (4,)),
+    "dendrites": (
+        lambda **options: DelayedLinear(
+            4, 2, 1.0, **{**CONNECTED, "synapse": ALIKE, "delays": "output"}, **options
+        ),
+        (4,),
+    ),
     "line": (lambda **options: DelayedConv1d(2, 3, 3, 1.0, **CONNECTED, **options), (2, 7)),
     "plane": (lambda **options: DelayedConv2d(2, 3, 2, 1.0, **CONNECTED, **options), (2, 3, 4)),
 }
@@ -59,6 +66,17 @@ def test_the_batch_may_come_first(name):
     ]
     torch.testing.assert_close(found[0], found[1].transpose(0, 1))
     assert MODULES[name][0](batch_first=True).batch_first and not module.batch_first
+
+
+@every_module
+def test_what_is_returned_may_be_changed_in_place(name):
+    """As by ``nn.ReLU(inplace=True)``, with a graph too."""
+    module, turned, shape = twins(name)
+    x = uniform(STEPS, BATCH, *shape).float().requires_grad_()
+    outputs = module(x), module(x[0]), turned(x.transpose(0, 1))
+    before = [y.detach().clone() for y in outputs]
+    sum(y.add_(1.0).sum() for y in outputs).backward()
+    torch.testing.assert_close([y.detach() - 1.0 for y in outputs], before)
 
 
 def test_reads_and_blocks_have_the_batch_first_too():

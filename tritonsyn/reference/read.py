@@ -264,7 +264,7 @@ def select(
         lines = [in_lines(record, synapses, acc) for record in records]
         for part, own in _line_windows(lines[0], len(records[0]) + 1 - steps, reading):
             _fill(outputs, lines, own, part, *wanted)
-        return [output.t().contiguous().view(shape) for output in outputs]
+        return [torch.ops.aten._unsafe_view(output.t().contiguous(), shape) for output in outputs]
     for window in _windows(records[0], reading):
         _fill(outputs, records, reading, window, *wanted)
     return outputs
