@@ -255,7 +255,7 @@ def entries():
             DelayedLinear, in_features=3, out_features=2, step_time=1.0, delay=2.0, bias=True,
             synapse=CLASSES["single"].partialconstructor(1.0, 5.0), batch_size=1,
             weight_init=None, bias_init=None, delay_init=None, device=None, dtype=None,
-            strategy="auto", spread=0.0, capturable=False, backend=None,
+            strategy="auto", spread=0.0, capturable=False, backend=None, mask=None, fan_in=None,
         ),
         **of_function(
             DelayedConv2d, in_channels=2, out_channels=4, kernel_size=2, step_time=1.0, delay=2.0,

@@ -197,8 +197,10 @@ def _connected(
     if mask is not None:
         if fan_in is not None:
             raise ValueError(f"mask and fan_in={fan_in} were both given; one of them says it all")
-        on_device = mask.to(device) if isinstance(mask, Tensor) else mask
-        return checks.check_mask(on_device, size, device).clone()
+        if isinstance(mask, Tensor):
+            checks.check_holds_values("mask", mask, device)
+            mask = mask.to(device)
+        return checks.check_mask(mask, size, device).clone()
     if fan_in is None:
         return None
     count = checks.positive_integer("fan_in", fan_in)
