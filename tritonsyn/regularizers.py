@@ -1,8 +1,9 @@
 """Penalties on delays: functions of a tensor, to be added to the loss.
 
 ``loss = loss + 1e-3 * regularizers.l1(layer.delay)``. Each is a mean over the delays, so that the
-factor does not depend on the size of a layer. Through ``layer.delay`` the gradient reaches
-parametrized and masked delays, too.
+factor does not depend on the size of a layer. Through ``layer.delay`` the gradient reaches what
+delays are parametrized by, or were pruned from. Of a layer with a mask, ``layer.delay[layer.mask]``
+are the delays of connections.
 """
 
 import math
