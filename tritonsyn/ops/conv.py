@@ -19,7 +19,7 @@ from .delayed import End, Run
 from .operator import operator
 from .projection import Way, project_component, project_component_backward, total, way_of
 from .shared import Shared, delayed_currents
-from .spread import SpreadSettings, currents_of, delayed_product, smoothed_slopes
+from .spread import SpreadSettings, delayed_product, smoothed_slopes, spread
 from .strategy import Work, cheapest
 from .taps import Taps
 
@@ -387,34 +387,22 @@ class SpreadWindows(NamedTuple):
         self, run: Run, project: Callable[[Run], tuple[Tensor, End]]
     ) -> tuple[Tensor, End]:
         """What ``project`` makes of the run, with the gradient of the delays."""
-        currents = currents_of(run)  # before the state of the run is written
-        y, end = project(run)
-        operands = (self.delay, self.weight, self.back, currents)
-        return _SpreadWindows.apply((self.settings, self.windows), y, *operands), end
+        settings = _SettingsOfWindows(self.settings, self.windows)
+        return spread(run, project, settings, (self.delay, self.weight, self.back))
 
 
-class _SpreadWindows(torch.autograd.Function):
-    """Of what is projected and the delays."""
+class _SettingsOfWindows(NamedTuple):
+    """What the gradient is told here, and how it is summed over windows."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        settings: tuple[SpreadSettings, Windows],
-        y: Tensor,
-        delay: Tensor,
-        weight: Tensor,
-        back: Tensor,
-        currents: Tensor,
+    settings: SpreadSettings
+    windows: Windows
+
+    def gradient(
+        self, dy: Tensor, delay: Tensor, weight: Tensor, back: Tensor, currents: Tensor
     ) -> Tensor:
-        ctx.settings = settings
-        keep(ctx, (delay, weight, back, currents))
-        return y.clone()
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (settings, windows), ((delay, weight, back, currents),) = ctx.settings, kept(ctx)
-        slots, dtype = settings.slots, compute_dtype(dy.dtype)
+        """That of the delays, of ``dy [T, B, O, *positions]``."""
+        (settings, windows), dtype = self, compute_dtype(dy.dtype)
+        slots = settings.slots
         slopes, weight = smoothed_slopes(currents.to(dtype), settings.width), weight.to(dtype)
         # A delay of 0 moves into the past.
         back, arriving = back.clamp(1, slots - 1), dy.to(dtype)
@@ -428,9 +416,7 @@ class _SpreadWindows(torch.autograd.Function):
             operands = _padded(slopes, windows), weight, back, slots, *_numbers(windows), *way
             (dweight,) = shift_windows_backward(rows, *operands, False, True)
             found = weight * dweight
-        found = (found / -settings.step).to(delay.dtype)
-        within = delay == delay.clamp(*settings.bounds)
-        return None, dy, torch.where(within, found, 0.0), None, None, None
+        return settings.bounded(found, delay)
 
 
 def _to_inputs(dy: Tensor, weight: Tensor, windows: Windows) -> Tensor:

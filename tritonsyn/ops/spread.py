@@ -54,6 +54,34 @@ class SpreadSettings(NamedTuple):
         bounds = max(lower, 0.0), rule.limit
         return cls(width / rule.step, rule.step, bounds, slots, backend)
 
+    def gradient(
+        self, dy: Tensor, delay: Tensor, weight: Tensor, back: Tensor, currents: Tensor
+    ) -> Tensor:
+        """That of the delays of a :class:`Spread`, of ``dy [T, B, O]`` and ``currents [R, B, I]``.
+
+        R are K - 1 + T rows.
+        """
+        slots, weight = self.slots, weight.to(dy.dtype)
+        slopes = smoothed_slopes(currents.to(dy.dtype), self.width)
+        # A delay of 0 moves into the past.
+        back = back.clamp(1, slots - 1)
+        by_input, by_output = delay.shape[0] < back.shape[0], delay.shape[1] < back.shape[1]
+        if by_input and not by_output:
+            found = delayed_product(dy @ weight, slopes, back[0], slots).unsqueeze(0)
+        elif by_output and not by_input:
+            found = delayed_product(dy, slopes @ weight.t(), back[:, 0], slots).unsqueeze(1)
+        else:
+            strategy = cheapest(Work(dy.numel() * back.shape[1], 0, slots, None), dy.device)
+            way = way_of(strategy, dy.device, self.backend)
+            operands: tuple[Any, ...] = (dy, slopes, None, None, back, [], 0, slots, dy.dtype)
+            found = weight * project_component_backward(*operands, *way)[-1]
+        return self.bounded(found.sum_to_size(delay.shape), delay)
+
+    def bounded(self, found: Tensor, delay: Tensor) -> Tensor:
+        """The gradient per unit of time of what is found per step back; zero out of bounds."""
+        found = (found / -self.step).to(delay.dtype)
+        return torch.where(delay == delay.clamp(*self.bounds), found, 0.0)
+
 
 class Spread(NamedTuple):
     """Delays that get this gradient, and the connections that they belong to."""
@@ -89,14 +117,26 @@ class Spread(NamedTuple):
         self, run: Run, project: Callable[[Run], tuple[Tensor, End]]
     ) -> tuple[Tensor, End]:
         """What ``project`` makes of the run, with the gradient of the delays."""
-        currents = currents_of(run)  # before the state of the run is written
-        y, end = project(run)
-        operands = (self.delay, self.weight, self.back, currents)
-        return _Spread.apply(self.settings, y, *operands), end
+        return spread(run, project, self.settings, (self.delay, self.weight, self.back))
 
     def gradient(self, dy: Tensor, currents: Tensor) -> Tensor:
         """That of the delays, of ``dy [T, B, O]`` and ``currents [K - 1 + T, B, I]``."""
-        return _gradient(self.settings, dy, self.delay, self.weight, self.back, currents)
+        return self.settings.gradient(dy, self.delay, self.weight, self.back, currents)
+
+
+def spread(
+    run: Run,
+    project: Callable[[Run], tuple[Tensor, End]],
+    settings: Any,
+    connections: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, End]:
+    """What ``project`` makes of the run, with a gradient of the delays.
+
+    It is ``settings.gradient(dy, *connections, currents)`` of connections ``(delay, weight, back)``.
+    """
+    currents = currents_of(run)  # before the state of the run is written
+    y, end = project(run)
+    return _Spread.apply(settings, y, *connections, currents), end
 
 
 class _Spread(torch.autograd.Function):
@@ -105,7 +145,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        settings: SpreadSettings,
+        settings: Any,
         y: Tensor,
         delay: Tensor,
         weight: Tensor,
@@ -120,7 +160,7 @@ class _Spread(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (operands,) = kept(ctx)
-        return None, dy, _gradient(ctx.settings, dy, *operands), None, None, None
+        return None, dy, ctx.settings.gradient(dy, *operands), None, None, None
 
 
 def currents_of(run: Run) -> Tensor:
@@ -129,33 +169,6 @@ def currents_of(run: Run) -> Tensor:
         states, _ = run.detached()._replace(ring=None, lengths=None).components()
         currents = run.dynamics.current(states).detach()
         return currents if run.lengths is None else held(currents, run.lengths, run.x.shape[0])
-
-
-def _gradient(
-    settings: SpreadSettings,
-    dy: Tensor,
-    delay: Tensor,
-    weight: Tensor,
-    back: Tensor,
-    currents: Tensor,
-) -> Tensor:
-    width, step, bounds, slots, backend = settings
-    weight = weight.to(dy.dtype)
-    slopes = smoothed_slopes(currents.to(dy.dtype), width)
-    # A delay of 0 moves into the past.
-    back = back.clamp(1, slots - 1)
-    by_input, by_output = delay.shape[0] < back.shape[0], delay.shape[1] < back.shape[1]
-    if by_input and not by_output:
-        found = delayed_product(dy @ weight, slopes, back[0], slots).unsqueeze(0)
-    elif by_output and not by_input:
-        found = delayed_product(dy, slopes @ weight.t(), back[:, 0], slots).unsqueeze(1)
-    else:
-        strategy = cheapest(Work(dy.numel() * back.shape[1], 0, slots, None), dy.device)
-        way = way_of(strategy, dy.device, backend)
-        operands: tuple[Any, ...] = (dy, slopes, None, None, back, [], 0, slots, dy.dtype)
-        found = weight * project_component_backward(*operands, *way)[-1]
-    found = (found / -step).sum_to_size(delay.shape).to(delay.dtype)
-    return torch.where(delay == delay.clamp(*bounds), found, 0.0)
 
 
 def delayed_product(dy: Tensor, slopes: Tensor, back: Tensor, slots: int) -> Tensor:
