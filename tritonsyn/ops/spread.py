@@ -132,7 +132,8 @@ def spread(
 ) -> tuple[Tensor, End]:
     """What ``project`` makes of the run, with a gradient of the delays.
 
-    It is ``settings.gradient(dy, *connections, currents)`` of connections ``(delay, weight, back)``.
+    It is ``settings.gradient(dy, *connections, currents)``; connections are delays, weights and
+    whole steps.
     """
     currents = currents_of(run)  # before the state of the run is written
     y, end = project(run)
