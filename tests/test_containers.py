@@ -103,6 +103,13 @@ def test_refuses_what_has_no_batch_to_come_first(name):
         module.scan(packed)
     with pytest.raises(ValueError, match="batch_first=True put time first"):
         module.scan(torch.zeros(BATCH, STEPS, shape[0] + 1, *shape[1:]))
+    with pytest.raises(ValueError, match=r"lengths has shape .* one for each sample$"):
+        module.scan(torch.zeros(BATCH, STEPS, *shape), [1])
+    jagged = torch.nested.nested_tensor(
+        [torch.zeros(n, *shape) for n in (2, 3)], layout=torch.jagged
+    )
+    with pytest.raises(TypeError, match="x must be a dense real tensor"):
+        module.scan(jagged)
     with pytest.raises(TypeError, match="batch_first must be True or False"):
         module.batch_first = "yes"
 

@@ -4,7 +4,17 @@ import copy
 
 import pytest
 import torch
-from synapses import CLASSES, PHYSICS, every_kind, gradcheck, interpreted, spikes, uniform
+from synapses import (
+    CLASSES,
+    PHYSICS,
+    every_kind,
+    gradcheck,
+    interpreted,
+    same,
+    snapshot,
+    spikes,
+    uniform,
+)
 
 from tritonsyn import DelayedLinear, functional
 from tritonsyn.ops import shared
@@ -158,3 +168,30 @@ def test_wrong_values():
     message = r"delay has shape \(4, 1\), but must have \(3, 4\), or shared \(1, 4\) or \(3, 1\)"
     with pytest.raises(ValueError, match=message):
         functional.delayed_linear(x, weight, uniform(4, 1), decay=0.5, max_delay=1.0)
+
+
+@pytest.mark.parametrize("delays", ["connection", "input", "output"])
+@pytest.mark.parametrize(("name", "size"), [("delay", (1,)), ("weight", (OUTPUTS, INPUTS + 1))])
+def test_a_parameter_that_does_not_fit_changes_nothing(delays, name, size):
+    layer, x = layer_of(delays, delay_init=None), spikes(3, BATCH, INPUTS)
+    layer(x)
+    setattr(layer, name, torch.nn.Parameter(torch.zeros(size, dtype=F64)))
+    before = snapshot(layer.synapse)
+    for call in (lambda: layer(x[0]), lambda: layer(x), lambda: layer.scan(x, [1, 2])):
+        with pytest.raises(ValueError, match=rf"{name} has shape .*, but must have"):
+            call()
+    assert same(before, snapshot(layer.synapse))
+
+
+def test_reads_are_prepared_once(monkeypatch):
+    layer, prepared = layer_of("input", "double", min_delay=0.0, backend="reference"), []
+    synapse, make_plan = layer.synapse, layer.synapse._planned_read
+    monkeypatch.setitem(
+        synapse.__dict__, "_planned_read", lambda *a: prepared.append(a) or make_plan(*a)
+    )
+    times, x = uniform(BATCH, INPUTS), spikes(BATCH, INPUTS)
+    with torch.no_grad():
+        for _ in range(4):
+            layer(x)
+            synapse.neg_current_at(times)
+    assert len(prepared) == 2

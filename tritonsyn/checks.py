@@ -580,6 +580,8 @@ def check_selector(
 
 def _fits_group(sizes: Sequence[int], shape: Sequence[int]) -> bool:
     """Whether times of these sizes are one for all, or for each element, D or one of them."""
+    if sizes == shape:
+        return True
     fit = all(given in (1, own) for given, own in zip(sizes, shape, strict=False))
     return fit and len(sizes) in (0, len(shape), len(shape) + 1)
 

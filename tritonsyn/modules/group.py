@@ -189,10 +189,6 @@ class Group(TakesSequences):
         for record in self._records():
             record.detach_state()
 
-    def _at_rest(self) -> bool:
-        """Whether it is certain that the past is zero and has no graph."""
-        return all(r.at_rest and not r.storage.requires_grad for r in self._records())
-
     def check_state(self, state_dict: dict[str, Any], prefix: str, strict: bool) -> None:
         super().check_state(state_dict, prefix, strict)
         batches = set()

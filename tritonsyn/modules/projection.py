@@ -101,15 +101,17 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         around_zero = uniform(-bound, bound)
         between_bounds = uniform(self._min_delay, self.max_delay)
         delay_size = {"connection": size, "input": (inputs,), "output": size[:1]}[self._delays]
-        parameters = {
-            "weight": (size, around_zero if weight_init is None else weight_init),
-            "delay": (delay_size, between_bounds if delay_init is None else delay_init),
-            "bias": (size[:1], around_zero if bias_init is None else bias_init),
+        self._shapes = {"weight": tuple(size), "delay": tuple(delay_size), "bias": tuple(size[:1])}
+        inits = {
+            "weight": around_zero if weight_init is None else weight_init,
+            "delay": between_bounds if delay_init is None else delay_init,
+            "bias": around_zero if bias_init is None else bias_init,
         }
-        for name, (shape, init) in parameters.items():
+        for name, init in inits.items():
             made = None
             if name != "bias" or bias:
-                made = initialized(f"{name}_init", torch.empty(shape, **factory), init)
+                values = torch.empty(self._shapes[name], **factory)
+                made = initialized(f"{name}_init", values, init)
             self.register_parameter(name, made)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -328,8 +330,11 @@ class DelayedProjection(LearnedDelays, TakesSequences):
 
     def _check_parameters(self) -> None:
         """Raises ``ValueError`` where a parameter was replaced by one that does not fit."""
-        if self.bias is not None:
-            check_input("bias", self.bias, self.weight.shape[:1], self.weight.device)
+        device = self.synapse._storage.device
+        for name, size in self._shapes.items():
+            parameter = self._parameters.get(name)
+            if parameter is not None:
+                check_input(name, parameter, size, device)
 
     def _chosen(self, rows: Tensor, coefficients: Coefficients) -> str:
         """The strategy for a step: the one asked for, or the cheapest."""

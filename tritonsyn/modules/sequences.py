@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import checks
+from ..values import PackedSpikes
 from .options import setting
 from .state import Stateful
 
@@ -24,14 +25,20 @@ class TakesSequences(Stateful):
         """What a call gives for a sequence, which it takes and returns with time first."""
         if not self._batch_first:
             return call(x)
-        if not isinstance(x, Tensor) or x.ndim < 2:
+        checks.check_sequence(x)
+        if isinstance(x, PackedSpikes):
             raise TypeError(
-                "x must be a tensor (B, T, ...) with batch_first=True, which packed spikes have "
-                f"not, but is {checks.shown(x)}"
+                "x must be a tensor (B, T, ...) with batch_first=True, but is PackedSpikes, which "
+                "have time first"
             )
+        if x.ndim < 2:
+            raise checks.misshapen("x", x, "(B, T, ...) with batch_first=True")
+        turned = x.transpose(0, 1)
         try:
-            found = call(x.transpose(0, 1))
+            found = call(turned)
         except ValueError as error:
+            if f"has shape {tuple(turned.shape)}" not in str(error):
+                raise
             raise ValueError(f"{error}; batch_first=True put time first") from None
         if isinstance(found, Tensor):
             return found.transpose(0, 1)

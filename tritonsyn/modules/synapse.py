@@ -583,6 +583,8 @@ class ExponentialCurrent(Group):
 
     def delayed(self, selector: Tensor) -> Tensor:
         """:meth:`current_at`, with times beyond the longest delay as at it."""
+        if (currents := self._again("delayed", selector)) is not None:
+            return currents
         rule, rates = self.delay_rule(), self.coefficients().rates
         return self._read("delayed", self.component_records(), rates, selector, rule)
 
@@ -934,9 +936,12 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         return self._component_at(selector, 1)
 
     def _component_at(self, selector: Tensor | float, component: int) -> Tensor:
+        name = f"component {component}"
+        if (currents := self._again(name, selector)) is not None:
+            return currents
         record, rate = self.component_records()[component], self.coefficients().rates[component]
         rule = self.delay_rule(self._current_overbound)
-        return self._read(f"component {component}", (record,), (rate,), selector, rule)
+        return self._read(name, (record,), (rate,), selector, rule)
 
 
 class AlphaCurrent(_OneTimeConstant):
