@@ -716,10 +716,13 @@ def test_a_refused_state_of_a_layer_changes_nothing(change, message):
     assert same(layer.state_dict(), before)
 
 
-def test_a_layer_on_the_meta_device():
+@pytest.mark.parametrize("delays", ["connection", "input", "output"])
+def test_a_layer_on_the_meta_device(delays):
     physics = tritonsyn.SingleExponentialCurrent.partialconstructor(10.0, 5.0)
-    layer = DelayedLinear(4, 3, 1.0, synapse=physics, delay=3.0, device="meta")
+    layer = DelayedLinear(4, 3, 1.0, synapse=physics, delay=3.0, delays=delays, device="meta")
     assert layer.weight.is_meta and layer.synapse.current_.storage.is_meta
+    layer.backend = "reference"
+    assert layer(torch.zeros(2, 1, 4, device="meta")).shape == (2, 1, 3)
 
 
 @pytest.mark.parametrize("wrong", [tritonsyn.SingleExponentialCurrent, torch.nn.Identity()])

@@ -308,6 +308,13 @@ def without_graph() -> AbstractContextManager[object]:
     return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Products in the dtype of their operands; cheap where they are so anyway."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def unchained(record: Tensor) -> Tensor:
     """The record without its graph, the same storage, about to be written.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..values import compute_dtype, readable
-from .common import chained, first_order, keep, kept
+from .common import chained, first_order, keep, kept, without_autocast
 from .delayed import End, Run
 from .operator import operator
 from .projection import Way, project_component, project_component_backward, total, way_of
@@ -74,7 +74,7 @@ def convolve(x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
         x = F.pad(x, [n for pair in reversed(windows.padding) for n in pair])
         padding = [0] * len(padding)
     stride, dilation = ([1] * others + list(n) for n in (windows.stride, windows.dilation))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         convolution = _CONVOLUTIONS[x.ndim - 2]
         return convolution(x, weight, None, stride, padding, dilation, windows.groups)
 
@@ -424,7 +424,7 @@ def _to_inputs(dy: Tensor, weight: Tensor, windows: Windows) -> Tensor:
     axes = zip(windows.positions, windows.stride, windows.span, windows.padded, strict=True)
     beyond = [padded - ((n - 1) * stride + span) for n, stride, span, padded in axes]
     how: dict[str, Any] = {"output_padding": beyond, "groups": windows.groups}
-    with torch.autocast(dy.device.type, enabled=False):
+    with without_autocast(dy.device):
         transposed = F.conv_transpose1d if len(beyond) == 1 else F.conv_transpose2d
         dx = transposed(dy, weight, stride=windows.stride, dilation=windows.dilation, **how)
     for axis, (size, (before, _)) in enumerate(zip(windows.size, windows.padding, strict=True)):

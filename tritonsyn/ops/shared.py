@@ -4,12 +4,13 @@ They are a delayed read and one dense product.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..values import ReadRule, dense
+from .common import first_order, keep, kept, without_autocast
 from .delayed import End, Past, Run
 from .read import select_scan
 
@@ -65,8 +66,28 @@ def delayed_currents(run: Run, connections: Shared) -> tuple[Tensor, End]:
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """``x [..., I]`` times ``weight [O, I]``, in the arithmetic's own dtype under autocast too."""
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.nn.functional.linear(x, weight.to(x.dtype))
+    y: Tensor = _Product.apply(x, weight.to(x.dtype))
+    return y
+
+
+class _Product(torch.autograd.Function):
+    """Not PyTorch's: a compiled backward pass would be in the dtype of the autocast around it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        keep(ctx, [x, weight])
+        with without_autocast(x.device):
+            return torch.nn.functional.linear(x, weight)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        ((x, weight),) = kept(ctx)
+        want_x, want_weight = ctx.needs_input_grad
+        with without_autocast(dy.device):
+            dx = dy @ weight if want_x else None
+            dweight = dy.flatten(0, -2).t() @ x.flatten(0, -2) if want_weight else None
+        return dx, dweight
 
 
 def _at_outputs(run: Run, weight: Tensor) -> Run:
