@@ -214,8 +214,8 @@ class Group(TakesSequences):
         check_run()
         x = checks.check_real("x", x)
         if x.shape[1:] != self._shape or x.ndim < 2:
-            step = self.batchedshape
-            raise checks.misshapen("x", x, f"{step}, or {('T', *step)} for a sequence")
+            step = ", ".join(str(size) for size in self.batchedshape)
+            raise checks.misshapen("x", x, f"({step}), or (T, {step}) for a sequence")
         checks.check_device("x", x, self._storage.device)
         return x
 
