@@ -65,6 +65,9 @@ class WholeSteps(_Elementwise):
     straight-through estimator. Bengio, Léonard and Courville, Estimating or Propagating Gradients
     Through Stochastic Neurons for Conditional Computation (2013), doi:10.48550/arXiv.1308.3432.
 
+    The layer's own bounds should be whole steps as well: a delay that is rounded to beyond them
+    counts as the bound and has no gradient.
+
     Args:
         step_time: the step, ms, > 0.
 
