@@ -395,6 +395,19 @@ def test_a_step_is_captured_in_a_graph(device):
         torch.testing.assert_close(y, plain(x))
 
 
+def test_autocast_leaves_gradients_of_compiled_products_alone(device):
+    physics = SingleExponentialCurrent.partialconstructor(10.0, 5.0)
+    how = {"delay": 3.0, "delays": "input", "capturable": True, "batch_size": 2, "device": device}
+    layer = tritonsyn.DelayedLinear(3, 2, 1.0, synapse=physics, **how)
+    x, found = torch.rand(4, *ROW, device=device), []
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        layer.clear()
+        with torch.autocast(device.type, torch.bfloat16):
+            y = run(x)
+        found.append(torch.autograd.grad(y.square().sum(), [*layer.parameters()]))
+    torch.testing.assert_close(*found)
+
+
 def test_autocast_leaves_the_dtypes_of_the_records(device):
     synapse = learned(SingleExponentialCurrent, device, capturable=False)
     other = learned(SingleExponentialCurrent, device, capturable=False)
