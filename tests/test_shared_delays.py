@@ -177,7 +177,8 @@ def test_a_parameter_that_does_not_fit_changes_nothing(delays, name, size):
     layer(x)
     setattr(layer, name, torch.nn.Parameter(torch.zeros(size, dtype=F64)))
     before = snapshot(layer.synapse)
-    for call in (lambda: layer(x[0]), lambda: layer(x), lambda: layer.scan(x, [1, 2])):
+    calls = lambda: layer(x[0]), lambda: layer(x), lambda: layer.scan(x, [1, 2])
+    for call in (*calls, lambda: layer.delay_steps):
         with pytest.raises(ValueError, match=rf"{name} has shape .*, but must have"):
             call()
     assert same(before, snapshot(layer.synapse))

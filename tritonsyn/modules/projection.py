@@ -169,6 +169,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
     @property
     def delay_steps(self) -> Tensor:
         """Whole steps of each delay, int32: ``ceil(delay / dt)``."""
+        self._check_parameters()
         with torch.no_grad():
             back = self._taps(self._weights(), self.synapse.coefficients()).back
         rows, columns = self._delays_of_taps(self.delay).shape
