@@ -79,6 +79,22 @@ def test_what_is_returned_may_be_changed_in_place(name):
     torch.testing.assert_close([y.detach() - 1.0 for y in outputs], before)
 
 
+@every_module
+def test_autocast_leaves_the_arithmetic_alone(name):
+    """In both passes, and where delays have a spread."""
+    build, shape = MODULES[name]
+    module, x = build(), uniform(STEPS, BATCH, *shape).float().requires_grad_()
+    if hasattr(module, "spread"):
+        module.spread = 2.0
+    found = []
+    for enabled in (True, False):
+        module.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = module(x)
+            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])])
+    assert all(map(torch.equal, *found))
+
+
 def test_reads_and_blocks_have_the_batch_first_too():
     synapse = make("single", 3, delay=2.0, batch_first=True)
     x = spikes(STEPS, BATCH, 3)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backend import resolve
 from ..values import compute_dtype, in_lines
-from .common import chained, first_order, keep, kept, running, without_graph
+from .common import chained, first_order, keep, kept, running, without_autocast, without_graph
 from .operator import operator
 
 Tensors = list[Tensor]
@@ -72,7 +72,8 @@ def filter_rows(rows: Tensor, weights: Tensor, backend: str | None) -> Tensors:
     resolve(rows.device, backend)
     groups, slots = weights.shape
     lines = in_lines(rows, groups, rows.dtype)
-    y = _products(_band(weights, len(rows) - slots + 1), lines.to(weights.dtype))
+    with without_autocast(rows.device):
+        y = _products(_band(weights, len(rows) - slots + 1), lines.to(weights.dtype))
     return [_rows(y, rows), lines]
 
 
@@ -92,12 +93,13 @@ def filter_adjoint(
     around = slots - 1
     given = in_lines(dy, groups, weights.dtype, around)
     found = []
-    if want_rows:  # the filter the other way round
-        drows = _products(_band(weights.flip(1), lines.shape[1]), given)
-        found.append(_rows(drows, dy))
-    if want_weights:
-        given = given[:, around : around + len(dy)]
-        found.append(_dweights(given, lines.to(weights.dtype), slots))
+    with without_autocast(dy.device):
+        if want_rows:  # the filter the other way round
+            drows = _products(_band(weights.flip(1), lines.shape[1]), given)
+            found.append(_rows(drows, dy))
+        if want_weights:
+            given = given[:, around : around + len(dy)]
+            found.append(_dweights(given, lines.to(weights.dtype), slots))
     return found
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..values import ReadRule
-from .common import first_order, keep, kept, without_graph
+from .common import first_order, keep, kept, without_autocast, without_graph
 from .delayed import End, Run
 from .lengths import held
 from .projection import project_component_backward, way_of
@@ -121,7 +121,8 @@ class Spread(NamedTuple):
 
     def gradient(self, dy: Tensor, currents: Tensor) -> Tensor:
         """That of the delays, of ``dy [T, B, O]`` and ``currents [K - 1 + T, B, I]``."""
-        return self.settings.gradient(dy, self.delay, self.weight, self.back, currents)
+        with without_autocast(dy.device):
+            return self.settings.gradient(dy, self.delay, self.weight, self.back, currents)
 
 
 def spread(
@@ -161,7 +162,9 @@ class _Spread(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (operands,) = kept(ctx)
-        return None, dy, ctx.settings.gradient(dy, *operands), None, None, None
+        with without_autocast(dy.device):
+            found = ctx.settings.gradient(dy, *operands)
+        return None, dy, found, None, None, None
 
 
 def currents_of(run: Run) -> Tensor:
