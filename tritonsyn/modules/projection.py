@@ -333,9 +333,10 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """Raises ``ValueError`` where a parameter was replaced by one that does not fit."""
         device = self.synapse._storage.device
         for name, size in self._shapes.items():
-            parameter = self._parameters.get(name)
-            if parameter is not None:
-                check_input(name, parameter, size, device)
+            given = self._parameters.get(name)
+            # Every step comes here.
+            if given is not None and (given.shape != size or given.device != device):
+                check_input(name, given, size, device)
 
     def _chosen(self, rows: Tensor, coefficients: Coefficients) -> str:
         """The strategy for a step: the one asked for, or the cheapest."""
