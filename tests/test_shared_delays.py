@@ -175,12 +175,16 @@ def test_wrong_values():
 def test_a_parameter_that_does_not_fit_changes_nothing(delays, name, size):
     layer, x = layer_of(delays, delay_init=None), spikes(3, BATCH, INPUTS)
     layer(x)
+    whole = getattr(layer, name).detach().int()
     setattr(layer, name, torch.nn.Parameter(torch.zeros(size, dtype=F64)))
     before = snapshot(layer.synapse)
     calls = lambda: layer(x[0]), lambda: layer(x), lambda: layer.scan(x, [1, 2])
     for call in (*calls, lambda: layer.delay_steps):
         with pytest.raises(ValueError, match=rf"{name} has shape .*, but must have"):
             call()
+    setattr(layer, name, torch.nn.Parameter(whole, requires_grad=False))
+    with pytest.raises(TypeError, match=rf"{name} must be a dense floating tensor, but is"):
+        layer(x)
     assert same(before, snapshot(layer.synapse))
 
 

@@ -416,6 +416,11 @@ def check_input(
     return x
 
 
+def check_parameter(name: str, x: object, shape: Sequence[int], device: torch.device) -> Tensor:
+    """``x`` is a floating tensor of this shape, on the device of the records."""
+    return check_input(name, check_floating(name, x), shape, device)
+
+
 def check_step_input(
     name: str, x: object, shape: Sequence[int], device: torch.device, scan: str
 ) -> Tensor:

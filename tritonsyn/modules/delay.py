@@ -242,7 +242,7 @@ class Delay(Group, LearnedDelays):
     def _present_delay(self) -> Tensor:
         """The delays as they count, between the bounds for reads, which bound them above."""
         delay = self.delay
-        checks.check_input("delay", delay, self._delay_shape, self._storage.device)
+        checks.check_parameter("delay", delay, self._delay_shape, self._storage.device)
         return delay.clamp(min=self._min_delay) if self._min_delay else delay
 
     def _rule(self, mode: str, limit: float) -> ReadRule:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks, ops
-from ..checks import check_input
 from ..values import STRATEGIES, Links, PackedSpikes, whole_steps
 from .delays import LearnedDelays, initialized, uniform
 from .options import Initializer, setting
@@ -330,13 +329,16 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         self.synapse.follow(batch, self.backend)
 
     def _check_parameters(self) -> None:
-        """Raises ``ValueError`` where a parameter was replaced by one that does not fit."""
+        """Raises an error where a parameter was replaced by one that does not fit."""
         device = self.synapse._storage.device
         for name, size in self._shapes.items():
             given = self._parameters.get(name)
+            if given is None:
+                continue
             # Every step comes here.
-            if given is not None and (given.shape != size or given.device != device):
-                check_input(name, given, size, device)
+            fits = given.shape == size and given.device == device and given.dtype.is_floating_point
+            if not fits:
+                checks.check_parameter(name, given, size, device)
 
     def _chosen(self, rows: Tensor, coefficients: Coefficients) -> str:
         """The strategy for a step: the one asked for, or the cheapest."""
