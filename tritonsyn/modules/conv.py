@@ -289,8 +289,9 @@ class _DelayedConv(DelayedProjection):
         windows = self._windows(size)
         if min(*size, *windows.positions) < 1:
             raise ValueError(
-                f"x has a size of {size}, with padding {windows.padded}, but kernel_size "
-                f"{self.kernel_size} with dilation {self.dilation} needs at least {windows.span}"
+                f"x has a size of {size}, padded {windows.padded}, but must have at least 1, and "
+                f"padded, for kernel_size {self.kernel_size} with dilation {self.dilation}, at "
+                f"least {windows.span}"
             )
         self._coming = (x.shape[-axes - 2], *size)
         return x.movedim(-axes - 1, -1).flatten(-axes - 2, -2)
