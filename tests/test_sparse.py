@@ -252,6 +252,11 @@ def test_the_mask_may_change():
     layer.load_state_dict(saved)
     assert torch.equal(layer.mask, MASK)
     check(MASK)
+    with torch.inference_mode():
+        layer.mask = MASK.clone()
+        check(MASK)
+        layer.mask[:] = ~MASK  # of which no version tells
+        check(~MASK)
     layer.mask = None
     check(torch.ones_like(MASK))
     dense = layer_of()

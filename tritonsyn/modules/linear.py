@@ -20,13 +20,14 @@ class _Linked(NamedTuple):
     """The connections of a mask, as it was at a version."""
 
     mask: Tensor
-    version: int
+    version: int | None
+    """None for an inference tensor, which counts none."""
     values: Tensor
     """A copy: the same may have been written again, as by data parallel training."""
     links: Links
 
 
-def _link(mask: Tensor, version: int, before: _Linked | None) -> _Linked:
+def _link(mask: Tensor, version: int | None, before: _Linked | None) -> _Linked:
     """The connections of the mask, which may be those of before: finding them costs more."""
     if before is not None and before.values.device == mask.device:
         if torch.equal(before.values, mask):
@@ -152,9 +153,10 @@ class DelayedLinear(DelayedProjection):
     def _links(self) -> Links | None:
         if self.mask is None or self.mask.is_meta:
             return None
-        version = 0 if self.mask.is_inference() else self.mask._version
+        version = None if self.mask.is_inference() else self.mask._version
         linked = self._linked
-        if linked is None or linked.mask is not self.mask or linked.version != version:
+        present = linked is not None and linked.mask is self.mask and linked.version == version
+        if linked is None or version is None or not present:
             # Not the weight's device: a pruned one moves in the next call.
             size = self.out_features, self.in_features
             mask = checks.check_mask(self.mask, size, self.synapse.spike_.storage.device)
