@@ -195,7 +195,7 @@ def _windows(record: Tensor, reading: Reading) -> Iterator[_Window]:
     # int32 takes half the bytes.
     integer = torch.int32 if (slots + 1) * batch * synapses < 2**31 else torch.int64
     cells = None
-    for rows in _row_groups(steps * batch, reading.sel.shape[-2:].numel(), record.device):
+    for rows in _row_groups(steps * batch, synapses * reading.sel.shape[-1], record.device):
         count = rows.stop - rows.start
         if cells is None:  # the first group is the longest
             cells = torch.arange(count * synapses, dtype=integer, device=record.device)
@@ -206,7 +206,7 @@ def _windows(record: Tensor, reading: Reading) -> Iterator[_Window]:
 def _located(reading: Reading, batch: int, slots: int) -> Callable[[slice], Located]:
     """Where the times of some rows of ``[steps * B]`` lie: those of each row of times once."""
     sel, _, _, rule, steps = reading
-    times = sel.reshape(sel.shape[:-2].numel(), *sel.shape[-2:])
+    times = sel if sel.ndim == 3 else sel.flatten(0, 1)
 
     def numbers_of(rows: slice) -> Tensor:
         return torch.arange(rows.start, rows.stop, device=sel.device)
