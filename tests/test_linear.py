@@ -110,6 +110,8 @@ def test_equals_delayed_reads_and_a_weighted_sum(device, each_backend, kind, str
 @every_kind
 def test_inplace_layers_have_the_same_gradients_whatever_the_strategy(device, each_backend, kind):
     """Through the taps alone: two sequences, of which the second starts from the first's state."""
+    if interpreted() and kind == "single":
+        pytest.skip("the others take its kernels, too")
     x = spikes(6, BATCH, INPUTS, seed=3).to(device)
     found = {}
     for strategy in ("shift", "gemm", "bits", "events"):
@@ -135,6 +137,8 @@ def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, 
     """Also through the state: the gradients cross from one call into the one before."""
     if interpreted() and (splits != (3, 1, 5) or strategy == "auto"):
         pytest.skip("one split by each way is enough for the interpreter")
+    if interpreted() and strategy in OF_SPIKES and kind != "alpha":
+        pytest.skip("sums of spikes do not see the synapse, and alpha filters them by all kernels")
     x = spikes(9, BATCH, INPUTS, seed=3).to(device)
     layer = layer_of(kind, "learned", device=device, strategy=strategy)
     stepped = copy.deepcopy(layer)
@@ -148,8 +152,9 @@ def test_every_split_of_a_sequence_agrees(device, each_backend, kind, strategy, 
     assert layer.synapse.spike_.pointer == stepped.synapse.spike_.pointer
 
 
-@every_kind
-@pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*((kind, F64) for kind in CLASSES), ("alpha", torch.bfloat16)], ids=str
+)
 def test_sequences_in_lines_take_over_the_state(device, kind, dtype):
     """By the kernels, for a batch that fills lines: the end in the rings, and its gradients."""
     x = spikes(9, 17, INPUTS, seed=3).to(device)
@@ -688,7 +693,7 @@ def test_a_step_that_fails_changes_nothing(device):
     layer.forward(spikes(BATCH, INPUTS).to(device))
     before = snapshot(layer)
     layer.delay = torch.nn.Parameter(torch.zeros(2, 2, device=device))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="delay"):
         layer.forward(spikes(BATCH, INPUTS).to(device))
     after = snapshot(layer)
     for name in (name for name in before if name.startswith("synapse")):
