@@ -191,18 +191,6 @@ class _DelayedConv(DelayedProjection):
 
     # -- delays -------------------------------------------------------------------------------
 
-    @property
-    def delay_steps(self) -> Tensor:
-        """Whole steps of each delay, int32: ``ceil(delay / dt)``."""
-        synapse = self.synapse
-        rule, slots = synapse.delay_rule()._replace(mode="expdecay"), synapse.spike_.recordsz
-        with torch.no_grad():
-            flat = self.delay.reshape(1, -1)
-            unit = torch.ones((), dtype=torch.float32, device=flat.device)
-            how = ([unit], rule, slots, self._min_delay)
-            taps = ops.taps(torch.ones_like(flat), flat, *how, backend=self.backend)
-        return taps.back.view(self.delay.shape)
-
     def taps(self, coefficients: Coefficients) -> ops.Taps:
         """The present connections as taps ``[O / groups, C * places]``, of all groups side by side.
 
@@ -312,12 +300,7 @@ class _DelayedConv(DelayedProjection):
         return super()._scan(x, lengths)
 
     def _step(self, rows: Any) -> Tensor:
-        if self._spreads():
-            raise RuntimeError(
-                f"spread={self._spread} looks at the steps around a delay, and a single step sees "
-                "none after it: run a sequence, or set spread = 0. Without gradients single steps "
-                "run as always"
-            )
+        self._refuse_spread("run a sequence")
         if self._delays == "connection":
             return self._sequence(rows.unsqueeze(0)).squeeze(0)
         synapse = self.synapse
@@ -325,9 +308,7 @@ class _DelayedConv(DelayedProjection):
         rows = synapse.check_step(rows)
         self._check_parameters()
         coefficients = synapse.coefficients()
-        self._follow(rows.shape[0])
-        synapse.step(rows, coefficients, self.backend)
-        delayed = synapse.delayed(self._delay_of_inputs()).unsqueeze(0)
+        delayed = self._delayed(rows, coefficients, self._delay_of_inputs()).unsqueeze(0)
         return ops.convolve_rows(delayed, self.weight, self._windows(self._size)).squeeze(0)
 
     def _projection(self, rows: Tensor | PackedSpikes, coefficients: Coefficients) -> Projection:
@@ -341,8 +322,7 @@ class _DelayedConv(DelayedProjection):
         return partial(ops.project_windows_shared, connections=connections, windows=windows)
 
     def _delay_of_inputs(self) -> Tensor:
-        delay = self._read_delay()
-        return (delay.clamp(min=self._min_delay) if self._min_delay else delay).unsqueeze(0)
+        return self._not_too_short(self._read_delay()).unsqueeze(0)
 
     def _finished(self, y: Tensor) -> Tensor:
         if y.ndim == 3 and not len(y):  # of no step

@@ -240,10 +240,10 @@ class Delay(Group, LearnedDelays):
         return "nearest" if narrow else self._interp
 
     def _present_delay(self) -> Tensor:
-        """The delays as they count, between the bounds for reads, which bound them above."""
+        """The delays as they count in reads."""
         delay = self.delay
         checks.check_parameter("delay", delay, self._delay_shape, self._storage.device)
-        return delay.clamp(min=self._min_delay) if self._min_delay else delay
+        return self._not_too_short(delay)
 
     def _rule(self, mode: str, limit: float) -> ReadRule:
         return ReadRule(mode, self._dt, limit)

@@ -48,6 +48,10 @@ class LearnedDelays(Stateful):
             )
         return number
 
+    def _not_too_short(self, delay: Tensor) -> Tensor:
+        """These delays between the bounds for reads, which bound them above."""
+        return delay.clamp(min=self._min_delay) if self._min_delay else delay
+
     @torch.no_grad()
     def clamp_delays_(self) -> None:
         """Brings every delay into ``[min_delay, max_delay]``; call it after an optimiser's step.

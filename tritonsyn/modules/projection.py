@@ -169,10 +169,14 @@ class DelayedProjection(LearnedDelays, TakesSequences):
     def delay_steps(self) -> Tensor:
         """Whole steps of each delay, int32: ``ceil(delay / dt)``."""
         self._check_parameters()
+        synapse = self.synapse
+        rule, slots = synapse.delay_rule()._replace(mode="expdecay"), synapse.spike_.recordsz
         with torch.no_grad():
-            back = self._taps(self._weights(), self.synapse.coefficients()).back
-        rows, columns = self._delays_of_taps(self.delay).shape
-        return back[:rows, :columns].reshape(self.delay.shape)
+            rows = self.delay.reshape(len(self.delay), -1)
+            unit = torch.ones((), dtype=torch.float32, device=rows.device)
+            how = ([unit], rule, slots, self._min_delay)
+            taps = ops.taps(torch.ones_like(rows), rows, *how, backend=self.backend)
+        return taps.back.view(self.delay.shape)
 
     def taps(self, coefficients: Coefficients) -> ops.Taps:
         """The present connections as taps, with these coefficients of the synapse."""
@@ -304,18 +308,11 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         synapse.check_at_home()
         rows = synapse.check_step(rows)
         self._check_parameters()
-        if self._spreads():
-            raise RuntimeError(
-                f"spread={self._spread} looks at the steps around a delay, and a single step sees "
-                "none after it: run a sequence, or steps inside of `with layer.unrolled(...)`, or "
-                "set spread = 0. Without gradients single steps run as always"
-            )
+        self._refuse_spread("run a sequence, or steps inside of `with layer.unrolled(...)`")
         coefficients = synapse.coefficients()
         shared = self._shared(coefficients)
         if shared is not None and shared.by_input:
-            self._follow(rows.shape[0])
-            synapse.step(rows, coefficients, self.backend)
-            return ops.product(synapse.delayed(shared.times), shared.weight)
+            return ops.product(self._delayed(rows, coefficients, shared.times), shared.weight)
         if self._chosen(rows, coefficients) in ("gemm", "bits", "events"):
             # A sequence of one step; what is shifted is read in place.
             return self._sequence(rows.unsqueeze(0), coefficients).squeeze(0)
@@ -323,6 +320,21 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         self._follow(rows.shape[0])
         synapse.step(rows, coefficients, self.backend)
         return synapse.project(taps)
+
+    def _refuse_spread(self, advice: str) -> None:
+        """Raises ``RuntimeError`` in a single step whose delays would learn by the spread."""
+        if self._spreads():
+            raise RuntimeError(
+                f"spread={self._spread} looks at the steps around a delay, and a single step sees "
+                f"none after it: {advice}, or set spread = 0. Without gradients single steps run "
+                "as always"
+            )
+
+    def _delayed(self, rows: Tensor, coefficients: Coefficients, times: Tensor) -> Tensor:
+        """Advances by an accepted step; the currents ``[B, I]``, each as it was its time ago."""
+        self._follow(rows.shape[0])
+        self.synapse.step(rows, coefficients, self.backend)
+        return self.synapse.delayed(times)
 
     def _follow(self, batch: int) -> None:
         """Makes the batch that of accepted rows, or raises."""

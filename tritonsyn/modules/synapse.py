@@ -503,8 +503,7 @@ class ExponentialCurrent(Group):
             empty = self.component_records()[0].storage.new_empty(0, *self.batchedshape)
             return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 + per_step :])
         with recorded_unless(self._inplace):
-            run = self._run(x, coefficients)
-            run = run if lengths is None else run.until(lengths)
+            run = self._run(x, coefficients).until(lengths)
             flat, state = run.components()
             self._take(state, steps, self._arrivals())
         sequences = [sequence.view(-1, *self.batchedshape) for sequence in flat]
@@ -599,8 +598,7 @@ class ExponentialCurrent(Group):
 
         For layers, which have checked the sequence.
         """
-        run = self._run(x, coefficients)
-        run = run if lengths is None else run.until(lengths)
+        run = self._run(x, coefficients).until(lengths)
         y, state = project(run.detached() if self._inplace else run)
         self._take(state, x.shape[0], self._arrivals())
         return y

@@ -55,8 +55,10 @@ class Run(NamedTuple):
     """Steps of each sample ``[B]``, whose state is then that at its own end; None: all of them.
     There has to be a ring."""
 
-    def until(self, lengths: Tensor) -> "Run":
-        """The same, of which each sample ends after so many steps."""
+    def until(self, lengths: Tensor | None) -> "Run":
+        """The same, of which each sample ends after so many steps, if there are any given."""
+        if lengths is None:
+            return self
         return self._replace(x=input_until(self.x, lengths), lengths=lengths)
 
     @property
