@@ -13,10 +13,18 @@ from .streams import READ, streams
 
 
 @triton.jit
-def _listed(starts_ptr, offs_r, R):
+def _lists(starts_ptr, offs_r, R):
     """Of some outputs where their connections start, and how many they are."""
     first = tl.load(starts_ptr + offs_r, mask=offs_r < R, other=0)
     return first, tl.load(starts_ptr + offs_r + 1, mask=offs_r < R, other=0) - first
+
+
+@triton.jit
+def _listed(weight_ptr, back_ptr, inputs_ptr, offs, live):
+    """Weight, steps back and input of the connections at these places of the lists."""
+    weight = tl.load(weight_ptr + offs, mask=live, other=0.0)
+    back = tl.load(back_ptr + offs, mask=live, other=0)
+    return weight, back, tl.load(inputs_ptr + offs, mask=live, other=0)
 
 
 @triton.jit
@@ -42,13 +50,11 @@ def links_sum_kernel(
     i = tl.arange(0, BLOCK)[None, :]
     row = tile_t * STEPS + lead
     src_ptr += tl.cast(group, tl.int64) * stride_src_group + row * WIDTH
-    first, count = _listed(starts_ptr, offs_r, R)
+    first, count = _lists(starts_ptr, offs_r, R)
     acc = tl.zeros([BLOCK_R, BLOCK], ACC)
     for k in range(tl.max(count, 0)):
         live = k < count
-        weight = tl.load(weight_ptr + first + k, mask=live, other=0.0)
-        back = tl.load(back_ptr + first + k, mask=live, other=0)
-        line = tl.load(inputs_ptr + first + k, mask=live, other=0)
+        weight, back, line = _listed(weight_ptr, back_ptr, inputs_ptr, first + k, live)
         # Before the product, which might leave int32.
         steps = tl.minimum(back, end - row) if ADJOINT else -tl.minimum(back, row)
         offset = tl.multiple_of((steps * WIDTH)[:, None], [WIDTH, WIDTH])
@@ -123,13 +129,11 @@ def links_step_kernel(
     mask_b = offs_b < B
     next_slot = position(pointer).to(tl.int32)
     size = tl.cast(B, tl.int64) * C
-    first, count = _listed(starts_ptr, offs_r, R)
+    first, count = _lists(starts_ptr, offs_r, R)
     acc = tl.zeros([BLOCK_R, BLOCK], ACC)
     for k in range(tl.max(count, 0)):
         live = k < count
-        weight = tl.load(weight_ptr + first + k, mask=live, other=0.0)
-        back = tl.load(back_ptr + first + k, mask=live, other=0)
-        c = tl.load(inputs_ptr + first + k, mask=live, other=0)
+        weight, back, c = _listed(weight_ptr, back_ptr, inputs_ptr, first + k, live)
         slot = ring_slot(next_slot, back + 1, slots).to(tl.int64)
         place = (slot * size + c)[:, None] + (offs_b.to(tl.int64) * C)[None, :]
         values = tl.load(record_ptr + place, mask=live[:, None] & mask_b[None, :], other=0.0)
