@@ -34,6 +34,11 @@ class ReadRule(NamedTuple):
     tolerance: float = 0.0
     overbound: float | None = None
 
+    @property
+    def flat(self) -> bool:
+        """Whether values do not change with the time, as far as derivatives go."""
+        return self.mode in ("previous", "nearest", "next")
+
 
 class Reading(NamedTuple):
     """A delayed read of one record, or of a pair: all that it needs but the records."""
@@ -279,25 +284,6 @@ class Lines(NamedTuple):
     def view(self) -> Tensor:
         """The lines in their size."""
         return self.memory[: math.prod(self.size)].view(self.size)
-
-
-def in_lines(rows: Tensor, lines: int, dtype: torch.dtype, around: int = 0) -> Tensor:
-    """Rows ``[R, B, N]`` as ``[lines, R, B * N / lines]`` in this dtype, in new memory.
-
-    As N lines, with the batch in each, or as one of whole rows; with so many rows of zeros before
-    and behind them.
-    """
-    steps, width = len(rows), rows[0].numel() // lines
-    made = rows.new_empty(lines, steps + 2 * around, width, dtype=dtype)
-    if around:
-        made[:, :around] = 0.0
-        made[:, -around:] = 0.0
-    inner = made[:, around : around + steps]
-    if lines == 1:
-        inner.copy_(rows.reshape(inner.shape))
-    else:  # of two axes, which PyTorch copies fastest
-        inner.flatten(1).copy_(rows.reshape(-1, lines).t())
-    return made
 
 
 class Rows(NamedTuple):

@@ -57,7 +57,7 @@ class Delay(Group, LearnedDelays):
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
         device, dtype: of the parameter and the record; float64, float32, bfloat16 or float16.
         capturable, backend: as for the synapses. A whole sequence under ``"gaussian"`` is made of
-            PyTorch's matrix products on every backend.
+            PyTorch's own operations on every backend.
 
     Attributes:
         delay: of ``delay_shape``, ms. Outside of ``[min_delay, max_delay]`` a delay counts as the
@@ -221,12 +221,13 @@ class Delay(Group, LearnedDelays):
         if steps == 0:
             return record.storage.new_empty(x.shape)
         signal = x.to(dtype) if lengths is None else ops.input_until(x.to(dtype), lengths)
-        rows = torch.cat((record.history(slots - 1), signal)).flatten(2)
+        past, rows = record.history(slots - 1).flatten(2), signal.flatten(2)
         if (mode := self._mode()) == "gaussian":
-            y = self._filtered(rows, delay, steps)
+            y = self._filtered(torch.cat((past, rows)), delay, steps)
         else:
             sel, rule = delay.expand(self._shape).reshape(1, -1), self._rule(mode, self._delay)
-            y = ops.select_scan([rows], sel, [None], rule, steps, backend=self._backend)
+            how: dict[str, Any] = {"pasts": [past], "slots": slots, "backend": self._backend}
+            y = ops.select_scan([rows], sel, [None], rule, steps, **how)
         if lengths is None:
             record.extend(signal[-slots:], steps)
             return y.view(x.shape)
@@ -263,7 +264,7 @@ class Delay(Group, LearnedDelays):
     def _filtered(self, rows: Tensor, delay: Tensor, steps: int) -> Tensor:
         """The weighted means of ``rows [K - 1 + T, B, N]``, for each of T steps."""
         slots, span, backend = self.signal_.recordsz, self._span(), self._backend
-        narrow = slots >= 4 * span  # then it pays to bring what counts to one place first
+        narrow = slots >= 2 * span  # then it pays to bring what counts to one place first
         each = delay.flatten() if delay.numel() == 1 else delay.expand(self._shape).flatten()
         first, weights = self._weights(each, span if narrow else slots)
         if narrow:

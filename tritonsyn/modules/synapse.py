@@ -493,8 +493,8 @@ class ExponentialCurrent(Group):
     ) -> tuple[Tensor, Tensor]:
         self.check_sequence(x)
         steps, *size = x.shape
-        how = self._spikes.device, self._arithmetic(), steps if per_step else None
-        sel = check_selector("selector", selector, size, *how)
+        kind = self._spikes.device, self._arithmetic(), steps if per_step else None
+        sel = check_selector("selector", selector, size, *kind)
         if lengths is not None:
             lengths = checks.check_lengths(lengths, steps, size[0], self._spikes.device)
         coefficients, rule = self.coefficients(), self.delay_rule(self._current_overbound)
@@ -504,13 +504,16 @@ class ExponentialCurrent(Group):
             return empty, empty.view(*empty.shape, *sel.shape[empty.ndim - 1 + per_step :])
         with recorded_unless(self._inplace):
             run = self._run(x, coefficients).until(lengths)
-            flat, state = run.components()
+            pasts = run.before()
+            flat, state = run.scanned()
             self._take(state, steps, self._arrivals())
-        sequences = [sequence.view(-1, *self.batchedshape) for sequence in flat]
-        operands = (sequences, sel, coefficients.rates, rule, steps)
-        delayed = ops.select_scan(*operands, per_step=per_step, backend=self._backend)
-        states = [sequence[run.slots - 1 :] for sequence in sequences]
+        states = [rows.view(-1, *self.batchedshape) for rows in flat]
+        how: dict[str, Any] = {"per_step": per_step, "backend": self._backend}
+        how |= {"pasts": pasts, "slots": run.slots}
+        delayed = ops.select_scan(states, sel, coefficients.rates, rule, steps, **how)
         current = coefficients.dynamics.current(states)
+        if any(current is state for state in states) and torch.is_grad_enabled():
+            current = current.clone()  # which may be written, while the read keeps its states
         if lengths is None:
             return current, delayed
         return ops.silenced(current, lengths), ops.silenced(delayed, lengths)

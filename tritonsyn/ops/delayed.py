@@ -142,14 +142,6 @@ class Run(NamedTuple):
             return None
         return [history[1:].to(self.dtype) for history in self.past.histories]
 
-    def components(self) -> tuple[list[Tensor], End]:
-        """What delayed reads see, of each state ``[K - 1 + T, B, N]``, the past first; and the end
-        of the sequence."""
-        before = self.before()
-        sequences, end = self.scanned()
-        past = before or [s.new_zeros(self.slots - 1, *s.shape[1:]) for s in sequences]
-        return [torch.cat(parts) for parts in zip(past, sequences, strict=True)], end
-
 
 def project_sequence(run: Run, taps: Taps, *, strategy: str) -> tuple[Tensor, End]:
     """The projection after each step, ``[T, B, O]`` in the dtype of the weights, and the end of the

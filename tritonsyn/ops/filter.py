@@ -1,7 +1,8 @@
 """Sums over the past of a sequence, with weights of each channel's own: a filter along time.
 
-Where every channel weights K rows, the sums of some steps are the product of a band matrix and the
-rows that these steps see. So a filter is a few batched products, whatever its weights are.
+That is a convolution of each channel, for which a CPU has a quick operation in float32. Elsewhere
+the sums of some steps are the product of a band matrix and the rows that these steps see: a filter
+is a few batched products, whatever its weights are.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backend import resolve
-from ..values import compute_dtype, in_lines
+from ..values import compute_dtype
 from .common import chained, first_order, keep, kept, running, without_autocast, without_graph
 from .operator import operator
 
@@ -49,74 +50,122 @@ def filtered(rows: Tensor, weights: Tensor, *, backend: str | None = None) -> Te
     """``y[t] = sum over k of weights[:, k] * rows[t + K - 1 - k]``: the newest row has weight 0.
 
     ``rows [K - 1 + T, B, N]`` and ``weights [N, K]``, or ``[1, K]`` for all channels; T >= 1.
-    Returns ``[T, B, N]`` in the dtype of the rows. A product multiplies all that it sees, by 0
-    where nothing counts: a value that is not finite makes its line NaN in all of a block.
+    Returns ``[T, B, N]`` in the dtype of the rows. All that is seen is multiplied, by 0 where
+    nothing counts: a value that is not finite makes NaN of what sees it, and products make it of
+    all of a block of the channel.
     """
     backend = running(rows.device, backend)
     if chained(rows, weights):
         return _Filter.apply(rows, weights, backend)
     with without_graph():
-        return filter_rows(rows, weights, backend)[0]
+        return filter_rows(rows, weights, backend)
 
 
-def _like_filtered(rows: Tensor, weights: Tensor, backend: str | None) -> Tensors:
-    groups, slots = weights.shape
-    steps, elements = rows.shape[0], rows[0].numel()
-    lines = rows.new_empty(groups, steps, elements // groups)
-    return [rows.new_empty(steps - slots + 1, *rows.shape[1:]), lines]
+def _like_filtered(rows: Tensor, weights: Tensor, backend: str | None) -> Tensor:
+    return rows.new_empty(len(rows) - weights.shape[1] + 1, *rows.shape[1:])
 
 
 @operator(fake=_like_filtered)
-def filter_rows(rows: Tensor, weights: Tensor, backend: str | None) -> Tensors:
-    """:func:`filtered`, and the lines of the rows, for :func:`filter_adjoint`."""
+def filter_rows(rows: Tensor, weights: Tensor, backend: str | None) -> Tensor:
+    """:func:`filtered`, without a gradient."""
     resolve(rows.device, backend)
-    groups, slots = weights.shape
-    lines = in_lines(rows, groups, rows.dtype)
     with without_autocast(rows.device):
-        y = _products(_band(weights, len(rows) - slots + 1), lines.to(weights.dtype))
-    return [_rows(y, rows), lines]
+        return _sums(rows, weights)
 
 
 def _like_adjoint(
-    dy: Tensor, lines: Tensor, weights: Tensor, want_rows: bool, want_weights: bool
+    dy: Tensor, rows: Tensor, weights: Tensor, want_rows: bool, want_weights: bool
 ) -> Tensors:
-    found = [dy.new_empty(lines.shape[1], *dy.shape[1:])] if want_rows else []
-    return found + ([torch.empty_like(weights)] if want_weights else [])
+    return ([torch.empty_like(rows)] if want_rows else []) + (
+        [torch.empty_like(weights)] if want_weights else []
+    )
 
 
 @operator(fake=_like_adjoint)
 def filter_adjoint(
-    dy: Tensor, lines: Tensor, weights: Tensor, want_rows: bool, want_weights: bool
+    dy: Tensor, rows: Tensor, weights: Tensor, want_rows: bool, want_weights: bool
 ) -> Tensors:
-    """The gradients of the rows ``[K - 1 + T, B, N]`` and of the weights, where wanted."""
-    groups, slots = weights.shape
-    around = slots - 1
-    given = in_lines(dy, groups, weights.dtype, around)
-    found = []
+    """The gradients of the rows and of the weights, where wanted."""
+    slots, found = weights.shape[1], []
     with without_autocast(dy.device):
         if want_rows:  # the filter the other way round
-            drows = _products(_band(weights.flip(1), lines.shape[1]), given)
-            found.append(_rows(drows, dy))
+            found.append(_sums(dy, weights.flip(1), around=slots - 1))
         if want_weights:
-            given = given[:, around : around + len(dy)]
-            found.append(_dweights(given, lines.to(weights.dtype), slots))
+            found.append(_lags(dy, rows, weights))
     return found
 
 
 class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weights: Tensor, backend: str | None) -> Tensor:
-        y, lines = filter_rows(rows, weights, backend)
-        keep(ctx, [lines, weights])
-        return y
+        keep(ctx, [rows, weights])
+        return filter_rows(rows, weights, backend)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        ((lines, weights),) = kept(ctx)
+        ((rows, weights),) = kept(ctx)
         want_rows, want_weights, _ = ctx.needs_input_grad
-        found = filter_adjoint(dy, lines, weights, want_rows, want_weights)
+        found = filter_adjoint(dy, rows, weights, want_rows, want_weights)
         return found[0] if want_rows else None, found[-1] if want_weights else None, None
+
+
+def _sums(rows: Tensor, weights: Tensor, around: int = 0) -> Tensor:
+    """The filtered rows, with so many rows of zeros before and behind them."""
+    if _convolves(rows, weights):
+        kernel = _kernel(weights.flip(1), rows)
+        y = torch.conv2d(_image(rows, weights), kernel, padding=(around, 0), groups=len(kernel))
+        return y.squeeze(0).permute(1, 2, 0).to(rows.dtype).contiguous()
+    lines = _lines(rows, len(weights), weights.dtype, around)
+    steps = lines.shape[1] - weights.shape[1] + 1
+    return _rows(_products(_band(weights, steps), lines), rows)
+
+
+def _lags(dy: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of the weights: what both sequences have in common at each lag."""
+    if not _convolves(rows, weights):
+        given, lines = (_lines(t, len(weights), weights.dtype) for t in (dy, rows))
+        return _dweights(given, lines, weights.shape[1])
+    kernel = _kernel(weights, rows)
+    operands = (_image(dy, weights), _image(rows, weights), kernel, None)
+    plain = [1, 1], [0, 0], [1, 1], False, [0, 0], len(kernel), [False, True, False]
+    dkernel = torch.ops.aten.convolution_backward(*operands, *plain)[1]
+    return dkernel[:, 0, :, 0].flip(1).sum_to_size(weights.shape)
+
+
+def _convolves(rows: Tensor, weights: Tensor) -> bool:
+    """Whether a filter is a convolution of PyTorch's, which a CPU has a quick one for."""
+    quick = rows.device.type == "cpu" and weights.dtype == torch.float32 and rows.numel() > 0
+    return quick and torch.backends.mkldnn.is_available()
+
+
+def _image(rows: Tensor, weights: Tensor) -> Tensor:
+    """``rows [R, B, N]`` as a picture of N channels with R times B points, in place."""
+    return rows.to(weights.dtype).unsqueeze(0).permute(0, 3, 1, 2)
+
+
+def _kernel(weights: Tensor, rows: Tensor) -> Tensor:
+    """The weights of each channel as a kernel over the rows."""
+    return weights.expand(rows.shape[2], -1)[:, None, :, None]
+
+
+def _lines(rows: Tensor, lines: int, dtype: torch.dtype, around: int = 0) -> Tensor:
+    """Rows ``[R, B, N]`` as ``[lines, R, B * N / lines]`` in this dtype, in new memory.
+
+    As N lines, with the batch in each, or as one of whole rows; with so many rows of zeros before
+    and behind them.
+    """
+    steps, width = len(rows), rows[0].numel() // lines
+    made = rows.new_empty(lines, steps + 2 * around, width, dtype=dtype)
+    if around:
+        made[:, :around] = 0.0
+        made[:, -around:] = 0.0
+    inner = made[:, around : around + steps]
+    if lines == 1:
+        inner.copy_(rows.reshape(inner.shape))
+    else:  # of two axes, which PyTorch copies fastest
+        inner.flatten(1).copy_(rows.reshape(-1, lines).t())
+    return made
 
 
 def _rows(lines: Tensor, like: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from .common import (
     without_owner,
 )
 from .operator import operator, traced_as
+from .steady import read_steadily
 
 Tensors = list[Tensor]
 Optionals = list[Tensor | None]
@@ -122,9 +123,6 @@ def _add_adjoint(drecords: Tensors, dvalue: Tensor, reading: Reading, backend: s
             drecord.add_(total)
 
 
-_FLAT = ("previous", "nearest", "next")
-"""Modes in which values do not change with the time, as far as derivatives go."""
-
 _Settings = tuple[ReadRule, int, str | None]
 """Of a read: the rule, how many steps, the backend."""
 
@@ -153,7 +151,7 @@ class _Read(torch.autograd.Function):
         count = len(tensors) // 3
         pointers, rates, records = tensors[:count], tensors[count:-count], tensors[-count:]
         rule, steps, backend = settings
-        want_slope = ctx.needs_input_grad[1] and rule.mode not in _FLAT
+        want_slope = ctx.needs_input_grad[1] and not rule.flat
         want_rate_slopes = any(ctx.needs_input_grad[2:-count])
         reading = Reading(sel, rates, pointers, rule, steps)
         value, *slopes = _values(records, reading, backend, want_slope, want_rate_slopes)
@@ -209,8 +207,9 @@ def _gradients(
     """Gradients of the times, of the pointers, which have none, and of the rates."""
     count, (rule, _, backend), dsel = ctx.count, ctx.settings, None
     if ctx.needs_input_grad[1]:
-        flat = rule.mode in _FLAT
-        dsel = torch.zeros_like(sel) if flat else _of_times(dvalue, slopes.pop(0), sel, backend)
+        dsel = (
+            torch.zeros_like(sel) if rule.flat else _of_times(dvalue, slopes.pop(0), sel, backend)
+        )
     drates: list[Tensor | None] = [None] * count
     if slopes:
         drates = [
@@ -370,12 +369,34 @@ def select_scan(
     rule: ReadRule,
     steps: int,
     *,
+    pasts: Sequence[Tensor] | None = None,
+    slots: int | None = None,
     per_step: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """:func:`tritonsyn.functional.select_scan`, with rates that are 0-d or ``[N]``."""
+    """:func:`tritonsyn.functional.select_scan`, with rates that are 0-d or ``[N]``.
+
+    What comes before the sequences may be in ``pasts [K - 1, B, N]``, or with ``slots``, which is
+    K, zero.
+    """
+    device, shape = sel.device, (steps, sequences[0].shape[1], *sel.shape[1 + per_step :])
     sequences = [sequence.contiguous() for sequence in sequences]
-    pointers, rates, _ = _operands([0] * len(sequences), rates, sequences)
+    slots = len(sequences[0]) + 1 - steps if slots is None else slots
     flat = _flat_sel(sel, sequences[0], per_step)
+    if steps > 1 and flat.shape[:-2] == (1,) and flat.shape[-1] == 1 and _steadily(device, backend):
+        found = map(flat_record, sequences)
+        reading = Reading(flat, rates, (), rule, steps)
+        return read_steadily(pasts or (), [*found], reading, slots, backend=backend).view(shape)
+    if len(sequences[0]) < slots - 1 + steps:
+        pasts = pasts or [s.new_zeros(slots - 1, *s.shape[1:]) for s in sequences]
+        pairs = zip(pasts, sequences, strict=True)
+        sequences = [torch.cat((past.view(-1, *rows.shape[1:]), rows)) for past, rows in pairs]
+    pointers, rates, _ = _operands([0] * len(sequences), rates, sequences)
     value, _ = _read(_Read, sequences, Reading(flat, rates, pointers, rule, steps), backend)
-    return value.view(steps, sequences[0].shape[1], *sel.shape[1 + per_step :])
+    return value.view(shape)
+
+
+@traced_as(lambda device, backend: device.type == "cpu" and backend != "triton")
+def _steadily(device: torch.device, backend: str | None) -> bool:
+    """Whether a sequence read at one time for each synapse is shifted as a whole."""
+    return running(device, backend) == "reference"

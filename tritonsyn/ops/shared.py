@@ -59,9 +59,11 @@ def project_shared(run: Run, connections: Shared) -> tuple[Tensor, End]:
 
 def delayed_currents(run: Run, connections: Shared) -> tuple[Tensor, End]:
     """The currents of the run, each as it was its delay ago, and the end of the sequence."""
-    sequences, end = run.components()
+    pasts = run.before()
+    sequences, end = run.scanned()
     _, times, rates, rule, _ = connections
-    return select_scan(sequences, times, rates, rule, run.x.shape[0], backend=run.backend), end
+    how: dict[str, Any] = {"pasts": pasts, "slots": run.slots, "backend": run.backend}
+    return select_scan(sequences, times, rates, rule, run.x.shape[0], **how), end
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

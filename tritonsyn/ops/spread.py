@@ -170,8 +170,10 @@ class _Spread(torch.autograd.Function):
 def currents_of(run: Run) -> Tensor:
     """The current of a run ``[K - 1 + T, B, I]``, what is known from before it first."""
     with without_graph():
-        states, _ = run.detached()._replace(ring=None, lengths=None).components()
-        currents = run.dynamics.current(states).detach()
+        plain = run.detached()._replace(ring=None, lengths=None)
+        states, _ = plain.scanned()
+        pasts = plain.before() or [s.new_zeros(run.slots - 1, *s.shape[1:]) for s in states]
+        currents = torch.cat([plain.dynamics.current(parts) for parts in (pasts, states)])
         return currents if run.lengths is None else held(currents, run.lengths, run.x.shape[0])
 
 

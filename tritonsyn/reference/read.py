@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import Located, Reading, ReadRule, Slot, compute_dtype, in_lines, locate, readable
+from ..values import Located, Reading, ReadRule, Slot, compute_dtype, locate, readable
 
 # Elements of a group of rows: its handful of intermediates fit in a core's cache.
 _CACHED = 131072
@@ -46,7 +46,7 @@ def taps(
 ) -> tuple[Tap, ...]:
     """The observations that make one component's value: the whole meaning of a mode.
 
-    ``dtype`` is that of the arithmetic.
+    Times are located as ``[..., N, D]``, or as ``[N]``. ``dtype`` is that of the arithmetic.
     """
     mode, older, fraction = rule.mode, located.older, located.fraction
     if mode == "next":
@@ -59,7 +59,7 @@ def taps(
         return (Tap(older),)
     assert rate is not None
     rises, step = mode == "alpha" and not second, rule.step if want_slope else None
-    fraction, rate = fraction.to(dtype), rate.unsqueeze(-1)
+    fraction, rate = fraction.to(dtype), rate if fraction.ndim == 1 else rate.unsqueeze(-1)
     return (Tap(older, partial(decayed, fraction, rate, rises, step, want_rate_slope)),)
 
 
@@ -97,7 +97,7 @@ def _segment(
     )
 
 
-def _sign(rule: ReadRule) -> int:
+def second_sign(rule: ReadRule) -> int:
     """The sign of the second component in the value of a pair."""
     return 1 if rule.mode == "alpha" else -1
 
@@ -138,55 +138,6 @@ class _Window(NamedTuple):
         return taken.to(compute_dtype(record.dtype))
 
 
-class _Lines(NamedTuple):
-    """Some synapses of a sequence, with time as the last axis but one.
-
-    Where all rows share their times, a synapse's values are a segment of its line.
-    """
-
-    rows: slice
-    """Which synapses."""
-    slots: int
-    """Observations that a step sees, K."""
-    first: Tensor
-    """``[synapses]``: where their lines begin, in steps."""
-    located: Located
-    """Where the times of the synapses lie, ``[synapses, 1]``."""
-
-    def segments(self, lines: Tensor, start: Tensor) -> Tensor:
-        """Of each line ``[steps, B]`` all but ``slots - 1`` steps, from a step on, flat."""
-        synapses, steps, batch = lines.shape
-        size = (synapses - 1) * steps + self.slots, (steps - self.slots + 1) * batch
-        start = start.nan_to_num(0.0).squeeze(1).to(self.first.dtype) + self.first
-        return lines.view(-1).as_strided(size, (batch, 1)).index_select(0, start)
-
-    def tap(self, lines: Tensor, back: Tensor, pointer: int) -> Tensor:
-        """The observations ``back`` steps before each step: ``[synapses, T * B]``."""
-        return self.segments(lines, self.slots - 1 - back)
-
-
-def _share_times(reading: Reading) -> bool:
-    """Whether a sequence is read at one time for each synapse."""
-    return reading.steps > 1 and reading.sel.shape[:-2] == (1,) and reading.sel.shape[-1] == 1
-
-
-def _line_windows(lines: Tensor, slots: int, reading: Reading) -> Iterator[tuple[_Lines, Reading]]:
-    """Windows of few enough synapses that intermediate results stay in the cache.
-
-    With the reading of their synapses.
-    """
-    sel, rates = reading.sel, reading.rates
-    synapses, steps, batch = lines.shape
-    located = locate(sel.view(-1, 1), reading.rule, slots)
-    first = torch.arange(synapses, device=lines.device) * steps
-    for part in _row_groups(synapses, (steps - slots + 1) * batch, lines.device):
-        older, fraction, *bounds = located
-        inside, within = (None if each is None else each[part] for each in bounds)
-        own = Located(older[part], fraction[part], inside, within)
-        own_rates = [rate if rate is None or not rate.ndim else rate[part] for rate in rates]
-        yield _Lines(part, slots, first[part], own), reading._replace(rates=own_rates)
-
-
 def _windows(record: Tensor, reading: Reading) -> Iterator[_Window]:
     """Windows of few enough rows that intermediate results stay in the cache."""
     _, batch, synapses = record.shape
@@ -195,7 +146,7 @@ def _windows(record: Tensor, reading: Reading) -> Iterator[_Window]:
     # int32 takes half the bytes.
     integer = torch.int32 if (slots + 1) * batch * synapses < 2**31 else torch.int64
     cells = None
-    for rows in _row_groups(steps * batch, synapses * reading.sel.shape[-1], record.device):
+    for rows in row_groups(steps * batch, synapses * reading.sel.shape[-1], record.device):
         count = rows.stop - rows.start
         if cells is None:  # the first group is the longest
             cells = torch.arange(count * synapses, dtype=integer, device=record.device)
@@ -234,9 +185,9 @@ def _repeated(located: Located, rows: Tensor) -> Located:
     return Located(*parts)
 
 
-def _row_groups(batch: int, row: int, device: torch.device) -> list[slice]:
+def row_groups(batch: int, row: int, device: torch.device, elements: int = _CACHED) -> list[slice]:
     """Rows of the batch in groups so small that intermediate results stay in the cache."""
-    rows = max(1, _CACHED // max(row, 1)) if device.type == "cpu" else max(batch, 1)
+    rows = max(1, elements // max(row, 1)) if device.type == "cpu" else max(batch, 1)
     return [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)]
 
 
@@ -252,19 +203,12 @@ def select(
     are used by ``expdecay`` and ``alpha``. Returns ``[value, *slope, *rate_slopes]``, where wanted
     the derivatives to the times and to each component's rate, ``[steps * B, N, D]`` each.
     """
-    steps, (_, batch, synapses) = reading.steps, records[0].shape
-    dtype, acc = records[0].dtype, compute_dtype(records[0].dtype)
-    shared = _share_times(reading)
-    shape = (steps * batch, *reading.sel.shape[-2:])
-    value = records[0].new_empty((synapses, steps * batch) if shared else shape, dtype=dtype)
+    acc = compute_dtype(records[0].dtype)
+    shape = (reading.steps * records[0].shape[1], *reading.sel.shape[-2:])
+    value = records[0].new_empty(shape)
     slopes = range(want_slope + len(records) * want_rate_slopes)
     outputs = [value, *(torch.empty_like(value, dtype=acc) for _ in slopes)]
     wanted = want_slope, want_rate_slopes
-    if shared:
-        lines = [in_lines(record, synapses, acc) for record in records]
-        for part, own in _line_windows(lines[0], len(records[0]) + 1 - steps, reading):
-            _fill(outputs, lines, own, part, *wanted)
-        return [torch.ops.aten._unsafe_view(output.t().contiguous(), shape) for output in outputs]
     for window in _windows(records[0], reading):
         _fill(outputs, records, reading, window, *wanted)
     return outputs
@@ -274,7 +218,7 @@ def _fill(
     outputs: Sequence[Tensor],
     records: Sequence[Tensor],
     reading: Reading,
-    window: _Window | _Lines,
+    window: _Window,
     want_slope: bool,
     want_rate_slopes: bool,
 ) -> None:
@@ -284,7 +228,8 @@ def _fill(
     for i, (record, rate) in enumerate(zip(records, reading.rates, strict=True)):
         seen = taps(rule, located, rate, window.slots, acc, i > 0, want_slope, want_rate_slopes)
         parts.append(_component(record, int(reading.pointers[i]), window, seen))
-    results = [_value(parts, located, rule, outputs[0].dtype)]
+    value = _mixed([part.value for part in parts], rule)
+    results = [replaced(value, located, rule, outputs[0].dtype)]
     results += [_slope(parts, located, rule)] if want_slope else []
     results += _rate_slopes(parts, located, rule) if want_rate_slopes else []
     for output, result in zip(outputs, results, strict=True):
@@ -299,9 +244,7 @@ class _Part(NamedTuple):
     rate_slope: Tensor | None
 
 
-def _component(
-    record: Tensor, pointer: int, window: _Window | _Lines, taps: tuple[Tap, ...]
-) -> _Part:
+def _component(record: Tensor, pointer: int, window: _Window, taps: tuple[Tap, ...]) -> _Part:
     """Value and slopes of one component in a window."""
     first, *others = taps
     tap = window.tap(record, first.back, pointer)
@@ -330,9 +273,8 @@ def _blank_unused(value: Tensor, weight: Tensor) -> None:
         value.masked_fill_(unused, 0.0)
 
 
-def _value(parts: Sequence[_Part], located: Located, rule: ReadRule, dtype: torch.dtype) -> Tensor:
-    """The first component, or the pair; overbound values; NaN for NaN times."""
-    value = _mixed([part.value for part in parts], rule)
+def replaced(value: Tensor, located: Located, rule: ReadRule, dtype: torch.dtype) -> Tensor:
+    """Values with the overbound value where it belongs, and NaN for NaN times."""
     if rule.overbound is not None and located.inside is not None:
         value = torch.where(located.inside, value, float(rule.overbound))
     if located.within is not None:
@@ -343,7 +285,7 @@ def _value(parts: Sequence[_Part], located: Located, rule: ReadRule, dtype: torc
 
 def _mixed(parts: Sequence[Tensor], rule: ReadRule) -> Tensor:
     """One component's part as it is, or both; the first may be written."""
-    return parts[0] if len(parts) == 1 else parts[0].add_(parts[1], alpha=_sign(rule))
+    return parts[0] if len(parts) == 1 else parts[0].add_(parts[1], alpha=second_sign(rule))
 
 
 def _slope(parts: Sequence[_Part], located: Located, rule: ReadRule) -> Tensor:
@@ -358,15 +300,15 @@ def _slope(parts: Sequence[_Part], located: Located, rule: ReadRule) -> Tensor:
 def _rate_slopes(parts: Sequence[_Part], located: Located, rule: ReadRule) -> list[Tensor]:
     """The derivatives to the rates, signed as the components enter."""
     slopes = [
-        torch.zeros_like(value) if slope is None else _kept(slope, located, rule)
+        torch.zeros_like(value) if slope is None else counted(slope, located, rule)
         for value, _, slope in parts
     ]
     for slope in slopes[1:]:
-        slope.mul_(_sign(rule))
+        slope.mul_(second_sign(rule))
     return slopes
 
 
-def _kept(part: Tensor, located: Located, rule: ReadRule) -> Tensor:
+def counted(part: Tensor, located: Located, rule: ReadRule) -> Tensor:
     """A component's value where it reaches the result, zero elsewhere."""
     if located.inside is None:
         return part
@@ -391,45 +333,18 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
     """Adjoint of :func:`select` to the records: scatter-adds into ``drecords`` in place."""
     _, rates, pointers, rule, _ = reading
     acc = compute_dtype(drecords[0].dtype)
-    if _share_times(reading):
-        _add_lines(dvalue, drecords, reading, acc)
-        return
     for window in _windows(drecords[0], reading):
         located = window.located
-        kept = _kept(dvalue[window.rows].to(acc), located, rule)
+        kept = counted(dvalue[window.rows].to(acc), located, rule)
         if not located.valid:
             located = located._replace(fraction=located.fraction.nan_to_num(0.0))
         for i, (drecord, rate) in enumerate(zip(drecords, rates, strict=True)):
             for tap in taps(rule, located, rate, window.slots, acc, second=i > 0):
                 index = window.addresses(tap.back, int(pointers[i]), drecord[0].numel())
                 share = (kept if tap.weigh is None else kept * tap.weigh().weight).to(drecord.dtype)
-                sign = _sign(rule) if i > 0 else 1
+                sign = second_sign(rule) if i > 0 else 1
                 flat = window.flat(drecord)
                 flat.index_add_(0, index.reshape(-1), share.reshape(-1), alpha=sign)
-
-
-def _add_lines(
-    dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading, acc: torch.dtype
-) -> None:
-    """The same where all rows share their times: each tap is a segment of the gradient's line."""
-    rows, batch, synapses = drecords[0].shape
-    slots = rows + 1 - reading.steps
-    given = in_lines(dvalue.view(reading.steps, batch, synapses), synapses, acc, around=slots - 1)
-    sums = [given.new_empty(synapses, rows * batch) for _ in drecords]
-    for window, own in _line_windows(given, slots, reading):
-        located, rule = window.located, reading.rule
-        if not located.valid:
-            located = located._replace(fraction=located.fraction.nan_to_num(0.0))
-        for i, (total, rate) in enumerate(zip(sums, own.rates, strict=True)):
-            parts = []
-            for tap in taps(rule, located, rate, slots, acc, second=i > 0):
-                share = window.segments(given, tap.back)
-                parts.append(share if tap.weigh is None else share.mul_(tap.weigh().weight))
-            whole = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
-            total[window.rows] = _kept(whole, window.located, rule)
-    for i, (drecord, total) in enumerate(zip(drecords, sums, strict=True)):
-        part = total.view(synapses, rows, batch).permute(1, 2, 0)
-        drecord.add_(part, alpha=_sign(reading.rule) if i > 0 else 1)
 
 
 def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
@@ -439,10 +354,10 @@ def batch_dot(a: Tensor, b: Tensor, whole: bool = False) -> Tensor:
     """
     if a.ndim == 3:
         sums = a.new_empty(a.shape[0], a.shape[2])
-        for groups in _row_groups(a.shape[0], a[0].numel(), a.device):
+        for groups in row_groups(a.shape[0], a[0].numel(), a.device):
             sums[groups] = (a[groups] * b[groups]).sum(1)
         return sums.sum() if whole else sums
     total = a.new_zeros(a.shape[1])
-    for rows in _row_groups(a.shape[0], a.shape[1], a.device):
+    for rows in row_groups(a.shape[0], a.shape[1], a.device):
         total += (a[rows] * b[rows]).sum(0)
     return total.sum() if whole else total
