@@ -259,9 +259,16 @@ def test_operators_pass_opcheck(device):
     opcheck(OPERATORS.hold, (pointers[0],))
     for weights in (torch.rand(3, 3, device=device), torch.rand(1, 3, device=device)):
         opcheck(OPERATORS.filter_rows, (turned(records[0]), weights, backend))
-        _, lines = OPERATORS.filter_rows(records[0], weights, backend)
         dy = turned(torch.rand(3, *ROW, device=device))
-        opcheck(OPERATORS.filter_adjoint, (dy, lines, weights, True, True))
+        opcheck(OPERATORS.filter_adjoint, (dy, turned(records[0]), weights, True, True))
+    sel, pasts = sel[..., :1].contiguous(), [record[:2] for record in records]
+    for before, rows in (([], [0, 5]), (pasts, [2, 3])):
+        sequences = [record[-rows[1] :].clone() for record in records]
+        operands, way = (before, sequences, sel, rates), (*rule, 3, 3)
+        opcheck(OPERATORS.read_sequence, (*operands, *way, backend))
+        dvalue = torch.rand(3, *ROW, device=device)
+        for wanted in ([bool(before), True, True, True], [False, False, True, False]):
+            opcheck(OPERATORS.read_sequence_adjoint, (dvalue, *operands, *way, rows, wanted))
 
     weight = torch.rand(4, 3, device=device)
     back = torch.tensor([[0, 1, 2]] * 4, device=device).int()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from synapses import every_kind, gradcheck, make, uniform
 
+from tritonsyn import Delay, init
 from tritonsyn.functional import ReadRule
 from tritonsyn.ops import select_scan
 from tritonsyn.reference import steady
@@ -137,3 +138,54 @@ def test_currents_may_be_written(kind):
         delayed.add_(factor).sum().backward()
         found.append(times.grad)
     assert found[0].all() and torch.equal(*found)
+
+
+@pytest.mark.parametrize("interp", ("linear", "gaussian"))
+def test_signals_may_be_written(interp):
+    """Before the backward pass, as buffers are that the next sequence takes; or be of inference."""
+    signals, grads = [], []
+    for kind in ("kept", "written", "of inference"):
+        with torch.inference_mode(kind == "of inference"):
+            x = uniform(6, 2, 3).float()
+        layer = Delay(3, 1.0, delay=4.0, interp=interp, delay_init=init.constant(1.4))
+        y = layer.scan(x)
+        if kind == "written":
+            x.zero_()
+        y.square().sum().backward()
+        signals.append(y)
+        grads.append(layer.delay.grad)
+    for first, *others in (signals, grads):
+        assert first.any() and all(torch.equal(first, other) for other in others)
+
+
+def test_values_that_no_step_reads():
+    """They may be anything, in gradients too."""
+    x = uniform(8, 1, 2).float()
+    x[-1, 0, 0] = math.inf  # at a delay of 2.5 steps the last one is not read
+    layer = Delay(2, 1.0, delay=4.0, delay_init=init.constant(2.5))
+    layer.scan(x).sum().backward()
+    assert layer.delay.grad.isfinite().all() and layer.delay.grad.all()
+    layer.scan(torch.full_like(x, math.nan)[:2])
+    layer.detach_state()
+    layer.delay.grad = None
+    layer.scan(x.nan_to_num(posinf=0.0))[4:].sum().backward()
+    assert layer.delay.grad.isfinite().all()
+    rate = torch.tensor(0.3, dtype=F64, requires_grad=True)
+    rows = uniform(6, 1, 2)
+    rows[:, 0, 1] = math.inf  # which the overbound value replaces
+    rule = ReadRule("expdecay", 1.0, 2.0, overbound=0.0)
+    read([rows], torch.tensor([[1.5, 9.0]], dtype=F64), [rate], rule).sum().backward()
+    assert rate.grad.isfinite() and rate.grad
+
+
+def test_sums_over_long_sequences():
+    """The gradient of a Gaussian's delays is exact however many values it adds up."""
+    x, grads = uniform(1500, 64, 2) < 0.1, []
+    for dtype in (F64, torch.float32):
+        how = {"interp": "gaussian", "sigma": 2.0, "dtype": dtype, "batch_size": 64}
+        delays = torch.tensor([4.6, 11.3], dtype=dtype)
+        layer = Delay(2, 1.0, delay=20.0, delay_init=lambda _, d=delays: d, **how)
+        (layer.scan(x).double() - 0.3).square().mean().backward()
+        grads.append(layer.delay.grad.double())
+    exact, single = grads
+    assert (single - exact).abs().max() < 1e-5 * exact.abs().max()

@@ -60,6 +60,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def as_real(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The input in the dtype of the arithmetic."""
+    if x.dtype == torch.bool:
+        # PyTorch converts the same bits several times faster as uint8 than as bool.
+        x = x.view(torch.uint8)
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def highest_rate(dtype: torch.dtype) -> float:
     """The highest step over time constant that arithmetic of this dtype takes.
 

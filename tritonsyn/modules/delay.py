@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..values import PackedSpikes, ReadRule, dense
+from ..values import PackedSpikes, ReadRule, as_real, dense
 from .delays import LearnedDelays, initialized, uniform
 from .group import Group
 from .options import Initializer, setting
@@ -220,13 +220,16 @@ class Delay(Group, LearnedDelays):
         steps, slots, dtype = x.shape[0], record.recordsz, record.storage.dtype
         if steps == 0:
             return record.storage.new_empty(x.shape)
-        signal = x.to(dtype) if lengths is None else ops.input_until(x.to(dtype), lengths)
+        signal = as_real(x, dtype)
+        if lengths is not None:
+            signal = ops.input_until(signal, lengths)
         past, rows = record.history(slots - 1).flatten(2), signal.flatten(2)
         if (mode := self._mode()) == "gaussian":
             y = self._filtered(torch.cat((past, rows)), delay, steps)
         else:
             sel, rule = delay.expand(self._shape).reshape(1, -1), self._rule(mode, self._delay)
             how: dict[str, Any] = {"pasts": [past], "slots": slots, "backend": self._backend}
+            how |= {"owned": signal is not x}
             y = ops.select_scan([rows], sel, [None], rule, steps, **how)
         if lengths is None:
             record.extend(signal[-slots:], steps)

@@ -512,8 +512,6 @@ class ExponentialCurrent(Group):
         how |= {"pasts": pasts, "slots": run.slots}
         delayed = ops.select_scan(states, sel, coefficients.rates, rule, steps, **how)
         current = coefficients.dynamics.current(states)
-        if any(current is state for state in states) and torch.is_grad_enabled():
-            current = current.clone()  # which may be written, while the read keeps its states
         if lengths is None:
             return current, delayed
         return ops.silenced(current, lengths), ops.silenced(delayed, lengths)

@@ -1,8 +1,8 @@
 """Sums over the past of a sequence, with weights of each channel's own: a filter along time.
 
-That is a convolution of each channel, for which a CPU has a quick operation in float32. Elsewhere
-the sums of some steps are the product of a band matrix and the rows that these steps see: a filter
-is a few batched products, whatever its weights are.
+That is a convolution of each channel, for which a CPU has a quick operation where arithmetic is
+float32. Elsewhere the sums of some steps are the product of a band matrix and the rows that these
+steps see: a filter is a few batched products, whatever its weights are.
 """
 
 import math
@@ -18,6 +18,9 @@ from .common import chained, first_order, keep, kept, running, without_autocast,
 from .operator import operator
 
 Tensors = list[Tensor]
+
+_TERMS = 1024
+"""That a convolution's gradient adds up at once: one by one in float32, less and less exactly."""
 
 
 def gaussian_span(sigma: float, slots: int, dtype: torch.dtype) -> int:
@@ -76,7 +79,7 @@ def filter_rows(rows: Tensor, weights: Tensor, backend: str | None) -> Tensor:
 def _like_adjoint(
     dy: Tensor, rows: Tensor, weights: Tensor, want_rows: bool, want_weights: bool
 ) -> Tensors:
-    return ([torch.empty_like(rows)] if want_rows else []) + (
+    return ([rows.new_empty(rows.shape)] if want_rows else []) + (
         [torch.empty_like(weights)] if want_weights else []
     )
 
@@ -115,7 +118,8 @@ def _sums(rows: Tensor, weights: Tensor, around: int = 0) -> Tensor:
     if _convolves(rows, weights):
         kernel = _kernel(weights.flip(1), rows)
         y = torch.conv2d(_image(rows, weights), kernel, padding=(around, 0), groups=len(kernel))
-        return y.squeeze(0).permute(1, 2, 0).to(rows.dtype).contiguous()
+        y = y.squeeze(0).permute(1, 2, 0).to(rows.dtype).contiguous()
+        return torch.ops.aten._unsafe_view(y, y.shape)  # what is a view cannot be written in place
     lines = _lines(rows, len(weights), weights.dtype, around)
     steps = lines.shape[1] - weights.shape[1] + 1
     return _rows(_products(_band(weights, steps), lines), rows)
@@ -126,17 +130,21 @@ def _lags(dy: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     if not _convolves(rows, weights):
         given, lines = (_lines(t, len(weights), weights.dtype) for t in (dy, rows))
         return _dweights(given, lines, weights.shape[1])
-    kernel = _kernel(weights, rows)
-    operands = (_image(dy, weights), _image(rows, weights), kernel, None)
+    kernel, slots = _kernel(weights, rows), weights.shape[1]
     plain = [1, 1], [0, 0], [1, 1], False, [0, 0], len(kernel), [False, True, False]
-    dkernel = torch.ops.aten.convolution_backward(*operands, *plain)[1]
-    return dkernel[:, 0, :, 0].flip(1).sum_to_size(weights.shape)
+    dkernel, block = torch.zeros_like(kernel, dtype=torch.float64), max(1, _TERMS // rows.shape[1])
+    for first in range(0, len(dy), block):
+        given = dy[first : first + block]
+        seen = rows[first : first + len(given) + slots - 1]
+        operands = (_image(given, weights), _image(seen, weights), kernel, None)
+        dkernel += torch.ops.aten.convolution_backward(*operands, *plain)[1]
+    return dkernel[:, 0, :, 0].flip(1).sum_to_size(weights.shape).to(weights.dtype)
 
 
 def _convolves(rows: Tensor, weights: Tensor) -> bool:
     """Whether a filter is a convolution of PyTorch's, which a CPU has a quick one for."""
     quick = rows.device.type == "cpu" and weights.dtype == torch.float32 and rows.numel() > 0
-    return quick and torch.backends.mkldnn.is_available()
+    return quick and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _image(rows: Tensor, weights: Tensor) -> Tensor:

@@ -371,29 +371,37 @@ def select_scan(
     *,
     pasts: Sequence[Tensor] | None = None,
     slots: int | None = None,
+    owned: bool = False,
     per_step: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """:func:`tritonsyn.functional.select_scan`, with rates that are 0-d or ``[N]``.
 
-    What comes before the sequences may be in ``pasts [K - 1, B, N]``, or with ``slots``, which is
-    K, zero.
+    With ``slots``, which is K, what comes before the sequences may be missing: it is in ``pasts
+    [K - 1, B, N]``, or zero. ``owned``: nobody will write the sequences.
     """
     device, shape = sel.device, (steps, sequences[0].shape[1], *sel.shape[1 + per_step :])
     sequences = [sequence.contiguous() for sequence in sequences]
     slots = len(sequences[0]) + 1 - steps if slots is None else slots
     flat = _flat_sel(sel, sequences[0], per_step)
     if steps > 1 and flat.shape[:-2] == (1,) and flat.shape[-1] == 1 and _steadily(device, backend):
-        found = map(flat_record, sequences)
-        reading = Reading(flat, rates, (), rule, steps)
-        return read_steadily(pasts or (), [*found], reading, slots, backend=backend).view(shape)
+        rows, reading = map(flat_record, sequences), Reading(flat, rates, (), rule, steps)
+        how: dict[str, Any] = {"owned": owned, "backend": backend}
+        return read_steadily(pasts or (), [*rows], reading, slots, **how).view(shape)
     if len(sequences[0]) < slots - 1 + steps:
-        pasts = pasts or [s.new_zeros(slots - 1, *s.shape[1:]) for s in sequences]
-        pairs = zip(pasts, sequences, strict=True)
-        sequences = [torch.cat((past.view(-1, *rows.shape[1:]), rows)) for past, rows in pairs]
+        sequences = after_pasts(sequences, pasts, slots)
     pointers, rates, _ = _operands([0] * len(sequences), rates, sequences)
     value, _ = _read(_Read, sequences, Reading(flat, rates, pointers, rule, steps), backend)
     return value.view(shape)
+
+
+def after_pasts(
+    sequences: Sequence[Tensor], pasts: Sequence[Tensor] | None, slots: int
+) -> list[Tensor]:
+    """Each sequence after its past ``[K - 1, B, N]``, or after as many zeros."""
+    pasts = pasts or [rows.new_zeros(slots - 1, *rows.shape[1:]) for rows in sequences]
+    pairs = zip(pasts, sequences, strict=True)
+    return [torch.cat((past.view(-1, *rows.shape[1:]), rows)) for past, rows in pairs]
 
 
 @traced_as(lambda device, backend: device.type == "cpu" and backend != "triton")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..values import ReadRule, dense
+from ..values import ReadRule, as_real, dense
 from .common import first_order, keep, kept, without_autocast
 from .delayed import End, Past, Run
 from .read import select_scan
@@ -62,8 +62,9 @@ def delayed_currents(run: Run, connections: Shared) -> tuple[Tensor, End]:
     pasts = run.before()
     sequences, end = run.scanned()
     _, times, rates, rule, _ = connections
-    how: dict[str, Any] = {"pasts": pasts, "slots": run.slots, "backend": run.backend}
-    return select_scan(sequences, times, rates, rule, run.x.shape[0], **how), end
+    how: dict[str, Any] = {"pasts": pasts, "slots": run.slots, "owned": True}
+    steps, backend = run.x.shape[0], run.backend
+    return select_scan(sequences, times, rates, rule, steps, backend=backend, **how), end
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def _at_outputs(run: Run, weight: Tensor) -> Run:
     """The weighted sums of the inputs' currents, as the currents of synapses at the outputs."""
     gain, past = run.dynamics.gain, run.past
     dtype, unit = gain.dtype, torch.ones((), dtype=gain.dtype, device=gain.device)
-    x = product(dense(run.x).to(dtype), weight * gain)
+    x = product(as_real(dense(run.x), dtype), weight * gain)
     if past is not None:
         states = [past.histories, past.newest]
         past = Past(*([product(t.to(dtype), weight) for t in tensors] for tensors in states))

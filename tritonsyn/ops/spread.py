@@ -25,6 +25,7 @@ from .common import first_order, keep, kept, without_autocast, without_graph
 from .delayed import End, Run
 from .lengths import held
 from .projection import project_component_backward, way_of
+from .read import after_pasts
 from .strategy import Work, cheapest
 
 _REACH = 4
@@ -172,8 +173,8 @@ def currents_of(run: Run) -> Tensor:
     with without_graph():
         plain = run.detached()._replace(ring=None, lengths=None)
         states, _ = plain.scanned()
-        pasts = plain.before() or [s.new_zeros(run.slots - 1, *s.shape[1:]) for s in states]
-        currents = torch.cat([plain.dynamics.current(parts) for parts in (pasts, states)])
+        states = after_pasts(states, plain.before(), run.slots)
+        currents = plain.dynamics.current(states)
         return currents if run.lengths is None else held(currents, run.lengths, run.x.shape[0])
 
 

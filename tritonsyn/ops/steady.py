@@ -90,8 +90,8 @@ def read_sequence_adjoint(
     return _steady(sel).adjoint(dvalue, pasts, sequences, reading, slots, rows, wanted)
 
 
-_Settings = tuple[ReadRule, int, int, str | None, int]
-"""The rule, how many steps, K, the backend, how many components."""
+_Settings = tuple[ReadRule, int, int, str | None, int, bool]
+"""The rule, how many steps, K, the backend, how many components; whether nobody writes them."""
 
 
 class _ReadSequence(torch.autograd.Function):
@@ -99,7 +99,7 @@ class _ReadSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, settings: _Settings, *tensors: Any) -> Tensor:
-        rule, *size, backend, count = settings
+        rule, *size, backend, count, owned = settings
         given, sequences, (sel, *rates) = _grouped(tensors, count)
         pasts = [past for past in given if past is not None]
         value = read_sequence(pasts, sequences, sel, rates, *rule, *size, backend)
@@ -107,7 +107,9 @@ class _ReadSequence(torch.autograd.Function):
         if rule.flat:
             of_constants[0] = False
         ctx.wants_constants = any(of_constants)
-        seen = [pasts, sequences] if ctx.wants_constants else [[], []]
+        seen: list[list[Tensor]] = [[], []]
+        if ctx.wants_constants:
+            seen = [pasts, sequences if owned else [rows.clone() for rows in sequences]]
         ctx.settings, ctx.rows = settings, [len(pasts[0]) if pasts else 0, len(sequences[0])]
         keep(ctx, *seen, [sel], rates)
         return value
@@ -115,7 +117,7 @@ class _ReadSequence(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, dvalue: Tensor) -> tuple[Tensor | None, ...]:
-        rule, *size, _, count = ctx.settings
+        rule, *size, _, count, _ = ctx.settings
         pasts, sequences, (sel,), rates = kept(ctx)
         wants = ctx.needs_input_grad[1:]
         of_pasts, of_sequences, (of_sel, *of_rates) = _grouped(wants, count)
@@ -148,17 +150,19 @@ def read_steadily(
     reading: Reading,
     slots: int,
     *,
-    backend: str | None = None,
+    owned: bool,
+    backend: str | None,
 ) -> Tensor:
     """The read of a sequence ``[rows, B, N]``, or of a pair, at every step: ``[steps, B, N]``.
 
     What comes before it may be in ``pasts [K - 1, B, N]``; what is missing up to K - 1 rows and the
-    steps is zero. Times are ``[1, N, 1]``. Differentiable to all of them.
+    steps is zero. Times are ``[1, N, 1]``. Differentiable to all of them. What is not ``owned`` may
+    be written before the backward pass.
     """
     sel, rates, _, rule, steps = reading
     backend = running(sel.device, backend)
     if chained(sel, *rates, *pasts, *sequences):
-        settings = rule, steps, slots, backend, len(sequences)
+        settings = rule, steps, slots, backend, len(sequences), owned
         before: Sequence[Tensor | None] = pasts or [None] * len(sequences)
         return _ReadSequence.apply(settings, *before, *sequences, sel, *_distinct(rates))
     operands = (list(pasts), list(sequences), sel, list(rates))

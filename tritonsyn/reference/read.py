@@ -23,6 +23,11 @@ class Weights(NamedTuple):
     slope: Tensor | float | None
     rate_slope: Tensor | None
 
+    def negated(self) -> "Weights":
+        slope = None if self.slope is None else -self.slope
+        rate_slope = None if self.rate_slope is None else -self.rate_slope
+        return Weights(-self.weight, slope, rate_slope)
+
 
 class Tap(NamedTuple):
     """An observation that contributes to a component's value."""
@@ -229,7 +234,7 @@ def _fill(
         seen = taps(rule, located, rate, window.slots, acc, i > 0, want_slope, want_rate_slopes)
         parts.append(_component(record, int(reading.pointers[i]), window, seen))
     value = _mixed([part.value for part in parts], rule)
-    results = [replaced(value, located, rule, outputs[0].dtype)]
+    results = [replace_unread(value, located, rule, outputs[0].dtype)]
     results += [_slope(parts, located, rule)] if want_slope else []
     results += _rate_slopes(parts, located, rule) if want_rate_slopes else []
     for output, result in zip(outputs, results, strict=True):
@@ -273,7 +278,7 @@ def _blank_unused(value: Tensor, weight: Tensor) -> None:
         value.masked_fill_(unused, 0.0)
 
 
-def replaced(value: Tensor, located: Located, rule: ReadRule, dtype: torch.dtype) -> Tensor:
+def replace_unread(value: Tensor, located: Located, rule: ReadRule, dtype: torch.dtype) -> Tensor:
     """Values with the overbound value where it belongs, and NaN for NaN times."""
     if rule.overbound is not None and located.inside is not None:
         value = torch.where(located.inside, value, float(rule.overbound))
@@ -300,7 +305,7 @@ def _slope(parts: Sequence[_Part], located: Located, rule: ReadRule) -> Tensor:
 def _rate_slopes(parts: Sequence[_Part], located: Located, rule: ReadRule) -> list[Tensor]:
     """The derivatives to the rates, signed as the components enter."""
     slopes = [
-        torch.zeros_like(value) if slope is None else counted(slope, located, rule)
+        torch.zeros_like(value) if slope is None else zero_unread(slope, located, rule)
         for value, _, slope in parts
     ]
     for slope in slopes[1:]:
@@ -308,12 +313,12 @@ def _rate_slopes(parts: Sequence[_Part], located: Located, rule: ReadRule) -> li
     return slopes
 
 
-def counted(part: Tensor, located: Located, rule: ReadRule) -> Tensor:
+def zero_unread(part: Tensor, located: Located, rule: ReadRule) -> Tensor:
     """A component's value where it reaches the result, zero elsewhere."""
     if located.inside is None:
         return part
-    counted = located.inside if rule.overbound is not None else ~located.older.isnan()
-    return torch.where(counted, part, 0.0)
+    read = located.inside if rule.overbound is not None else ~located.older.isnan()
+    return torch.where(read, part, 0.0)
 
 
 def select_again(
@@ -335,7 +340,7 @@ def select_backward(dvalue: Tensor, drecords: Sequence[Tensor], reading: Reading
     acc = compute_dtype(drecords[0].dtype)
     for window in _windows(drecords[0], reading):
         located = window.located
-        kept = counted(dvalue[window.rows].to(acc), located, rule)
+        kept = zero_unread(dvalue[window.rows].to(acc), located, rule)
         if not located.valid:
             located = located._replace(fraction=located.fraction.nan_to_num(0.0))
         for i, (drecord, rate) in enumerate(zip(drecords, rates, strict=True)):

@@ -8,8 +8,18 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from ..values import WORD, Dynamics, PackedSpikes, Ring, Slot, dense, unpack_bits, words_per_row
-from .step import as_real, scaled
+from ..values import (
+    WORD,
+    Dynamics,
+    PackedSpikes,
+    Ring,
+    Slot,
+    as_real,
+    dense,
+    unpack_bits,
+    words_per_row,
+)
+from .step import scaled
 
 Pair = Sequence[Tensor | None]
 

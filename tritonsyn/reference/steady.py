@@ -4,14 +4,15 @@ All steps read at the same distances. So what a step reads is weighted and added
 synapse's sum is shifted once; the adjoint shifts the gradient back.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..values import Located, Reading, compute_dtype, locate, readable
-from .read import Weights, counted, replaced, row_groups, second_sign, taps
+from .read import Weights, replace_unread, row_groups, second_sign, taps, zero_unread
 
 Tensors = list[Tensor]
 
@@ -49,17 +50,14 @@ def _seen(reading: Reading, slots: int, dtype: torch.dtype, slopes: bool = False
     if slots == 1 and rule.mode == "linear":  # between nothing
         rule = rule._replace(mode="previous")
     whole = Weights(sel.new_ones(1, dtype=dtype), None, None)
-    want_slope = slopes or rule.mode == "linear"  # then the ends of a segment follow each other
+    want_slope = slopes or rule.mode == "linear"  # which makes the ends of a segment neighbours
     for i, rate in enumerate(rates):
         oldest, *after = taps(rule, usable, rate, slots, dtype, i > 0, want_slope, slopes)
         own = whole if oldest.weigh is None else oldest.weigh()
         if after:
             assert after[0].weigh is not None
             own, near = whole._replace(slope=own.slope), after[0].weigh().weight
-        if i > 0 and second_sign(rule) < 0:
-            negative: Any = [None if part is None else -part for part in own]
-            own = Weights(*negative)
-        components.append(own)
+        components.append(own.negated() if i > 0 and second_sign(rule) < 0 else own)
     return _Seen(slots, oldest.back.long(), near, components, located)
 
 
@@ -78,7 +76,8 @@ def read(pasts: Tensors, sequences: Tensors, reading: Reading, slots: int) -> Te
         if seen.near is not None:
             sums = _between(sums, seen.near)
         shifted = _shifted(sums, slots - 1 - seen.back, steps)
-        value[:, part] = replaced(shifted, seen.located, reading.rule, like.dtype).transpose(0, 1)
+        shifted = replace_unread(shifted, seen.located, reading.rule, like.dtype)
+        value[:, part] = shifted.transpose(0, 1)
     return value
 
 
@@ -111,7 +110,7 @@ def adjoint(
     sums = dvalue.new_zeros(count, size[1], dtype=acc)
     for part in _parts(dvalue, known):
         dsums = _shifted_back(dvalue[:, part], seen, known, acc)
-        dsums = counted(dsums, seen.located, reading.rule)
+        dsums = zero_unread(dsums, seen.located, reading.rule)
         if constants:
             _add_products(sums, dsums, _pieces(pasts, sequences, part), seen)
         drows = dsums if seen.near is None else _between_adjoint(dsums, seen.near)
@@ -203,11 +202,21 @@ def _add_products(sums: Tensor, dsums: Tensor, components: list[Tensors], seen: 
         known = dsums.shape[1]
         rows = _added(components, seen, known + 1, dsums.dtype)
         # Subtracted first: neighbours are often close to each other.
-        sums[0] += (rows[:, :-1] - rows[:, 1:]).mul_(dsums).sum((0, 1))
+        sums[0] += _dot(dsums, rows[:, :-1] - rows[:, 1:])
         return
     for total, pieces in zip(sums, components, strict=True):
         for here, piece in _placed(dsums, pieces):
-            total += (here * piece).sum((0, 1))
+            total += _dot(here, piece)
+
+
+def _dot(gradient: Tensor, values: Tensor) -> Tensor:
+    """``sum of gradient * values`` of each synapse, in which values without a gradient may be
+    anything: no step reads them."""
+    products = gradient * values
+    total = products.sum((0, 1))
+    if readable(total) and math.isfinite(total.sum().item()):
+        return total
+    return products.masked_fill_(gradient == 0.0, 0.0).sum((0, 1))
 
 
 def _of_times(sums: Tensor, seen: _Seen, reading: Reading) -> Tensor:

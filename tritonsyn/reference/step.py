@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..values import Dynamics, Ring, Slot
+from ..values import Dynamics, Ring, Slot, as_real
 
 
 def step(x: Tensor, ring: Ring, dynamics: Dynamics) -> Tensor:
@@ -93,14 +93,6 @@ def advanced(before: Sequence[Tensor], drive: Tensor, dynamics: Dynamics) -> lis
     if coupling is not None:
         states.append(torch.addcmul(before[1], before[0], coupling).mul_(decays[0]))
     return states
-
-
-def as_real(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The input in the dtype of the arithmetic."""
-    if x.dtype == torch.bool:
-        # PyTorch converts the same bits several times faster as uint8 than as bool.
-        x = x.view(torch.uint8)
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 def scaled(x: Tensor, gain: Tensor) -> Tensor:
