@@ -189,3 +189,16 @@ def test_sums_over_long_sequences():
         grads.append(layer.delay.grad.double())
     exact, single = grads
     assert (single - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("dtype", (F64, torch.float32))
+@pytest.mark.parametrize("shape, delay_shape", ((1, None), (3, None), (3, 1)))
+@pytest.mark.parametrize("steps", (1, 5))
+def test_delayed_signals_may_be_written(dtype, shape, delay_shape, steps):
+    how = {"interp": "gaussian", "delay_shape": delay_shape, "dtype": dtype}
+    layer = Delay(shape, 1.0, delay=4.0, batch_size=1, **how)
+    y = layer.scan(uniform(steps, 1, shape).to(dtype))
+    expected = y.detach().mul(2.0)
+    assert torch.equal(y.mul_(2.0), expected)
+    y.sum().backward()
+    assert layer.delay.grad.any()

@@ -118,8 +118,7 @@ def _sums(rows: Tensor, weights: Tensor, around: int = 0) -> Tensor:
     if _convolves(rows, weights):
         kernel = _kernel(weights.flip(1), rows)
         y = torch.conv2d(_image(rows, weights), kernel, padding=(around, 0), groups=len(kernel))
-        y = y.squeeze(0).permute(1, 2, 0).to(rows.dtype).contiguous()
-        return torch.ops.aten._unsafe_view(y, y.shape)  # what is a view cannot be written in place
+        return _unshared(y.squeeze(0).permute(1, 2, 0), rows.dtype)
     lines = _lines(rows, len(weights), weights.dtype, around)
     steps = lines.shape[1] - weights.shape[1] + 1
     return _rows(_products(_band(weights, steps), lines), rows)
@@ -179,7 +178,13 @@ def _lines(rows: Tensor, lines: int, dtype: torch.dtype, around: int = 0) -> Ten
 def _rows(lines: Tensor, like: Tensor) -> Tensor:
     """Lines as rows, of the batch, channels and dtype of others."""
     rows = lines.flatten(1).t() if lines.shape[0] > 1 else lines
-    return rows.reshape(-1, *like.shape[1:]).to(like.dtype).contiguous()
+    return _unshared(rows.reshape(-1, *like.shape[1:]), like.dtype)
+
+
+def _unshared(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same packed, and no view, which could not be written in place."""
+    rows = rows.to(dtype).contiguous()
+    return torch.ops.aten._unsafe_view(rows, rows.shape)
 
 
 def _block(steps: int, slots: int) -> int:
