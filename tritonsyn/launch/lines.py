@@ -135,13 +135,19 @@ def shift_sum(
 ) -> None:
     """``out [T, B, R]`` of lines with so many rows before the first step; None: the adjoint."""
     steps, adjoint = out.shape[0], lead is None
-    unit = plan.width if adjoint else -plan.width
-    entries: Tensor | Listed
-    if links is None:
-        entries, _ = table(weight, back, lines.size[2] + steps, unit, plan.config.BLOCK_R)
-    else:
-        entries = Listed.of(weight, back, links, adjoint)
+    entries = entries_of(weight, back, links, plan, lines.size[2] + steps, adjoint)
     sum_entries(lines, entries, out, plan, lead or 0, steps if adjoint else None)
+
+
+def entries_of(
+    weight: Tensor, back: Tensor, links: Links | None, plan: Plan, most: int, adjoint: bool
+) -> Tensor | Listed:
+    """Connections for :func:`sum_entries`: a list where there are links, and else a table, in which
+    ``most`` steps back or more are that many."""
+    if links is not None:
+        return Listed.of(weight, back, links, adjoint)
+    unit = plan.width if adjoint else -plan.width
+    return table(weight, back, most, unit, plan.config.BLOCK_R)[0]
 
 
 def sum_entries(
@@ -153,32 +159,28 @@ def sum_entries(
     """
     steps, batch, outputs = out.shape
     work, config, width = plan
+    grid = (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],)
+    strides = out.stride(2), out.stride(0), out.stride(1)
+    options: dict[str, Any] = {"ADJOINT": end is not None, "WIDTH": width}
+    options |= {"work": work, "dtype": lines.memory.dtype, "config": config}
     if isinstance(entries, Listed):
         launch(
             links_sum_kernel,
-            (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
+            grid,
             *(lines.memory, out, *entries),
             *(outputs, steps, batch, first, end or 0),
-            *(*lines.strides, out.stride(2), out.stride(0), out.stride(1)),
-            ADJOINT=end is not None,
-            WIDTH=width,
-            work=work,
-            dtype=lines.memory.dtype,
-            config=config,
+            *(*lines.strides, *strides),
+            **options,
         )
-        return
-    launch(
-        shift_sum_kernel,
-        (tiles(outputs, config.BLOCK_R) * tiles(steps, plan.tile) * lines.size[1],),
-        *(lines.memory, out, entries),
-        *(outputs, lines.size[0], steps, batch, first, (end or 0) * width),
-        *(*lines.strides, entries.stride(0), out.stride(2), out.stride(0), out.stride(1)),
-        ADJOINT=end is not None,
-        WIDTH=width,
-        work=work,
-        dtype=lines.memory.dtype,
-        config=config,
-    )
+    else:
+        launch(
+            shift_sum_kernel,
+            grid,
+            *(lines.memory, out, entries),
+            *(outputs, lines.size[0], steps, batch, first, (end or 0) * width),
+            *(*lines.strides, entries.stride(0), *strides),
+            **options,
+        )
 
 
 def table(

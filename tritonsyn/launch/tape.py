@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..values import WORD, Connections, Dynamics, Lines, Links, Rows
 from .launcher import tiles
-from .lines import SUMS, Listed, Plan, line_config, shift_dot, sum_entries, table
+from .lines import SUMS, Plan, entries_of, line_config, shift_dot, sum_entries
 from .scan import scan_lines
 
 Tape = Rows | Lines
@@ -64,11 +64,7 @@ def connections(
     if adjoint:
         weight, back, outputs, inputs = weight.t(), back.t(), inputs, outputs
     plan = _plan(outputs, inputs, weight, links is not None)
-    entries: Tensor | Listed
-    if links is None:
-        entries, _ = table(weight, back, slots, WORD if adjoint else -WORD, plan.config.BLOCK_R)
-    else:
-        entries = Listed.of(weight, back, links, adjoint)
+    entries = entries_of(weight, back, links, plan, slots, adjoint)
     return Connections((entries, plan), weight, back, slots, least, adjoint)
 
 

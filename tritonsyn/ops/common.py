@@ -385,6 +385,12 @@ def running(device: torch.device, requested: str | None) -> str | None:
     return resolve(device, requested)
 
 
+@traced_as(lambda rates: [None if rate is None else rate.view(rate.shape) for rate in rates])
+def distinct(rates: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Where a Function is traced it takes no tensor twice; coupled states have one rate."""
+    return rates
+
+
 def implementation(name: str, device: torch.device, requested: str | None = None) -> ModuleType:
     """The module of this name that runs there: of ``tritonsyn.launch`` or ``.reference``.
 

@@ -12,6 +12,7 @@ from .common import (
     Home,
     chained,
     check_not_freed,
+    distinct,
     first_order,
     flat_record,
     hand_over,
@@ -242,10 +243,10 @@ def _of_rate(dvalue: Tensor, slope: Tensor, rate: Tensor, backend: str | None) -
 def _traced_operands(
     pointers: Sequence[Slot], rates: Sequence[Tensor | None], records: Sequence[Tensor]
 ) -> Any:
-    """Where a Function is traced it takes pointers as tensors, no tensor twice (the two states of
-    an alpha function have one rate), and no record that it marks dirty."""
+    """Where a Function is traced it takes pointers as tensors, no tensor twice, and no record that
+    it marks dirty."""
     pointers = [torch.as_tensor(pointer, device=records[0].device) for pointer in pointers]
-    return pointers, [None if rate is None else rate.view(rate.shape) for rate in rates], _Read
+    return pointers, distinct(rates), _Read
 
 
 @traced_as(_traced_operands)

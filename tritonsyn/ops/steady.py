@@ -9,8 +9,17 @@ from torch import Tensor
 
 from ..backend import resolve
 from ..values import Reading, ReadRule
-from .common import chained, first_order, implementation, keep, kept, running, without_graph
-from .operator import operator, traced_as
+from .common import (
+    chained,
+    distinct,
+    first_order,
+    implementation,
+    keep,
+    kept,
+    running,
+    without_graph,
+)
+from .operator import operator
 
 Tensors = list[Tensor]
 Optionals = list[Tensor | None]
@@ -106,9 +115,8 @@ class _ReadSequence(torch.autograd.Function):
         *_, of_constants = _grouped(ctx.needs_input_grad[1:], count)
         if rule.flat:
             of_constants[0] = False
-        ctx.wants_constants = any(of_constants)
         seen: list[list[Tensor]] = [[], []]
-        if ctx.wants_constants:
+        if any(of_constants):
             seen = [pasts, sequences if owned else [rows.clone() for rows in sequences]]
         ctx.settings, ctx.rows = settings, [len(pasts[0]) if pasts else 0, len(sequences[0])]
         keep(ctx, *seen, [sel], rates)
@@ -138,12 +146,6 @@ def _grouped(values: Sequence[Any], count: int) -> tuple[list[Any], list[Any], l
     return list(values[:count]), list(values[count : 2 * count]), list(values[2 * count :])
 
 
-@traced_as(lambda rates: [None if rate is None else rate.view(rate.shape) for rate in rates])
-def _distinct(rates: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Where a Function is traced it takes no tensor twice; coupled states have one rate."""
-    return rates
-
-
 def read_steadily(
     pasts: Sequence[Tensor],
     sequences: Sequence[Tensor],
@@ -164,7 +166,7 @@ def read_steadily(
     if chained(sel, *rates, *pasts, *sequences):
         settings = rule, steps, slots, backend, len(sequences), owned
         before: Sequence[Tensor | None] = pasts or [None] * len(sequences)
-        return _ReadSequence.apply(settings, *before, *sequences, sel, *_distinct(rates))
+        return _ReadSequence.apply(settings, *before, *sequences, sel, *distinct(rates))
     operands = (list(pasts), list(sequences), sel, list(rates))
     with without_graph():
         return read_sequence(*operands, *rule, steps, slots, backend)

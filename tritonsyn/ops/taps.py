@@ -7,8 +7,17 @@ import torch
 from torch import Tensor
 
 from ..values import Links, ReadRule
-from .common import chained, first_order, implementation, keep, kept, running, without_graph
-from .operator import operator, traced_as
+from .common import (
+    chained,
+    distinct,
+    first_order,
+    implementation,
+    keep,
+    kept,
+    running,
+    without_graph,
+)
+from .operator import operator
 
 Tensors = list[Tensor]
 
@@ -121,12 +130,6 @@ class _Taps(torch.autograd.Function):
         return None, None, *[next(found) if want else None for want in wanted]
 
 
-@traced_as(lambda rates: [rate.view(rate.shape) for rate in rates])
-def _distinct(rates: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Where a Function is traced it takes no tensor twice; coupled states have one rate."""
-    return rates
-
-
 def taps(
     weight: Tensor,
     delay: Tensor,
@@ -157,7 +160,7 @@ def taps(
     weight, delay = weight.contiguous(), delay.contiguous()
     if chained(weight, delay, *rates):
         backend = running(weight.device, backend)
-        back, *weights = _Taps.apply(settings, backend, weight, delay, *_distinct(rates))
+        back, *weights = _Taps.apply(settings, backend, weight, delay, *distinct(rates))
     else:
         with without_graph():
             back, *weights = make_taps(weight, delay, list(rates), *settings, backend)
