@@ -389,15 +389,27 @@ class Tritonsyn(Modules):
             return module.scan(x)
 
 
-class ByWindows(Tritonsyn):
-    """tritonsyn's delayed dense layer of windows written out, for a convolution."""
+class Variant(Tritonsyn):
+    """tritonsyn doing one kind of work in another way than it usually does, for comparison."""
+
+    way: str
+    """In words."""
+    kind: type[Workload] = Project
+    """The work that it offers, and no other."""
 
     def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
         super().__init__(backend, devices)
-        self.name = f"{self.name}, by windows"
+        self.name = f"{self.name}, {self.way}"
 
     def offers(self, work, device):
-        return isinstance(work, Convolve) and device in self.devices
+        return isinstance(work, self.kind) and device in self.devices
+
+
+class ByWindows(Variant):
+    """tritonsyn's delayed dense layer of windows written out, for a convolution."""
+
+    way = "by windows"
+    kind = Convolve
 
     def convolve(self, work, inputs):
         x, weight, delay, *dy = inputs
@@ -417,18 +429,14 @@ class ByWindows(Tritonsyn):
         return module.row.lines(super().sequence(module, module.row.windows(x)))
 
 
-class ByConnection(Tritonsyn):
+class ByConnection(Variant):
     """tritonsyn's delayed layer with the same delays on every connection."""
 
+    way = "by connection"
     layer_options: ClassVar[dict[str, str]] = {"delays": "connection"}
 
-    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
-        super().__init__(backend, devices)
-        self.name = f"{self.name}, by connection"
-
     def offers(self, work, device):
-        shared = isinstance(work, Project) and work.delays != "connection"
-        return shared and device in self.devices
+        return super().offers(work, device) and work.delays != "connection"
 
     def project(self, work, inputs):
         x, weight, delay, *dy = inputs
@@ -441,30 +449,22 @@ class ByConnection(Tritonsyn):
         return replace(super().project(work, whole), finish=finish)
 
 
-class InFull(Tritonsyn):
+class InFull(Variant):
     """tritonsyn's delayed layer of all connections, many of which have a weight of zero."""
 
-    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
-        super().__init__(backend, devices)
-        self.name = f"{self.name}, in full"
-
-    def offers(self, work, device):
-        return isinstance(work, Sparse) and device in self.devices
+    way = "in full"
+    kind = Sparse
 
     def sparse(self, work, inputs):
         finish = partial(work.connected, inputs[1])
         return replace(self.project(work, inputs), finish=finish)
 
 
-class OneByOne(Tritonsyn):
+class OneByOne(Variant):
     """tritonsyn's scans of single samples, one after the other."""
 
-    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
-        super().__init__(backend, devices)
-        self.name = f"{self.name}, one by one"
-
-    def offers(self, work, device):
-        return isinstance(work, Ragged) and device in self.devices
+    way = "one by one"
+    kind = Ragged
 
     def ragged(self, work, inputs):
         (x,), samples = inputs, []
@@ -483,33 +483,30 @@ class OneByOne(Tritonsyn):
         return Job(run, reset)
 
 
-class Strategy(Tritonsyn):
+class Strategy(Variant):
     """tritonsyn's delayed layer computed in one of the ways that it else chooses from."""
 
     def __init__(self, strategy: str, backend: str, devices: tuple[str, ...]) -> None:
+        self.way, self.layer_options = strategy, {"strategy": strategy}
         super().__init__(backend, devices)
-        self.name, self._strategy = f"{self.name}, {strategy}", strategy
-        self.layer_options = {"strategy": strategy}
 
     def offers(self, work, device):
-        if not isinstance(work, Project) or work.host or device not in self.devices:
+        if not super().offers(work, device) or work.host:
             return False
         # Spikes alone, which the gradient to the input is not; nor are these ways of convolutions.
         of_spikes = not work.gradient and not isinstance(work, Convolve)
-        return of_spikes or self._strategy not in ("bits", "events")
+        return of_spikes or self.way not in ("bits", "events")
 
 
-class Spread(Tritonsyn):
+class Spread(Variant):
     """tritonsyn's delayed layer with delays that learn from smoothed currents."""
 
-    def __init__(self, backend: str, devices: tuple[str, ...]) -> None:
-        super().__init__(backend, devices)
-        self.name, self.layer_options = f"{self.name}, spread", {"spread": 5.0 * STEP_TIME}
+    way = "spread"
+    layer_options: ClassVar[dict[str, float]] = {"spread": 5.0 * STEP_TIME}
 
     def offers(self, work, device):
         # The gradient to delays is another one, and no whole steps ask for it.
-        own = isinstance(work, Project) and work.gradient and work.whole and not work.host
-        return own and device in self.devices
+        return super().offers(work, device) and work.gradient and work.whole and not work.host
 
 
 # -- plain PyTorch, eager and compiled ------------------------------------------------------------

@@ -222,12 +222,22 @@ class Read(Workload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(Workload):
-    """A whole sequence from rest, with gradients to what ``gradients`` names."""
+class OverTime(Workload):
+    """A sequence from rest."""
 
     steps: int = 500
     batch: int = 16
     synapses: int = 256
+
+    @property
+    def size(self):
+        return f"T={self.steps}, {super().size}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan(OverTime):
+    """A whole sequence from rest, with gradients to what ``gradients`` names."""
+
     source: str = "float"
     """What the input is: ``"float"``, ``"bool"`` or packed ``"bits"``."""
     gradients: tuple[str, ...] = ("input",)
@@ -244,10 +254,6 @@ class Scan(Workload):
             return f"{'exp_scan' if self.stateless else 'sequence'} from {self.source}"
         alone = ", backward alone" if self.backward else ""
         return "sequence with gradient to " + " and ".join(self.gradients) + alone
-
-    @property
-    def size(self):
-        return f"T={self.steps}, {super().size}"
 
     @property
     def moved(self):
@@ -287,18 +293,12 @@ class Scan(Workload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadSteps(Workload):
+class ReadSteps(OverTime):
     """A sequence from rest, read at times of each step that the batch shares; forward."""
 
     steps: int = 200
-    batch: int = 16
-    synapses: int = 256
     work: ClassVar[str] = "read_steps"
     title: ClassVar[str] = "sequence read at the times of each step"
-
-    @property
-    def size(self):
-        return f"T={self.steps}, {super().size}"
 
     @property
     def moved(self):
@@ -322,18 +322,11 @@ class ReadSteps(Workload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ragged(Workload):
+class Ragged(OverTime):
     """A sequence from rest of samples that each end after steps of their own; forward."""
 
-    steps: int = 500
-    batch: int = 16
-    synapses: int = 256
     work: ClassVar[str] = "ragged"
     title: ClassVar[str] = "sequence of samples of several lengths"
-
-    @property
-    def size(self):
-        return f"T={self.steps}, {super().size}"
 
     @property
     def lengths(self) -> list[int]:
@@ -528,12 +521,11 @@ class Convolve(Project):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift(Workload):
+class Shift(OverTime):
     """A signal delayed over a sequence from rest, forward, and backward to signal and delays."""
 
     steps: int = 250
     batch: int = 64
-    synapses: int = 256
     record: int = 25
     interp: str = "linear"
     """What is between steps: ``"linear"``, or a ``"gaussian"`` as wide as a step."""
@@ -548,10 +540,6 @@ class Shift(Workload):
     @property
     def name(self):
         return self.title
-
-    @property
-    def size(self):
-        return f"T={self.steps}, {super().size}"
 
     @property
     def moved(self):
