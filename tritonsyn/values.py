@@ -68,6 +68,14 @@ def as_real(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
+def after_zeros(sequence: Tensor, rows: int) -> Tensor:
+    """The sequence, made that long by zeros before it."""
+    missing = rows - sequence.shape[0]
+    if not missing:
+        return sequence
+    return torch.cat((sequence.new_zeros(missing, *sequence.shape[1:]), sequence))
+
+
 def highest_rate(dtype: torch.dtype) -> float:
     """The highest step over time constant that arithmetic of this dtype takes.
 

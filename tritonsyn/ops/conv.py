@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..values import compute_dtype, readable
+from ..values import after_zeros, compute_dtype, readable
 from .common import chained, first_order, keep, kept, without_autocast
 from .delayed import End, Run
 from .operator import operator
@@ -147,15 +147,15 @@ def _by_products(
 def _over_time(sequence: Tensor, kernel: Tensor, steps: int, windows: Windows) -> Tensor:
     """The convolution of the last steps with a kernel ``[O, C / groups, K, *kernel]``."""
     slots, axes = kernel.shape[2], len(windows.size)
-    missing = slots - 1 + steps - sequence.shape[0]
     if sequence.device.type == "cpu" and sequence.dtype == torch.float64:
         # Torch would write all windows of K steps out, not of one.
-        sequence = F.pad(sequence, (0, 0, 0, 0, missing, 0))
+        sequence = after_zeros(sequence, slots - 1 + steps)
         y = convolve_rows(sequence[:steps], kernel[:, :, 0], windows)
         for k in range(1, slots):
             y = y + convolve_rows(sequence[k : k + steps], kernel[:, :, k], windows)
         return y
     x = sequence.unflatten(1, (-1, *windows.size)).movedim(-1, 0).movedim(2, 0)
+    missing = slots - 1 + steps - sequence.shape[0]
     x = F.pad(x, (*(0, 0) * axes, missing, 0))  # [B, C, rows, *size]
     return convolve(x, kernel, windows).movedim(2, 0)
 
@@ -208,7 +208,7 @@ def _rows_back(back: Tensor, steps: int, slots: int, batch: int) -> Tensor:
 
 def _read_alone(rows: Tensor, weight: Tensor, back: Tensor, steps: int, slots: int) -> Tensor:
     """``weight[0, n] * rows[t - back[0, n], b, n]`` at the last steps of ``rows [R, B, N]``."""
-    whole = F.pad(rows.to(weight.dtype), (0, 0, 0, 0, slots - 1 + steps - len(rows), 0))
+    whole = after_zeros(rows.to(weight.dtype), slots - 1 + steps)
     return whole.gather(0, _rows_back(back, steps, slots, rows.shape[1])).mul_(weight)
 
 
@@ -223,7 +223,7 @@ def _read_alone_backward(
         drows = dy.new_zeros(size, *dy.shape[1:]).scatter_(0, index, dy * weight)
         found.append(drows[size - count :])
     if rows is not None:
-        whole = F.pad(rows.to(dy.dtype), (0, 0, 0, 0, size - len(rows), 0))
+        whole = after_zeros(rows.to(dy.dtype), size)
         found.append((dy * whole.gather(0, index)).sum((0, 1)).unsqueeze(0))
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..values import Reading, ReadRule, Slot, compute_dtype, locate, readable
+from ..values import Reading, ReadRule, Slot, after_zeros, compute_dtype, locate, readable
 from .common import (
     Home,
     chained,
@@ -400,7 +400,8 @@ def after_pasts(
     sequences: Sequence[Tensor], pasts: Sequence[Tensor] | None, slots: int
 ) -> list[Tensor]:
     """Each sequence after its past ``[K - 1, B, N]``, or after as many zeros."""
-    pasts = pasts or [rows.new_zeros(slots - 1, *rows.shape[1:]) for rows in sequences]
+    if not pasts:
+        return [after_zeros(rows, slots - 1 + len(rows)) for rows in sequences]
     pairs = zip(pasts, sequences, strict=True)
     return [torch.cat((past.view(-1, *rows.shape[1:]), rows)) for past, rows in pairs]
 

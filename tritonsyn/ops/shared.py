@@ -59,12 +59,10 @@ def project_shared(run: Run, connections: Shared) -> tuple[Tensor, End]:
 
 def delayed_currents(run: Run, connections: Shared) -> tuple[Tensor, End]:
     """The currents of the run, each as it was its delay ago, and the end of the sequence."""
-    pasts = run.before()
+    how: dict[str, Any] = {"pasts": run.before(), "slots": run.slots, "backend": run.backend}
     sequences, end = run.scanned()
     _, times, rates, rule, _ = connections
-    how: dict[str, Any] = {"pasts": pasts, "slots": run.slots, "owned": True}
-    steps, backend = run.x.shape[0], run.backend
-    return select_scan(sequences, times, rates, rule, steps, backend=backend, **how), end
+    return select_scan(sequences, times, rates, rule, run.x.shape[0], owned=True, **how), end
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..values import WORD, Lines, Links, Slot
+from ..values import WORD, Lines, Links, Slot, after_zeros
 from . import links as linked
 from .scan import write_lines
 
@@ -61,7 +61,7 @@ def project(
     if links is not None:
         return linked.project(sequence, weight, back, steps, slots, links)
     batch = sequence.shape[1]
-    sequence = _after_zeros(sequence.to(weight.dtype), slots - 1 + steps)
+    sequence = after_zeros(sequence.to(weight.dtype), slots - 1 + steps)
     # For one step a gather of every connection costs more than a product with each slot.
     if strategy == "gemm" or steps == 1:
         y = sequence.new_zeros(steps, batch, weight.shape[0])
@@ -138,7 +138,7 @@ def _to_sequence(
 
 def _to_weight(dy: Tensor, sequence: Tensor, back: Tensor, slots: int, products: bool) -> Tensor:
     steps, batch, outputs = dy.shape
-    sequence = _after_zeros(sequence.to(dy.dtype), slots - 1 + steps)
+    sequence = after_zeros(sequence.to(dy.dtype), slots - 1 + steps)
     if products:
         flat = dy.reshape(steps * batch, outputs).t()
         found = dy.new_empty(slots, *back.shape)
@@ -152,14 +152,6 @@ def _to_weight(dy: Tensor, sequence: Tensor, back: Tensor, slots: int, products:
     for row, dline, windows in zip(dweight, _lines(dy), shifted, strict=False):
         torch.mv(windows, dline, out=row)
     return dweight
-
-
-def _after_zeros(sequence: Tensor, rows: int) -> Tensor:
-    """The sequence, made that long by zeros before it."""
-    missing = rows - sequence.shape[0]
-    if not missing:
-        return sequence
-    return torch.cat((sequence.new_zeros(missing, *sequence.shape[1:]), sequence))
 
 
 def _contained(product: Tensor) -> bool:
