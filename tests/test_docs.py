@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IMPORT = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
@@ -31,11 +32,8 @@ def blocks(page):
 def test_the_python_of_a_page_runs(page, capsys):
     """Block after block, in one namespace; what asserts, asserts."""
     found = list(blocks(page))
-    missing = [
-        name
-        for name in ("inferno",)
-        if any(f"import {name}" in code for _, code in found) and not importlib.util.find_spec(name)
-    ]
+    imports = {name for _, code in found for name in IMPORT.findall(code)}
+    missing = sorted(name for name in imports if not importlib.util.find_spec(name))
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
     torch.manual_seed(0)

@@ -31,6 +31,7 @@ FLOORS = (
     ("ops",),
     ("functional", "init", "parametrizations", "regularizers"),
     ("modules",),
+    ("distributed", "export", "interop", "nir", "plot"),
     ("workbench", "demo"),
     ("cli",),
 )
