@@ -108,7 +108,7 @@ class Delay(Group, LearnedDelays):
         self._interp = _known_interpolation("interp", interp)
         self._sigma = self._dt if sigma is None else checks.nonnegative("sigma", sigma)
         self._min_delay = self._checked_min_delay(min_delay)
-        self._delay_shape = checks.broadcasting_shape("delay_shape", delay_shape, self._shape)
+        self._delay_shape = checks.broadcasting_shape("delay_shape", delay_shape, self._sizes)
         dtype, device = checks.record_dtype(dtype), checks.device(device)
         self._add_record("signal_", batch_size, dtype, device)
         values = torch.empty(self._delay_shape, dtype=dtype, device=device)
@@ -135,7 +135,7 @@ class Delay(Group, LearnedDelays):
     def extra_repr(self) -> str:
         width = f", sigma={self._sigma}" if self._interp == "gaussian" else ""
         return (
-            f"{self._shape}, step_time={self._dt}, max_delay={self._delay}, "
+            f"{self._sizes}, step_time={self._dt}, max_delay={self._delay}, "
             f"interp={self._interp}{width}, delay_shape={self._delay_shape}"
         )
 
@@ -182,14 +182,14 @@ class Delay(Group, LearnedDelays):
         """
         if _run is not None:
             return self._over_time(_run, x)
-        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._shape) + 2:
+        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._sizes) + 2:
             return self._over_time(self._scan, x)
         x, delay = self.check_step(x), self._present_delay()
         self.follow(x.shape[0], self._backend)
         self.signal_.push(x)
         if (mode := self._mode()) == "gaussian":
             return self._weighted(delay)
-        return self._read(delay.expand(1, *self._shape), self._rule(mode, self._delay))
+        return self._read(delay.expand(1, *self._sizes), self._rule(mode, self._delay))
 
     def scan(
         self, x: Tensor | PackedSpikes, lengths: Tensor | Sequence[int] | None = None
@@ -227,7 +227,7 @@ class Delay(Group, LearnedDelays):
         if (mode := self._mode()) == "gaussian":
             y = self._filtered(torch.cat((past, rows)), delay, steps)
         else:
-            sel, rule = delay.expand(self._shape).reshape(1, -1), self._rule(mode, self._delay)
+            sel, rule = delay.expand(self._sizes).reshape(1, -1), self._rule(mode, self._delay)
             how: dict[str, Any] = {"pasts": [past], "slots": slots, "backend": self._backend}
             how |= {"owned": signal is not x}
             y = ops.select_scan([rows], sel, [None], rule, steps, **how)
@@ -268,7 +268,7 @@ class Delay(Group, LearnedDelays):
         """The weighted means of ``rows [K - 1 + T, B, N]``, for each of T steps."""
         slots, span, backend = self.signal_.recordsz, self._span(), self._backend
         narrow = slots >= 2 * span  # then it pays to bring what counts to one place first
-        each = delay.flatten() if delay.numel() == 1 else delay.expand(self._shape).flatten()
+        each = delay.flatten() if delay.numel() == 1 else delay.expand(self._sizes).flatten()
         first, weights = self._weights(each, span if narrow else slots)
         if narrow:
             rule = self._rule("previous", (slots - span) * self._dt)
@@ -281,7 +281,7 @@ class Delay(Group, LearnedDelays):
         slots, span = self.signal_.recordsz, self._span()
         first, weights = self._weights(delay, span)
         back = torch.arange(span, dtype=weights.dtype, device=weights.device) * self._dt
-        times = (first.unsqueeze(-1) + back).expand(1, *self._shape, span)
+        times = (first.unsqueeze(-1) + back).expand(1, *self._sizes, span)
         values = self._read(times, self._rule("previous", (slots - 1) * self._dt))
         return (values * weights).sum(-1).to(values.dtype)
 

@@ -36,7 +36,7 @@ class Group(TakesSequences):
         backend: str | None,
     ) -> None:
         super().__init__()
-        self._shape = checks.group_shape(shape)
+        self._sizes = checks.group_shape(shape)
         self._dt = checks.step_time("step_time", step_time)
         self._delay = checks.nonnegative("delay", delay)
         batch_size = checks.positive_integer("batch_size", batch_size)
@@ -47,7 +47,7 @@ class Group(TakesSequences):
 
     def _check_size(self, step_time: float, delay: float, batch_size: int) -> tuple[int, ...]:
         """The size of a record, which must not be too large for any tensor."""
-        size = record_size(step_time, delay, inclusive=True), batch_size, *self._shape
+        size = record_size(step_time, delay, inclusive=True), batch_size, *self._sizes
         checks.check_count("delay in steps, batch_size (batchsz) and shape", size)
         return size
 
@@ -59,7 +59,7 @@ class Group(TakesSequences):
         device: torch.device | None,
         carried: bool = False,
     ) -> None:
-        blank = torch.zeros((batch_size, *self._shape), dtype=dtype, device=device)
+        blank = torch.zeros((batch_size, *self._sizes), dtype=dtype, device=device)
         how: dict[str, Any] = {"capturable": self._capturable, "backend": self._backend}
         record = RecordTensor(self._dt, self._delay, blank, inclusive=True, carried=carried, **how)
         record.reset(0)
@@ -78,7 +78,11 @@ class Group(TakesSequences):
 
     # -- properties ---------------------------------------------------------------------------
 
-    shape: tuple[int, ...] = setting("shape", "Shape of the group, without the batch.")
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the group, without the batch."""
+        return self._sizes
+
     dt: float = setting("dt", "Length of a step, ms.", checks.step_time, REBUILDS)
     capturable: bool = setting("capturable", "Whether the pointers are kept on the device.")
 
@@ -97,7 +101,7 @@ class Group(TakesSequences):
     @property
     def count(self) -> int:
         """Number of elements in the group."""
-        return math.prod(self._shape)
+        return math.prod(self._sizes)
 
     @property
     def batchedshape(self) -> tuple[int, ...]:
@@ -213,7 +217,7 @@ class Group(TakesSequences):
         """
         check_run()
         x = checks.check_real("x", x)
-        if x.shape[1:] != self._shape or x.ndim < 2:
+        if x.shape[1:] != self._sizes or x.ndim < 2:
             step = ", ".join(str(size) for size in self.batchedshape)
             raise checks.misshapen("x", x, f"({step}), or (T, {step}) for a sequence")
         checks.check_device("x", x, self._storage.device)
@@ -224,7 +228,7 @@ class Group(TakesSequences):
         check_run()
         checks.check_sequence(x)
         checks.check_device("x", x, self._storage.device)
-        if len(x.shape) < 2 or tuple(x.shape[2:]) != self._shape:
+        if len(x.shape) < 2 or tuple(x.shape[2:]) != self._sizes:
             sizes = ", ".join(str(size) for size in ("T", *self.batchedshape))
             raise checks.misshapen("x", x, f"({sizes})")
 

@@ -142,7 +142,7 @@ class ExponentialCurrent(Group):
     def _checked_constant(self, name: str, value: Any) -> Constant:
         """The constant if it obeys its own rule and those between constants."""
         charge = name == self._constants[0]  # which may be negative
-        constant = checks.constant(name, value, self._shape, above_zero=not charge)
+        constant = checks.constant(name, value, self._sizes, above_zero=not charge)
         if isinstance(constant, Tensor):
             checks.check_holds_values(name, constant, self._spikes.device)
         if charge:  # a time constant that does not fit is brought into bounds
@@ -181,7 +181,7 @@ class ExponentialCurrent(Group):
         """A constant 0-d or ``[N]``, on the device. A number is filled in once."""
         dtype, device = self._arithmetic(), self._spikes.device
         if isinstance(value, Tensor):
-            return per_synapse(value.to(device), self._shape)
+            return per_synapse(value.to(device), self._sizes)
         kept = self._filled.get(name)
         if kept is None or kept.dtype != dtype or kept.device != device:
             with ordinary_tensors():
@@ -218,7 +218,7 @@ class ExponentialCurrent(Group):
             text = f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
             constants.append(f"{name}={text}")
         return (
-            f"{self._shape}, step_time={self._dt}, {', '.join(constants)}, delay={self._delay}, "
+            f"{self._sizes}, step_time={self._dt}, {', '.join(constants)}, delay={self._delay}, "
             f"batch_size={self.batchsz}, inplace={self._inplace}"
         )
 
@@ -325,7 +325,7 @@ class ExponentialCurrent(Group):
         if _run is not None:
             return self._over_time(_run, x)
         backend = self._backend if backend is None else backend
-        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._shape) + 2:
+        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._sizes) + 2:
             return self._over_time(lambda x: self._scan(x, backend), x)
         x, coefficients = self.check_step(x), self.coefficients()
         self.follow(x.shape[0], backend)
@@ -553,9 +553,9 @@ class ExponentialCurrent(Group):
 
     def again(self, parameters: dict[str, Any], rows: Any) -> Tensor | None:
         """What a plan of the layer with these parameters returns; None where there is none."""
-        return self._again(self._name(parameters, rows), rows)
+        return self._again(self._plan_name(parameters, rows), rows)
 
-    def _name(self, parameters: dict[str, Any], rows: Any) -> Any:
+    def _plan_name(self, parameters: dict[str, Any], rows: Any) -> Any:
         # What is launched depends on the past, too.
         return id(parameters), getattr(rows, "ndim", 0), self._at_rest()
 
@@ -575,7 +575,7 @@ class ExponentialCurrent(Group):
             home = ops.Home([*places, (parameters, "weight"), (parameters, "delay")], moving)
             return ops.State(home, len(places), records, steps, self._backend)
 
-        return self._replayed(self._name(parameters, rows), rows, call, state)
+        return self._replayed(self._plan_name(parameters, rows), rows, call, state)
 
     def project(self, taps: ops.Taps) -> Tensor:
         """What connections from these synapses deliver now, each after its delay: ``[B, O]``."""
