@@ -32,10 +32,10 @@ class Work(NamedTuple):
 # Nanoseconds of one multiplication and addition in float32. Measured on two cores of a CPU, and on
 # an H100 (docs/performance.md): shift and events; bits by a prototype that took 2.5 instructions
 # where there are 1.9 now; gemm in ieee, when it loaded its connections anew for each delay.
-# Calculated: gemm on tensor cores, links on a GPU as shift.
-_GPU = {"shift": 4.0e-4, "links": 4.0e-4, "bits": 2.6e-4, "events": 1.3e-2}
+# Calculated: gemm on tensor cores. On a GPU convolutions count as gemm.
+_GPU = {"shift": 4.0e-4, "bits": 2.6e-4, "events": 1.3e-2}
 _COSTS = {
-    "cpu": {"shift": 1.4, "links": 0.45, "gemm": 0.027, "events": 8.0},
+    "cpu": {"shift": 0.16, "gemm": 0.027, "convolution": 0.009, "events": 6.0},
     "ieee": {**_GPU, "gemm": 3.1e-4},
     "tf32x3": {**_GPU, "gemm": 5.0e-5},
     "tf32": {**_GPU, "gemm": 2.7e-5},
@@ -56,11 +56,12 @@ precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def cheapest(work: Work, device: torch.device) -> str:
     """``"shift"``, ``"gemm"``, ``"bits"`` or ``"events"``."""
     cost = _COSTS["cpu" if device.type == "cpu" else precision()]
-    tap = {"shift": cost["shift"] if work.density is None else cost["links"] * work.density}
+    tap = {"shift": cost["shift"] * (1.0 if work.density is None else work.density)}
     if work.parts:
         tap["shift"] += work.parts * _PART / work.taps
     if work.finite or device.type == "cpu":  # where ``gemm`` checks its own result
-        tap["gemm"] = work.slots * cost["gemm"]
+        product = cost.get("convolution") if work.parts else None
+        tap["gemm"] = work.slots * (product or cost["gemm"])
     best = min(tap, key=tap.__getitem__)
     least = tap[best]
     # Sizes of a traced sequence are symbols: at rest no comparison depends on them.

@@ -1,14 +1,16 @@
 """The delayed projection: each connection reads its input some whole steps back."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..values import WORD, Lines, Links, Slot, after_zeros
-from . import links as linked
+from . import bags
 from .scan import write_lines
+
+_SLOTS_A_SHIFT = 6
+"""Products with the weights of one delay that take as long as a shifted sum, on a CPU."""
 
 
 def lines_for(
@@ -58,21 +60,11 @@ def project(
     products. Returns ``[steps, B, O]`` in the dtype of the weight.
     """
     sequence = _rows(sequence)
-    if links is not None:
-        return linked.project(sequence, weight, back, steps, slots, links)
-    batch = sequence.shape[1]
-    sequence = after_zeros(sequence.to(weight.dtype), slots - 1 + steps)
-    # For one step a gather of every connection costs more than a product with each slot.
-    if strategy == "gemm" or steps == 1:
-        y = sequence.new_zeros(steps, batch, weight.shape[0])
-        for k, part in enumerate(_masked(weight, back, slots)):
-            here = sequence[slots - 1 - k : slots - 1 - k + steps]
-            y.flatten(0, 1).addmm_(here.flatten(0, 1), part.t())
+    if strategy == "gemm":
+        y = _products(sequence, weight, back, steps, slots)
         if _contained(y):
             return y
-    offsets = (slots - 1 - back) * batch
-    out = _shifted_sum(_lines(sequence), weight, offsets, steps * batch)
-    return _from_lines(out, steps, batch)
+    return bags.project(sequence, weight, back, steps, slots, links)
 
 
 def project_step(
@@ -105,53 +97,56 @@ def project_backward(
     the weight and the dtype of ``dy``, if the sequence is given. With factors of each connection
     the latter gives the gradients of the delay and of the time constants, too.
     """
-    if links is not None:
-        seen = None if sequence is None else _rows(sequence)
-        return linked.project_backward(dy, seen, weight, back, rows, slots, links)
+    dsequence = dweight = None
     products = strategy == "gemm"
-    return (
-        None if weight is None else _to_sequence(dy, weight, back, rows, slots, products),
-        None if sequence is None else _to_weight(dy, _rows(sequence), back, slots, products),
-    )
+    if weight is not None:
+        # Of few steps after a long past most shifted sums are of zeros.
+        if products or (links is None and len(dy) * slots < _SLOTS_A_SHIFT * rows):
+            dsequence = _products_to_sequence(dy, weight, back, rows, slots)
+        if dsequence is None or not _contained(dsequence):
+            dsequence = bags.project_to_sequence(dy, weight, back, rows, slots, links)
+    if sequence is not None:
+        if products:
+            dweight = _products_to_weight(dy, _rows(sequence), back, slots)
+        else:
+            dweight = bags.project_to_weight(dy, _rows(sequence), back, slots, links)
+    return dsequence, dweight
 
 
-def _to_sequence(
-    dy: Tensor, weight: Tensor, back: Tensor, rows: int, slots: int, products: bool
+def _products(sequence: Tensor, weight: Tensor, back: Tensor, steps: int, slots: int) -> Tensor:
+    """:func:`project` of all connections as a product with the weights of each delay."""
+    rows = after_zeros(sequence.to(weight.dtype), slots - 1 + steps)
+    y = rows.new_zeros(steps, rows.shape[1], weight.shape[0])
+    for k, part in enumerate(_masked(weight, back, slots)):
+        here = rows[slots - 1 - k : slots - 1 - k + steps]
+        y.flatten(0, 1).addmm_(here.flatten(0, 1), part.t())
+    return y
+
+
+def _products_to_sequence(
+    dy: Tensor, weight: Tensor, back: Tensor, rows: int, slots: int
 ) -> Tensor:
     steps, batch, _ = dy.shape
-    before = rows - steps
-    dy = dy.to(weight.dtype)
-    if products:
-        dsequence = dy.new_zeros(rows, batch, weight.shape[1])
-        for k, part in enumerate(_masked(weight, back, slots)):
-            # What was read before the first row gets no gradient.
-            beyond = min(max(k - before, 0), steps)
-            here = dsequence[before - k + beyond : before - k + steps]
-            here.flatten(0, 1).addmm_(dy[beyond:].flatten(0, 1), part)
-        if _contained(dsequence):
-            return dsequence
-    # A step of the sequence is read up to K - 1 steps later, and not before the first one.
-    lines = torch.nn.functional.pad(_lines(dy), (before * batch, (slots - 1) * batch))
-    out = _shifted_sum(lines, weight.t(), back.t() * batch, rows * batch)
-    return _from_lines(out, rows, batch)
+    before, dy = rows - steps, dy.to(weight.dtype)
+    dsequence = dy.new_zeros(rows, batch, weight.shape[1])
+    for k, part in enumerate(_masked(weight, back, slots)):
+        # What was read before the first row gets no gradient.
+        beyond = min(max(k - before, 0), steps)
+        here = dsequence[before - k + beyond : before - k + steps]
+        here.flatten(0, 1).addmm_(dy[beyond:].flatten(0, 1), part)
+    return dsequence
 
 
-def _to_weight(dy: Tensor, sequence: Tensor, back: Tensor, slots: int, products: bool) -> Tensor:
+def _products_to_weight(dy: Tensor, sequence: Tensor, back: Tensor, slots: int) -> Tensor:
     steps, batch, outputs = dy.shape
     sequence = after_zeros(sequence.to(dy.dtype), slots - 1 + steps)
-    if products:
-        flat = dy.reshape(steps * batch, outputs).t()
-        found = dy.new_empty(slots, *back.shape)
-        for k, product in enumerate(found):
-            rows = sequence[slots - 1 - k : slots - 1 - k + steps]
-            # Into given memory, which autocast leaves in its dtype.
-            torch.mm(flat, rows.flatten(0, 1), out=product)
-        return found.gather(0, back.long().unsqueeze(0)).squeeze(0)
-    dweight = dy.new_zeros(back.shape)
-    shifted = _shifted(_lines(sequence), (slots - 1 - back) * batch, steps * batch)
-    for row, dline, windows in zip(dweight, _lines(dy), shifted, strict=False):
-        torch.mv(windows, dline, out=row)
-    return dweight
+    flat = dy.reshape(steps * batch, outputs).t()
+    found = dy.new_empty(slots, *back.shape)
+    for k, product in enumerate(found):
+        rows = sequence[slots - 1 - k : slots - 1 - k + steps]
+        # Into given memory, which autocast leaves in its dtype.
+        torch.mm(flat, rows.flatten(0, 1), out=product)
+    return found.gather(0, back.long().unsqueeze(0)).squeeze(0)
 
 
 def _contained(product: Tensor) -> bool:
@@ -166,31 +161,3 @@ def _masked(weight: Tensor, back: Tensor, slots: int) -> Tensor:
     """``[K, O, I]``: the weights of the connections of each delay, zero elsewhere."""
     parts = weight.new_zeros(slots, *weight.shape)
     return parts.scatter_(0, back.long().unsqueeze(0), weight.unsqueeze(0))
-
-
-def _lines(sequence: Tensor) -> Tensor:
-    """``[T, B, N]`` as ``[N, T * B]``: a delay is an offset along a line."""
-    return sequence.flatten(0, 1).t().contiguous()
-
-
-def _from_lines(lines: Tensor, steps: int, batch: int) -> Tensor:
-    """Inverse of :func:`_lines`, in new memory."""
-    sequence = lines.view(lines.shape[0], steps, batch).permute(1, 2, 0)
-    return sequence.clone(memory_format=torch.contiguous_format)
-
-
-def _shifted(lines: Tensor, offsets: Tensor, length: int) -> Iterator[Tensor]:
-    """For each row of ``offsets [R, C]`` the lines from there on, ``[C, length]``."""
-    if lines.numel() and length:
-        starts = torch.arange(lines.shape[0], device=lines.device) * lines.shape[1]
-        windows = lines.view(-1).unfold(0, length, 1)
-        for start in offsets + starts:
-            yield windows[start.long()]
-
-
-def _shifted_sum(lines: Tensor, weight: Tensor, offsets: Tensor, length: int) -> Tensor:
-    """``out[r, j] = sum_c weight[r, c] * lines[c, j + offsets[r, c]]``, ``[R, length]``."""
-    out = lines.new_zeros(weight.shape[0], length)
-    for line, weights, windows in zip(out, weight, _shifted(lines, offsets, length), strict=False):
-        torch.mv(windows.t(), weights, out=line)
-    return out

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..values import Connections, Dynamics, Lines, Links, Rows, compute_dtype
-from .links import Bags
+from .bags import Bags, transposed
 from .projection import project_backward
 from .step import advanced, scaled
 
@@ -83,13 +83,17 @@ def connections(
     taken = Connections(None, weight, back, slots, least, adjoint)
     outputs, size = weight.shape if links is None else links.size
     size = outputs if adjoint else size
-    starts, inputs, weight, back = Bags.of(weight, back, links, adjoint)
+    if adjoint:
+        weight, bags = transposed(weight, links), Bags.adjoint(back, links)
+    else:
+        bags = Bags.of(back, links)
+    weight, back = weight.reshape(-1), bags.back
     steps, count = min(least + 1, _TOGETHER), weight.numel()
     kind = torch.int32 if max(slots * size, steps * count) < 2**31 else torch.int64
     step = torch.arange(steps, device=weight.device).unsqueeze(1)
     row = back - least if adjoint else slots - 1 - back
-    place = (row * size + inputs + step * size).to(kind)
-    starts = (starts + step * count).to(kind)
+    place = (row * size + bags.inputs + step * size).to(kind)
+    starts = (bags.starts + step * count).to(kind)
     several = place.flatten(), starts.flatten(), weight.repeat(steps)
     single = tuple(part[: len(part) // steps] for part in several)
     return taken._replace(table=(single, several))
