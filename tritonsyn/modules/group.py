@@ -99,6 +99,11 @@ class Group(TakesSequences):
         self._rebuild(batchsz=checks.positive_integer("batchsz", value))
 
     @property
+    def step_axes(self) -> int:
+        """Axes of the input of a step; a sequence has one more."""
+        return len(self._sizes) + 1
+
+    @property
     def count(self) -> int:
         """Number of elements in the group."""
         return math.prod(self._sizes)
