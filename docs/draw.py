@@ -9,12 +9,12 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 
-from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent
+from tritonsyn import DoubleExponentialCurrent, SingleExponentialCurrent, plot
+from tritonsyn.plot import INK, PALE
 
 IMAGE = Path(__file__).parent / "images" / "synapses.png"
 
-# Two colours that stay apart for every kind of colour vision, and in print without colour.
-SINGLE, DOUBLE, INK, PALE = "#0072B2", "#D55E00", "#333333", "#EEEBE3"
+SINGLE, DOUBLE = plot.BLUE, plot.ORANGE  # which stay apart in print without colour, too
 
 STEP = 1.0  # ms
 PRESENT = 59.0  # ms
@@ -37,31 +37,25 @@ STYLE = {
 }
 
 
-Curves = dict[str, torch.Tensor]
+Synapses = dict[str, SingleExponentialCurrent | DoubleExponentialCurrent]
 LOOKS = {
     "single": {"color": SINGLE, "linestyle": "-"},
     "double": {"color": DOUBLE, "linestyle": "--"},
 }
-MARKERS = {"single": "o", "double": "s"}
 
 
-def simulate() -> tuple[Curves, torch.Tensor, Curves]:
-    """Currents at each step, times before the present, and the currents read there."""
+def simulate(delay: float) -> Synapses:
+    """Synapses that have received the spikes, and record ``delay`` ms."""
     x = torch.zeros(int(PRESENT / STEP) + 1, 1, 1)
     x[list(SPIKES)] = 1.0
-    # The record spans the whole run here, so that the left half can be drawn between steps too.
-    synapses = {
-        "single": SingleExponentialCurrent(
-            1, STEP, spike_charge=10.0, time_constant=8.0, delay=PRESENT
-        ),
-        "double": DoubleExponentialCurrent(
-            1, STEP, spike_charge=10.0, tc_decay=8.0, tc_rise=2.0, delay=PRESENT
-        ),
+    how = {"spike_charge": 10.0, "delay": delay}
+    synapses: Synapses = {
+        "single": SingleExponentialCurrent(1, STEP, time_constant=8.0, **how),
+        "double": DoubleExponentialCurrent(1, STEP, tc_decay=8.0, tc_rise=2.0, **how),
     }
-    currents = {name: synapse.scan(x).flatten() for name, synapse in synapses.items()}
-    ago = torch.linspace(0.0, PRESENT, 100 * int(PRESENT) + 1)
-    reads = {name: s.current_at(ago.view(1, 1, -1)).flatten() for name, s in synapses.items()}
-    return currents, ago, reads
+    for synapse in synapses.values():
+        synapse.scan(x)
+    return synapses
 
 
 def draw_spikes(axes: Axes) -> None:
@@ -73,9 +67,11 @@ def draw_spikes(axes: Axes) -> None:
     axes.tick_params(bottom=False, labelbottom=False)
 
 
-def draw_currents(axes: Axes, ago: torch.Tensor, reads: Curves) -> None:
-    for name, read in reads.items():
-        axes.plot(PRESENT - ago, read, linewidth=2, **LOOKS[name])
+def draw_currents(axes: Axes, synapses: Synapses) -> None:
+    ago = torch.linspace(0.0, PRESENT, 100 * int(PRESENT) + 1)
+    for name, synapse in synapses.items():
+        current = synapse.current_at(ago.view(1, 1, -1)).flatten()
+        axes.plot(PRESENT - ago, current, linewidth=2, **LOOKS[name])
     axes.set_title("Currents of the two synapses")
     axes.set_xlabel("time (ms)")
     axes.set_ylabel("current (nA)")
@@ -92,27 +88,18 @@ def draw_window(axes: Axes) -> None:
     axes.axvspan(PRESENT - DELAY, PRESENT, color=PALE, zorder=0, linewidth=0)
 
 
-def draw_reads(axes: Axes, currents: Curves, ago: torch.Tensor, reads: Curves) -> None:
-    recorded = int(DELAY / STEP) + 1
-    steps = torch.arange(recorded) * STEP
-    within = ago <= DELAY
-    for name, read in reads.items():
-        axes.plot(-ago[within], read[within], linewidth=1.6, **LOOKS[name])
-        newest_first = currents[name].flip(0)[:recorded]
-        look = {"color": LOOKS[name]["color"], "markeredgecolor": "white", "markersize": 6.5}
-        axes.plot(-steps, newest_first, MARKERS[name], **look)
+def draw_reads(axes: Axes, synapses: Synapses) -> None:
+    for name, synapse in synapses.items():
+        plot.read(synapse, torch.empty(0), ax=axes, **LOOKS[name])
+    axes.get_legend().remove()
     axes.set_facecolor(PALE)
     axes.set_title("Delayed reads at the present")
-    axes.set_xlabel("delay (ms before the present)")
-    axes.set_ylabel("current (nA)")
-    axes.set_xticks([-12, -9, -6, -3, 0], ["12", "9", "6", "3", "0"])
-    axes.set_ylim(0, 3)
-    axes.text(-12, 2.78, "marks: recorded, one per step", fontsize=10)
-    axes.text(-12, 2.56, "lines: current_at(delay), for any delay", fontsize=10)
+    axes.set(xlabel="delay (ms before the present)", xticks=range(0, 13, 3), ylim=(0, 3))
+    axes.text(DELAY, 2.78, "marks: recorded, one per step", fontsize=10)
+    axes.text(DELAY, 2.56, "lines: current_at(delay), for any delay", fontsize=10)
 
 
 def main() -> None:
-    currents, ago, reads = simulate()
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(10.5, 4.2), layout="constrained")
         grid = figure.add_gridspec(2, 2, height_ratios=[1, 5.2], width_ratios=[1.35, 1])
@@ -121,10 +108,10 @@ def main() -> None:
         right = figure.add_subplot(grid[:, 1])
         draw_spikes(top)
         draw_window(top)
-        draw_currents(left, ago, reads)
+        draw_currents(left, simulate(PRESENT))
         draw_window(left)
         left.set_xlim(0, PRESENT)
-        draw_reads(right, currents, ago, reads)
+        draw_reads(right, simulate(DELAY))
         IMAGE.parent.mkdir(exist_ok=True)
         figure.savefig(IMAGE, dpi=160, facecolor="white", metadata={"Software": None})
     print(IMAGE)

@@ -14,13 +14,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from draw import INK, PALE, STYLE
+from draw import STYLE
 from matplotlib.axes import Axes
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "bench"))
 from results import read  # noqa: E402
 
+from tritonsyn import plot  # noqa: E402
+from tritonsyn.plot import INK, PALE  # noqa: E402
 from tritonsyn.system import reason, written_whole  # noqa: E402
 
 CSV = HERE.parent / "bench" / "results" / "synapses.csv"
@@ -30,16 +32,15 @@ AXES = {
     "K": "slots of the record K",
     "spikes": "part of the inputs that are spikes",
 }
-# Colours that stay apart for every kind of colour vision.
 COLOURS = {
-    "tritonsyn triton": "#0072B2",
-    "tritonsyn reference": "#56B4E9",
-    "inferno-ai": "#D55E00",
-    "plain PyTorch": "#E69F00",
-    "torch.compile": "#F0E442",
-    "snntorch": "#CC79A7",
-    "accelerated-scan": "#009E73",
-    "DCLS": "#009E73",
+    "tritonsyn triton": plot.BLUE,
+    "tritonsyn reference": plot.SKY,
+    "inferno-ai": plot.ORANGE,
+    "plain PyTorch": plot.AMBER,
+    "torch.compile": plot.YELLOW,
+    "snntorch": plot.PINK,
+    "accelerated-scan": plot.GREEN,
+    "DCLS": plot.GREEN,
     "copy_": INK,
     "clone": "#777777",
     "matrix product": "#B0B0B0",

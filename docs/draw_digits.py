@@ -18,8 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent / "examples"))
 import compare_digits
 import digits
 
+from tritonsyn import plot
+from tritonsyn.plot import GREY
+
 IMAGE = Path(__file__).parent / "images" / "digits.png"
-GREY, LIGHT = "#8A8A8A", "#C8C8C8"
+LIGHT = "#C8C8C8"
 LOOKS = {"delayed": (DOUBLE, "o"), "undelayed": (SINGLE, "s"), "none": (GREY, "^")}
 SHOWN = 5  # the digit that is read in the picture
 SHOWN_STEPS = 64  # of 1 ms
@@ -67,11 +70,9 @@ def draw_raster(axes: Axes, spikes: torch.Tensor) -> None:
     when = torch.arange(len(spikes)).unsqueeze(1)
     count = spikes.sum(0)
     mean = torch.where(count > 0, (when * spikes).sum(0) / count.clamp(min=1), torch.inf)
-    order = mean.argsort()
-    step, neuron = spikes[:, order].nonzero(as_tuple=True)
+    plot.raster(spikes[:, mean.argsort()], ax=axes, markeredgewidth=1.1)
     draw_pause(axes, len(spikes))
-    axes.scatter(step, neuron, s=14, marker="|", linewidths=1.1, color=INK)
-    axes.set(ylabel="neuron", ylim=(-1, digits.NEURONS), yticks=[])
+    axes.set(xlabel="", yticks=[])
     axes.set_title(f"Spikes of its {digits.NEURONS} neurons: the last ms gives the answer")
     axes.tick_params(labelbottom=False)
 
