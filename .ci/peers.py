@@ -1,6 +1,7 @@
 """Prints the requirements of the extra ``interop``, or with ``--wanted`` what those depend on.
 
-Left out are packages that bring a torch of their own or belong to a chip that is not here.
+Left out are packages that bring a torch of their own or belong to a chip that is not here, and
+those of the extra ``nir``, which some would replace by old ones.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from importlib.metadata import requires
 import tomllib
 from packaging.requirements import Requirement
 
-LEFT_OUT = {"torch", "torchvision", "torchaudio", "samna"}
+LEFT_OUT = {"torch", "torchvision", "torchaudio", "samna", "nir", "nirtorch"}
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--wanted", action="store_true")

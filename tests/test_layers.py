@@ -159,4 +159,5 @@ def test_the_package_is_quick_to_import_and_leaves_triton_alone():
     assert seconds < 0.3
     wrong = ("triton", "tritonsyn.kernels", "tritonsyn.launch", "tritonsyn.testing")
     wrong += ("tritonsyn.interop", "tritonsyn.plot", "tritonsyn.workbench", "matplotlib")
+    wrong += ("tritonsyn.nir", "nir", "nirtorch")
     assert not [name for name in modules if any(within(name, w) for w in wrong)]

@@ -1,0 +1,447 @@
+"""A model as a graph of NIR."""
+
+import copy
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from nirtorch.torch_tracer import NIRTorchTracer
+from torch import Tensor, fx, nn
+
+from .. import checks
+from ..modules.conv import DelayedConv1d, DelayedConv2d
+from ..modules.delay import Delay
+from ..modules.delays import LearnedDelays
+from ..modules.linear import DelayedLinear
+from ..modules.synapse import (
+    AlphaCurrent,
+    DoubleExponentialCurrent,
+    ExponentialCurrent,
+    SingleExponentialCurrent,
+)
+from ..values import compute_dtype
+from .units import Array, Units, neuron_of
+
+ModuleMap = Mapping[type[nn.Module], Callable[[Any], Any]]
+Shape = tuple[int, ...]
+Names = tuple[str, ...]
+"""Nodes of which the outputs add up to a signal."""
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+def to_nir(
+    model: nn.Module,
+    example: Tensor,
+    module_map: ModuleMap | None = None,
+    *,
+    round_delays: bool = False,
+    time_unit: float = 1000.0,
+) -> nir.NIRGraph:
+    r"""A model as a graph of NIR, which computes what the model computes.
+
+    ==============================  =============================================================
+    module                          nodes
+    ==============================  =============================================================
+    ``SingleExponentialCurrent``    ``LI``; with a neuron that is a ``LIF`` behind it, ``CubaLIF``
+    ``DoubleExponentialCurrent``    ``LI`` of the rise, then ``LI`` of the decay
+    ``AlphaCurrent``                two equal ``LI``, one after the other
+    ``Delay``                       ``Delay``
+    ``DelayedLinear``               the synapse; then for each length of the delays a ``Delay`` and
+                                    a ``Linear``, or ``Affine`` with the bias, which add up. Delays
+                                    of inputs: one ``Delay``, then ``Linear``. Of outputs:
+                                    ``Linear``, then ``Delay``
+    ``DelayedConv1d``, ``2d``       the same with ``Conv1d`` or ``Conv2d``
+    ``nn.Linear``, ``Conv1d``,      ``Linear`` or ``Affine``, ``Conv1d``, ``Conv2d``, ``Flatten``
+    ``Conv2d``, ``Flatten``
+    ==============================  =============================================================
+
+    The first ``LI`` of a synapse has :math:`R = Q / \Delta t`, and the second :math:`R = 1`; see
+    :mod:`tritonsyn.nir`. With ``time_unit`` as that of the graph, all is exact for impulses at the
+    steps, and delays of a ``DelayedLinear``'s inputs or outputs also between steps. What only
+    affects learning (``spread``, ``strategy``, what requires a gradient) is not in the graph, nor
+    are the past and weights of 0.
+
+    Args:
+        model: a module of those above, or any that calls them one after another or adds up what
+            they return, as ``nn.Sequential`` does; ``nn.Identity`` and ``nn.Dropout`` are left out.
+            It stays as it is: a copy runs.
+        example: an input of one step, ``[B, ...]``, from which shapes are learned.
+        module_map: for further modules, such as neurons, a function from the module to its node,
+            by class, as for ``nirtorch.torch_to_nir``. Parameters without axes are repeated for
+            each neuron.
+        round_delays: delays are rounded to whole steps, in the copy and as
+            :meth:`~tritonsyn.DelayedLinear.round_delays_` does it. Otherwise those that NIR cannot
+            express between steps are refused.
+        time_unit: the unit of time in the graph, ms: 1000, seconds, as most libraries have it. 1
+            for milliseconds, the model's step for a library that counts in steps.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, or something in the model has no
+            counterpart in NIR; the message names the module and the reason.
+    """
+    known = dict(module_map or {})
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, but is {checks.shown(model)}")
+    checks.check_real("example", example)
+    traced = _traced(copy.deepcopy(model).eval(), (*known, *_WRITERS))
+    ours: list[Any] = [
+        m for m in traced.modules() if isinstance(m, ExponentialCurrent | LearnedDelays)
+    ]
+    steps = {module.dt for module in ours}
+    if len(steps) > 1:
+        raise ValueError(f"modules of a model must have one step_time, but have {sorted(steps)}")
+    units = Units.of(steps.pop() if steps else 1.0, time_unit)
+    for module in ours:
+        module.clear()
+        if round_delays and isinstance(module, LearnedDelays):
+            module.round_delays_()
+    with torch.no_grad():
+        _Shapes(traced).run(example)
+        return _Writer(traced, known, units).graph()
+
+
+def _traced(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
+    """The calls of these modules that the model makes."""
+    root = nn.Sequential(model) if isinstance(model, leaves) else model
+    try:
+        return fx.GraphModule(root, NIRTorchTracer(leaves).trace(root))
+    except Exception as error:  # of any kind: the modules run
+        raise ValueError(
+            "model must only call modules and add up what they return, and each of its modules "
+            f"must be known or be in module_map, but torch.fx cannot trace it: {error}"
+        ) from error
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a model and notes the shape of a sample at each place."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"] = tuple(value.shape[1:])
+        elif n.op == "call_module":
+            raise TypeError(f"{n.target} must return a tensor, but returns {checks.shown(value)}")
+        return value
+
+
+class _Writer:
+    """Makes nodes and edges of the calls of a traced model, one after another."""
+
+    def __init__(self, traced: fx.GraphModule, known: ModuleMap, units: Units) -> None:
+        self.traced, self.known, self.units = traced, known, units
+        self.nodes: dict[str, Any] = {}
+        self.edges: list[tuple[str, str]] = []
+        self.signals: dict[fx.Node, Names] = {}
+
+    def graph(self) -> nir.NIRGraph:
+        for call in self.traced.graph.nodes:
+            if call.users or call.op == "output":
+                self.signals[call] = self._written(call)
+        self._fuse()
+        return nir.NIRGraph(self.nodes, self.edges)
+
+    def _written(self, call: fx.Node) -> Names:
+        if call.op == "placeholder":
+            if "input" in self.nodes:
+                raise ValueError(f"model must have one input, but also takes {call.name}")
+            return self.add("input", nir.Input(np.array(call.meta["shape"])), ())
+        sources = [name for each in call.all_input_nodes for name in self.signals[each]]
+        if call.op == "output":
+            return self._output(call, sources)
+        if call.op == "call_function" and call.target in _ADDITIONS:
+            if len(call.args) == 2 == len(call.all_input_nodes) and not call.kwargs:
+                if len(set(sources)) == len(sources):  # NIR has an edge once
+                    return tuple(sources)
+        if call.op != "call_module":
+            raise ValueError(
+                "model must only call modules and add up what different ones return, but has "
+                f"{call.format_node()}"
+            )
+        return self._module(call, sources)
+
+    def _output(self, call: fx.Node, sources: list[str]) -> Names:
+        (result,) = call.args
+        if not isinstance(result, fx.Node):
+            raise ValueError(f"model must return one tensor, but returns {result}")
+        shape = result.meta["shape"]
+        if len(sources) > 1 and len(shape) == 1:
+            # Not every reader adds up what arrives at an output.
+            sources = list(self.add("sum", nir.Linear(np.eye(*shape, dtype=np.float32)), sources))
+        return self.add("output", nir.Output(np.array(shape)), sources)
+
+    def _module(self, call: fx.Node, sources: list[str]) -> Names:
+        module = self.traced.get_submodule(str(call.target))
+        calls = sum(other.target == call.target for other in self.traced.graph.nodes)
+        if calls > 1 and not type(module).__module__.startswith("torch.nn"):
+            raise ValueError(f"{call.target} is called {calls} times, but nodes share no state")
+        shape, name = call.all_input_nodes[0].meta["shape"], call.name.lstrip("_")
+        try:
+            for kind in type(module).__mro__:
+                if kind in self.known:
+                    node = _repeated(self.known[kind](module), shape)
+                    return self.add(name, node, sources)
+                if kind in _WRITERS:
+                    place = _Place(self, name, sources, shape, call.meta["shape"])
+                    return _WRITERS[kind](place, module)
+        except ValueError as error:
+            raise ValueError(f"{call.target}, {type(module).__name__}: {error}") from error
+        raise ValueError(
+            f"{call.target}, {type(module).__name__}, has no counterpart in NIR that is known: "
+            "give a function from the module to its node in module_map"
+        )
+
+    def add(self, name: str, node: Any, sources: Sequence[str]) -> Names:
+        while name in self.nodes:
+            name += "_"
+        self.nodes[name] = node
+        self.edges += [(source, name) for source in sources]
+        return (name,)
+
+    def _fuse(self) -> None:
+        """Makes one node of a synapse of one time constant and a neuron that alone reads it."""
+        for name, node in list(self.nodes.items()):
+            before = [source for source, target in self.edges if target == name]
+            if type(node) is not nir.LIF or len(before) != 1:
+                continue
+            (synapse,) = before
+            sources = [source for source, target in self.edges if target == synapse]
+            users = [target for source, target in self.edges if source == synapse]
+            fits = type(self.nodes[synapse]) is nir.LI and users == [name]
+            if fits and not any(type(self.nodes[s]) is nir.LI for s in sources):
+                self.nodes[name] = _cuba(self.nodes.pop(synapse), node)
+                self.edges = [edge for edge in self.edges if synapse not in edge]
+                self.edges += [(source, name) for source in sources]
+
+
+def _cuba(synapse: nir.LI, neuron: nir.LIF) -> nir.CubaLIF:
+    how = neuron_of(neuron)
+    return nir.CubaLIF(tau_syn=synapse.tau, w_in=synapse.r, tau_mem=neuron.tau, **how)
+
+
+def _repeated(node: Any, shape: Shape) -> Any:
+    """The node that a map gave, its parameters repeated where they have no axes."""
+    if not isinstance(node, nir.NIRNode):
+        raise ValueError(f"module_map must give a node of NIR, but gives {checks.shown(node)}")
+    if type(node) not in (nir.LIF, nir.LI, nir.IF, nir.I, nir.CubaLIF, nir.Threshold):
+        return node
+    filled = {}
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name, None)
+        if field.init and isinstance(value, np.ndarray | np.number | Tensor):
+            array = np.asarray(value.detach() if isinstance(value, Tensor) else value)
+            filled[field.name] = np.broadcast_to(array, shape).copy()
+    return dataclasses.replace(node, **filled)
+
+
+class _Place:
+    """Where the nodes of a module go: names, sources, shapes of a sample before and behind."""
+
+    def __init__(
+        self, writer: _Writer, name: str, sources: Sequence[str], shape: Shape, result: Shape
+    ) -> None:
+        self.writer, self.name, self.units = writer, name, writer.units
+        self.sources, self.shape, self.result = tuple(sources), shape, result
+
+    def put(self, node: Any, sources: Names, suffix: str = "") -> Names:
+        return self.writer.add(self.name + suffix, node, sources)
+
+    def synapse(self, synapse: Any, suffix: str = "") -> Names:
+        """The integrators of a synapse."""
+        synapse.check_constants()
+        if any(type(self.writer.nodes[source]) is nir.LI for source in self.sources):
+            raise ValueError(
+                "it reads the current of another synapse, and in NIR does so between steps, too: "
+                "both are one synapse of two time constants, DoubleExponentialCurrent"
+            )
+        dtype = compute_dtype(synapse.component_records()[0].storage.dtype)
+        charge = _filled_in(synapse.spike_charge, synapse.shape, self.shape)
+        amplitude, names = charge / self.units.step, self.sources
+        taus = _time_constants(synapse)
+        for i, tau in enumerate(taus):
+            tau = _filled_in(tau, synapse.shape, self.shape) / self.units.time_unit
+            arrays = [tau, amplitude, np.zeros(self.shape)]
+            node = nir.LI(*(_of_dtype(array, dtype) for array in arrays))
+            rise = "_rise" if i + 1 < len(taus) else ""
+            names = self.put(node, names, suffix + rise)
+            amplitude = np.ones(self.shape)
+        return names
+
+    def delay(self, times: Array, dtype: torch.dtype, sources: Names, suffix: str) -> Names:
+        """A delay, ms, of each element; none where all are 0."""
+        if not times.any():
+            return sources
+        times = _of_dtype(times / self.units.time_unit, compute_dtype(dtype))
+        return self.put(nir.Delay(times), sources, suffix)
+
+
+def _time_constants(synapse: ExponentialCurrent) -> tuple[Any, ...]:
+    if isinstance(synapse, DoubleExponentialCurrent):
+        return synapse.tc_rise, synapse.tc_decay
+    constant = synapse.time_constant
+    return (constant, constant) if isinstance(synapse, AlphaCurrent) else (constant,)
+
+
+def _filled_in(value: Any, shape: Shape, whole: Shape) -> Array:
+    """Values that broadcast to the first axes of a shape, on all of its axes."""
+    tensor = torch.as_tensor(value).detach().to("cpu", torch.float64).expand(*shape)
+    return tensor.reshape(*shape, *[1] * (len(whole) - len(shape))).expand(*whole).numpy()
+
+
+def _of_dtype(array: Array, dtype: torch.dtype) -> Array:
+    return array.astype(np.float64 if dtype == torch.float64 else np.float32)
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return tensor.detach().to("cpu", compute_dtype(tensor.dtype)).numpy().copy()
+
+
+def _write_synapse(place: _Place, synapse: Any) -> Names:
+    _check_step(place, synapse.shape)
+    return place.synapse(synapse)
+
+
+def _check_step(place: _Place, shape: Shape) -> None:
+    if len(place.shape) != len(shape):
+        raise ValueError(f"example must be the input of one step, but arrives as {place.shape}")
+
+
+def _write_delay(place: _Place, module: Delay) -> Names:
+    _check_step(place, module.shape)
+    if module.interp == "gaussian" and module.sigma > 0:
+        raise ValueError(
+            "a Gaussian blurs the signal, which no delay of NIR does: set interp to 'nearest'"
+        )
+    times, whole = _times(place, module)
+    if not whole:
+        raise ValueError(f"its delays are between steps, where {_BETWEEN}")
+    times = np.broadcast_to(times, place.shape)
+    return place.delay(times, module.delay.dtype, place.sources, "")
+
+
+_BETWEEN = (
+    "NIR knows no interpolation: call round_delays_() and look at what it costs, or write with "
+    "round_delays=True"
+)
+
+
+def _times(place: _Place, module: Any) -> tuple[Array, bool]:
+    """The delays of a module as they count, ms, and whether all are whole steps."""
+    delays = module.delay.detach().double().clamp(module.min_delay, module.max_delay)
+    return place.units.rounded(delays.cpu().numpy(), torch.finfo(module.delay.dtype).eps)
+
+
+def _write_layer(place: _Place, layer: Any) -> Names:
+    _check_step(place, (1,) * (layer.step_axes - 1))
+    weight, bias, dtype = layer.weight, layer.bias, layer.weight.dtype
+    if getattr(layer, "mask", None) is not None:
+        weight = torch.where(layer.mask, weight, 0.0)
+    weight, bias = _numpy(weight), None if bias is None else _numpy(bias)
+    times, whole = _times(place, layer)
+    if not whole and (layer.delays == "connection" or not isinstance(layer, DelayedLinear)):
+        raise ValueError(f"delays={layer.delays!r} are between steps, where {_BETWEEN}")
+    currents = place.synapse(layer.synapse, "_synapse")
+    if layer.delays == "output":
+        names = place.put(_product(place, layer, weight, None), currents, "_weight")
+        names = place.delay(times, dtype, names, "_delay")
+        if bias is not None:
+            shift = nir.Affine(np.eye(len(bias), dtype=bias.dtype), bias)
+            names = place.put(shift, names, "_bias")
+        return names
+    if layer.delays == "input":
+        # One branch, with the delays of the inputs.
+        branches = [("", times, weight)]
+    else:
+        steps = np.round(times / place.units.step).astype(int)
+        present = np.unique(steps[weight != 0]) if weight.any() else [0]
+        branches = [
+            (f"_{k}", np.array(k * place.units.step), np.where(steps == k, weight, 0))
+            for k in present
+        ]
+    exits: Names = ()
+    for suffix, times, part in branches:
+        times = _filled_in(times, place.shape[:1], place.shape)
+        delayed = place.delay(times, dtype, currents, f"_delay{suffix}")
+        exits += place.put(_product(place, layer, part, bias), delayed, f"_weight{suffix}")
+        bias = None
+    return exits
+
+
+def _product(place: _Place, layer: Any, weight: Array, bias: Array | None) -> Any:
+    """The node of a layer's weights, or of some of them."""
+    if weight.ndim > 2:
+        return _convolution(place, layer, weight, bias)
+    return nir.Linear(weight) if bias is None else nir.Affine(weight, bias)
+
+
+def _convolution(place: _Place, module: Any, weight: Array, bias: Array | None) -> Any:
+    channels, *size = place.shape
+    axes = len(size)
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        raise ValueError("NIR pads with zeros only")
+    bias = np.zeros(len(weight), weight.dtype) if bias is None else bias
+    stride, dilation = module.stride, module.dilation
+    padding = _padding(module.padding, dilation, weight.shape[2:])
+    if axes == 1:
+        numbers = [each[0] for each in (stride, padding, dilation)]
+        node = nir.Conv1d(size[0], weight, *numbers, module.groups, bias)
+    else:
+        node = nir.Conv2d(tuple(size), weight, stride, padding, dilation, module.groups, bias)
+    types = (tuple(node.input_type["input"]), tuple(node.output_type["output"]))
+    if types != (place.shape, place.result):
+        raise ValueError(
+            f"it makes {place.result} of {place.shape}, but its node counts as making {types[1]} "
+            f"of {types[0]}: the package nir knows neither groups nor kernels that are not square"
+        )
+    return node
+
+
+def _padding(padding: Any, dilation: Shape, kernel: Shape) -> Shape:
+    if padding == "valid":
+        return (0,) * len(kernel)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if any(zeros % 2 for zeros in total):
+            raise ValueError("NIR has as many zeros before as behind, but padding 'same' has not")
+        return tuple(zeros // 2 for zeros in total)
+    return (padding,) * len(kernel) if isinstance(padding, int) else tuple(padding)
+
+
+def _write_linear(place: _Place, module: nn.Linear) -> Names:
+    if len(place.shape) != 1:
+        raise ValueError(f"NIR multiplies vectors, but a sample arrives as {place.shape}")
+    bias = None if module.bias is None else _numpy(module.bias)
+    return place.put(_product(place, module, _numpy(module.weight), bias), place.sources)
+
+
+def _write_conv(place: _Place, module: Any) -> Names:
+    bias = None if module.bias is None else _numpy(module.bias)
+    return place.put(_convolution(place, module, _numpy(module.weight), bias), place.sources)
+
+
+def _write_flatten(place: _Place, module: nn.Flatten) -> Names:
+    axes = [dim % (len(place.shape) + 1) - 1 for dim in (module.start_dim, module.end_dim)]
+    if min(axes) < 0:
+        raise ValueError("NIR has no batch that could be flattened")
+    return place.put(nir.Flatten({"input": np.array(place.shape)}, *axes), place.sources)
+
+
+_WRITERS: dict[type[nn.Module], Callable[[_Place, Any], Names]] = {
+    SingleExponentialCurrent: _write_synapse,
+    DoubleExponentialCurrent: _write_synapse,
+    AlphaCurrent: _write_synapse,
+    Delay: _write_delay,
+    DelayedLinear: _write_layer,
+    DelayedConv1d: _write_layer,
+    DelayedConv2d: _write_layer,
+    nn.Linear: _write_linear,
+    nn.Conv1d: _write_conv,
+    nn.Conv2d: _write_conv,
+    nn.Flatten: _write_flatten,
+    nn.Identity: lambda place, module: place.sources,
+    nn.Dropout: lambda place, module: place.sources,
+}
