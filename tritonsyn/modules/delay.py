@@ -12,6 +12,7 @@ from .delays import LearnedDelays, initialized, uniform
 from .group import Group
 from .options import Initializer, setting
 from .record import RecordTensor
+from .sequences import is_sequence
 
 INTERPOLATIONS = ("previous", "nearest", "linear", "gaussian")
 _NARROWEST = 1e-6
@@ -182,7 +183,7 @@ class Delay(Group, LearnedDelays):
         """
         if _run is not None:
             return self._over_time(_run, x)
-        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._sizes) + 2:
+        if is_sequence(x, len(self._sizes) + 2):
             return self._over_time(self._scan, x)
         x, delay = self.check_step(x), self._present_delay()
         self.follow(x.shape[0], self._backend)

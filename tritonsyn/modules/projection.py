@@ -13,7 +13,7 @@ from .. import checks, ops
 from ..values import STRATEGIES, Links, PackedSpikes, whole_steps
 from .delays import LearnedDelays, initialized, uniform
 from .options import Initializer, setting
-from .sequences import TakesSequences
+from .sequences import TakesSequences, is_sequence
 from .state import Stateful
 from .synapse import Coefficients, ExponentialCurrent, Projection, SynapseConstructor
 from .unrolled import unrolled
@@ -290,7 +290,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
             return self._over_time(_run, x)
         if self._unrolling is not None:
             return self._unrolling.step(self._lowered(x))
-        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == self.step_axes + 1:
+        if is_sequence(x, self.step_axes + 1):
             return self._over_time(self._scan, x)
         return self._finished(self._planned(self._lowered(x), self._step))
 

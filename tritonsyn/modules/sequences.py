@@ -11,6 +11,18 @@ from .options import setting
 from .state import Stateful
 
 
+def is_sequence(x: Any, axes: int) -> bool:
+    """Whether an input is a sequence: spikes as bits, or a tensor with so many axes."""
+    given = getattr(x, "ndim", 0)
+    if type(given) is not int:
+        raise TypeError(
+            f"x must be a tensor, but is a {type(x).__name__}, which has no number of axes yet: "
+            "torch.fx.symbolic_trace cannot go through a module with state. Use a torch.fx.Tracer "
+            "whose is_leaf_module is True for it, or torch.export"
+        )
+    return given == axes or isinstance(x, PackedSpikes)
+
+
 class TakesSequences(Stateful):
     """A module that takes steps and whole sequences; these may have the batch before time."""
 

@@ -268,9 +268,9 @@ class Stateful(nn.Module):
         root, strict_load = frame["self"], bool(frame["strict"])
         if root is self or _has_hooks(root):
             self.check_state(state_dict, prefix, strict_load)
-        elif self is next(_stateful(root))[1]:
+        elif self is next(stateful(root))[1]:
             # The first to be asked judges for all, before any of them has changed.
-            for path, module in _stateful(root):
+            for path, module in stateful(root):
                 module.check_state(frame["state_dict"], f"{path}.", strict_load)
         found: list[str] = []
         lists = missing, found, errors
@@ -297,7 +297,7 @@ def _has_hooks(root: nn.Module) -> bool:
     return any(module._load_state_dict_pre_hooks for module in others)
 
 
-def _stateful(root: nn.Module) -> Iterator[tuple[str, Stateful]]:
+def stateful(root: nn.Module) -> Iterator[tuple[str, Stateful]]:
     """The modules with state and their paths, in the order of loading, without those inside."""
     within = None
     for path, module in root.named_modules(remove_duplicate=False):

@@ -16,6 +16,7 @@ from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
 from .group import REBUILDS, Group
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
+from .sequences import is_sequence
 from .state import ordinary_tensors, recorded_unless
 from .unrolled import ReadAtTimes, unrolled
 
@@ -325,7 +326,7 @@ class ExponentialCurrent(Group):
         if _run is not None:
             return self._over_time(_run, x)
         backend = self._backend if backend is None else backend
-        if isinstance(x, PackedSpikes) or getattr(x, "ndim", 0) == len(self._sizes) + 2:
+        if is_sequence(x, len(self._sizes) + 2):
             return self._over_time(lambda x: self._scan(x, backend), x)
         x, coefficients = self.check_step(x), self.coefficients()
         self.follow(x.shape[0], backend)

@@ -132,16 +132,22 @@ def _by_products(
     sequences: Sequence[Tensor], taps: Taps, steps: int, slots: int, windows: Windows
 ) -> Tensor:
     """A convolution over time and space, of which each connection is one element of the kernel."""
-    back = _of_outputs(taps.back, windows).long()
     parts = []
     for sequence, weight in zip(sequences, taps.weights, strict=True):
-        tap = _of_outputs(weight, windows)
-        # [O, C / groups, K, places], oldest first, then with the places as the axes they have.
-        kernel = tap.new_zeros(*tap.shape[:2], slots, tap.shape[2])
-        kernel = kernel.scatter(2, (slots - 1 - back).unsqueeze(2), tap.unsqueeze(2))
-        kernel = kernel.unflatten(3, windows.kernel)
-        parts.append(_over_time(sequence.to(tap.dtype), kernel, steps, windows))
+        kernel = kernel_over_time(weight, taps.back, slots, windows)
+        parts.append(_over_time(sequence.to(weight.dtype), kernel, steps, windows))
     return total(parts)
+
+
+def kernel_over_time(weight: Tensor, back: Tensor, slots: int, windows: Windows) -> Tensor:
+    """Taps ``[O / groups, C * places]`` as a kernel ``[O, C / groups, K, *kernel]``, oldest first.
+
+    Where there is no connection it is zero.
+    """
+    tap, back = _of_outputs(weight, windows), _of_outputs(back, windows).long()
+    kernel = tap.new_zeros(*tap.shape[:2], slots, tap.shape[2])
+    kernel = kernel.scatter(2, (slots - 1 - back).unsqueeze(2), tap.unsqueeze(2))
+    return kernel.unflatten(3, windows.kernel)
 
 
 def _over_time(sequence: Tensor, kernel: Tensor, steps: int, windows: Windows) -> Tensor:
