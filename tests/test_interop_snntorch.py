@@ -239,6 +239,7 @@ def test_a_state_that_was_loaded_is_reset():
 def test_a_list_of_neurons_that_was_emptied(monkeypatch):
     """As ``SpikingNeuron.init`` does: what is made afterwards is in it again."""
     monkeypatch.setattr(snn.SpikingNeuron, "instances", snn.SpikingNeuron.instances)
+    other = adapt(build("linear"))
     snn.SpikingNeuron.init()
     net = network()
     stepped(net, drive("linear"))
@@ -246,6 +247,7 @@ def test_a_list_of_neurons_that_was_emptied(monkeypatch):
     assert at_rest(net[0].module)
     assert len(snn.SpikingNeuron.instances) == 3
     assert "Hidden" in repr(snn.SpikingNeuron.instances)
+    del other
 
 
 def test_adapters_are_not_kept_alive():
@@ -265,6 +267,13 @@ def test_all_nets_are_reset_at_once():
     for net in nets:
         assert at_rest(net[0].module)
         assert not net[1].mem.any()
+
+
+def test_one_module_is_reset_by_name():
+    adapter = adapt(build("linear"))
+    adapter(drive("linear"))
+    adapter.reset_mem()
+    assert at_rest(adapter.module)
 
 
 def test_two_adapters_of_one_module():

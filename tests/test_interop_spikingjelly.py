@@ -235,6 +235,18 @@ def test_the_functional_form(mode):
         run((parts[0],), states[1:])
 
 
+def test_gradients_flow_through_the_functional_form():
+    adapter, given = adapt(build("linear")), drive("linear").requires_grad_()
+    run, x = base.to_functional_forward(adapter), drive("linear").requires_grad_()
+    passed, outputs = (None,), []
+    for step in given:
+        (y,), passed = run((step,), passed)
+        outputs.append(y)
+    torch.stack(outputs).square().sum().backward()
+    stepped(build("linear"), x).square().sum().backward()
+    close(given.grad, x.grad)
+
+
 def test_checkpointing_is_refused():
     net, x = checkpoint_module(network("m")), drive("linear").requires_grad_()
     with pytest.raises(RuntimeError, match="called in a backward pass, as gradient checkpoint"):

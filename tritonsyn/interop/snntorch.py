@@ -3,16 +3,14 @@
 from typing import Any
 from weakref import WeakSet
 
-import snntorch as snn
+from snntorch import SLSTM, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, SConv2dLSTM, Synaptic
 from torch import Tensor, nn
 
 from .common import Module, accepted
 
 
-class _Hidden(
-    snn.RLeaky, snn.Leaky, snn.Lapicque, snn.Synaptic, snn.Alpha, snn.RSynaptic, snn.SConv2dLSTM,
-    snn.SLSTM,
-):  # fmt: skip
+# RLeaky first, because of its init_rleaky.
+class _Hidden(RLeaky, Leaky, Lapicque, Synaptic, Alpha, RSynaptic, SConv2dLSTM, SLSTM):
     """All adapters, as one neuron of every kind in snnTorch's list, and as its hidden states."""
 
     __init__, device = nn.Module.__init__, None
@@ -20,7 +18,7 @@ class _Hidden(
 
     def __setattr__(self, name: str, zeros: Any) -> None:
         for adapter in _ADAPTERS:
-            adapter.module.clear()
+            adapter.reset_mem()
 
     def detach_(self) -> None:
         for adapter in _ADAPTERS:
@@ -35,9 +33,8 @@ _ADAPTERS: "WeakSet[HiddenState]" = WeakSet()
 _HIDDEN = _Hidden()
 
 
-# snnTorch resets and detaches the kinds that are children of a net. Lapicque, because in TBPTT it
-# detaches the last kind only, and this is the first.
-class HiddenState(snn.Lapicque):
+# snnTorch acts on kinds among a net's children; TBPTT on the last of them, and this is the first.
+class HiddenState(Lapicque):
     """A module of tritonsyn, kept as ``module``, in a net of snnTorch; made by :func:`adapt`."""
 
     def __init__(self, module: Module) -> None:
@@ -48,8 +45,11 @@ class HiddenState(snn.Lapicque):
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
         super().__setstate__(state)
         _ADAPTERS.add(self)
-        if _HIDDEN not in snn.SpikingNeuron.instances:
-            snn.SpikingNeuron.instances.append(_HIDDEN)
+        if _HIDDEN not in self.instances:
+            self.instances.append(_HIDDEN)
+
+    def reset_mem(self) -> None:
+        self.module.clear()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x)
