@@ -255,3 +255,11 @@ def test_a_state_of_something_else_is_refused():
             layer(x[0], wrong)
     with pytest.raises(ValueError, match="batch of 3, but the state is of a batch of 2"):
         layer(drive("linear", batch=3)[0], state)
+
+
+def test_compiled():
+    adapter, x = adapt(build("linear", capturable=True)), drive("linear")
+    run = torch.compile(adapter, fullgraph=True, backend="eager")
+    expected, _ = steps(adapt(build("linear")), x)
+    for _ in range(2):
+        close(steps(run, x)[0], expected)

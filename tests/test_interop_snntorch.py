@@ -312,3 +312,11 @@ def test_capturable(grad):
             net(x[0, :1])
         module.batchsz = 1
         equal(stepped(net, x[:, :1]), expected[:, :1])
+
+
+def test_compiled():
+    adapter, x = adapt(build("linear", capturable=True)), drive("linear")
+    run = torch.compile(adapter, fullgraph=True, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(stepped(run, x), stepped(build("linear"), x))
+        utils.reset(nn.Sequential(adapter))

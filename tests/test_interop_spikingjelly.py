@@ -295,3 +295,11 @@ def test_capturable(grad):
         for _ in range(2):
             equal(stepped(net, x), stepped(build("linear"), x))
             functional.reset_net(net)
+
+
+def test_compiled():
+    adapter, x = adapt(build("linear", capturable=True)), drive("linear")
+    run = torch.compile(adapter, fullgraph=True, backend="eager")
+    for _ in range(2):
+        close(stepped(run, x), stepped(build("linear"), x))
+        functional.reset_net(adapter)
