@@ -53,11 +53,12 @@ def parameter_groups(
     rule = checks.optional(checks.nonnegative)
     lr, decay = rule("lr", lr), rule("weight_decay", weight_decay)
     rates = {"delays": rule("delay_lr", delay_lr), "constants": rule("constant_lr", constant_lr)}
-    kinds = {id(p): kind for module in model.modules() for kind, p in _learned(module)}
+    # By name, because modules() and parameters() are dictionaries in rockpool.
+    kinds = {id(p): kind for _, module in model.named_modules() for kind, p in _learned(module)}
     members: dict[str, list[nn.Parameter]] = {
         "weights": [], "vectors": [], "delays": [], "constants": []
     }  # fmt: skip
-    for parameter in model.parameters():
+    for _, parameter in model.named_parameters():
         usual = "weights" if parameter.ndim > 1 else "vectors"
         members[kinds.get(id(parameter), usual)].append(parameter)
     groups: list[dict[str, Any]] = []

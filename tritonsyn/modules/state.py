@@ -293,7 +293,8 @@ def _loading() -> dict[str, Any] | None:
 
 def _has_hooks(root: nn.Module) -> bool:
     """Whether hooks of other modules may change keys after the first module has been loaded."""
-    others = (module for module in root.modules() if not isinstance(module, Stateful))
+    # Not by modules(), which is a dictionary in rockpool.
+    others = (module for _, module in root.named_modules() if not isinstance(module, Stateful))
     return any(module._load_state_dict_pre_hooks for module in others)
 
 
