@@ -11,18 +11,21 @@ Module = ExponentialCurrent | DelayedProjection | Delay
 """The modules of tritonsyn that have a state."""
 
 
-def accepted(module: Any, time_first: bool = False) -> Module:
+def accepted(module: Any, batch_first: bool | None = None) -> Module:
     """The module that an adapter is asked to hold.
 
     Raises:
         TypeError: it is not one of tritonsyn's that have a state.
-        ValueError: it takes the batch first, and the library is one that has ``time_first``.
+        ValueError: the library has the batch first, or has time first, and the module differs.
     """
     if not isinstance(module, Module):
         raise TypeError(
             "module must be a synapse, a delayed layer or a Delay of tritonsyn, but is "
             f"{checks.shown(module)}"
         )
-    if time_first and module.batch_first:
-        raise ValueError("module must have batch_first=False: this library has time first")
+    if batch_first not in (None, module.batch_first):
+        first = "the batch" if batch_first else "time"
+        raise ValueError(
+            f"module must have batch_first={batch_first}: this library has {first} first"
+        )
     return module

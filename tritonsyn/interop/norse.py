@@ -46,4 +46,4 @@ def adapt(module: Module) -> ExplicitState:
     Raises:
         TypeError, ValueError: the module is of another kind, or has ``batch_first=True``.
     """
-    return ExplicitState(accepted(module, time_first=True))
+    return ExplicitState(accepted(module, batch_first=False))

@@ -55,4 +55,4 @@ class Memory(base.MemoryModule):
 
 def adapt(module: Module) -> Memory:
     """A ``MemoryModule`` that holds a synapse, a delayed layer or a ``Delay``, in step mode "s"."""
-    return Memory(accepted(module, time_first=True))
+    return Memory(accepted(module, batch_first=False))

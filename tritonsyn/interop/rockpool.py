@@ -1,0 +1,59 @@
+"""rockpool: a ``TorchModule``. Without ``sys.modules["samna"] = None`` its import may run pip."""
+
+from typing import Any
+
+from rockpool.nn.modules.torch.torch_module import TorchModule, TorchModuleParameters
+from torch import Tensor, nn
+
+from .. import DelayedLinear, RecordTensor, checks
+from .common import Module, accepted
+
+_FAMILIES = {"weight": "weights", "bias": "biases", "delay": "delays", "spike_charge": "charges"}
+_FAMILIES |= dict.fromkeys(("time_constant", "tc_decay", "tc_rise"), "taus")
+
+
+class Evolving(TorchModule):
+    """A module of tritonsyn as one of rockpool; made by :func:`adapt`, held as ``module``."""
+
+    class_name = property(lambda self: type(self.module).__name__)
+    dt = property(lambda self: self.module.dt / 1000, doc="Length of a step in seconds.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.module.scan(self._auto_batch(x)[0])
+        self.module.detach_state()  # as rockpool's own do
+        return y
+
+    def _get_attribute_family(self, type_name: str, family: Any = None) -> TorchModuleParameters:
+        found = dict(self.module.named_parameters()) if type_name == "Parameter" else {}
+        if type_name == "State":
+            records = [n for n, m in self.module.named_modules() if isinstance(m, RecordTensor)]
+            found = dict(zip(records, self.module.state(), strict=True))
+        wanted = (family,) if isinstance(family, str) else family
+        kept = (n for n in found if not wanted or _FAMILIES.get(n.split(".")[-1]) in wanted)
+        return TorchModuleParameters({name: found[name] for name in kept})
+
+    def set_attributes(self, new: dict[str, Any]) -> "Evolving":
+        state = self.state()
+        self.module.load_state_dict({n: new[n] for n in new.keys() - state.keys()}, strict=False)
+        if state.keys() & new.keys():
+            self.module.load_state(tuple({**state, **new}[name] for name in state))
+        return self
+
+    def reset_state(self) -> "Evolving":
+        self.module.clear()
+        return self
+
+
+def adapt(module: Module) -> Evolving:
+    """A module of rockpool that holds a synapse, a ``DelayedLinear`` or a ``Delay``.
+
+    Raises:
+        TypeError, ValueError: the module is of another kind, or has time first or several axes.
+    """
+    linear = isinstance(accepted(module, batch_first=True), DelayedLinear)
+    shape = (module.in_features, module.out_features) if linear else getattr(module, "shape", ())
+    if len(shape) != 1 + linear:
+        raise ValueError(f"module must take [B, T, N], but is {checks.shown(module)}")
+    made = Evolving(shape=shape, spiking_input=True)
+    nn.Module.add_module(made, "module", module)  # an assignment would convert it
+    return made
