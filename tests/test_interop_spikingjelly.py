@@ -210,6 +210,7 @@ def test_memories(kind):
     stepped(adapter, x[:3])
     taken = base.extract_memories(adapter)
     assert [name for name, _ in base.named_memories(nn.Sequential(adapter))] == ["0.state"]
+    equal([*adapter.memories()], taken)
     stepped(adapter, x[:2])
     base.load_memories(adapter, taken)
     equal(stepped(adapter, x[3:]), expected[3:])

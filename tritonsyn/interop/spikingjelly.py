@@ -18,8 +18,7 @@ class Memory(base.MemoryModule):
     def __init__(self, module: Module) -> None:
         super().__init__()
         self.module = module
-        self._memories["state"] = None  # to be counted; its value is that of the property
-        self.set_reset_value("state", None)
+        self._memories["state"] = self._memories_rv["state"] = None  # the property has the value
 
     @property
     def state(self) -> tuple[Tensor, ...] | None:
@@ -37,6 +36,9 @@ class Memory(base.MemoryModule):
 
     def named_memories(self) -> Iterator[tuple[str, Any]]:
         yield "state", self.state
+
+    def memories(self) -> Iterator[Any]:
+        yield self.state
 
     def reset(self) -> None:
         self.module.clear()
