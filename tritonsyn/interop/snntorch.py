@@ -45,7 +45,7 @@ class HiddenState(Lapicque):
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
         super().__setstate__(state)
         _ADAPTERS.add(self)
-        if _HIDDEN not in self.instances:
+        if len(_ADAPTERS) == 1:
             self.instances.append(_HIDDEN)
 
     def reset_mem(self) -> None:
