@@ -45,7 +45,7 @@ class HiddenState(Lapicque):
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
         super().__setstate__(state)
         _ADAPTERS.add(self)
-        if len(_ADAPTERS) == 1:
+        if _HIDDEN not in self.instances:
             self.instances.append(_HIDDEN)
 
     def reset_mem(self) -> None:
