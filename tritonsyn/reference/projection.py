@@ -12,6 +12,9 @@ from .scan import write_lines
 _SLOTS_A_SHIFT = 6
 """Products with the weights of one delay that take as long as a shifted sum, on a CPU."""
 
+_FEW = 4
+"""Rows of a batch up to which a step reads each connection by itself, on a CPU."""
+
 
 def lines_for(
     shape: tuple[int, int, int, int],
@@ -73,10 +76,14 @@ def project_step(
     """The same ``[B, O]`` at the newest row of a record ``[K, B, I]`` that writes next at
     ``pointer``.
     """
-    slots = record.shape[0]
+    slots, batch, inputs = record.shape
+    slot = (int(pointer) - 1 - back).remainder(slots)
+    if links is None and batch <= _FEW:
+        place = slot * inputs + torch.arange(inputs, device=slot.device)
+        rows = record.to(weight.dtype).transpose(0, 1).reshape(batch, -1)
+        return (rows.index_select(1, place.flatten()).unflatten(1, back.shape) * weight).sum(2)
     # Steps back from the last row that lead to the same slot of the record.
-    back = slots - 1 - (int(pointer) - 1 - back).remainder(slots)
-    return project(record, weight, back, 1, slots, "shift", "ieee", links)[0]
+    return project(record, weight, slots - 1 - slot, 1, slots, "shift", "ieee", links)[0]
 
 
 def project_backward(
