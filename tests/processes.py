@@ -1,14 +1,18 @@
-"""The modules that the tests of wrappers wrap, and what these tests do in other processes.
+"""The modules that the tests of wrappers wrap, and what tests do in processes that work together.
 
-``python processes.py FOLDER RANK`` is one of two processes that work together. It does every job
-with each kind of module, and saves in the folder what it found, or the traceback.
+``python processes.py FOLDER RANK SIZE MODULE`` is one of SIZE such processes, which
+:func:`together` starts. It does each of the jobs of a module of the tests, and saves in the folder
+what it found, or the traceback.
 """
 
+import importlib
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,36 +104,69 @@ def filled(module: nn.Module, value: float) -> None:
             parameter.fill_(value)
 
 
-# -- two processes that work together -------------------------------------------------------------
+# -- processes that work together ------------------------------------------------------------------
 
 
-def own(x: Tensor, rank: int) -> Tensor:
+def together(size: int, module: str, folder: str | Path) -> list[Any]:
+    """What each of so many processes found that did the jobs of a module together.
+
+    What each of them wrote, if one did not get to its end.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(rank), str(size), module],
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    if any(process.returncode for process in started):
+        return errors
+    return [torch.load(Path(folder, f"{rank} of {size}.pt")) for rank in range(size)]
+
+
+def of_job(found: list[Any], job: Any) -> list[Found]:
+    """What each process found in this job."""
+    for each in found:
+        assert not isinstance(each, str), each
+        assert not isinstance(each[job], str), each[job]
+    return [each[job] for each in found]
+
+
+def own(x: Tensor) -> Tensor:
     """The samples of this process."""
-    return x.chunk(2, 1)[rank]
+    return x.chunk(distributed.get_world_size(), 1)[distributed.get_rank()]
 
 
-def replicated(kind: str, rank: int, folder: Path) -> Found:
+def replicated(kind: str) -> Found:
     module = build(kind, dtype=torch.float64)
-    return train(DistributedDataParallel(module), module, own(drive(batch=4), rank))
+    return train(DistributedDataParallel(module), module, own(drive(batch=4)))
 
 
-def captured(kind: str, rank: int, folder: Path) -> Found:
+def captured(kind: str) -> Found:
     """With records that are buffers, which are not to be copied from one process to the other."""
     module = build(kind, dtype=torch.float64, capturable=True)
     wrapped = DistributedDataParallel(module, broadcast_buffers=False)
-    return train(wrapped, module, own(drive(batch=4), rank))
+    return train(wrapped, module, own(drive(batch=4)))
 
 
-def sharded(kind: str, rank: int, folder: Path) -> Found:
+def sharded(kind: str) -> Found:
     """A sequence by name, which nothing was told of."""
     module = build(kind, dtype=torch.float64)
     fully_shard(module)
     return train(
-        lambda x: module.scan(x) if x.ndim == 3 else module(x), module, own(drive(batch=4), rank)
+        lambda x: module.scan(x) if x.ndim == 3 else module(x), module, own(drive(batch=4))
     )
 
 
-def saved(kind: str, rank: int, folder: Path) -> Found:
+def saved(kind: str, folder: Path) -> Found:
     """Parameters, and constants that are tensors, saved by both and loaded by both."""
 
     def new(charge: float) -> Any:
@@ -137,7 +174,7 @@ def saved(kind: str, rank: int, folder: Path) -> Found:
         return build(kind, **fixed)
 
     module, other, place = new(7.0), new(1.0), folder / kind
-    outputs(module, own(drive(batch=4), rank))
+    outputs(module, own(drive(batch=4)))
     dcp.save(get_model_state_dict(module), checkpoint_id=place)
     filled(other, 1.0)
     state = get_model_state_dict(other)
@@ -146,29 +183,30 @@ def saved(kind: str, rank: int, folder: Path) -> Found:
     return snapshot(other)
 
 
-JOBS: dict[str, Callable[[str, int, Path], Found]] = {
-    "replicated": replicated,
-    "captured": captured,
-    "sharded": sharded,
-    "saved": saved,
-}
+def jobs(folder: Path) -> dict[Any, Callable[[], Found]]:
+    """What the tests of wrappers have two processes do."""
+    alone = {"replicated": replicated, "captured": captured, "sharded": sharded}
+    made: dict[Any, Callable[[], Found]] = {
+        (name, kind): partial(job, kind) for name, job in alone.items() for kind in KINDS
+    }
+    return made | {("saved", kind): partial(saved, kind, folder) for kind in KINDS}
 
 
-def attempt(job: str, kind: str, rank: int, folder: Path) -> Found | str:
+def attempt(job: Callable[[], Found]) -> Found | str:
     try:
-        return JOBS[job](kind, rank, folder)
+        return job()
     except Exception:
         return traceback.format_exc()
 
 
 def main() -> None:
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
-        timeout=timedelta(seconds=30),
+        "gloo", init_method=f"file://{folder}/meet {size}", rank=rank, world_size=size,
+        timeout=timedelta(seconds=60),
     )  # fmt: skip
-    found = {(job, kind): attempt(job, kind, rank, folder) for job in JOBS for kind in KINDS}
-    torch.save(found, folder / f"{rank}.pt")
+    todo = importlib.import_module(sys.argv[4]).jobs(folder)
+    torch.save({name: attempt(job) for name, job in todo.items()}, folder / f"{rank} of {size}.pt")
     distributed.barrier()
 
 

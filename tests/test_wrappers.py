@@ -9,20 +9,27 @@ import functools
 import gc
 import io
 import math
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 import weakref
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.utils.parametrize as parametrize
-from processes import KINDS, build, drive, filled, outputs, records, stepped, train
+from processes import (
+    KINDS,
+    build,
+    drive,
+    filled,
+    of_job,
+    outputs,
+    records,
+    stepped,
+    together,
+    train,
+)
 from synapses import PHYSICS, make, same, snapshot, uniform
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
@@ -118,34 +125,8 @@ def test_checkpointing_a_scan_without_a_module(scan, coefficients, reentrant):
 @functools.cache
 def pair():
     """What two processes found that did every job together."""
-    script = Path(__file__).with_name("processes.py")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with TemporaryDirectory() as folder:
-        started = [
-            subprocess.Popen(
-                [sys.executable, str(script), folder, str(rank)],
-                env={**environment, "OMP_NUM_THREADS": "1"},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        try:
-            errors = [process.communicate(timeout=120)[1] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        if any(process.returncode for process in started):
-            return errors
-        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(2)]
-
-
-def ranks(job, kind):
-    """What each process found for this kind of module."""
-    for found in pair():
-        assert not isinstance(found, str), found
-        assert not isinstance(found[job, kind], str), found[job, kind]
-        yield found[job, kind]
+        return together(2, "processes", folder)
 
 
 @pytest.mark.slow
@@ -157,7 +138,7 @@ def test_two_processes_learn_as_one_with_both_batches(job, kind):
     """Each has half of the batch, and keeps records of its own."""
     one = build(kind, batch_size=4, dtype=torch.float64)
     expected = train(one, one, drive(batch=4), scale=0.5)
-    for rank, found in enumerate(ranks(job, kind)):
+    for rank, found in enumerate(of_job(pair(), (job, kind))):
         half = slice(2 * rank, 2 * rank + 2)
         assert_close(found["y"], [y[:, half] for y in expected["y"]])
         assert_close(found["gradients"], expected["gradients"])
@@ -172,7 +153,7 @@ def test_two_processes_save_and_load_a_distributed_checkpoint(kind):
     expected = dict(build(kind).named_parameters())
     if kind in PHYSICS:
         expected["spike_charge"] = torch.full((3,), 7.0)
-    for found in ranks("saved", kind):
+    for found in of_job(pair(), ("saved", kind)):
         equal(
             {name: found[name] for name in expected}, {n: v.detach() for n, v in expected.items()}
         )
