@@ -158,7 +158,7 @@ class DelayedLinear(DelayedProjection):
         present = linked is not None and linked.mask is self.mask and linked.version == version
         if linked is None or version is None or not present:
             # Not the weight's device: a pruned one moves in the next call.
-            size = self.out_features, self.in_features
+            size = self._shapes["weight"]
             mask = checks.check_mask(self.mask, size, self.synapse.spike_.storage.device)
             with ordinary_tensors():
                 linked = _link(mask, version, linked)

@@ -1,0 +1,259 @@
+"""Layers that are sharded over processes: equal to one process, in values and gradients."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from parallel import (
+    INPUTS,
+    LAYERS,
+    NEURONS,
+    WAYS,
+    Net,
+    constants_net,
+    held,
+    layer,
+    learn,
+    spike,
+    train_net,
+    update,
+)
+from processes import KINDS, build, drive, of_job, records, together, train
+from synapses import spikes
+from torch.testing import assert_close
+
+from tritonsyn.distributed import without_records
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+EXAMPLE = ROOT / "docs" / "examples" / "many_gpus.py"
+sys.path.insert(0, str(ROOT / "docs"))
+import simulate_scaling  # noqa: E402
+
+SIZES = (4, 2)
+every_size = pytest.mark.parametrize("size", SIZES)
+
+
+@functools.cache
+def runs():
+    """What each process of four, and then of two, found; the two load what the four have saved."""
+    with TemporaryDirectory() as folder:
+        return {size: together(size, "parallel", folder) for size in SIZES}
+
+
+def found(size, job):
+    return of_job(runs()[size], job)
+
+
+def part(tensors, rank, size):
+    """What one of so many processes has of the outputs."""
+    return [tensor.chunk(size, -1)[rank] for tensor in tensors]
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_sharded_layer_learns_as_one_process(name, size):
+    expected = learn(LAYERS[name](), 1.0)
+    assert all(gradient.any() for each in expected["gradients"] for gradient in each.values())
+    for rank, ours in enumerate(found(size, ("layer", name))):
+        assert_close(ours["y"], part(expected["y"], rank, size))
+        for key in ("x", "gradients", "parameters", "records"):
+            assert_close(ours[key], expected[key])
+        steps = expected["steps"]
+        if not name.endswith("input") and name != "taus":
+            steps = [each.chunk(size)[rank] for each in steps]
+        assert_close(ours["steps"], steps)
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sharded_net_has_the_gradients_of_one_process(way, size):
+    """Single steps, a tape, blocks of the shortest delay, and one layer after the other."""
+    expected = train_net(Net(), way, lambda z: z)
+    assert all(gradient.any() for gradient in expected["gradients"].values())
+    for ours in found(size, ("net", way)):
+        assert_close(ours, expected)
+
+
+@pytest.mark.slow
+@every_size
+def test_spikes_travel_as_bits_and_currents_never(size):
+    """Forward; backward the sums of gradients come back, each to its process."""
+    bits = 16 * 3 * NEURONS // size
+    for ours in found(size, "wired"):
+        ((name, dtype, sent),) = ours["forward"]
+        assert "gather" in name and dtype == torch.int32 and sent == 4 * -(-bits // 32)
+        ((name, dtype, sent),) = ours["backward"]
+        assert "scatter" in name and dtype == torch.float64 and sent == 8 * 16 * 3 * NEURONS
+
+
+@pytest.mark.slow
+@every_size
+def test_distributed_tensors_go_from_layer_to_layer(size):
+    x, first = spikes(5, 2, INPUTS).double().requires_grad_(), layer()
+    y = layer(NEURONS)(spike(first(x)))
+    y.square().sum().backward()
+    assert x.grad.any()
+    for ours in found(size, "inputs"):
+        assert_close(ours["y"], y.detach())
+        assert ours["layout"] == "(Shard(dim=2),)"
+        assert_close(ours["gradients"], {"x": x.grad, "weight": first.weight.grad})
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("values", "ValueError: x must hold spikes, 0 or 1"),
+        ("gathered values", "ValueError: x must hold spikes, 0 or 1"),
+        ("features", "ValueError: x has . inputs, but must have"),
+        ("packed", "TypeError: x must be a tensor, but is PackedSpikes"),
+        ("batch sharded", r"ValueError: x is S\(1\), but must be Replicate"),
+        ("time sharded", r"ValueError: x is S\(0\), but must be Replicate"),
+        ("pending", r"ValueError: x is P\(sum\), but must be Replicate"),
+        ("pruned", "the parameters of a sharded layer must be weight, delay, bias, but are"),
+        ("twice", "ValueError: weight is distributed already"),
+        ("axes", "ValueError: mesh must have one axis, but has 2"),
+        ("odd", "ValueError: out_features=5 cannot be divided by"),
+    ],
+)
+def test_what_is_refused_in_words(case, words, size):
+    for ours in found(size, "refused"):
+        assert re.search(words, ours["messages"][case]), ours["messages"][case]
+        assert ours["same"]
+
+
+@pytest.mark.slow
+@every_size
+def test_gradients_are_clipped_over_sharded_and_ordinary_parameters(size):
+    net = Net()
+    train_net(net, "layers", lambda z: z)
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+    assert norm > 0.1
+    expected = {name: parameter.grad for name, parameter in net.named_parameters()}
+    for ours in found(size, "clipped"):
+        assert_close(ours["norm"], norm)
+        assert_close(ours["gradients"], expected)
+
+
+# -- checkpoints and wrappers ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_a_checkpoint_of_four():
+    """Parameters, constants and the state of the optimiser."""
+    net = constants_net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(2):
+        update(net, optimizer, 1.0)
+    expected = held(net)
+    update(net, optimizer, 1.0)
+    after = held(net)
+    assert not any(torch.equal(after[n], expected[n]) for n, _ in net.named_parameters())
+    for ours in found(4, "save"):
+        assert_close(ours["saved"], expected)
+        assert_close(ours["next"], after)
+    for ours in found(2, "load"):
+        assert_close(ours["loaded"], expected)
+        assert_close(ours["next"], after)
+
+
+@pytest.mark.slow
+def test_one_process_loads_what_four_have_put_together():
+    full = found(4, "save")[0]["full"]
+    net = constants_net()
+    net.load_state_dict(without_records(full), strict=False)
+    assert_close(held(net), found(4, "save")[0]["saved"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_without_records_has_all_else(kind):
+    module = build(kind)
+    module(drive()[0])
+    net = torch.nn.Sequential(module, torch.nn.Linear(2, 2))
+    state = without_records(net.state_dict())
+    assert state.keys() >= {name for name, _ in net.named_parameters()}
+    dropped = net.state_dict().keys() - state.keys()
+    assert {key.rpartition(".")[0] for key in dropped} == {f"0.{name}" for name in records(module)}
+    other = torch.nn.Sequential(build(kind, batch_size=3), torch.nn.Linear(2, 2))
+    other.load_state_dict(state, strict=False)
+    assert_close(dict(other.named_parameters()), dict(net.named_parameters()))
+    assert not any(record.any() for record in records(other).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("job", ["replicated", "sharded"], ids=["DDP", "FSDP2"])
+def test_four_processes_learn_as_one_with_all_batches(job, kind):
+    one = build(kind, batch_size=4, dtype=torch.float64)
+    expected = train(one, one, drive(batch=4), scale=0.25)
+    for rank, ours in enumerate(found(4, (job, kind))):
+        own = slice(rank, rank + 1)
+        assert_close(ours["y"], [y[:, own] for y in expected["y"]])
+        for key in ("gradients", "parameters"):
+            assert_close(ours[key], expected[key])
+        mine = {name: record[:, own] for name, record in expected["records"].items()}
+        assert_close(ours["records"], mine)
+
+
+# -- the page and its example ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [simulate_scaling.table(16384), simulate_scaling.table(2048), simulate_scaling.crossings()],
+    ids=["large", "small", "crossings"],
+)
+def test_the_tables_of_the_page_are_simulated(lines):
+    assert "\n".join(lines) in PAGE
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8, 64])
+@pytest.mark.parametrize("block", [1, 10])
+@pytest.mark.parametrize("spike", [simulate_scaling.BIT, simulate_scaling.FLOAT])
+def test_the_simulation_is_what_the_formulas_say(gpus, block, spike):
+    """Bytes exactly; the time is that of a part on its way through all nodes to the last GPU."""
+    machine, neurons = simulate_scaling.Machine(), 4096
+    cost = simulate_scaling.step(neurons, gpus, block, spike)
+    received = (gpus - 1) / gpus * neurons * simulate_scaling.BATCH * spike
+    assert cost.received == pytest.approx(received)
+    assert cost.compute == pytest.approx(64 * neurons**2 / gpus / machine.taps)
+    far = gpus // machine.node if gpus > machine.node else 0
+    latency = machine.start + far * machine.network + (gpus - 1 - far) * machine.hop
+    time = latency / block + received / machine.bandwidth if gpus > 1 else 0.0
+    assert cost.exchange == pytest.approx(time)
+
+
+def test_the_crossing_is_where_the_exchange_takes_longer():
+    gpus = simulate_scaling.crossing(16384, 1, simulate_scaling.BIT)
+    before, at = (simulate_scaling.step(16384, n) for n in (gpus - 8, gpus))
+    assert before.exchange < before.compute and at.exchange > at.compute
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "tensor"])
+def test_the_example_learns_on_two_processes(way):
+    """What it prints is the same for both ways, to its four digits."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(EXAMPLE), way]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    found = re.findall(r"(\d+) updates: loss (\S+), right (\d+)%", run.stdout)
+    losses = [float(loss) for _, loss, _ in found]
+    assert losses == pytest.approx([0.4797, 0.0217, 0.0020, 0.0005], abs=2e-3)
+    assert found[-1][2] == "100"
+
+
+def test_the_example_is_short():
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80

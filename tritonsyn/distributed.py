@@ -1,0 +1,346 @@
+"""Delayed layers on many processes: tensor parallel, with spikes that travel as bits.
+
+``torch.distributed`` starts the processes; a :class:`torch.distributed.device_mesh.DeviceMesh` says
+which of them work together. :class:`DelayedColwiseParallel` shards a layer over its outputs, and
+:func:`gather_spikes` gives every process the spikes of all. ``docs/distributed.md`` has examples.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ParallelStyle
+from torch.nn.utils.parametrize import is_parametrized
+
+from . import checks
+from .modules.linear import DelayedLinear
+from .modules.state import check_not_compiled
+from .ops.common import first_order
+from .ops.scan import pack_rows
+from .values import PackedSpikes, readable, unpack_bits
+
+__all__ = ["DelayedColwiseParallel", "gather_spikes", "without_records"]
+
+# The older names are deprecated from PyTorch 2.13 on, which has the newer ones.
+_all_gather: Callable[..., Any] = getattr(
+    distributed, "all_gather_single", distributed.all_gather_into_tensor
+)
+_reduce_scatter: Callable[..., Any] = getattr(
+    distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor
+)
+
+
+# -- spikes that travel ---------------------------------------------------------------------------
+
+
+def gather_spikes(x: Tensor, mesh: DeviceMesh) -> Tensor:
+    """The spikes of all processes, each of which has an equal part of the neurons.
+
+    One bit for each spike goes over the wire, whatever the dtype is. The gradient of ``x`` is this
+    process' part of that of the result, so nothing travels backward: what is computed of the result
+    has to be the same on all processes, or is done by a :class:`DelayedColwiseParallel` layer.
+
+    Args:
+        x: the spikes of this process' neurons ``[..., n]``, as 0 and 1, of any real dtype.
+        mesh: of one axis: the processes.
+
+    Returns:
+        ``[..., P n]`` in the dtype of ``x``, in the order of the processes.
+
+    Raises:
+        TypeError, ValueError: ``x`` is not such a tensor, or holds other values. On a GPU these are
+            found later, by an assertion on the device, so that nothing has to wait.
+    """
+    return _Gather.apply(_checked_spikes(x), _only_axis(mesh), False)
+
+
+def _only_axis(mesh: DeviceMesh) -> DeviceMesh:
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(f"mesh must be a DeviceMesh, but is {checks.shown(mesh)}")
+    if mesh.ndim != 1:
+        raise ValueError(f"mesh must have one axis, but has {mesh.ndim}: take mesh[name] of one")
+    return mesh
+
+
+def _checked_spikes(x: Any) -> Tensor:
+    """``x`` once it is sure, or on a GPU going to be, that a bit is enough for each value."""
+    x = checks.check_real("x", x)
+    if isinstance(x, DTensor):
+        raise TypeError("x must be what this process has, but is a DTensor: pass x.to_local()")
+    if x.ndim == 0:
+        raise checks.misshapen("x", x, "(..., n)")
+    if x.dtype != torch.bool:
+        all_bits = (x == (x != 0)).all()
+        if x.device.type == "cuda":
+            torch._assert_async(all_bits, "spikes that travel as bits must be 0 or 1")
+        elif readable(x) and not all_bits:
+            raise ValueError("x must hold spikes, 0 or 1, which travel as bits, but has others")
+    return x
+
+
+class _Gather(torch.autograd.Function):
+    """``[..., n]`` of each process as ``[..., P n]``.
+
+    Backward is a part of the gradient, or its sum over processes where each has some of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: DeviceMesh, partial: bool) -> Tensor:
+        ctx.mesh, ctx.partial = mesh, partial
+        words = pack_rows(x.detach().reshape(1, -1), None)
+        all_words = words.new_empty(mesh.size(), words.shape[1])
+        _all_gather(all_words, words, group=mesh.get_group())
+        spikes = unpack_bits(all_words, x.numel()).view(mesh.size(), *x.shape)
+        return spikes.movedim(0, -2).flatten(-2).to(x.dtype)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        parts = gradient.unflatten(-1, (ctx.mesh.size(), -1)).movedim(-2, 0)
+        if not ctx.partial:
+            return parts[ctx.mesh.get_local_rank()], None, None
+        own = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
+        _reduce_scatter(own.view(-1), parts.contiguous().view(-1), group=ctx.mesh.get_group())
+        return own, None, None
+
+
+class _SumGradient(torch.autograd.Function):
+    """The tensor, of which each process knows a part of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: DeviceMesh) -> Tensor:
+        ctx.mesh = mesh
+        return x.view_as(x)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=ctx.mesh.get_group())
+        return total, None
+
+
+def _summed(x: Tensor, mesh: DeviceMesh) -> Tensor:
+    """The same, with a gradient that is the sum of those of all processes."""
+    return _SumGradient.apply(x, mesh) if torch.is_grad_enabled() and x.requires_grad else x
+
+
+# -- layers that are sharded over their outputs ---------------------------------------------------
+
+
+class DelayedColwiseParallel(ParallelStyle):
+    """Shards a :class:`tritonsyn.DelayedLinear` over its outputs, for ``parallelize_module``.
+
+    As :class:`torch.distributed.tensor.parallel.ColwiseParallel` does with a dense layer: of P
+    processes each keeps the weights, delays, biases and connections of its ``out / P`` outputs, as
+    parts of ``DTensor`` parameters, and computes these outputs. What belongs to the inputs is kept
+    by all: the records of the synapses, their constants, delays of inputs. Parameters among these
+    stay ordinary ones, with the gradient summed over the processes, so that they stay equal.
+
+    Args:
+        input_layouts: ``Replicate()``, the default: the input ``[..., in]`` is the same on all
+            processes; its gradient is summed over them. ``Shard(-1)``: it is ``[..., in / P]``, the
+            spikes of this process' neurons, which travel as bits (:func:`gather_spikes`); the sums
+            of their gradients come back to the process that they belong to. A ``DTensor`` says
+            itself how it is laid out.
+
+    The layer then returns this process' outputs ``[..., out / P]``, or given a ``DTensor`` one that
+    is ``Shard`` over its last axis.
+
+    Raises:
+        TypeError, ValueError: the module is not a ``DelayedLinear``, its outputs cannot be divided
+            by the processes, a parameter is parametrized, pruned or distributed already, or mesh or
+            layout is another one.
+
+    Example:
+        >>> recurrent = DelayedColwiseParallel(input_layouts=Shard(-1))
+        >>> plan = {"inputs": DelayedColwiseParallel(), "recurrent": recurrent}
+        >>> net = parallelize_module(net, mesh, plan)  # doctest: +SKIP
+    """
+
+    def __init__(self, *, input_layouts: Placement | None = None) -> None:
+        super().__init__()
+        layout = Replicate() if input_layouts is None else input_layouts
+        if not layout.is_replicate() and layout != Shard(-1):
+            raise ValueError(f"input_layouts must be Replicate() or Shard(-1), but is {layout}")
+        self.input_layouts = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        mesh = _only_axis(device_mesh)
+        layer = _checked_layer(module, mesh)
+        for part in layer.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                if part is layer and _of_outputs(layer, name):
+                    made = self._distributed(parameter, mesh, Shard(0))
+                    part._parameters[name] = nn.Parameter(made, parameter.requires_grad)
+                else:
+                    same = self._distributed(parameter.detach(), mesh, Replicate())
+                    parameter.data.copy_(same.to_local())
+        if layer.mask is not None:
+            layer._buffers["mask"] = self._distributed(layer.mask, mesh, Shard(0))
+        layer._shapes = {
+            name: (size[0] // mesh.size(), *size[1:]) if _of_outputs(layer, name) else size
+            for name, size in layer._shapes.items()
+        }
+        own_class = {"_mesh": mesh, "_layout": self.input_layouts}
+        layer.__class__ = type(
+            f"Parallel{type(layer).__name__}", (_Parallel, type(layer)), own_class
+        )
+        layer._links()
+        return layer
+
+    def _distributed(self, tensor: Tensor, mesh: DeviceMesh, layout: Placement) -> DTensor:
+        """The tensor as one process has it, laid out over all."""
+        return distribute_tensor(tensor, mesh, [layout], src_data_rank=self.src_data_rank)
+
+
+def _checked_layer(module: nn.Module, mesh: DeviceMesh) -> Any:
+    """The module, if it is a layer that can be sharded over its outputs."""
+    if not isinstance(module, DelayedLinear):
+        raise TypeError(
+            f"DelayedColwiseParallel shards a DelayedLinear, but is given a {type(module).__name__}"
+        )
+    module.check_at_home()
+    if module.out_features % mesh.size():
+        raise ValueError(
+            f"out_features={module.out_features} cannot be divided by {mesh.size()} processes"
+        )
+    for part in module.modules():
+        if is_parametrized(part):
+            raise ValueError(f"a parametrized {type(part).__name__} cannot be sharded")
+        for name, tensor in part.named_parameters(recurse=False):
+            if isinstance(tensor, DTensor):
+                raise ValueError(f"{name} is distributed already, as {tensor.placements}")
+    _check_present(module)
+    return module
+
+
+def _check_present(layer: DelayedLinear) -> None:
+    """Raises where the parameters are not those that the layer was made with."""
+    if layer._parameters.keys() != layer._shapes.keys():
+        raise ValueError(
+            f"the parameters of a sharded layer must be {', '.join(layer._shapes)}, but are "
+            f"{', '.join(layer._parameters)}: parametrizations and pruning are not sharded, make "
+            "them permanent first"
+        )
+
+
+def _layout_of(x: DTensor, mesh: DeviceMesh) -> Placement:
+    """How the input of a sharded layer is laid out over its processes."""
+    if x.device_mesh != mesh:
+        raise ValueError(f"x is on {x.device_mesh}, but the layer is on {mesh}")
+    (layout,) = x.placements
+    if layout.is_shard(x.ndim - 1):
+        return Shard(-1)
+    if not layout.is_replicate():
+        raise ValueError(
+            f"x is {layout}, but must be Replicate() or Shard over its last axis, the inputs"
+        )
+    return layout
+
+
+def _of_outputs(layer: DelayedLinear, name: str) -> bool:
+    """Whether a parameter of the layer has an axis of outputs, its first."""
+    return name != "delay" or layer.delays != "input"
+
+
+@contextmanager
+def _at_hand(layer: nn.Module, mesh: DeviceMesh) -> Iterator[None]:
+    """Until the block ends, parameters are what this process computes with.
+
+    That is its part of a ``DTensor``; any other has a gradient that is summed over processes.
+    """
+    homes: list[dict[str, Any]] = []
+    for part in layer.modules():
+        homes += [part._parameters, part._buffers]
+    kept = [(home, name, tensor) for home in homes for name, tensor in home.items()]
+    kept = [each for each in kept if isinstance(each[2], nn.Parameter | DTensor)]
+    for home, name, tensor in kept:
+        if isinstance(tensor, DTensor):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and tensor.requires_grad):
+                home[name] = tensor.to_local()
+        else:
+            home[name] = _summed(tensor, mesh)
+    try:
+        yield
+    finally:
+        for home, name, tensor in kept:
+            home[name] = tensor
+
+
+class _Parallel(DelayedLinear):
+    """A layer of which this process computes a part of the outputs."""
+
+    _mesh: ClassVar[DeviceMesh]
+    _layout: ClassVar[Placement]
+
+    def forward(self, x: Any, *, _run: Callable[[Any], Any] | None = None) -> Any:
+        check_not_compiled("torch.compile does not take layers that are sharded over their outputs")
+        rows = self._all_inputs(x)
+        with _at_hand(self, self._mesh):
+            y = super().forward(rows, _run=_run)
+        if not isinstance(x, DTensor):
+            return y
+        return DTensor.from_local(y, self._mesh, [Shard(y.ndim - 1)], run_check=False)
+
+    def _all_inputs(self, x: Any) -> Any:
+        """The inputs of all processes, with a gradient that is summed over these."""
+        layout, own = self._layout, x
+        if isinstance(x, DTensor):
+            layout, own = _layout_of(x, self._mesh), x.to_local()
+        if layout.is_replicate():
+            return _summed(own, self._mesh) if isinstance(own, Tensor) else own
+        if isinstance(own, PackedSpikes):
+            raise TypeError("x must be a tensor, but is PackedSpikes; it travels as bits anyway")
+        own, most = _checked_spikes(own), self.in_features // self._mesh.size()
+        if own.shape[-1] * self._mesh.size() != self.in_features:
+            raise ValueError(
+                f"x has {own.shape[-1]} inputs, but must have {most}: each of {self._mesh.size()} "
+                f"processes gives its part of {self.in_features}"
+            )
+        return _Gather.apply(own, self._mesh, True)
+
+    def _check_parameters(self) -> None:
+        _check_present(self)
+        super()._check_parameters()
+
+    @property
+    def delay_steps(self) -> Tensor:
+        with _at_hand(self, self._mesh):
+            return super().delay_steps
+
+    delay_steps.__doc__ = DelayedLinear.delay_steps.__doc__
+
+    def _links(self) -> Any:
+        if not isinstance(self.mask, DTensor):
+            return super()._links()
+        with _at_hand(self, self._mesh):
+            return super()._links()
+
+
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+def without_records(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without the past: parameters, constants, and all that is not of tritonsyn.
+
+    Records have the batch of one process, so that a checkpoint with them is loaded by as many
+    processes as saved it. Without them any number can, by ``StateDictOptions(strict=False)``; then
+    call ``clear()``.
+
+    Args:
+        state_dict: what ``module.state_dict()`` or ``get_model_state_dict(module)`` returns.
+    """
+    # A record, and nothing else, has all of these.
+    records = {
+        key.removesuffix("times")
+        for key in state_dict
+        if key.endswith("_.times") and f"{key.removesuffix('times')}pointer" in state_dict
+    }
+    return {
+        key: value for key, value in state_dict.items() if key[: key.rfind(".") + 1] not in records
+    }
