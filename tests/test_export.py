@@ -28,9 +28,15 @@ def physics(kind):
     return CLASSES[kind].partialconstructor(*PHYSICS[kind].values())
 
 
+def around(delay):
+    """Delays within the bounds and beyond them."""
+    return delay.uniform_(-0.5, 4.5)
+
+
 def layer(make_layer, *size, kind="single", delay=4.0, **options):
     torch.manual_seed(1)
-    how = {"synapse": physics(kind), "delay": delay, "dtype": F64, **options}
+    how = {"synapse": physics(kind), "delay": delay, "delay_init": around}
+    how |= {"dtype": F64, **options}
     return make_layer(*size, 1.0, **how)
 
 
@@ -40,13 +46,14 @@ def linear(inputs=3, outputs=2, **options):
 
 def delay(shape, **options):
     torch.manual_seed(1)
-    return Delay(shape, 1.0, **{"delay": 4.0, "dtype": F64, **options})
+    how = {"delay": 4.0, "delay_init": around, "dtype": F64, **options}
+    return Delay(shape, 1.0, **how)
 
 
 MASK = torch.tensor([[True, False, True], [False, False, True]])
 LAYERS = {
     "connection": (partial(linear, bias=True), (3,)),
-    "input": (partial(linear, delays="input", bias=True), (3,)),
+    "input": (partial(linear, delays="input", min_delay=2.5, bias=True), (3,)),
     "output": (partial(linear, delays="output", min_delay=1.5), (3,)),
     "mask": (partial(linear, mask=MASK), (3,)),
     "masked inputs": (partial(linear, mask=MASK, delays="input"), (3,)),
@@ -280,6 +287,15 @@ def test_wrong_inputs():
     assert_close(program(x, *state), program(x, *program.initial_state(x)))  # nothing is left
 
 
+def test_methods_that_a_net_cannot_use():
+    net = network()
+    net.forward = lambda x: net[0].current_at(x)
+    twin = ExplicitState(net)
+    twin.net.forward = lambda x: twin.net[0].current_at(x)
+    with pytest.raises(AttributeError, match="no current_at: of its modules a net may use forward"):
+        twin.initial_state(torch.zeros(2, 8, dtype=F64))
+
+
 def test_modules_that_a_net_does_not_call():
     net = network()
     net.spare = linear()
@@ -411,7 +427,7 @@ def test_symbolic_traces_are_refused(name):
     assert_close(graph(x), build(name)[0](x).tanh(), **exactly)
 
 
-@pytest.mark.long  # two minutes of a C++ compiler
+@pytest.mark.long  # most of a minute of a C++ compiler
 def test_compiled_ahead_of_time(tmp_path):
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("no C++ compiler on this machine")

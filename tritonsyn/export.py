@@ -165,6 +165,13 @@ class _Part(nn.Module):
         y = _cast(y, self.dtype)
         return y.transpose(0, 1) if turned else y if sequence else y.squeeze(0)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            why = f"a program has no {name}: of its modules a net may use forward and scan alone"
+            raise AttributeError(why) from None
+
     def scan(self, x: Tensor) -> Tensor:
         """The same, as nets may call it."""
         out: Tensor = self(x)
