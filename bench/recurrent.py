@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from machine import Usage, device_name, others
+from neurons import spike
 from timing import host_memory
 from torch import Tensor
 
@@ -36,21 +37,7 @@ Neuron = Callable[[Tensor], Tensor]
 Run = Callable[[], Tensor]
 
 
-class _Spike(torch.autograd.Function):
-    """A step at 1 whose slope counts as that of a fast sigmoid."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        ctx.save_for_backward(v)
-        return (v > 1).to(v.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (v,) = ctx.saved_tensors
-        return gradient / (1 + 5 * (v - 1).abs()) ** 2
-
-
-NEURONS: dict[str, Neuron] = {"smooth": torch.sigmoid, "spikes": _Spike.apply}
+NEURONS: dict[str, Neuron] = {"smooth": torch.sigmoid, "spikes": spike}
 
 
 @dataclass(frozen=True)

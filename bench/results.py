@@ -18,11 +18,35 @@ from workloads import ADDITION, Target
 from tritonsyn.system import package_version, parse_json, write_whole
 
 FILE = Path(__file__).parent / "results" / "synapses.csv"
+NETWORKS_FILE = FILE.with_name("networks.csv")
 KEY = ("workload", "size", "provider", "dtype", "device", "torch", "triton", "commit", "date")
 FIELDS = (
     *KEY, "milliseconds", "low", "high", "timer", "rounds", "others", "rate", "unit", "peak_mb",
     "ratios", "targets",
 )  # fmt: skip
+
+
+class Sheet(NamedTuple):
+    """What lines a file of results has."""
+
+    key: tuple[str, ...]
+    """Fields in which lines differ."""
+    fields: tuple[str, ...]
+    times: tuple[str, ...]
+    """Fields that are positive numbers."""
+
+
+SYNAPSES = Sheet(KEY, FIELDS, ("milliseconds", "low", "high"))
+_TRAINING = ("task", "provider", "delays", "seed", "device")
+NETWORKS = Sheet(
+    _TRAINING,
+    (
+        *_TRAINING, "torch", "triton", "commit", "date", "package", "epochs", "examples",
+        "accuracy", "seconds", "low", "high", "others", "peak_mb",
+    ),
+    ("seconds", "low", "high"),
+)  # fmt: skip
+"""Of networks: a training that is done again on a machine replaces the one before."""
 
 Times = dict[tuple[str, str, str, str, str], float]
 """Milliseconds by workload, size, provider, dtype and kind of device."""
@@ -150,22 +174,26 @@ def _ratios(result: Result) -> str:
 
 def write(results: list[Result], path: Path, before: Times | None = None) -> None:
     """Puts the results into the file, where a line with the same key is replaced."""
-    lines = read(path)
     said: dict[int, list[str]] = {}
     for verdict in verdicts(results, before):
         said.setdefault(id(verdict.result), []).append(str(verdict))
-    for result in results:
-        line = _line(result, said.get(id(result), []))
-        lines[_key(line)] = line
+    put([_line(result, said.get(id(result), [])) for result in results], path)
+
+
+def put(lines: list[dict[str, str]], path: Path, sheet: Sheet = SYNAPSES) -> None:
+    """Puts lines into a file, where one with the same key is replaced."""
+    found = read(path, sheet)
+    for line in lines:
+        found[_key(line, sheet)] = line
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, sheet.fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines.values())
+    writer.writerows(found.values())
     write_whole(path, text.getvalue())
 
 
-def read(path: Path) -> Lines:
+def read(path: Path, sheet: Sheet = SYNAPSES) -> Lines:
     """The lines of a file by their keys; none where it is not there, half a last one left out.
 
     Raises ``ValueError`` with the line for a file of something else.
@@ -173,18 +201,18 @@ def read(path: Path) -> Lines:
     if not path.exists():
         return {}
     found = {}
-    whole = path.read_bytes().rpartition(b"\n")[0]
+    fields, whole = ", ".join(sheet.fields), path.read_bytes().rpartition(b"\n")[0]
     try:
         rows = csv.DictReader(whole.decode().splitlines(), strict=True)
-        if whole and rows.fieldnames != list(FIELDS):
-            raise ValueError(f"line 1 does not name the fields {', '.join(FIELDS)}")
+        if whole and rows.fieldnames != list(sheet.fields):
+            raise ValueError(f"line 1 does not name the fields {fields}")
         for line in rows:
             if None in line or None in line.values():
-                raise ValueError(f"line {rows.line_num} has not the fields {', '.join(FIELDS)}")
-            for name in ("milliseconds", "low", "high"):
+                raise ValueError(f"line {rows.line_num} has not the fields {fields}")
+            for name in sheet.times:
                 if not _is_time(line[name]):
                     raise ValueError(f"line {rows.line_num} has {name} {line[name]!r}")
-            found[_key(line)] = line
+            found[_key(line, sheet)] = line
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is not a file of results: {error}") from None
     return found
@@ -202,15 +230,15 @@ def times_in(path: Path) -> Times:
     found: Times = {}
     names = {device_name(kind): kind for kind in ("cpu", "cuda") if is_there(kind)}
     for line in read(path).values():
-        same = {name: line[name] for name in ("torch", "triton", "commit")} == _versions()
+        same = {name: line[name] for name in ("torch", "triton", "commit")} == versions()
         if same and line["device"] in names:
             what = line["workload"], line["size"], line["provider"], line["dtype"]
             found[(*what, names[line["device"]])] = float(line["milliseconds"])
     return found
 
 
-def _key(line: dict[str, str]) -> tuple[str, ...]:
-    return tuple(line[name] for name in KEY)
+def _key(line: dict[str, str], sheet: Sheet) -> tuple[str, ...]:
+    return tuple(line[name] for name in sheet.key)
 
 
 def _line(result: Result, said: list[str]) -> dict[str, str]:
@@ -218,14 +246,15 @@ def _line(result: Result, said: list[str]) -> dict[str, str]:
     return {
         **{name: _text(getattr(result, name)) for name in plain},
         "device": device_name(result.device),
-        **_versions(),
+        **versions(),
         "date": datetime.date.today().isoformat(),
         "ratios": _ratios(result),
         "targets": "; ".join(said),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What is measured with, as fields of a line."""
     triton = package_version("triton") or ""
     return {"torch": torch.__version__, "triton": triton, "commit": commit()}
 

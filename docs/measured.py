@@ -1,8 +1,9 @@
-"""Writes what was measured and what is calculated into ``performance.md``.
+"""Writes what was measured and what is calculated into ``performance.md`` and ``comparison.md``.
 
 ``python docs/measured.py [CSV]`` writes the targets and the times of each machine, what nobody has
-measured on such a device yet, and the table of gates. ``--gates`` first calculates the gates anew,
-by arithmetic on the compiled code; ``--check`` writes nothing and fails where the page is old.
+measured on such a device yet, the table of gates, and that of trained networks. ``--gates`` first
+calculates the gates anew, by arithmetic on the compiled code; ``--check`` writes nothing and fails
+where a page is old.
 """
 
 import argparse
@@ -10,10 +11,12 @@ import csv
 import io
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
+from statistics import mean, median
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE / "performance.md"
+PAGE, COMPARISON = HERE / "performance.md", HERE / "comparison.md"
 CSV = HERE.parent / "bench" / "results" / "synapses.csv"
 GATES = CSV.with_name("gates.csv")
 BEGIN, END = "<!-- begin: {} by docs/measured.py -->", "<!-- end: {} -->"
@@ -172,13 +175,55 @@ def gates(lines: list[Line], found: list[Line]) -> list[str]:
     return ["", title, "", *table(*rows)]
 
 
+# -- networks -------------------------------------------------------------------------------------
+
+HEAD = (
+    "network", "delays", "layers", "accuracy, %", "s an epoch", "peak MB", "others",
+    "epochs of examples",
+)  # fmt: skip
+LAYERS = {"tritonsyn": "tritonsyn", "DCLS": "DCLS", "loop": "by hand"}
+
+
+def networks(lines: list[Line]) -> list[str]:
+    """The trainings of each machine, seeds together."""
+    machines: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+    for line in lines:
+        machines[tuple(line[name] for name in MACHINE)].append(line)
+    found = [""]
+    for (device, _, triton, commit, date), those in machines.items():
+        packages = ", ".join(dict.fromkeys(line["package"] for line in those))
+        found += [f"{device}; {packages}, triton {triton}; commit {commit}, {date}.", ""]
+        trained: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+        for line in those:
+            trained[line["task"], line["delays"], line["provider"]].append(line)
+        found += table(HEAD, *(network(*of, seeds) for of, seeds in trained.items()))
+    return found
+
+
+def network(task: str, delays: str, provider: str, seeds: list[Line]) -> tuple[object, ...]:
+    """A row: means and ranges of the accuracies, medians of the times, the largest of the rest."""
+    right = [100 * float(line["accuracy"]) for line in seeds]
+    spread = f" ({min(right):.1f} to {max(right):.1f})" if len(right) > 1 else ""
+    seconds = median(float(line["seconds"]) for line in seeds)
+    peak = max((float(line["peak_mb"]) for line in seeds if line["peak_mb"]), default=None)
+    busy = max(float(line["others"]) for line in seeds)
+    learned = {f"{line['epochs']} of {line['examples']}" for line in seeds}
+    return (
+        task, delays, LAYERS[provider], f"{mean(right):.1f}{spread}", f"{seconds:.3g}",
+        "" if peak is None else f"{peak:.0f}", f"{busy:.0%}", "; ".join(sorted(learned)),
+    )  # fmt: skip
+
+
+# -- pages ----------------------------------------------------------------------------------------
+
+
 def replaced(page: str, name: str, part: list[str]) -> str:
     """The page with another part between two marks."""
     before, begin, rest = page.partition(BEGIN.format(name))
     _, end, after = rest.partition(END.format(name))
     if not (begin and end):
         marks = f"{BEGIN.format(name)} and {END.format(name)}"
-        raise ValueError(f"{PAGE} has no part between {marks}")
+        raise ValueError(f"a page has no part between {marks}")
     middle = "\n".join(["", *part, ""])
     return f"{before}{begin}{middle}{end}{after}"
 
@@ -192,6 +237,12 @@ def rewritten(page: str, path: Path = CSV, gates_path: Path = GATES) -> str:
     return replaced(page, "times", ["", *written(lines), ""])
 
 
+def compared(page: str) -> str:
+    """The page with the table of networks."""
+    lines = results.read(results.NETWORKS_FILE, results.NETWORKS)
+    return replaced(page, "networks", networks(list(lines.values())))
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", nargs="?", type=Path, default=CSV, help="the benchmarks' results")
@@ -201,14 +252,17 @@ def main(arguments: list[str]) -> None:
     try:
         if given.gates:
             write_whole(GATES, calculated())
-        page = PAGE.read_text(encoding="utf-8")
-        new = rewritten(page, given.csv)
-        if given.check:
-            sys.exit(f"{PAGE} is old: run python docs/measured.py" if new != page else 0)
-        write_whole(PAGE, new)
+        for path, write in {PAGE: partial(rewritten, path=given.csv), COMPARISON: compared}.items():
+            page = path.read_text(encoding="utf-8")
+            new = write(page)
+            if given.check:
+                if new != page:
+                    sys.exit(f"{path} is old: run python docs/measured.py")
+            else:
+                write_whole(path, new)
+                print(path)
     except (OSError, ValueError) as error:
         sys.exit(reason(error))
-    print(PAGE)
 
 
 if __name__ == "__main__":
