@@ -33,11 +33,6 @@ class Neurons(NamedTuple):
     slope: float
     """Of the gradient's fast sigmoid."""
 
-    def step(self, v: Tensor, z: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-        """Membranes and spikes after a step, from those before."""
-        v = self.keep * v * (1 - z.detach()) + current
-        return v, spike(v, self.slope)
-
     def run(self, currents: Tensor, step: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Spikes ``[T, B, N]`` of currents ``[T, B, N]``, from rest.
 
@@ -46,6 +41,8 @@ class Neurons(NamedTuple):
         v = z = torch.zeros_like(currents[0])
         spikes = []
         for current in currents:
-            v, z = self.step(v, z, current if step is None else current + step(z))
+            received = current if step is None else current + step(z)
+            v = self.keep * v * (1 - z.detach()) + received
+            z = spike(v, self.slope)
             spikes.append(z)
         return torch.stack(spikes)

@@ -192,7 +192,7 @@ def networks(lines: list[Line]) -> list[str]:
     found = [""]
     for (device, _, triton, commit, date), those in machines.items():
         packages = ", ".join(dict.fromkeys(line["package"] for line in those))
-        found += [f"{device}; {packages}, triton {triton}; commit {commit}, {date}.", ""]
+        found += [f"{device}; commit {commit}, {date};", f"{packages}, triton {triton}.", ""]
         trained: dict[tuple[str, ...], list[Line]] = defaultdict(list)
         for line in those:
             trained[line["task"], line["delays"], line["provider"]].append(line)
