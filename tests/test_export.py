@@ -328,6 +328,15 @@ def test_an_exported_program(name, sequence):
     compare(module, program.module(), x, **exactly)
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_compiled_in_one_graph(sequence):
+    """Without pointers on the device, and by the tracer of strict exports, too."""
+    module, x = linear(kind="alpha"), spikes(4, 2, 3)
+    program = ExplicitState(module)
+    compiled = torch.compile(program, backend="eager", fullgraph=True)
+    compare(module, compiled, x.chunk(2) if sequence else x, **exactly)
+
+
 VIEWS = "slice", "select.int", "flatten", "squeeze", "movedim", "unbind", "getitem", "reshape"
 
 
