@@ -17,7 +17,7 @@ from tritonsyn import DelayedLinear, SingleExponentialCurrent
 
 nir = pytest.importorskip("nir")
 nirtorch = pytest.importorskip("nirtorch")
-from tritonsyn.nir import to_nir  # noqa: E402
+from tritonsyn.nir import from_nir, to_nir  # noqa: E402
 
 # From 2.6 on nirtorch adds up the edges that lead to a node, and takes nodes in any order.
 adds_up = "device" in nirtorch.nir_to_torch.__annotations__
@@ -131,6 +131,29 @@ def test_spikingjelly_reads_a_synapse_with_a_neuron(tmp_path):
         currents.append(current.detach())
         spikes.append(z.detach())
     check(model, torch.stack(currents), torch.stack(spikes))
+
+
+def test_a_net_with_neurons_of_snntorch_goes_both_ways(tmp_path):
+    snntorch = pytest.importorskip("snntorch")
+
+    def as_node(leaky):
+        tau = STEP / 1000 / (1 - leaky.beta.item())
+        return nir.LIF(*(np.array(value) for value in (tau, 1.0, 0.0, leaky.threshold.item())))
+
+    def of_node(node):
+        tau, threshold = node.tau.flat[0].item(), node.v_threshold.flat[0].item()
+        return snntorch.Leaky(1 - STEP / 1000 / tau, threshold=threshold, init_hidden=True)
+
+    physics = SingleExponentialCurrent.partialconstructor(10.0, TAU)
+    layer = DelayedLinear(4, 3, STEP, synapse=physics, delay=4.0)
+    layer.round_delays_()
+    nn.init.uniform_(layer.weight, 0.0, 0.5)
+    model = nn.Sequential(layer, snntorch.Leaky(beta=0.9, init_hidden=True))
+    graph = written(model, tmp_path / "model.nir", module_map={snntorch.Leaky: as_node})
+    read = from_nir(graph, STEP, {nir.LIF: of_node})
+    spikes, again = (torch.stack([net(row) for row in input_spikes()]) for net in (model, read))
+    assert 0.05 < spikes.mean() < 0.95
+    assert torch.equal(spikes, again)
 
 
 @pytest.mark.parametrize("kind", ["single", "double", "alpha"])

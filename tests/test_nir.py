@@ -104,6 +104,10 @@ def sequence(*shape, dtype=torch.float64):
     return synapses.spikes(STEPS, 2, *shape, seed=1).to(dtype)
 
 
+def is_li(node):
+    return type(node) is nir.LI
+
+
 def exactly_nir(model, x, **how):
     """Asserts that the model gives what NIR's equations give for its graph, in each sample."""
     graph = to_nir(model, x[0], **how)
@@ -126,6 +130,9 @@ def test_a_synapse_solves_the_equations(kind):
         constants["tc_rise"] = torch.tensor([1.0, 3.0, 0.7])
     model = synapses.make(kind, 3, STEP, dtype=torch.float64, **constants)
     exactly_nir(model, sequence(3))
+    if kind == "double":
+        rise, decay = [n.tau for n in to_nir(model, torch.zeros(1, 3)).nodes.values() if is_li(n)]
+        assert (rise < decay).all()
 
 
 @synapses.every_kind
@@ -166,6 +173,19 @@ def scaled(factor):
     return factor * torch.tensor([1.0, 1.5, 2.0, 0.8])
 
 
+def whatever(layer):
+    """The layer, with weights where the mask has no connections."""
+    nn.init.uniform_(layer.weight)
+    return layer
+
+
+def outside(layer):
+    """The layer, with delays out of their bounds."""
+    with torch.no_grad():
+        layer.delay.copy_(torch.where(layer.delay < 2.0, 0.3, 7.1))
+    return layer
+
+
 class Branches(nn.Module):
     """Modules that are called and added up."""
 
@@ -185,12 +205,12 @@ MODELS = {
     "alpha": lambda: synapses.make("alpha", (4,), STEP, spike_charge=scaled(-3.0)),
     "learned": lambda: synapses.make("single", 4, STEP, time_constant=nn.Parameter(scaled(5.0))),
     "connection": lambda: dense(dtype=torch.float32),
-    "masked": lambda: dense("alpha", dtype=torch.float32, fan_in=2, bias=True),
+    "masked": lambda: whatever(dense("alpha", dtype=torch.float32, fan_in=2, bias=True)),
     "input": lambda: dense("double", "input", False, dtype=torch.float32, bias=True),
     "output": lambda: dense("double", "output", False, dtype=torch.float32),
     "bias of outputs": lambda: dense("single", "output", False, dtype=torch.float32, bias=True),
     "undelayed": lambda: dense(delay=0.0, dtype=torch.float32),
-    "least delay": lambda: dense(min_delay=1.0, dtype=torch.float32, delay_init=init.constant(0.0)),
+    "bounds": lambda: outside(dense(min_delay=1.0, dtype=torch.float32)),
     "delay": lambda: Delay(4, STEP, delay=3.0, delay_init=init.constant(1.5)),
     "branches": Branches,
     "net": lambda: nn.Sequential(
@@ -269,38 +289,85 @@ def test_double_precision_goes_both_ways():
     torch.testing.assert_close(read(x), model(x), rtol=1e-12, atol=1e-12)
 
 
-def test_a_branch_that_others_read_too_is_not_taken_into_a_layer():
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.synapse = synapses.make("single", 4, STEP)
-            self.delay = Delay(4, STEP, delay=2.0, delay_init=init.constant(1.0))
-            self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 3)
+def test_half_precision_is_written_in_single():
+    layer = dense("double", "input", dtype=torch.bfloat16, bias=True)
+    graph = to_nir(layer, torch.zeros(1, 4))
+    arrays = [value for node in graph.nodes.values() for value in vars(node).values()]
+    kinds = {array.dtype for array in arrays if getattr(array, "dtype", np.dtype(int)).kind == "f"}
+    assert kinds == {np.dtype("float32")}
+    x = sequence(4, dtype=torch.float32)
+    torch.testing.assert_close(from_nir(graph, STEP)(x), layer.float()(x))
 
-        def forward(self, x):
-            delayed = self.delay(self.synapse(x))
-            return self.one(delayed) + self.two(delayed)
 
-    model, x = Shared(), sequence(4, dtype=torch.float32)
+class Wired(nn.Module):
+    """A synapse and what may stand behind it, called in some way."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.synapse = synapses.make("single", 4, STEP)
+        self.delay = Delay(4, STEP, delay=2.0, delay_init=init.constant(1.0))
+        self.late = Delay(4, STEP, delay=0.5, delay_init=init.constant(0.5))
+        self.one, self.two, self.all = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        with torch.no_grad():  # different inputs
+            self.one.weight[:, :2] = 0.0
+            self.two.weight[:, 2:] = 0.0
+
+    def forward(self, x):
+        return self.way(self, self.synapse(x), x)
+
+
+WAYS = {
+    "one delay for two products": lambda m, i, x: m.one(d := m.delay(i)) + m.two(d),
+    "a connection of two delays": lambda m, i, x: m.one(m.delay(i)) + m.all(i),
+    "products that go apart": lambda m, i, x: m.late(m.one(m.delay(i))) + m.two(i),
+    "a product of more": lambda m, i, x: m.one(m.delay(i)) + m.two(i + x),
+    "a delay of more": lambda m, i, x: m.one(m.delay(i + x)),
+    "a delayed product of more": lambda m, i, x: m.one(m.delay(i) + x),
+    "a current read as it is": lambda m, i, x: m.one(m.delay(i)) + i,
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_is_no_layer_is_read_node_by_node(name):
+    model, x = Wired(WAYS[name]), sequence(4, dtype=torch.float32)
     read = from_nir(to_nir(model, x[0]), STEP)
     assert not any(isinstance(module, DelayedLinear) for module in read.modules())
     same(model, read, x)
 
 
-def test_connections_made_twice_with_different_delays_are_no_layer():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.synapse = synapses.make("single", 4, STEP)
-            self.delay = Delay(4, STEP, delay=2.0, delay_init=init.constant(1.0))
-            self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 3)
+class Convolved(nn.Module):
+    """Convolutions of the current of a line, one of them delayed."""
 
-        def forward(self, x):
-            current = self.synapse(x)
-            return self.one(self.delay(current)) + self.two(current)
+    def __init__(self, tau=5.0, delay=1.0, kernel=3):
+        super().__init__()
+        self.synapse = synapses.make("single", (2, 5), STEP, time_constant=tau)
+        self.delay = Delay((2, 5), STEP, delay=3.0, delay_init=lambda d: torch.full_like(d, delay))
+        self.one = nn.Conv1d(2, 3, 3, padding=1)
+        self.two = nn.Conv1d(2, 3, kernel, padding=kernel // 2)
+        with torch.no_grad():  # different inputs
+            self.one.weight[:, 0] = 0.0
+            self.two.weight[:, 1] = 0.0
 
-    model, x = Twice(), sequence(4, dtype=torch.float32)
-    same(model, from_nir(to_nir(model, x[0]), STEP), x)
+    def forward(self, x):
+        current = self.synapse(x)
+        return self.one(self.delay(current)) + self.two(current)
+
+
+def test_convolutions_of_one_form_are_a_layer_and_others_are_not():
+    several = Convolved()
+    several.delay.delay.data[1, 2] = 2.0
+    unlike = {
+        "constants": Convolved(tau=synapses.uniform(2, 5, low=2.0, high=9.0)),
+        "delays": several,
+        "kernels": Convolved(kernel=1),
+    }
+    x = sequence(2, 5, dtype=torch.float32)
+    for name, model in {"alike": Convolved(), **unlike}.items():
+        read = from_nir(to_nir(model, x[0]), STEP)
+        found = any(isinstance(module, DelayedConv1d) for module in read.modules())
+        assert found == (name == "alike"), name
+        torch.testing.assert_close(*[torch.stack([net(row) for row in x]) for net in (read, model)])
 
 
 def test_a_large_layer_is_written_and_read_in_seconds(tmp_path):
@@ -416,7 +483,7 @@ def test_rounding_is_that_of_the_module(delays):
     model, x = dense("double", delays, False, dtype=torch.float32), sequence(4, dtype=torch.float32)
     model(x)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    graph = to_nir(model, x[0], round_delays=True)
+    graph = to_nir(model, x[0, :1], round_delays=True)  # another batch than that of the past
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     unrounded = cleared(model)(x)
@@ -460,11 +527,11 @@ REFUSED = {
         lambda: synapses.make("single", 4, STEP, time_constant=nn.Parameter(scaled(5.0))),
         "time_constant must be finite and greater than 0",
     ),
-    "groups": (lambda: nn.Conv1d(4, 4, 1, groups=2), "neither groups nor"),
-    "square": (lambda: nn.Conv2d(4, 4, (1, 3)), "kernels that are not square"),
+    "groups": (lambda: nn.Conv1d(4, 4, 1, groups=2), r"nir counts, makes \(4, 6\) of \(2, 6\)"),
+    "square": (lambda: nn.Conv2d(4, 4, (1, 3)), r"makes \(4, 6, 4\) of .* makes \(4, 6, 6\)"),
     "same": (lambda: nn.Conv1d(4, 4, 2, padding="same"), "as many zeros before as behind"),
     "padding": (lambda: nn.Conv1d(4, 4, 1, padding_mode="circular"), "zeros only"),
-    "matrix": (lambda: nn.Linear(6, 4), "NIR multiplies vectors"),
+    "matrix": (lambda: nn.Linear(6, 4), r"of \(4, 6\), but .* of \(6,\)"),
     "batch": (lambda: nn.Flatten(0), "no batch"),
 }  # fmt: skip
 EXAMPLES = {
@@ -496,6 +563,7 @@ def test_other_ways_of_computing_are_refused():
     ways = {
         "what different ones return.*mul": lambda y, x: y * x,
         "what different ones return.*add": lambda y, x: y + y,
+        "different ones return.*add_1": lambda y, x: (y + x) + y,
         "different ones return.*sub": lambda y, x: y - x,
         "one tensor": lambda y, x: (y, x),
     }
@@ -516,6 +584,31 @@ def test_wrong_arguments_of_writing():
         to_nir(model, torch.zeros(1, 4), time_unit=0.0)
     with pytest.raises(ValueError, match="0, Neuron: module_map must give a node of NIR"):
         to_nir(nn.Sequential(Neuron(1.0, 1.0)), torch.zeros(1, 4), {Neuron: lambda module: 3})
+
+
+def test_wrong_nodes_of_a_map():
+    how = {Neuron: lambda module: nir.Linear(np.ones((4, 5)))}
+    with pytest.raises(ValueError, match=r"makes \(4,\) of \(4,\), but .* \(4,\) of \(5,\)"):
+        to_nir(nn.Sequential(Neuron(1.0, 1.0)), torch.zeros(1, 4), how)
+    how = {Neuron: lambda module: nir.LIF(*[np.ones(3)] * 4)}
+    with pytest.raises(ValueError, match=r"0, Neuron: .*broadcast"):
+        to_nir(nn.Sequential(Neuron(1.0, 1.0)), torch.zeros(1, 4), how)
+
+
+def test_a_state_that_cannot_be_copied():
+    model = nn.Sequential(nn.Linear(4, 4), Neuron(4.0, 2.0))
+    model[1].v = torch.ones(1, requires_grad=True) * 2
+    with pytest.raises(ValueError, match="Reset or detach the states"):
+        to_nir(model, torch.zeros(1, 4), {Neuron: as_lif})
+
+
+def test_graphs_that_hold_tensors():
+    tensors = [torch.full((2,), value) for value in (0.005, 20.0, 0.0)]
+    graph = nir.NIRGraph.from_list(nir.LI(*tensors), nir.Linear(torch.eye(2) * 3))
+    x = sequence(2, dtype=torch.float32)
+    expected = 3 * synapses.make("single", 2, STEP, spike_charge=10.0, time_constant=5.0)(x)
+    torch.testing.assert_close(from_nir(graph, STEP)(x), expected)
+    assert isinstance(graph.nodes["li"].tau, torch.Tensor)
 
 
 def lif(size=2):

@@ -1,5 +1,6 @@
 """A graph of NIR as a module."""
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -50,8 +51,8 @@ def from_nir(
     the same with ``Conv1d``, ``Conv2d``  ``DelayedConv1d``, ``DelayedConv2d``
     ``CubaLIF``                           ``SingleExponentialCurrent``, then the map's ``LIF``
     any other ``Delay``                   ``Delay``
-    ``Linear``, ``Affine``, ``Conv1d``,   those of ``torch.nn``
-    ``Conv2d``, ``Flatten``
+    ``Linear``, ``Affine``, ``Conv1d``,   those of ``torch.nn``, of which convolutions take steps
+    ``Conv2d``, ``Flatten``               only
     ``NIRGraph``                          the module of that graph
     ====================================  =======================================================
 
@@ -224,12 +225,11 @@ class _Reader:
         products = [self.nodes[name] for name in exits]
         first, shape = products[0], integrators[0].tau.shape
         convolves = type(first) in _CONVOLUTIONS
-        uniform = all(
-            _is_of_channels(value) for each in integrators for value in (each.tau, each.r)
-        )
-        if len({_geometry(node) for node in products}) > 1 or not uniform:
-            return None
-        if not convolves and first.weight.shape[1:] != shape:
+        constants = [value for each in integrators for value in (each.tau, each.r)]
+        uniform = all(map(_is_of_channels, constants))
+        alike = len({_geometry(node) for node in products}) == 1
+        fits = len(shape) == first.weight.ndim - 1
+        if not (uniform and alike and fits and (convolves or first.weight.shape[-1:] == shape)):
             return None
         weights = np.stack([node.weight for node in products])
         members = [name for branch in branches for name in branch]
@@ -311,7 +311,9 @@ class _Reader:
         if kind is nir.Delay:
             return self._delay(node)
         if kind is nir.Flatten:
-            axes = len(node.input_type["input"])
+            if (size := node.input_type["input"]) is None:
+                raise ValueError("its input_type must be known")
+            axes = len(size)
             return nn.Flatten(*[int(dim) % axes - axes for dim in (node.start_dim, node.end_dim)])
         if kind in (nir.Linear, nir.Affine) and node.weight.ndim == 2:
             outputs, inputs = node.weight.shape
@@ -351,8 +353,9 @@ class _Reader:
 
 def _split(graph: nir.NIRGraph, known: NodeMap) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Nodes and edges, with a synapse and a neuron for each CubaLIF that the map does not know."""
-    nodes, edges = dict(graph.nodes), [(source, target) for source, target in graph.edges]
-    for name, node in graph.nodes.items():
+    nodes = {name: _with_arrays(node) for name, node in graph.nodes.items()}
+    edges = [(source, target) for source, target in graph.edges]
+    for name, node in list(nodes.items()):
         if type(node) is nir.CubaLIF and nir.CubaLIF not in known:
             synapse = f"{name}_synapse"
             while synapse in nodes:
@@ -361,6 +364,16 @@ def _split(graph: nir.NIRGraph, known: NodeMap) -> tuple[dict[str, Any], list[tu
             nodes[name] = nir.LIF(tau=node.tau_mem, **neuron_of(node))
             edges = [(a, synapse if b == name else b) for a, b in edges] + [(synapse, name)]
     return nodes, edges
+
+
+def _with_arrays(node: Any) -> Any:
+    """The node, with arrays in place of tensors, which some libraries put there."""
+    tensors = {name: each for name, each in vars(node).items() if isinstance(each, Tensor)}
+    if tensors:
+        node = copy.copy(node)
+        for name, tensor in tensors.items():
+            setattr(node, name, tensor.detach().cpu().numpy())
+    return node
 
 
 def _ordered(before: dict[str, list[str]]) -> list[str]:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import nir
@@ -88,7 +88,13 @@ def to_nir(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, but is {checks.shown(model)}")
     checks.check_real("example", example)
-    traced = _traced(copy.deepcopy(model).eval(), (*known, *_WRITERS))
+    try:
+        model = copy.deepcopy(model).eval()
+    except RuntimeError as error:
+        raise ValueError(
+            f"model cannot be copied: {error}. Reset or detach the states of its modules first"
+        ) from error
+    traced = _traced(model, (*known, *_WRITERS))
     ours: list[Any] = [
         m for m in traced.modules() if isinstance(m, ExponentialCurrent | LearnedDelays)
     ]
@@ -184,6 +190,7 @@ class _Writer:
             for kind in type(module).__mro__:
                 if kind in self.known:
                     node = _repeated(self.known[kind](module), shape)
+                    _check_sizes(node, shape, call.meta["shape"])
                     return self.add(name, node, sources)
                 if kind in _WRITERS:
                     place = _Place(self, name, sources, shape, call.meta["shape"])
@@ -258,25 +265,29 @@ class _Place:
                 "it reads the current of another synapse, and in NIR does so between steps, too: "
                 "both are one synapse of two time constants, DoubleExponentialCurrent"
             )
-        dtype = compute_dtype(synapse.component_records()[0].storage.dtype)
+        dtype = _as_numpy(synapse.component_records()[0].storage.dtype)
         charge = _filled_in(synapse.spike_charge, synapse.shape, self.shape)
         amplitude, names = charge / self.units.step, self.sources
         taus = _time_constants(synapse)
         for i, tau in enumerate(taus):
             tau = _filled_in(tau, synapse.shape, self.shape) / self.units.time_unit
             arrays = [tau, amplitude, np.zeros(self.shape)]
-            node = nir.LI(*(_of_dtype(array, dtype) for array in arrays))
+            node = nir.LI(*(array.astype(dtype) for array in arrays))
             rise = "_rise" if i + 1 < len(taus) else ""
             names = self.put(node, names, suffix + rise)
             amplitude = np.ones(self.shape)
         return names
 
-    def delay(self, times: Array, dtype: torch.dtype, sources: Names, suffix: str) -> Names:
+    def delay(self, times: Array, dtype: Any, sources: Names, suffix: str) -> Names:
         """A delay, ms, of each element; none where all are 0."""
         if not times.any():
             return sources
-        times = _of_dtype(times / self.units.time_unit, compute_dtype(dtype))
-        return self.put(nir.Delay(times), sources, suffix)
+        return self.put(nir.Delay((times / self.units.time_unit).astype(dtype)), sources, suffix)
+
+
+def _as_numpy(dtype: torch.dtype) -> Any:
+    """The dtype in which values of this one are written: NumPy has no bfloat16."""
+    return np.float64 if dtype == torch.float64 else np.float32
 
 
 def _time_constants(synapse: ExponentialCurrent) -> tuple[Any, ...]:
@@ -290,14 +301,6 @@ def _filled_in(value: Any, shape: Shape, whole: Shape) -> Array:
     """Values that broadcast to the first axes of a shape, on all of its axes."""
     tensor = torch.as_tensor(value).detach().to("cpu", torch.float64).expand(*shape)
     return tensor.reshape(*shape, *[1] * (len(whole) - len(shape))).expand(*whole).numpy()
-
-
-def _of_dtype(array: Array, dtype: torch.dtype) -> Array:
-    return array.astype(np.float64 if dtype == torch.float64 else np.float32)
-
-
-def _numpy(tensor: Tensor) -> Array:
-    return tensor.detach().to("cpu", compute_dtype(tensor.dtype)).numpy().copy()
 
 
 def _write_synapse(place: _Place, synapse: Any) -> Names:
@@ -320,7 +323,7 @@ def _write_delay(place: _Place, module: Delay) -> Names:
     if not whole:
         raise ValueError(f"its delays are between steps, where {_BETWEEN}")
     times = np.broadcast_to(times, place.shape)
-    return place.delay(times, module.delay.dtype, place.sources, "")
+    return place.delay(times, _as_numpy(module.delay.dtype), place.sources, "")
 
 
 _BETWEEN = (
@@ -337,67 +340,88 @@ def _times(place: _Place, module: Any) -> tuple[Array, bool]:
 
 def _write_layer(place: _Place, layer: Any) -> Names:
     _check_step(place, (1,) * (layer.step_axes - 1))
-    weight, bias, dtype = layer.weight, layer.bias, layer.weight.dtype
-    if getattr(layer, "mask", None) is not None:
-        weight = torch.where(layer.mask, weight, 0.0)
-    weight, bias = _numpy(weight), None if bias is None else _numpy(bias)
     times, whole = _times(place, layer)
     if not whole and (layer.delays == "connection" or not isinstance(layer, DelayedLinear)):
         raise ValueError(f"delays={layer.delays!r} are between steps, where {_BETWEEN}")
+    weight, bias = _weights(layer)
     currents = place.synapse(layer.synapse, "_synapse")
     if layer.delays == "output":
         names = place.put(_product(place, layer, weight, None), currents, "_weight")
-        names = place.delay(times, dtype, names, "_delay")
-        if bias is not None:
-            shift = nir.Affine(np.eye(len(bias), dtype=bias.dtype), bias)
-            names = place.put(shift, names, "_bias")
-        return names
-    if layer.delays == "input":
-        # One branch, with the delays of the inputs.
-        branches = [("", times, weight)]
-    else:
-        steps = np.round(times / place.units.step).astype(int)
-        present = np.unique(steps[weight != 0]) if weight.any() else [0]
-        branches = [
-            (f"_{k}", np.array(k * place.units.step), np.where(steps == k, weight, 0))
-            for k in present
-        ]
+        names = place.delay(times, weight.dtype, names, "_delay")
+        if bias is None:
+            return names
+        return place.put(nir.Affine(np.eye(len(bias), dtype=bias.dtype), bias), names, "_bias")
     exits: Names = ()
-    for suffix, times, part in branches:
-        times = _filled_in(times, place.shape[:1], place.shape)
-        delayed = place.delay(times, dtype, currents, f"_delay{suffix}")
+    for suffix, delays, part in _branches(layer, times, weight, place.units.step):
+        delays = _filled_in(delays, place.shape[:1], place.shape)
+        delayed = place.delay(delays, weight.dtype, currents, f"_delay{suffix}")
         exits += place.put(_product(place, layer, part, bias), delayed, f"_weight{suffix}")
-        bias = None
+        bias = None  # which is added once
     return exits
 
 
-def _product(place: _Place, layer: Any, weight: Array, bias: Array | None) -> Any:
-    """The node of a layer's weights, or of some of them."""
+def _branches(
+    layer: Any, times: Array, weight: Array, step: float
+) -> Iterator[tuple[str, Array, Array]]:
+    """A suffix, the delays of the inputs, ms, and the weights that these count for."""
+    if layer.delays == "input":
+        yield "", times, weight
+        return
+    steps = np.round(times / step).astype(int)
+    for k in np.unique(steps[weight != 0]) if weight.any() else (0,):
+        yield f"_{k}", np.asarray(k * step), np.where(steps == k, weight, 0)
+
+
+def _weights(module: Any) -> tuple[Array, Array | None]:
+    """The weights of all connections, and the bias if there is one."""
+    weight = module.weight
+    if getattr(module, "mask", None) is not None:
+        weight = torch.where(module.mask, weight, 0.0)
+    return _array(weight), None if module.bias is None else _array(module.bias)
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().to("cpu", compute_dtype(tensor.dtype)).numpy().copy()
+
+
+def _write_product(place: _Place, module: Any) -> Names:
+    return place.put(_product(place, module, *_weights(module)), place.sources)
+
+
+def _product(place: _Place, module: Any, weight: Array, bias: Array | None) -> Any:
+    """The node of a module's weights, or of some of them."""
     if weight.ndim > 2:
-        return _convolution(place, layer, weight, bias)
-    return nir.Linear(weight) if bias is None else nir.Affine(weight, bias)
+        node = _convolution(module, weight, bias, place.shape[1:])
+    else:
+        node = nir.Linear(weight) if bias is None else nir.Affine(weight, bias)
+    _check_sizes(node, place.shape, place.result)
+    return node
 
 
-def _convolution(place: _Place, module: Any, weight: Array, bias: Array | None) -> Any:
-    channels, *size = place.shape
-    axes = len(size)
+def _check_sizes(node: Any, shape: Shape, result: Shape) -> None:
+    """Raises ``ValueError`` where a node says that its sizes are others."""
+    if isinstance(node, nir.NIRGraph):
+        return
+    sizes = [next(iter(types.values())) for types in (node.input_type, node.output_type)]
+    if any(size is None for size in sizes):
+        return
+    taken, made = (tuple([int(n) for n in size]) for size in sizes)
+    if (taken, made) != (shape, result):
+        raise ValueError(
+            f"it makes {result} of {shape}, but its node, as the package nir counts, makes {made} "
+            f"of {taken}"
+        )
+
+
+def _convolution(module: Any, weight: Array, bias: Array | None, size: Shape) -> Any:
     if getattr(module, "padding_mode", "zeros") != "zeros":
         raise ValueError("NIR pads with zeros only")
     bias = np.zeros(len(weight), weight.dtype) if bias is None else bias
-    stride, dilation = module.stride, module.dilation
-    padding = _padding(module.padding, dilation, weight.shape[2:])
-    if axes == 1:
-        numbers = [each[0] for each in (stride, padding, dilation)]
-        node = nir.Conv1d(size[0], weight, *numbers, module.groups, bias)
-    else:
-        node = nir.Conv2d(tuple(size), weight, stride, padding, dilation, module.groups, bias)
-    types = (tuple(node.input_type["input"]), tuple(node.output_type["output"]))
-    if types != (place.shape, place.result):
-        raise ValueError(
-            f"it makes {place.result} of {place.shape}, but its node counts as making {types[1]} "
-            f"of {types[0]}: the package nir knows neither groups nor kernels that are not square"
-        )
-    return node
+    padding = _padding(module.padding, module.dilation, weight.shape[2:])
+    options = (module.stride, padding, module.dilation)
+    if len(size) == 1:
+        return nir.Conv1d(size[0], weight, *[each[0] for each in options], module.groups, bias)
+    return nir.Conv2d(size, weight, *options, module.groups, bias)
 
 
 def _padding(padding: Any, dilation: Shape, kernel: Shape) -> Shape:
@@ -409,18 +433,6 @@ def _padding(padding: Any, dilation: Shape, kernel: Shape) -> Shape:
             raise ValueError("NIR has as many zeros before as behind, but padding 'same' has not")
         return tuple(zeros // 2 for zeros in total)
     return (padding,) * len(kernel) if isinstance(padding, int) else tuple(padding)
-
-
-def _write_linear(place: _Place, module: nn.Linear) -> Names:
-    if len(place.shape) != 1:
-        raise ValueError(f"NIR multiplies vectors, but a sample arrives as {place.shape}")
-    bias = None if module.bias is None else _numpy(module.bias)
-    return place.put(_product(place, module, _numpy(module.weight), bias), place.sources)
-
-
-def _write_conv(place: _Place, module: Any) -> Names:
-    bias = None if module.bias is None else _numpy(module.bias)
-    return place.put(_convolution(place, module, _numpy(module.weight), bias), place.sources)
 
 
 def _write_flatten(place: _Place, module: nn.Flatten) -> Names:
@@ -438,9 +450,9 @@ _WRITERS: dict[type[nn.Module], Callable[[_Place, Any], Names]] = {
     DelayedLinear: _write_layer,
     DelayedConv1d: _write_layer,
     DelayedConv2d: _write_layer,
-    nn.Linear: _write_linear,
-    nn.Conv1d: _write_conv,
-    nn.Conv2d: _write_conv,
+    nn.Linear: _write_product,
+    nn.Conv1d: _write_product,
+    nn.Conv2d: _write_product,
     nn.Flatten: _write_flatten,
     nn.Identity: lambda place, module: place.sources,
     nn.Dropout: lambda place, module: place.sources,
