@@ -598,7 +598,7 @@ def test_wrong_nodes_of_a_map():
 def test_a_state_that_cannot_be_copied():
     model = nn.Sequential(nn.Linear(4, 4), Neuron(4.0, 2.0))
     model[1].v = torch.ones(1, requires_grad=True) * 2
-    with pytest.raises(ValueError, match="Reset or detach the states"):
+    with pytest.raises(ValueError, match="reset or detach the states"):
         to_nir(model, torch.zeros(1, 4), {Neuron: as_lif})
 
 

@@ -79,7 +79,7 @@ def from_nir(
     if not isinstance(graph, nir.NIRGraph):
         raise TypeError(f"graph must be an NIRGraph or a file, but is {checks.shown(graph)}")
     units = Units.of(step_time, time_unit)
-    dtype = checks.record_dtype(dtype)
+    round_delays, dtype = checks.flag("round_delays", round_delays), checks.record_dtype(dtype)
     return _Reader(graph, dict(node_map or {}), units, round_delays, dtype).module()
 
 

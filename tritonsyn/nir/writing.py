@@ -88,11 +88,13 @@ def to_nir(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, but is {checks.shown(model)}")
     checks.check_real("example", example)
+    checks.flag("round_delays", round_delays)
     try:
         model = copy.deepcopy(model).eval()
     except RuntimeError as error:
         raise ValueError(
-            f"model cannot be copied: {error}. Reset or detach the states of its modules first"
+            "model cannot be copied: reset or detach the states of its modules, and make pruning "
+            f"permanent ({error})"
         ) from error
     traced = _traced(model, (*known, *_WRITERS))
     ours: list[Any] = [
