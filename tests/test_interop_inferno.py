@@ -171,11 +171,27 @@ def test_in_connections(form, delay, kind):
         assert each(spikes(3, *ours.inshape)).shape[0] == 3
 
 
+def neurons(size):
+    return neural.LIF(
+        size, 1.0, rest_v=-60.0, reset_v=-65.0, thresh_v=-50.0, refrac_t=2.0, time_constant=20.0,
+        resistance=5.0, batch_size=2,
+    )  # fmt: skip
+
+
+KERNELS = (inferno.functional.exp_stdp_post_kernel, inferno.functional.exp_stdp_pre_kernel)
 TRAINERS = {
     "STDP": (1e-2, -1e-2, 20.0, 20.0),
     "TripletSTDP": (1e-2, 1e-2, -1e-2, -1e-2, 20.0, 40.0, 20.0, 40.0),
+    "MSTDP": (1e-2, -1e-2, 20.0, 20.0),
+    "MSTDPET": (1e-2, -1e-2, 20.0, 20.0, 30.0),
+    "KernelSTDP": (
+        *KERNELS,
+        {"learning_rate": 1e-2, "time_constant": 20.0},
+        {"learning_rate": -1e-2, "time_constant": 20.0},
+    ),
     "DelayAdjustedSTDP": (1e-2, -1e-2, 20.0, 20.0),
     "DelayAdjustedSTDPD": (-1e-1, 1e-1, 20.0, 20.0),
+    "DelayAdjustedMSTDP": (1e-2, -1e-2, 20.0, 20.0),
 }
 
 
@@ -184,18 +200,14 @@ def trained(synapse, trainer):
     dense = connection("dense", synapse, 3.0)
     dense.weight = inferno.rescale(inferno.uniform(dense.weight), 0.2, 1.0)
     dense.updater = dense.defaultupdater()
-    neurons = neural.LIF(
-        4, 1.0, rest_v=-60.0, reset_v=-65.0, thresh_v=-50.0, refrac_t=2.0, time_constant=20.0,
-        resistance=5.0, batch_size=2,
-    )  # fmt: skip
-    layer = neural.Serial(dense, neurons)
+    layer = neural.Serial(dense, neurons(4))
     rule = getattr(learn, trainer)(*TRAINERS[trainer])
     rule.register_cell("only", layer.cell)
     before = (dense.weight.detach().clone(), dense.delay.detach().clone())
     fired = []
     for seed in range(30):
         fired.append(layer(spikes(2, 3, 3, seed=seed)))
-        rule()
+        rule(*([1.0] if "MSTDP" in trainer else []))  # a reward
         dense.update()
     return before, (dense.weight.detach(), dense.delay.detach()), torch.stack(fired)
 
@@ -212,6 +224,25 @@ def test_in_trained_layers(trainer):
         assert_close(learned, after, rtol=1e-5, atol=1e-6)
     slower = CLASSES["single"].partialconstructor(10.0, 15.0)
     assert not torch.equal(trained(slower, trainer)[2], fired)
+
+
+def test_in_a_recurrent_layer():
+    """Three connections, of which two feed spikes back."""
+
+    def fired(synapse):
+        sizes = ((9, 4), (4, 4), (4, 4))
+        torch.manual_seed(0)
+        shared = {"synapse": synapse, "delay": 3.0, "batch_size": 2}
+        connections = [neural.LinearDense(*size, 1.0, **shared) for size in sizes]
+        layer = neural.RecurrentSerial(*connections, neurons(4), neurons(4))
+        found = [layer(spikes(2, 9, seed=seed))[0] for seed in range(30)]
+        assert all(each.synapse.current.any() for each in connections)
+        return torch.stack(found)
+
+    ours, adapted, theirs = map(fired, constructors("single"))
+    assert theirs.any()
+    equal(ours, theirs)
+    equal(adapted, theirs)
 
 
 # -- what inferno's own tests of its synapses ask -------------------------------------------------

@@ -197,6 +197,14 @@ def test_attributes_are_set_from_dictionaries(kind, tmp_path):
         adapter.set_attributes({next(iter(state)): torch.zeros(7, dtype=F64)})
 
 
+def test_parameters_are_not_reset():
+    """They have no values to go back to."""
+    net = network()
+    before = {name: p.detach().clone() for name, p in net[1].module.named_parameters()}
+    net.reset_parameters()
+    equal(dict(net[1].module.named_parameters()), before)
+
+
 def test_the_state_of_a_net_loads():
     net, other, x = network(), network(), X.float()
     net(x)
