@@ -1,7 +1,7 @@
 """Real networks, trained with tritonsyn, with DCLS and with a loop written by hand.
 
 ``python bench/networks.py`` trains every network with every provider, each in a fresh process, and
-prints a table; what it is at is told on stderr. It takes about ten minutes on two quiet cores.
+prints a table; what it is at is told on stderr. It takes eight minutes on two quiet cores.
 
 * **accuracy**: the part of the test examples that are told rightly after the last epoch;
 * **s an epoch**: the median over the epochs but the first, and the quartiles;

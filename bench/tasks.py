@@ -204,7 +204,7 @@ TASKS: dict[str, Task] = {
     "pixels-feedforward": Task(
         "the same to two layers of neurons, with delays as long as the digit",
         partial(pixel_network, longest=80, recurrent=False), pixel_examples,
-        epochs=8, batch=32, rate=0.01, delay_rate=0.2,
+        epochs=10, batch=32, rate=0.01, delay_rate=0.2,
     ),
     "vowels": Task(
         "Japanese vowels, 12 coefficients as input, to tell nine speakers", vowel_network,
