@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -289,6 +289,111 @@ def clipped() -> Found:
     return {"norm": norm, "gradients": {n: whole(p.grad) for n, p in net.named_parameters()}}
 
 
+# -- functional forms of distributed tensors ------------------------------------------------------
+
+
+def of_scan(name: str, *constants: str) -> tuple[Any, dict[str, Tensor]]:
+    """A scan, and what it is given; constants of all sizes that broadcast to the synapses."""
+    sizes = ((5,), (3, 1), ())
+    given = {"x": spikes(7, 3, 5).double()}
+    for i, constant in enumerate((*constants, "gain")):
+        given[constant] = 0.2 + 0.7 * uniform(*sizes[i % 3], seed=i)
+    given |= {f"initial {i}": uniform(3, 5, seed=i) for i in range(len(constants))}
+    scan = getattr(functional, name)
+
+    def call(values: dict[str, Any]) -> tuple[Any, ...]:
+        initial = [v for k, v in values.items() if k.startswith("initial")]
+        past = initial[0] if len(constants) == 1 else tuple(initial)
+        own = {k: v for k, v in values.items() if k != "x" and not k.startswith("initial")}
+        y, final = scan(values["x"], **own, initial=past)
+        return (y, *final) if len(constants) == 2 else (y, final)
+
+    return call, given
+
+
+def of_layer(rows: int, columns: int) -> tuple[Any, dict[str, Tensor]]:
+    """A delayed layer with delays of connections, of inputs or of outputs."""
+    given = {"x": spikes(7, 3, 5).double(), "weight": uniform(6, 5), "bias": uniform(6, seed=1)}
+    given |= {"delay": uniform(rows, columns, high=3.0), "decay": 0.5 + 0.4 * uniform(5)}
+    given |= {"gain": 1.0 + uniform(), "initial": uniform(4, 3, 5)}
+
+    def call(values: dict[str, Any]) -> tuple[Any, ...]:
+        initial = (values["initial"],)
+        own = {k: v for k, v in values.items() if k != "initial"}
+        y, (final,) = functional.delayed_linear(**own, initial=initial, max_delay=3.0)
+        return y, final
+
+    return call, given
+
+
+FORMS: dict[str, tuple[Any, dict[str, Tensor]]] = {
+    "exp_scan": of_scan("exp_scan", "decay"),
+    "double_exp_scan": of_scan("double_exp_scan", "decay", "rise"),
+    "alpha_scan": of_scan("alpha_scan", "decay", "ratio"),
+    "connection": of_layer(6, 5),
+    "input": of_layer(1, 5),
+    "output": of_layer(6, 1),
+}
+SPLITS: dict[tuple[str, str], dict[str, int]] = {
+    **{(name, "batch"): {"x": 1} for name in FORMS},
+    **{(name, "synapses"): {"x": 2} for name in list(FORMS)[:3]},
+    ("exp_scan", "constant"): {"decay": 0},
+    **{(name, "outputs"): {"weight": 0} for name in list(FORMS)[3:]},
+}
+"""What is sharded, and over which axis; all else is replicated."""
+
+
+def weighted(results: tuple[Any, ...]) -> Any:
+    """A number that every element of the results is in."""
+    return sum((result * result.detach().cos()).sum() for result in results)
+
+
+def formed(form: str, split: str) -> Found:
+    call, given = FORMS[form]
+    processes, sharded = mesh(), SPLITS[form, split]
+    values = {
+        name: distribute_tensor(
+            value, processes, [Shard(sharded[name]) if name in sharded else Replicate()]
+        ).requires_grad_()
+        for name, value in given.items()
+    }
+    results = call(values)
+    weighted(results).backward()
+    found: Found = {"results": [whole(each) for each in results]}
+    found["placements"] = [str(each.placements) for each in results]
+    found["gradients"] = {name: whole(value.grad) for name, value in values.items()}
+    kept = all(value.grad.placements == value.placements for value in values.values())
+    return {**found, "kept": kept}
+
+
+def not_formed() -> Found:
+    """Layouts that cannot be, in words."""
+    call, given = FORMS["connection"]
+    processes = mesh()
+
+    def tried(**changed: Any) -> str:
+        values = {
+            name: changed[name] if isinstance(changed.get(name), Tensor)
+            else distribute_tensor(value, processes, [changed.get(name, Replicate())])
+            for name, value in given.items()
+        }  # fmt: skip
+        return message(lambda: call(values))
+
+    x, weight = given["x"], given["weight"]
+    pending = DTensor.from_local(x, processes, [Partial()])
+    on_all = distribute_tensor(x, processes, [Replicate()])
+    return {
+        "time": tried(x=Shard(0)),
+        "inputs": tried(x=Shard(2)),
+        "inputs of weights": tried(weight=Shard(1)),
+        "pending": tried(x=pending),
+        "mixed": tried(weight=weight),
+        "plain x": tried(x=x),
+        "module": message(lambda: layer(5)(on_all)),
+        "gathered": message(lambda: gather_spikes(on_all, processes)),
+    }
+
+
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
@@ -364,6 +469,8 @@ def jobs(folder: Path) -> dict[Any, Callable[[], Found]]:
     }
     made |= {("net", way): partial(sharded_net, way) for way in WAYS}
     made |= {"wired": wired, "inputs": distributed_inputs, "refused": refused, "clipped": clipped}
+    made |= {("form", *split): partial(formed, *split) for split in SPLITS}
+    made["not formed"] = not_formed
     if distributed.get_world_size() == 2:
         return made | {"load": partial(load, folder)}
     for kind in KINDS:

@@ -11,9 +11,11 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from parallel import (
+    FORMS,
     INPUTS,
     LAYERS,
     NEURONS,
+    SPLITS,
     WAYS,
     Net,
     constants_net,
@@ -23,6 +25,7 @@ from parallel import (
     spike,
     train_net,
     update,
+    weighted,
 )
 from processes import KINDS, build, drive, of_job, records, together, train
 from synapses import spikes
@@ -143,6 +146,43 @@ def test_gradients_are_clipped_over_sharded_and_ordinary_parameters(size):
     for ours in found(size, "clipped"):
         assert_close(ours["norm"], norm)
         assert_close(ours["gradients"], expected)
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize(("form", "split"), SPLITS)
+def test_functional_forms_take_distributed_tensors(form, split, size):
+    """Parts of five synapses, three samples and six outputs are not equal, and some are empty."""
+    call, given = FORMS[form]
+    values = {name: value.clone().requires_grad_() for name, value in given.items()}
+    results = call(values)
+    weighted(results).backward()
+    first = {"batch": "S(1)", "synapses": "S(2)", "constant": "S(2)", "outputs": "S(2)"}[split]
+    for ours in found(size, ("form", form, split)):
+        assert_close(ours["results"], [result.detach() for result in results])
+        assert_close(ours["gradients"], {name: value.grad for name, value in values.items()})
+        assert ours["kept"]
+        assert ours["placements"][0] == f"(Shard(dim={first[2]}),)"
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("time", r"ValueError: x is S\(0\), but may only be .* the batch or the outputs"),
+        ("inputs", r"ValueError: x is S\(2\), but may only be"),
+        ("inputs of weights", r"ValueError: weight is S\(1\), but may only be"),
+        ("pending", r"ValueError: x is P\(sum\), but may only be"),
+        ("mixed", "TypeError: weight is an ordinary tensor beside a DTensor"),
+        ("plain x", "TypeError: x is an ordinary tensor beside a DTensor"),
+        ("module", "TypeError: x must be what this process has, but is a DTensor"),
+        ("gathered", "TypeError: x must be what this process has, but is a DTensor"),
+    ],
+)
+def test_other_layouts_are_refused_in_words(case, words, size):
+    for ours in found(size, "not formed"):
+        assert re.search(words, ours[case]), ours[case]
 
 
 # -- checkpoints and wrappers ---------------------------------------------------------------------

@@ -444,7 +444,18 @@ def check_real(name: str, x: object) -> Tensor:
         raise TypeError(f"{name} must be bool, integer or floating, but is {x.dtype}")
     if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"{name} must be dense, but is {_kind(x)}")
+    _check_own(name, x)
     return x
+
+
+def _check_own(name: str, x: Tensor) -> None:
+    """``x`` is not distributed over processes."""
+    if x.__class__ is not Tensor and hasattr(x, "placements"):
+        raise TypeError(
+            f"{name} must be what this process has, but is a DTensor, which scans and "
+            "delayed_linear of tritonsyn.functional take, and layers by tritonsyn.distributed: "
+            f"pass {name}.to_local()"
+        )
 
 
 def check_floating(name: str, x: object) -> Tensor:
@@ -498,6 +509,7 @@ def check_sequence(x: object) -> None:
         raise TypeError(f"x must be a dense real tensor or PackedSpikes, but is {_kind(x)}")
     if x.ndim < 1:
         raise ValueError("x must have time as its first axis, but has no axis")
+    _check_own("x", x)
 
 
 def check_coefficient(name: str, value: object, dtype: torch.dtype, device: torch.device) -> None:

@@ -21,6 +21,7 @@ from .modules.linear import DelayedLinear
 from .modules.state import check_not_compiled
 from .ops.common import first_order
 from .ops.scan import pack_rows
+from .ops.shards import summed
 from .values import PackedSpikes, readable, unpack_bits
 
 __all__ = ["DelayedColwiseParallel", "gather_spikes", "without_records"]
@@ -69,8 +70,6 @@ def _only_axis(mesh: DeviceMesh) -> DeviceMesh:
 def _checked_spikes(x: Any) -> Tensor:
     """``x`` once it is sure, or on a GPU going to be, that a bit is enough for each value."""
     x = checks.check_real("x", x)
-    if isinstance(x, DTensor):
-        raise TypeError("x must be what this process has, but is a DTensor: pass x.to_local()")
     if x.ndim == 0:
         raise checks.misshapen("x", x, "(..., n)")
     if x.dtype != torch.bool:
@@ -106,27 +105,6 @@ class _Gather(torch.autograd.Function):
         own = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
         _reduce_scatter(own.view(-1), parts.contiguous().view(-1), group=ctx.mesh.get_group())
         return own, None, None
-
-
-class _SumGradient(torch.autograd.Function):
-    """The tensor, of which each process knows a part of the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mesh: DeviceMesh) -> Tensor:
-        ctx.mesh = mesh
-        return x.view_as(x)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total, group=ctx.mesh.get_group())
-        return total, None
-
-
-def _summed(x: Tensor, mesh: DeviceMesh) -> Tensor:
-    """The same, with a gradient that is the sum of those of all processes."""
-    return _SumGradient.apply(x, mesh) if torch.is_grad_enabled() and x.requires_grad else x
 
 
 # -- layers that are sharded over their outputs ---------------------------------------------------
@@ -264,7 +242,7 @@ def _at_hand(layer: nn.Module, mesh: DeviceMesh) -> Iterator[None]:
             with torch.set_grad_enabled(torch.is_grad_enabled() and tensor.requires_grad):
                 home[name] = tensor.to_local()
         else:
-            home[name] = _summed(tensor, mesh)
+            home[name] = summed(tensor, mesh.get_group())
     try:
         yield
     finally:
@@ -293,7 +271,7 @@ class _Parallel(DelayedLinear):
         if isinstance(x, DTensor):
             layout, own = _layout_of(x, self._mesh), x.to_local()
         if layout.is_replicate():
-            return _summed(own, self._mesh) if isinstance(own, Tensor) else own
+            return summed(own, self._mesh.get_group()) if isinstance(own, Tensor) else own
         if isinstance(own, PackedSpikes):
             raise TypeError("x must be a tensor, but is PackedSpikes; it travels as bits anyway")
         own, most = _checked_spikes(own), self.in_features // self._mesh.size()

@@ -450,6 +450,8 @@ def _sequence_scan(
 
     The last axes, which any coefficient spans, are the synapses, and the others the batch.
     """
+    if ops.is_distributed(x, *constants.values(), *_as_many(initials)):
+        return _scan_on_shards(x, constants, initials, dtype, backend)
     checks.check_sequence(x)
     shape = tuple(x.shape)
     states = len(constants) - 1
@@ -480,6 +482,40 @@ def _sequence_scan(
             for s in starts
         ]
     return y.view(shape), tuple(final.reshape(shape[1:]) for final in finals)
+
+
+def _scan_on_shards(
+    x: Any,
+    constants: dict[str, Constant],
+    initials: Sequence[Tensor | None] | None,
+    dtype: torch.dtype | None,
+    backend: str | None,
+) -> tuple[Tensor, Any]:
+    """The same of ``DTensor``, in parts of the batch or of the synapses."""
+    axes: list[Any] = ["time", *range(1, len(x.shape))]
+    states = len(constants) - 1
+    initials = [None] * states if initials is None else initials
+    _check_as_many("initial", initials, states)
+    operands = [ops.Operand("x", x, axes)]
+    for name, value in constants.items():
+        operands.append(ops.Operand(name, value, ops.broadcast_axes(value, axes)))
+    operands += [ops.Operand("the initial state", initial, axes[1:]) for initial in initials]
+
+    def call(x: Tensor, *values: Any) -> Sequence[Tensor]:
+        own = dict(zip(constants, values[: states + 1], strict=True))
+        y, finals = _sequence_scan(x, own, values[states + 1 :], dtype, backend)
+        return y, *finals
+
+    results = [ops.Operand("y", None, axes)]
+    results += [ops.Operand("final", None, axes[1:])] * states
+    allowed: dict[Any, str] = {axis: f"axis {axis} of x" for axis in axes[1:]}
+    y, *finals = ops.on_shards(call, operands, results, allowed)
+    return y, tuple(finals)
+
+
+def _as_many(values: object) -> Sequence[Any]:
+    """The tensors of an initial state; none of what is no sequence, which is judged later."""
+    return values if isinstance(values, Sequence) else ()
 
 
 def _check_as_many(name: str, values: object, components: int) -> None:
@@ -563,6 +599,11 @@ def delayed_linear(
     Raises:
         TypeError, ValueError: wrong kind, shape, device or strategy.
     """
+    constants_given = {"gain": gain, "decay": decay, "rise": rise, "ratio": ratio}
+    if ops.is_distributed(x, weight, delay, bias, *constants_given.values(), *_as_many(initial)):
+        how = {"step_time": step_time, "max_delay": max_delay, "strategy": strategy}
+        how |= {"dtype": dtype, "backend": backend}
+        return _layer_on_shards(x, weight, delay, bias, constants_given, initial, how)
     checks.check_layer(x, weight, delay, bias)
     if rise is not None and ratio is not None:
         raise ValueError("rise and ratio belong to different synapses: give at most one of them")
@@ -602,6 +643,40 @@ def delayed_linear(
         for old, new in zip(before, tails, strict=True)
     )
     return (y if bias is None else (y + bias).to(dtype)), final
+
+
+def _layer_on_shards(
+    x: Any,
+    weight: Any,
+    delay: Any,
+    bias: Any,
+    constants: dict[str, Any],
+    initial: tuple[Tensor, ...] | None,
+    how: dict[str, Any],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A delayed layer of ``DTensor``, in parts of the batch or of the outputs."""
+    connections = ("out", "in")
+    operands = [ops.Operand("x", x, ("time", "batch", "in"))]
+    operands.append(ops.Operand("weight", weight, connections))
+    operands.append(ops.Operand("delay", delay, ops.broadcast_axes(delay, connections)))
+    operands.append(ops.Operand("bias", bias, ("out",)))
+    for name, value in constants.items():
+        operands.append(ops.Operand(name, value, ops.broadcast_axes(value, ("in",))))
+    history = ("slot", "batch", "in")
+    operands += [ops.Operand("initial", each, history) for each in initial or ()]
+
+    def call(x: Any, weight: Any, delay: Any, bias: Any, *values: Any) -> Sequence[Tensor]:
+        own = dict(zip(constants, values[: len(constants)], strict=True))
+        past = values[len(constants) :] or None
+        y, final = delayed_linear(x, weight, delay, bias, **own, initial=past, **how)
+        return y, *final
+
+    states = 2 if constants["rise"] is not None or constants["ratio"] is not None else 1
+    results = [ops.Operand("y", None, ("time", "batch", "out"))]
+    results += [ops.Operand("final", None, history)] * states
+    allowed: dict[Any, str] = {"batch": "the batch", "out": "the outputs"}
+    y, *final = ops.on_shards(call, operands, results, allowed)
+    return y, tuple(final)
 
 
 def _rate(factor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from .record import PushPlan, blank, push, push_again, read, row_slots, write_ro
 from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
+from .shards import Operand, broadcast_axes, is_distributed, on_shards
 from .shared import Shared, product, project_shared, shared
 from .spread import Spread, SpreadSettings
 from .step import StepPlan, step, step_again
@@ -26,6 +27,7 @@ from .taps import Taps, taps
 __all__ = [
     "End",
     "Home",
+    "Operand",
     "Past",
     "PushPlan",
     "Ring",
@@ -42,6 +44,7 @@ __all__ = [
     "Taps",
     "Windows",
     "blank",
+    "broadcast_axes",
     "choose",
     "coefficients",
     "convolve_rows",
@@ -51,7 +54,9 @@ __all__ = [
     "gaussian_weights",
     "hold",
     "input_until",
+    "is_distributed",
     "last_rows",
+    "on_shards",
     "pack_spikes",
     "product",
     "project",
