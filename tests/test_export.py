@@ -123,6 +123,13 @@ def test_steps_and_sequences_are_the_modules(name, whole):
     assert not any(tensor.requires_grad for tensor in (*state, *program.parameters()))
 
 
+@pytest.mark.parametrize("delays", ["connection", "input", "output"])
+def test_a_layer_without_connections_gives_its_bias(delays):
+    mask = torch.zeros(2, 3, dtype=torch.bool)
+    module = linear(mask=mask, delays=delays, bias=True)
+    compare(module, ExplicitState(module), [spikes(2, 3), spikes(5, 2, 3)], **exactly)
+
+
 @pytest.mark.parametrize("name", ["double", "connection, alpha", "conv1d of inputs, single"])
 def test_batch_first(name):
     module, size = build(name, batch_first=True)

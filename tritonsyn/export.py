@@ -307,7 +307,7 @@ def _taps_of_outputs(taps: ops.Taps, slots: int) -> _Taps:
         return _Taps(inputs, taps.back, taps.weights, slots, 0)
     number = torch.arange(len(links.outputs), device=taps.back.device)
     number -= links.starts[links.outputs]
-    most = int(links.starts.diff().max())
+    most = max(int(links.starts.diff().max()), 1)
 
     def table(values: Tensor) -> Tensor:
         blank = values.new_zeros(links.size[0], most)
