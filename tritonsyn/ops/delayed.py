@@ -185,11 +185,11 @@ def choose(
     slots: int,
     decays: Sequence[Tensor],
     at_rest: bool,
-    density: float | None = None,
+    density: float = 1.0,
 ) -> str:
     """The strategy for a sequence ``[T, B, I]``: the one asked for, or the cheapest.
 
-    ``density`` is the part of the connections that are linked, if only these are.
+    ``density`` is the part of the connections that there are.
     """
     if strategy != "auto":
         return strategy

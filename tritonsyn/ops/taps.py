@@ -38,9 +38,9 @@ class Taps(NamedTuple):
         return self.back.shape[0] if self.links is None else self.links.size[0]
 
     @property
-    def density(self) -> float | None:
-        """The part of all connections that are linked; None where nothing is."""
-        return None if self.links is None else self.links.density
+    def density(self) -> float:
+        """The part of the connections that there are, 1 without links."""
+        return 1.0 if self.links is None else self.links.density
 
     def dense(self) -> "Taps":
         """The same with all connections, zeros where there are none."""
