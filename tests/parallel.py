@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from processes import KINDS, Found, records, replicated, sharded, whole
+from parts import jobs as jobs_on_parts
+from processes import KINDS, Found, mesh, message, records, replicated, sharded, whole
 from synapses import CLASSES, PHYSICS, spikes, uniform
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.utils import prune
@@ -96,10 +97,6 @@ def learn(module: DelayedLinear, scale: float) -> Found:
     found["parameters"] = {n: whole(p) for n, p in module.named_parameters()}
     found["records"] = records(module)
     return found
-
-
-def mesh() -> DeviceMesh:
-    return init_device_mesh("cpu", (distributed.get_world_size(),))
 
 
 def sharded_layer(name: str) -> Found:
@@ -237,15 +234,6 @@ def distributed_inputs() -> Found:
     y.to_local().square().sum().backward()
     gradients = {"x": x.grad, "weight": whole(first.weight.grad)}
     return {"y": whole(y), "layout": str(y.placements), "gradients": gradients}
-
-
-def message(call: Callable[[], Any]) -> str:
-    """The error that a call raises on every process, before anything travels."""
-    try:
-        call()
-    except (RuntimeError, TypeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing was raised"
 
 
 def refused() -> Found:
@@ -471,6 +459,7 @@ def jobs(folder: Path) -> dict[Any, Callable[[], Found]]:
     made |= {"wired": wired, "inputs": distributed_inputs, "refused": refused, "clipped": clipped}
     made |= {("form", *split): partial(formed, *split) for split in SPLITS}
     made["not formed"] = not_formed
+    made |= jobs_on_parts()
     if distributed.get_world_size() == 2:
         return made | {"load": partial(load, folder)}
     for kind in KINDS:

@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from synapses import PHYSICS, make, snapshot, spikes, uniform
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -86,6 +87,20 @@ def records(module: nn.Module) -> dict[str, Tensor]:
     """Copies of what the records hold."""
     known = {n: m for n, m in module.named_modules() if isinstance(m, tritonsyn.RecordTensor)}
     return {name: record.value.detach().clone() for name, record in known.items()}
+
+
+def mesh() -> DeviceMesh:
+    """All processes in a row."""
+    return init_device_mesh("cpu", (distributed.get_world_size(),))
+
+
+def message(call: Callable[[], Any]) -> str:
+    """The error that a call raises on every process, before anything travels."""
+    try:
+        call()
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
 
 
 # -- sent to a process ----------------------------------------------------------------------------

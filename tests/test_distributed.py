@@ -1,4 +1,4 @@
-"""Layers that are sharded over processes: equal to one process, in values and gradients."""
+"""Modules that are sharded over processes: equal to one process, in values and gradients."""
 
 import functools
 import os
@@ -27,6 +27,7 @@ from parallel import (
     update,
     weighted,
 )
+from parts import BATCH, CASES, learned_by_one
 from processes import KINDS, build, drive, of_job, records, together, train
 from synapses import spikes
 from torch.testing import assert_close
@@ -123,7 +124,7 @@ def test_distributed_tensors_go_from_layer_to_layer(size):
         ("batch sharded", r"ValueError: x is S\(1\), but must be Replicate"),
         ("time sharded", r"ValueError: x is S\(0\), but must be Replicate"),
         ("pending", r"ValueError: x is P\(sum\), but must be Replicate"),
-        ("pruned", "the parameters of a sharded layer must be weight, delay, bias, but are"),
+        ("pruned", "the parameters of a sharded module must be weight, delay, bias, but are"),
         ("twice", "ValueError: weight is distributed already"),
         ("axes", "ValueError: mesh must have one axis, but has 2"),
         ("odd", "ValueError: out_features=5 cannot be divided by"),
@@ -183,6 +184,61 @@ def test_functional_forms_take_distributed_tensors(form, split, size):
 def test_other_layouts_are_refused_in_words(case, words, size):
     for ours in found(size, "not formed"):
         assert re.search(words, ours[case]), ours[case]
+
+
+# -- modules on parts of their input --------------------------------------------------------------
+
+
+def own_record(record, case, rank, size):
+    """What one of so many processes has of a record ``[K, B, ...]``; of convolutions ``B L``."""
+    samples = record.unflatten(1, (BATCH, -1))
+    axis = 1 if case.axis == 0 else 2 + case.axis
+    return samples.chunk(size, axis)[rank].flatten(1, 2)
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize("name", CASES)
+def test_a_module_learns_on_parts_of_its_input_as_one_process(name, size):
+    """Parts of a batch of 7 are not equal; synapses and delays are parted into equal ones."""
+    case, expected = CASES[name], learned_by_one(CASES[name])
+    assert all(gradient.any() for each in expected["gradients"] for gradient in each.values())
+    for rank, ours in enumerate(found(size, ("local", name))):
+        for key in ("y", "x", "gradients", "parameters"):
+            assert_close(ours[key], expected[key])
+        assert_close(ours["own"], [y.chunk(size, case.axis)[rank] for y in expected["own"]])
+        records = {n: own_record(r, case, rank, size) for n, r in expected["records"].items()}
+        assert_close(ours["records"], records)
+        assert set(ours["layouts"]) == {f"(Shard(dim={case.axis}),)"}
+        assert_close(ours["loaded"], ours["held"])
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("another kind", "TypeError: LocalParallel shards synapses, .* but is given a Linear"),
+        ("record", "TypeError: LocalParallel shards synapses, .* but is given a RecordTensor"),
+        ("odd", r"ValueError: shape=\(5,\) cannot be divided over S\(1\) by . processes"),
+        ("no axis", r"ValueError: layout is S\(2\), but a step's input has 2 axes"),
+        ("inputs", r"ValueError: layout is S\(1\), but DelayedLinear may only be sharded over its"),
+        ("twice", "ValueError: LocalSingleExponentialCurrent is distributed already"),
+        ("twice, in a layer", "ValueError: LocalDelayedLinear is distributed already"),
+        ("parametrized", "ValueError: a parametrized ParametrizedDelay cannot be sharded"),
+        ("layout", "ValueError: layout must be a Shard, but is Replicate"),
+        ("pruned", "ValueError: the parameters of a sharded module must be delay, but are"),
+        ("pruned layer", "ValueError: the parameters of a sharded module must be weight, delay"),
+        ("mesh", "ValueError: x is on DeviceMesh.*, but the module is on"),
+        ("axes", r"ValueError: x has shape \(8,\), but must have 2 axes in a step"),
+        ("part", r"ValueError: x has shape \(3, 8\), but must have"),
+        ("compiled", "torch.compile does not take modules that LocalParallel has sharded"),
+    ],
+)
+def test_what_cannot_be_done_on_parts_is_refused_in_words(case, words, size):
+    for ours in found(size, "not local"):
+        assert re.search(words, ours["messages"][case]), ours["messages"][case]
+        assert ours["same"]
 
 
 # -- checkpoints and wrappers ---------------------------------------------------------------------

@@ -17,6 +17,7 @@ from .values import (
     ReadRule,
     Slot,
     compute_dtype,
+    is_distributed,
     words_per_row,
 )
 
@@ -450,11 +451,11 @@ def check_real(name: str, x: object) -> Tensor:
 
 def _check_own(name: str, x: Tensor) -> None:
     """``x`` is not distributed over processes."""
-    if x.__class__ is not Tensor and hasattr(x, "placements"):
+    if is_distributed(x):
         raise TypeError(
             f"{name} must be what this process has, but is a DTensor, which scans and "
-            "delayed_linear of tritonsyn.functional take, and layers by tritonsyn.distributed: "
-            f"pass {name}.to_local()"
+            "delayed_linear of tritonsyn.functional take, and modules with a ParallelStyle of "
+            f"tritonsyn.distributed: pass {name}.to_local()"
         )
 
 

@@ -1,11 +1,12 @@
-"""Delayed layers on many processes: tensor parallel, with spikes that travel as bits.
+"""Modules on many processes: tensor parallel, with spikes that travel as bits.
 
 ``torch.distributed`` starts the processes; a :class:`torch.distributed.device_mesh.DeviceMesh` says
 which of them work together. :class:`DelayedColwiseParallel` shards a layer over its outputs, and
-:func:`gather_spikes` gives every process the spikes of all. ``docs/distributed.md`` has examples.
+:func:`gather_spikes` gives every process the spikes of all. :class:`LocalParallel` shards any
+module over its batch, and synapses over themselves. ``docs/distributed.md`` has examples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -17,14 +18,19 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks
+from .modules.delay import Delay
 from .modules.linear import DelayedLinear
-from .modules.state import check_not_compiled
+from .modules.projection import DelayedProjection
+from .modules.sequences import TakesSequences
+from .modules.state import Stateful, check_not_compiled
+from .modules.synapse import Coefficients, ExponentialCurrent
+from .ops import as_distributed
 from .ops.common import first_order
 from .ops.scan import pack_rows
 from .ops.shards import summed
 from .values import PackedSpikes, readable, unpack_bits
 
-__all__ = ["DelayedColwiseParallel", "gather_spikes", "without_records"]
+__all__ = ["DelayedColwiseParallel", "LocalParallel", "gather_spikes", "without_records"]
 
 # The older names are deprecated from PyTorch 2.13 on, which has the newer ones.
 _all_gather: Callable[..., Any] = getattr(
@@ -110,7 +116,24 @@ class _Gather(torch.autograd.Function):
 # -- layers that are sharded over their outputs ---------------------------------------------------
 
 
-class DelayedColwiseParallel(ParallelStyle):
+class _Style(ParallelStyle):
+    def _distributed(self, tensor: Tensor, mesh: DeviceMesh, layout: Placement) -> DTensor:
+        """The tensor as one process has it, laid out over all."""
+        return distribute_tensor(tensor, mesh, [layout], src_data_rank=self.src_data_rank)
+
+    def _shard(self, part: nn.Module, name: str, mesh: DeviceMesh, axis: int | None) -> None:
+        """Shards a parameter over one of its axes; None: it is whole, and the same on all."""
+        parameter = part._parameters[name]
+        assert parameter is not None
+        if axis is not None:
+            made = self._distributed(parameter, mesh, Shard(axis))
+            part._parameters[name] = nn.Parameter(made, parameter.requires_grad)
+        else:
+            same = self._distributed(parameter.detach(), mesh, Replicate())
+            parameter.data.copy_(same.to_local())
+
+
+class DelayedColwiseParallel(_Style):
     """Shards a :class:`tritonsyn.DelayedLinear` over its outputs, for ``parallelize_module``.
 
     As :class:`torch.distributed.tensor.parallel.ColwiseParallel` does with a dense layer: of P
@@ -151,13 +174,9 @@ class DelayedColwiseParallel(ParallelStyle):
         mesh = _only_axis(device_mesh)
         layer = _checked_layer(module, mesh)
         for part in layer.modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                if part is layer and _of_outputs(layer, name):
-                    made = self._distributed(parameter, mesh, Shard(0))
-                    part._parameters[name] = nn.Parameter(made, parameter.requires_grad)
-                else:
-                    same = self._distributed(parameter.detach(), mesh, Replicate())
-                    parameter.data.copy_(same.to_local())
+            for name, _ in part.named_parameters(recurse=False):
+                sharded = part is layer and _of_outputs(layer, name)
+                self._shard(part, name, mesh, 0 if sharded else None)
         if layer.mask is not None:
             layer._buffers["mask"] = self._distributed(layer.mask, mesh, Shard(0))
         layer._shapes = {
@@ -171,10 +190,6 @@ class DelayedColwiseParallel(ParallelStyle):
         layer._links()
         return layer
 
-    def _distributed(self, tensor: Tensor, mesh: DeviceMesh, layout: Placement) -> DTensor:
-        """The tensor as one process has it, laid out over all."""
-        return distribute_tensor(tensor, mesh, [layout], src_data_rank=self.src_data_rank)
-
 
 def _checked_layer(module: nn.Module, mesh: DeviceMesh) -> Any:
     """The module, if it is a layer that can be sharded over its outputs."""
@@ -182,27 +197,34 @@ def _checked_layer(module: nn.Module, mesh: DeviceMesh) -> Any:
         raise TypeError(
             f"DelayedColwiseParallel shards a DelayedLinear, but is given a {type(module).__name__}"
         )
-    module.check_at_home()
+    _check_ordinary(module)
     if module.out_features % mesh.size():
         raise ValueError(
             f"out_features={module.out_features} cannot be divided by {mesh.size()} processes"
         )
-    for part in module.modules():
-        if is_parametrized(part):
-            raise ValueError(f"a parametrized {type(part).__name__} cannot be sharded")
-        for name, tensor in part.named_parameters(recurse=False):
-            if isinstance(tensor, DTensor):
-                raise ValueError(f"{name} is distributed already, as {tensor.placements}")
-    _check_present(module)
+    _check_present(module, module._shapes)
     return module
 
 
-def _check_present(layer: DelayedLinear) -> None:
-    """Raises where the parameters are not those that the layer was made with."""
-    if layer._parameters.keys() != layer._shapes.keys():
+def _check_ordinary(module: Any) -> None:
+    """Raises where a module cannot be sharded, or is so already."""
+    module.check_at_home()
+    for part in module.modules():
+        if is_parametrized(part):
+            raise ValueError(f"a parametrized {type(part).__name__} cannot be sharded")
+        if isinstance(part, _Local):
+            raise ValueError(f"{type(part).__name__} is distributed already, by LocalParallel")
+        for name, tensor in part.named_parameters(recurse=False):
+            if isinstance(tensor, DTensor):
+                raise ValueError(f"{name} is distributed already, as {tensor.placements}")
+
+
+def _check_present(module: nn.Module, names: Collection[str]) -> None:
+    """Raises where the parameters are not those that the module was made with."""
+    if module._parameters.keys() != {*names}:
         raise ValueError(
-            f"the parameters of a sharded layer must be {', '.join(layer._shapes)}, but are "
-            f"{', '.join(layer._parameters)}: parametrizations and pruning are not sharded, make "
+            f"the parameters of a sharded module must be {', '.join(names)}, but are "
+            f"{', '.join(module._parameters)}: parametrizations and pruning are not sharded, make "
             "them permanent first"
         )
 
@@ -227,13 +249,13 @@ def _of_outputs(layer: DelayedLinear, name: str) -> bool:
 
 
 @contextmanager
-def _at_hand(layer: nn.Module, mesh: DeviceMesh) -> Iterator[None]:
+def _at_hand(module: nn.Module, mesh: DeviceMesh) -> Iterator[None]:
     """Until the block ends, parameters are what this process computes with.
 
     That is its part of a ``DTensor``; any other has a gradient that is summed over processes.
     """
     homes: list[dict[str, Any]] = []
-    for part in layer.modules():
+    for part in module.modules():
         homes += [part._parameters, part._buffers]
     kept = [(home, name, tensor) for home in homes for name, tensor in home.items()]
     kept = [each for each in kept if isinstance(each[2], nn.Parameter | DTensor)]
@@ -283,7 +305,7 @@ class _Parallel(DelayedLinear):
         return _Gather.apply(own, self._mesh, True)
 
     def _check_parameters(self) -> None:
-        _check_present(self)
+        _check_present(self, self._shapes)
         super()._check_parameters()
 
     @property
@@ -298,6 +320,188 @@ class _Parallel(DelayedLinear):
             return super()._links()
         with _at_hand(self, self._mesh):
             return super()._links()
+
+
+# -- modules that each process runs on its part of the input --------------------------------------
+
+
+class LocalParallel(_Style):
+    """Shards a module over its batch, or synapses over themselves, for ``parallelize_module``.
+
+    No sample and no synapse depends on another one, so that each process runs the module on its
+    part of the input, and nothing travels forward. It has the records of its part.
+
+    Args:
+        layout: how the input ``[B, *shape]`` of a step is laid out; in sequences it has time
+            besides. ``Shard(0)``, the default: over the batch. Parameters stay ordinary ones, with
+            the gradient summed over the processes, so that they stay equal. ``Shard(i)``: synapses,
+            and :class:`tritonsyn.Delay`, over an axis of their ``shape``, which the module then has
+            in parts. The same parts of constants and delays that have this axis become ``DTensor``.
+            The state is cleared.
+
+    Given a ``DTensor`` the module brings it into this layout, and returns one that is laid out so;
+    given a tensor it takes it for this process' part, and returns the same of the output.
+    Everything else that a module has, such as ``current_at``, is of this process' part.
+
+    Raises:
+        TypeError, ValueError: the module is not a synapse, a ``Delay`` or a delayed layer, it has
+            no such axis, or one that cannot be divided by the processes, or a parameter is
+            parametrized, pruned or distributed already.
+
+    Example:
+        >>> plan = {"synapse": LocalParallel(Shard(-1)), "delays": LocalParallel()}
+        >>> net = parallelize_module(net, mesh, plan)  # doctest: +SKIP
+    """
+
+    def __init__(self, layout: Placement | None = None) -> None:
+        super().__init__()
+        given = Shard(0) if layout is None else layout
+        if not isinstance(given, Shard):
+            raise ValueError(f"layout must be a Shard, but is {checks.shown(layout)}")
+        self.layout = given
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        mesh = _only_axis(device_mesh)
+        kind = _local_kind(module)
+        _check_ordinary(module)
+        axis = _checked_axis(module, self.layout, mesh)
+        if axis:
+            self._shard_group(module, axis, mesh)
+        else:
+            for part in module.modules():
+                for name, _ in part.named_parameters(recurse=False):
+                    self._shard(part, name, mesh, None)
+        _become(module, kind, mesh, axis)
+        if isinstance(module, DelayedProjection):  # of which reads may be asked for directly
+            _become(module.synapse, _LocalSynapse, mesh, axis)
+        return module
+
+    def _shard_group(self, module: Any, axis: int, mesh: DeviceMesh) -> None:
+        """Shards what has this axis, with records of the part."""
+        back, parts = axis - module.step_axes, mesh.size()
+
+        def own_axis(sizes: Sequence[int]) -> int | None:
+            return len(sizes) + back if len(sizes) + back >= 0 and sizes[back] > 1 else None
+
+        for name, parameter in module.named_parameters(recurse=False):
+            self._shard(module, name, mesh, own_axis(parameter.shape))
+        for name, buffer in module.named_buffers(recurse=False):
+            if name in module._constants and (own := own_axis(buffer.shape)) is not None:
+                module._buffers[name] = self._distributed(buffer, mesh, Shard(own))
+        if isinstance(module, Delay):
+            module._delay_shape = _part_of(module._delay_shape, own_axis, parts)
+        module._sizes = _part_of(module.shape, own_axis, parts)
+        module._rebuild()
+
+
+def _part_of(
+    sizes: tuple[int, ...], own_axis: Callable[[Sequence[int]], int | None], parts: int
+) -> tuple[int, ...]:
+    """The sizes of one of so many parts."""
+    axis = own_axis(sizes)
+    return tuple([size // parts if i == axis else size for i, size in enumerate(sizes)])
+
+
+def _local_kind(module: nn.Module) -> type["_Local"]:
+    """What a module becomes that each process runs on its part of the input."""
+    for kind, local in _LOCAL.items():
+        if isinstance(module, kind):
+            return local
+    raise TypeError(
+        "LocalParallel shards synapses, Delay and delayed layers, but is given a "
+        f"{type(module).__name__}"
+    )
+
+
+def _checked_axis(module: Any, layout: Shard, mesh: DeviceMesh) -> int:
+    """The axis of a step's input ``[B, ...]`` that is sharded."""
+    axes = module.step_axes
+    axis = layout.dim + axes if layout.dim < 0 else layout.dim
+    if isinstance(module, DelayedProjection):
+        if axis != 0:
+            raise ValueError(
+                f"layout is {layout}, but {type(module).__name__} may only be sharded over its "
+                "batch, Shard(0); DelayedColwiseParallel shards a DelayedLinear over its outputs"
+            )
+    elif not 0 <= axis < axes:
+        raise ValueError(f"layout is {layout}, but a step's input has {axes} axes")
+    elif axis and module.shape[axis - 1] % mesh.size():
+        raise ValueError(
+            f"shape={module.shape} cannot be divided over {layout} by {mesh.size()} processes"
+        )
+    return axis
+
+
+def _become(module: nn.Module, kind: type["_Local"], mesh: DeviceMesh, axis: int) -> None:
+    """Makes the module one of this kind, for these processes."""
+    name, bases = f"Local{type(module).__name__}", (kind, type(module))
+    module.__class__ = type(name, bases, {"_mesh": mesh, "_axis": axis})
+
+
+class _Local(TakesSequences):
+    """A module that each process runs on its part of the input."""
+
+    _mesh: ClassVar[DeviceMesh]
+    _axis: ClassVar[int]
+    """Which of a step's input is sharded."""
+
+    def forward(self, x: Any, **how: Any) -> Any:
+        check_not_compiled("torch.compile does not take modules that LocalParallel has sharded")
+        if not isinstance(x, DTensor):
+            return super().forward(x, **how)
+        axis = self._axis_of(x)
+        y = super().forward(x.redistribute(self._mesh, [Shard(axis)]).to_local(), **how)
+
+        def whole(own: Tensor) -> Tensor:
+            sizes = *own.shape[:axis], x.shape[axis], *own.shape[axis + 1 :]
+            return as_distributed(own, self._mesh, [Shard(axis)], sizes)
+
+        return tuple(map(whole, y)) if isinstance(y, tuple) else y if y is None else whole(y)
+
+    def _axis_of(self, x: DTensor) -> int:
+        """The axis of an input, of a step or of a sequence, that is sharded."""
+        module: Any = self
+        axes = module.step_axes
+        if x.device_mesh != self._mesh:
+            raise ValueError(f"x is on {x.device_mesh}, but the module is on {self._mesh}")
+        if x.ndim not in (axes, axes + 1):
+            raise checks.misshapen("x", x, f"{axes} axes in a step, and {axes + 1} in a sequence")
+        after_time = x.ndim > axes and (self._axis > 0 or not self._batch_first)
+        return self._axis + after_time
+
+
+class _LocalSynapse(_Local, ExponentialCurrent):
+    def coefficients(self) -> Coefficients:
+        with _at_hand(self, self._mesh):
+            return super().coefficients()
+
+    def check_constants(self) -> None:
+        with _at_hand(self, self._mesh):
+            super().check_constants()
+
+
+class _LocalDelay(_Local, Delay):
+    def _present_delay(self) -> Tensor:
+        _check_present(self, ("delay",))
+        with _at_hand(self, self._mesh):
+            return super()._present_delay()
+
+
+class _LocalLayer(_Local, DelayedProjection):
+    def forward(self, x: Any, **how: Any) -> Any:
+        with _at_hand(self, self._mesh):
+            return super().forward(x, **how)
+
+    def _check_parameters(self) -> None:
+        _check_present(self, self._shapes)
+        super()._check_parameters()
+
+
+_LOCAL: dict[type[Stateful], type[_Local]] = {
+    ExponentialCurrent: _LocalSynapse,
+    Delay: _LocalDelay,
+    DelayedProjection: _LocalLayer,
+}
 
 
 # -- checkpoints ----------------------------------------------------------------------------------
@@ -319,6 +523,11 @@ def without_records(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         for key in state_dict
         if key.endswith("_.times") and f"{key.removesuffix('times')}pointer" in state_dict
     }
+    inner = "synapse.spike_."
+    # The positions that a convolution's records are of.
+    sizes = {f"{each.removesuffix(inner)}size" for each in records if each.endswith(inner)}
     return {
-        key: value for key, value in state_dict.items() if key[: key.rfind(".") + 1] not in records
+        key: value
+        for key, value in state_dict.items()
+        if key[: key.rfind(".") + 1] not in records and key not in sizes
     }

@@ -450,7 +450,7 @@ def _sequence_scan(
 
     The last axes, which any coefficient spans, are the synapses, and the others the batch.
     """
-    if ops.is_distributed(x, *constants.values(), *_as_many(initials)):
+    if ops.any_distributed(x, *constants.values(), *_as_many(initials)):
         return _scan_on_shards(x, constants, initials, dtype, backend)
     checks.check_sequence(x)
     shape = tuple(x.shape)
@@ -600,7 +600,7 @@ def delayed_linear(
         TypeError, ValueError: wrong kind, shape, device or strategy.
     """
     constants_given = {"gain": gain, "decay": decay, "rise": rise, "ratio": ratio}
-    if ops.is_distributed(x, weight, delay, bias, *constants_given.values(), *_as_many(initial)):
+    if ops.any_distributed(x, weight, delay, bias, *constants_given.values(), *_as_many(initial)):
         how = {"step_time": step_time, "max_delay": max_delay, "strategy": strategy}
         how |= {"dtype": dtype, "backend": backend}
         return _layer_on_shards(x, weight, delay, bias, constants_given, initial, how)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Slot = int | Tensor
 """A slot of a record: a number, or a 0-d int64 tensor on the record's device."""
@@ -404,6 +404,13 @@ class Located(NamedTuple):
     def valid(self) -> bool:
         """Whether no time can be NaN."""
         return self.within is None
+
+
+def is_distributed(value: object) -> bool:
+    """Whether it is a ``DTensor``, without importing what defines it."""
+    if value.__class__ is Tensor or value.__class__ is nn.Parameter:
+        return False
+    return isinstance(value, Tensor) and hasattr(value, "placements")
 
 
 def readable(tensor: Tensor) -> bool:

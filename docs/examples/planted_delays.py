@@ -1,7 +1,7 @@
 """Finds delays planted in a layer, from random ones: python docs/examples/planted_delays.py
 
 Learns delays (0 to 40 ms) and weights of a layer of 12 inputs and 2 outputs from what another layer
-makes of random spikes, by several gradients. A delay is found if it ends within a step.
+makes of random spikes or numbers, by several gradients. A delay is found if it ends within a step.
 """
 
 import argparse
@@ -21,6 +21,7 @@ SYNAPSES = {
     "double": DoubleExponentialCurrent.partialconstructor(4.0, 4.0, 2.0),
     "alpha": AlphaCurrent.partialconstructor(4.0, 2.0),
 }
+DRIVES = {"spikes": lambda *size: torch.rand(size) < 0.04, "numbers": torch.randn}
 WAYS = {
     "exact derivative": (0.0, 0.0),
     "spread 5 ms": (5.0, 5.0),
@@ -47,7 +48,7 @@ def gaussian_taps(student: DelayedLinear, x: torch.Tensor, width: float) -> torc
     return torch.nn.functional.conv1d(padded, taps.flip(-1)).permute(2, 0, 1)
 
 
-def learn(synapse: str, way: str, seed: int, last: bool) -> tuple[float, float]:
+def learn(synapse: str, way: str, seed: int, last: bool, drive: str) -> tuple[float, float]:
     """The part of the delays that is found, and the error of the layer relative to the variance."""
     torch.manual_seed(seed)
     known, start = (LONGEST * torch.rand(OUTPUTS, INPUTS) for _ in range(2))
@@ -61,7 +62,7 @@ def learn(synapse: str, way: str, seed: int, last: bool) -> tuple[float, float]:
     first, end = WAYS[way]
     for i in range(UPDATES):
         width = first and first * (end / first) ** (i / UPDATES)
-        x = torch.rand(STEPS, BATCH, INPUTS) < 0.04
+        x = DRIVES[drive](STEPS, BATCH, INPUTS)
         teacher.clear()
         student.clear()
         with torch.no_grad():
@@ -86,10 +87,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--synapse", choices=SYNAPSES, default="single")
     parser.add_argument("--last", action="store_true", help="judge the last step only")
+    parser.add_argument("--drive", choices=DRIVES, default="spikes", help="what the inputs are")
     options = parser.parse_args()
     print("| gradient | delays found | error |\n|---|---|---|")
     for way in WAYS:
-        runs = [learn(options.synapse, way, seed, options.last) for seed in range(options.seeds)]
+        how = options.last, options.drive
+        runs = [learn(options.synapse, way, seed, *how) for seed in range(options.seeds)]
         found, errors = zip(*runs, strict=True)
         print(
             f"| {way} | {sum(found) / len(runs):.0%} | {sum(errors) / len(runs):.1%} |", flush=True

@@ -12,7 +12,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops, physics
 from ..checks import Constant, check_selector
 from ..ops.common import as_tensor, per_synapse
-from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
+from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, is_distributed
 from .group import REBUILDS, Group
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
@@ -50,7 +50,7 @@ def _is_exchange(present: nn.Parameter | None, value: Any) -> bool:
     A shard is of a class of its own, and its values are elsewhere.
     """
     both = isinstance(present, nn.Parameter) and isinstance(value, nn.Parameter)
-    return both and hasattr(present, "placements") != hasattr(value, "placements")
+    return both and is_distributed(present) != is_distributed(value)
 
 
 class ExponentialCurrent(Group):

@@ -17,7 +17,7 @@ from .record import PushPlan, blank, push, push_again, read, row_slots, write_ro
 from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
-from .shards import Operand, broadcast_axes, is_distributed, on_shards
+from .shards import Operand, any_distributed, as_distributed, broadcast_axes, on_shards
 from .shared import Shared, product, project_shared, shared
 from .spread import Spread, SpreadSettings
 from .step import StepPlan, step, step_again
@@ -43,6 +43,8 @@ __all__ = [
     "Tape",
     "Taps",
     "Windows",
+    "any_distributed",
+    "as_distributed",
     "blank",
     "broadcast_axes",
     "choose",
@@ -54,7 +56,6 @@ __all__ = [
     "gaussian_weights",
     "hold",
     "input_until",
-    "is_distributed",
     "last_rows",
     "on_shards",
     "pack_spikes",

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
-from ..values import PackedSpikes
+from ..values import PackedSpikes, is_distributed
 from .common import first_order
 from .operator import traced_as
 
@@ -47,15 +47,9 @@ def summed(x: Tensor, group: Any) -> Tensor:
 
 
 @traced_as(lambda *values: False)
-def is_distributed(*values: Any) -> bool:
-    """Whether one of the values is a ``DTensor``, without importing what defines it."""
-    return any(
-        value.__class__ is not Tensor
-        and value.__class__ is not nn.Parameter
-        and isinstance(value, Tensor)
-        and hasattr(value, "placements")
-        for value in values
-    )
+def any_distributed(*values: Any) -> bool:
+    """Whether one of the values is a ``DTensor``."""
+    return any(map(is_distributed, values))
 
 
 def broadcast_axes(value: Any, axes: Sequence[Axis]) -> Sequence[Axis]:
@@ -127,11 +121,18 @@ def on_shards(
             # All processes have its whole gradient, and the sums over them are to count it once.
             found.register_hook(partial(torch.mul, other=1 / times))
         whole = zip(result.axes, found.shape, strict=True)
-        shape = torch.Size([sizes[axis] if axis in split else size for axis, size in whole])
-        stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        how: dict[str, Any] = {"run_check": False, "shape": shape, "stride": stride}
-        made.append(DTensor.from_local(found.contiguous(), mesh, layout(result.axes), **how))
+        shape = [sizes[axis] if axis in split else size for axis, size in whole]
+        made.append(as_distributed(found, mesh, layout(result.axes), shape))
     return made
+
+
+def as_distributed(own: Tensor, mesh: Any, layout: Sequence[Any], shape: Sequence[int]) -> Tensor:
+    """The ``DTensor`` of this shape of which this process has a part, perhaps not an equal one."""
+    from torch.distributed.tensor import DTensor
+
+    stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    how: dict[str, Any] = {"run_check": False, "shape": torch.Size(shape), "stride": stride}
+    return DTensor.from_local(own.contiguous(), mesh, layout, **how)
 
 
 def _split(operands: Sequence[Operand], dim: int, allowed: dict[Axis, str]) -> Axis:
