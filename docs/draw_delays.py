@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from draw import DOUBLE, INK, SINGLE, STYLE
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from tritonsyn import DelayedLinear, SingleExponentialCurrent
 
@@ -54,6 +55,7 @@ def draw(axes: Axes, values: tuple[float, ...], times: dict[str, list[float]]) -
     axes.set(xscale="log", yscale="log", ylabel="forward and backward (ms)")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.grid(alpha=0.3)
 
 
