@@ -1,6 +1,8 @@
 """Programs with explicit state: equal to the modules they are made of, and free of tritonsyn."""
 
 import copy
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +13,12 @@ import torch
 import torch.nn.utils.parametrize as parametrize
 from synapses import CLASSES, PHYSICS, every_kind, make, spikes, uniform
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from tritonsyn import Delay, DelayedConv1d, DelayedConv2d, DelayedLinear, RecordTensor
 from tritonsyn.export import ExplicitState, to_onnx, to_program
+from tritonsyn.functional import pack_spikes
 
 F64 = torch.float64
 
@@ -160,6 +164,19 @@ def test_constants_of_each_synapse_and_parametrized_delays():
     compare(twin, program, spikes(9, 2, 3), **exactly)
 
 
+@pytest.mark.parametrize("delays", [None, "connection", "input"])
+def test_learned_time_constants_that_have_met_or_crossed(delays):
+    """Of the double synapse, to what docs/conventions.md says of the rounding there."""
+    module = make("double", dtype=F64) if delays is None else linear(kind="double", delays=delays)
+    synapse = getattr(module, "synapse", module)
+    for name, tau in (("tc_decay", [4.0, 5.0, 6.0]), ("tc_rise", [1.0, 2.0, 3.0])):
+        setattr(synapse, name, nn.Parameter(torch.tensor(tau, dtype=F64)))
+    with torch.no_grad():
+        synapse.tc_rise.add_(torch.tensor([3.0, 3.0 + 1e-9, 4.0], dtype=F64))
+    program = ExplicitState(module)
+    compare(module, program, [*spikes(5, 2, 3), spikes(7, 2, 3)], rtol=2e-10, atol=2e-10)
+
+
 # -- nets -----------------------------------------------------------------------------------------
 
 
@@ -240,6 +257,71 @@ def test_whole_steps_of_a_delay_read_one_value():
     assert ["aten.mul.Tensor" in found for found in targets] == [True, False]
 
 
+# -- random nets ----------------------------------------------------------------------------------
+
+
+def drawn(draw, size, **how):
+    """A module that returns as many values as it takes, with constants of any form."""
+    kind, form = draw.choice([*CLASSES]), draw.choice(["synapse", "delay", *["layer"] * 4])
+    if form == "synapse":
+        module = make(kind, size, **how)
+    elif form == "delay":
+        interp = draw.choice(["previous", "nearest", "linear", "gaussian"])
+        module = delay(size, interp=interp, **how)
+    else:
+        kinds = ["connection", "input", "output"][: 4 - len(size)]
+        how |= {"kind": kind, "delays": draw.choice(kinds), "bias": draw.random() < 0.5}
+        how |= {"min_delay": draw.choice([0.0, 1.5])}
+        if len(size) == 1:
+            mask = spikes(4, 4, seed=draw.randrange(99), rate=0.7)
+            module = linear(4, 4, mask=draw.choice([None, mask]), **how)
+        else:
+            module = layer(DelayedConv1d, 4, 4, 3, padding="same", **how)
+    synapse = getattr(module, "synapse", module)
+    for name, value in PHYSICS[kind].items() if form != "delay" else ():
+        shape = draw.choice([None, (), synapse.shape])
+        if shape is not None:
+            values = value * uniform(*shape, seed=draw.randrange(99), low=0.7, high=1.3)
+            values = values.to(how["dtype"])
+            setattr(synapse, name, nn.Parameter(values) if draw.random() < 0.7 else values)
+    return rounded(module) if draw.random() < 0.3 else module
+
+
+def drawn_net(seed):
+    """Two or three such modules in a row, nine steps of inputs, and the tolerance."""
+    draw = random.Random(seed)
+    size, dtype = draw.choice([(4,), (4,), (4, 6)]), draw.choice([F64, torch.float32])
+    how = {"dtype": dtype, "batch_first": draw.random() < 0.5}
+    net = nn.Sequential(*[drawn(draw, size, **how) for _ in range(draw.randint(2, 3))])
+    x = spikes(9, 2, *size, seed=seed) * uniform(9, 2, *size)
+    return net, x.to(dtype), exactly if dtype == F64 else {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_random_nets(seed):
+    """By hand, as a program of steps, and as one of sequences."""
+    net, x, tolerance = drawn_net(seed)
+    twins, turned = [copy.deepcopy(net) for _ in range(3)], net[0].batch_first
+    parts = [part.transpose(0, 1) if turned else part for part in x.split(3)]
+    compare(twins[0], ExplicitState(net), [x[0], parts[1], x[1], parts[2]], **tolerance)
+    steps = to_program(net, x[0, :1])
+    compare(twins[1], steps.module(), x, **tolerance)
+    sequences = to_program(net, parts[0], batch_axis=0 if turned else 1)
+    compare(twins[2], sequences.module(), parts, **tolerance)
+    for program in (steps, sequences):
+        plain(program)
+
+
+@pytest.mark.slow  # converting takes seconds
+@pytest.mark.parametrize("seed", [0, 3, 4, 5])
+def test_random_nets_in_onnxruntime(seed, tmp_path):
+    """Of float64 (seed 3) without convolutions, which the runtime has in float32 only."""
+    pytest.importorskip("onnxscript")
+    net, x, tolerance = drawn_net(seed)
+    to_onnx(net, tmp_path / "net.onnx", x[0, :1])
+    compare(net, in_onnxruntime(tmp_path / "net.onnx")[1], x, **tolerance)
+
+
 # -- refusals -------------------------------------------------------------------------------------
 
 
@@ -294,6 +376,140 @@ def test_wrong_inputs():
     assert_close(program(x, *state), program(x, *program.initial_state(x)))  # nothing is left
 
 
+SHAPE = "has shape {wrong}, but must have {right} for an input {x}$"
+MISFITS = {
+    "batch": (lambda part: part[:1], SHAPE),
+    "no batch": (lambda part: part[0], SHAPE),
+    "one axis more": (lambda part: part.unsqueeze(-1), SHAPE),
+    "no axis": (lambda part: part.sum(), SHAPE),
+    "N": (lambda part: part[:, :1], SHAPE),
+    "K": (lambda part: part.narrow(min(2, part.ndim - 1), 1, 1), SHAPE),
+    "size": (lambda part: part[..., 1:], SHAPE),
+    "dtype": (lambda part: part.float(), "must be torch.float64, but is torch.float32$"),
+    "spikes": (lambda part: part.bool(), "must be torch.float64, but is torch.bool$"),
+    "device": (lambda part: part.to("meta"), "is on meta, but the input is on cpu$"),
+    "sparse": (lambda part: part.to_sparse(), "must be dense, but is"),
+    "list": (lambda part: part.tolist(), "must be a tensor, but a list was given$"),
+    "none": (lambda part: None, "must be a tensor, but a NoneType was given$"),
+}
+STATES = ["double", "connection, double", "input, single", "output, alpha", "mask, double"]
+STATES += ["conv1d, double", "conv2d of inputs, alpha", "delay, linear"]
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_states_that_do_not_fit(name, whole):
+    """Each tensor is refused by its name, of steps and sequences, and nothing has changed."""
+    module, size = build(name)
+    program = ExplicitState(nn.Sequential(nn.Identity(), rounded(module) if whole else module))
+    x = spikes(3, 2, *size)
+    _, *state = program(x[0], *program.initial_state(x[0]))
+    expected = program(x[1], *state)
+    for i, (label, right) in enumerate(zip(program.state_names, state, strict=True)):
+        assert label.startswith("1.")
+        for change, words in MISFITS.values():
+            wrong = change(right)
+            for given in (x[1], x[1:]):
+                shapes = {"wrong": getattr(wrong, "shape", ()), "right": right.shape}
+                shapes |= {"x": given.shape}
+                sizes = {key: re.escape(str(tuple(shape))) for key, shape in shapes.items()}
+                match = f"^{re.escape(label)} {words.format(**sizes)}"
+                with pytest.raises((TypeError, ValueError), match=match):
+                    program(given, *state[:i], wrong, *state[i + 1 :])
+    with pytest.raises(ValueError, match=r"^1\..* has shape \(2, .*must have \(1, "):
+        program(x[1, :1], *state)
+    assert_close(program(x[1], *state), expected, rtol=0, atol=0)
+
+
+def test_wrong_numbers_of_tensors():
+    net, x = Recurrent(), torch.zeros(2, 3, dtype=F64)
+    program = ExplicitState(net)
+    state = program.initial_state(x, x)
+    names = "layers.in.current, layers.back.current, filter.current"
+    for given in (state, (x, *state), (x, x, *state[1:]), (x, x, x, *state), (x, x, *state, x)):
+        words = rf"3 tensors of the state \({names}\) are needed, but {len(given)} tensors"
+        with pytest.raises(ValueError, match=words):
+            program(*given)
+    program(x, x, *state)
+
+
+def test_nets_that_take_inputs_or_not():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.synapse = make("single", dtype=F64)
+
+    class Optional(Net):
+        def forward(self, x, z=None):
+            return self.synapse(x if z is None else x + z)
+
+    class Any(Net):
+        def forward(self, *inputs):
+            return self.synapse(sum(inputs))
+
+    x = torch.ones(2, 3, dtype=F64)
+    for net, most in (Optional(), 2), (Any(), 4):
+        program = ExplicitState(net)
+        (state,) = program.initial_state(x)
+        for count in range(1, most + 1):
+            y, _ = program(*[x] * count, state)
+            assert_close(y, count * 2.0 * x, **exactly)
+        with pytest.raises(ValueError, match="but 1 tensors"):
+            program(state)
+    with pytest.raises(ValueError, match="but 4 tensors"):
+        ExplicitState(Optional())(x, x, x, state)
+
+
+def test_a_batch_that_is_another_in_one_part():
+    program, x = ExplicitState(Recurrent()), torch.zeros(2, 3, dtype=F64)
+    state = program.initial_state(x, x)
+    words = r"layers.back.current has shape \(2, 3, 3\), but must have \(1, 3, 3\)"
+    with pytest.raises(ValueError, match=words):
+        program(x, x[:1], *state)
+    with pytest.raises(ValueError, match=r"layers.in.current has shape \(2, .*must have \(1, 3, 5"):
+        program(x[:1], x, *state)
+
+
+class Folded(nn.Module):
+    """Applies one layer to each place."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.all = linear(3, 2), linear(8, 2)
+
+    def forward(self, x):
+        y = self.each(x.flatten(0, 1))
+        return self.all(y.view(len(x), -1))
+
+
+def test_a_net_may_have_parts_of_different_batches():
+    net, x = Folded(), spikes(6, 2, 4, 3)
+    state = compare(net, ExplicitState(net), x, **exactly)
+    assert [len(part) for part in state] == [8, 2]
+
+
+def test_inputs_that_are_no_tensors():
+    program = ExplicitState(make("single", dtype=F64))
+    state = torch.zeros(1, 3, dtype=F64)
+    for x in ([[1.0, 0.0, 1.0]], pack_spikes(spikes(4, 1, 3)), torch.zeros(1, 3) + 1j):
+        with pytest.raises(TypeError, match=r"^x must be "):
+            program(x, state)
+
+
+def test_a_module_and_one_inside_it():
+    """Both have one state, which a program keeps once."""
+    layer = linear(3, 3)
+    twin = linear(3, 3)
+    twin.synapse = layer.synapse
+    for modules, words in (
+        ({"layer": layer, "inner": layer.synapse}, "net.inner is .* as net.layer.synapse"),
+        ({"inner": layer.synapse, "layer": layer}, "net.layer.synapse is .* as net.inner"),
+        ({"a": layer, "b": twin}, "net.b.synapse is .* as net.a.synapse"),
+    ):
+        with pytest.raises(ValueError, match=f"^{words}, but a program cannot have one state"):
+            ExplicitState(nn.ModuleDict(modules))
+
+
 def test_methods_that_a_net_cannot_use():
     net = network()
     net.forward = lambda x: net[0].current_at(x)
@@ -333,6 +549,22 @@ def test_an_exported_program(name, sequence):
     program = to_program(module, example, batch_axis=int(sequence))
     plain(program)
     compare(module, program.module(), x, **exactly)
+
+
+@pytest.mark.parametrize("name", ["double", "mask, double", "conv1d of inputs, alpha"])
+def test_compiled_once_for_all_batches(name):
+    """The second makes the size a symbol. A state of another batch is refused in words even so."""
+    torch._dynamo.reset()  # which remembers sizes
+    module, size = build(name)
+    program, graphs = ExplicitState(module), CompileCounter()
+    compiled = torch.compile(program, backend=graphs, fullgraph=True)
+    for batch in (2, 3, 5, 7):
+        x = spikes(batch, *size)
+        state = program.initial_state(x)
+        assert_close(compiled(x, *state), program(x, *state), **exactly)
+    assert graphs.frame_count == 2
+    with pytest.raises(Exception, match=r"has shape \(.*but must have \(.*for an input"):
+        compiled(x[:4], *state)
 
 
 @pytest.mark.parametrize("sequence", [False, True])

@@ -7,7 +7,8 @@ it reads a whole number of steps back, with the decay between steps in its weigh
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .checks import misshapen
+from .checks import check_device, check_real, misshapen
 from .modules.conv import DelayedConv1d, DelayedConv2d
 from .modules.delay import Delay
 from .modules.linear import DelayedLinear
@@ -28,6 +29,7 @@ from .values import Dynamics, compute_dtype
 __all__ = ["ExplicitState", "to_onnx", "to_program"]
 
 Tensors = Sequence[Tensor]
+Size = tuple[int, ...]
 
 
 class ExplicitState(nn.Module):
@@ -61,7 +63,7 @@ class ExplicitState(nn.Module):
 
     Raises:
         TypeError, ValueError: there is no module of tritonsyn in the net, or one of which no such
-            program can be made.
+            program can be made, or the net has a part of one in a second place.
 
     Example:
         >>> synapse = tritonsyn.SingleExponentialCurrent(2, 1.0, spike_charge=10.0, time_constant=5.0)
@@ -81,18 +83,14 @@ class ExplicitState(nn.Module):
             modules.setdefault(id(module), (path, module))
         if not modules:
             raise ValueError(f"net must have a module of tritonsyn, but is {type(net).__name__}")
+        _check_apart(modules.values())
         parts = {key: _part(path, module) for key, (path, module) in modules.items()}
         # A copy that has the parts wherever the net has the modules.
         self.net = copy.deepcopy(net, dict(parts))
         self.training = net.training
         self._parts = tuple(parts.values())
-        self.state_names: tuple[str, ...] = tuple(
-            [
-                f"{path}.{name}" if path else name
-                for (path, _), part in zip(modules.values(), self._parts, strict=True)
-                for name in part.names
-            ]
-        )
+        self._counts = _counts_of_inputs(net)
+        self.state_names = tuple([name for part in self._parts for name in part.names])
         """Names of the tensors of the state, in order."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -105,10 +103,12 @@ class ExplicitState(nn.Module):
             The output of the net, or its outputs if they are a tuple, and the tensors of the state.
 
         Raises:
-            ValueError: tensors are missing, or an input does not fit.
+            TypeError, ValueError: there are too few tensors or too many, an input does not fit, or
+                a tensor of the state has another shape, dtype or device than
+                :meth:`initial_state` gives it for these inputs.
         """
         count = len(self.state_names)
-        if len(tensors) <= count:
+        if len(tensors) - count not in self._counts:
             raise ValueError(
                 f"the inputs and {count} tensors of the state ({', '.join(self.state_names)}) are "
                 f"needed, but {len(tensors)} tensors were given"
@@ -138,6 +138,29 @@ class ExplicitState(nn.Module):
         return (*(y if isinstance(y, tuple) else (y,)), *after)
 
 
+def _check_apart(modules: Iterable[tuple[str, Stateful]]) -> None:
+    """None of these modules is in another, or has a module with state in common with it."""
+    places: dict[Stateful, str] = {}
+    for path, module in modules:
+        for inner, each in module.named_modules():
+            if isinstance(each, Stateful):
+                place = ".".join(filter(None, ("net", path, inner)))
+                if (first := places.setdefault(each, place)) != place:
+                    raise ValueError(
+                        f"{place} is the same module as {first}, but a program cannot have one "
+                        "state in two places: leave one out, or give each a state of its own"
+                    )
+
+
+def _counts_of_inputs(net: nn.Module) -> range:
+    """How many inputs a net may be given."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    least = max(sum(p.default is p.empty for p in named), 1)
+    most = sys.maxsize if any(p.kind == p.VAR_POSITIONAL for p in parameters) else len(named)
+    return range(least, most + 1)
+
+
 # -- modules as expressions -------------------------------------------------------------------
 
 
@@ -147,23 +170,36 @@ class _Part(nn.Module):
     held: list[Tensor] | None = None
     names: tuple[str, ...]
 
-    def __init__(self, module: Any, dtype: torch.dtype, shape: tuple[int, ...], axes: int) -> None:
+    def __init__(self, module: Any, dtype: torch.dtype, shape: Size, axes: int) -> None:
         super().__init__()
         self.dtype, self.shape, self.axes = dtype, shape, axes
         self.batch_first: bool = module.batch_first
 
     def forward(self, x: Tensor) -> Tensor:
-        sequence = x.ndim == 2 + len(self.shape) + self.axes
+        sequence = check_real("x", x).ndim == 2 + len(self.shape) + self.axes
         turned = sequence and self.batch_first
         steps = x.transpose(0, 1) if turned else x if sequence else x.unsqueeze(0)
         end = 2 + len(self.shape)
         if steps.ndim != end + self.axes or tuple(steps.shape[2:end]) != self.shape:
             step = ", ".join(["B", *map(str, self.shape), *["..."] * self.axes])
             raise misshapen("x", x, f"({step}), or with one axis more for a sequence")
-        steps = _cast(steps, compute_dtype(self.dtype))
-        y, self.held = self.run(steps, self.held or self.rest(steps[0]))
+        state = self._before(x, self.sizes(tuple(steps.shape[1:])))
+        y, self.held = self.run(_cast(steps, compute_dtype(self.dtype)), state)
         y = _cast(y, self.dtype)
         return y.transpose(0, 1) if turned else y if sequence else y.squeeze(0)
+
+    def _before(self, x: Tensor, sizes: list[Size]) -> list[Tensor]:
+        """The state that was given, or else zeros, of these sizes for this input."""
+        dtype = compute_dtype(self.dtype)
+        if self.held is None:
+            return [x.new_zeros(size, dtype=dtype) for size in sizes]
+        for name, part, size in zip(self.names, self.held, sizes, strict=True):
+            if tuple(check_real(name, part).shape) != size:
+                raise misshapen(name, part, size, f" for an input {tuple(x.shape)}")
+            if part.dtype != dtype:
+                raise TypeError(f"{name} must be {dtype}, but is {part.dtype}")
+            check_device(name, part, x.device, owner="input")
+        return self.held
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -177,8 +213,8 @@ class _Part(nn.Module):
         out: Tensor = self(x)
         return out
 
-    def rest(self, x: Tensor) -> list[Tensor]:
-        """Zeros for inputs ``[B, *shape, ...]`` like this."""
+    def sizes(self, size: Size) -> list[Size]:
+        """Those of the state, for inputs ``[B, *shape, ...]`` of this size."""
         raise NotImplementedError
 
     def run(self, x: Tensor, state: Tensors) -> tuple[Tensor, list[Tensor]]:
@@ -198,7 +234,9 @@ def _part(path: str, module: Stateful) -> _Part:
         if isinstance(module, kind) and type(module).forward is kind.forward:
             module.check_at_home()
             with torch.no_grad():
-                return make(module)
+                part = make(module)
+            part.names = tuple([f"{path}.{name}" if path else name for name in part.names])
+            return part
     what = f"net.{path}" if path else "net"
     raise TypeError(
         f"{what} is a {type(module).__name__}, of which no program can be made: use synapses, "
@@ -209,7 +247,7 @@ def _part(path: str, module: Stateful) -> _Part:
 class _Constants(nn.Module):
     """The constants of synapses, for inputs of which the group is followed by so many axes."""
 
-    def __init__(self, dynamics: Dynamics, shape: tuple[int, ...], axes: int) -> None:
+    def __init__(self, dynamics: Dynamics, shape: Size, axes: int) -> None:
         super().__init__()
         self.states, self.coupled = dynamics.states, dynamics.coupling is not None
         self.count = len(dynamics.constants)
@@ -331,8 +369,8 @@ class _Synapse(_Part):
         self.names = _names(synapse)
         self.constants = _Constants(synapse.coefficients().dynamics, self.shape, 0)
 
-    def rest(self, x: Tensor) -> list[Tensor]:
-        return [torch.zeros_like(x) for _ in self.names]
+    def sizes(self, size: Size) -> list[Size]:
+        return [size] * len(self.names)
 
     def run(self, x: Tensor, state: Tensors) -> tuple[Tensor, list[Tensor]]:
         states, current = self.constants(x, state)
@@ -391,9 +429,9 @@ class _Layer(_Part):
             kept = None if value is None else value.detach().to(dynamics.gain.dtype, copy=True)
             self.register_buffer(name, kept)
 
-    def rest(self, x: Tensor) -> list[Tensor]:
-        rows = x.unsqueeze(2).expand(*x.shape[:2], self.slots, *x.shape[2:])
-        return [x.new_zeros((rows if kept else x).shape) for kept in self.kept]
+    def sizes(self, size: Size) -> list[Size]:
+        rows = *size[:2], self.slots, *size[2:]
+        return [rows if kept else size for kept in self.kept]
 
     def run(self, x: Tensor, state: Tensors) -> tuple[Tensor, list[Tensor]]:
         pairs = zip(state[: self.constants.states], self.kept, strict=False)
@@ -445,8 +483,8 @@ class _Signal(_Part):
         channels = torch.arange(len(back), device=back.device).unsqueeze(1).expand_as(back)
         self.taps = _Taps(channels, back, [response.gather(1, back)], slots, 0)
 
-    def rest(self, x: Tensor) -> list[Tensor]:
-        return [x.new_zeros(len(x), math.prod(self.shape), self.slots)]
+    def sizes(self, size: Size) -> list[Size]:
+        return [(size[0], math.prod(self.shape), self.slots)]
 
     def run(self, x: Tensor, state: Tensors) -> tuple[Tensor, list[Tensor]]:
         rows, after = _appended(state[0], x.flatten(2))
