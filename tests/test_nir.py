@@ -150,6 +150,14 @@ def test_delays_between_steps_solve_the_equations_where_one_node_holds_them(kind
     exactly_nir(layer, sequence(4))
 
 
+@pytest.mark.parametrize("delays", ["connection", "input"])
+def test_delays_that_are_read_at_steps_are_written_as_these(delays):
+    layer = dense("single", delays, synapse=physics("single", interp_tol=0.2), min_delay=0.5)
+    with torch.no_grad():
+        layer.delay += synapses.uniform(*layer.delay.shape, low=-0.19, high=0.19)
+    exactly_nir(layer, sequence(4))
+
+
 def test_products_before_a_synapse_and_units_of_time_solve_the_equations():
     model = nn.Sequential(nn.Linear(4, 3, bias=False), synapses.make("alpha", 3, STEP)).double()
     exactly_nir(model, sequence(4), time_unit=1.0)
@@ -505,10 +513,66 @@ def test_rounding_while_reading():
     assert delay.delay.tolist() == [1.0, 2.5]
 
 
+def test_whole_steps_are_those_of_reads():
+    """Up to four units in the last place of the dtype in which the delays are."""
+    unit = torch.finfo(torch.float32).eps * 16  # of numbers in 16 to 32
+    layer = dense(dtype=torch.float32, inputs=4, delay=25.0)
+    with torch.no_grad():
+        layer.delay[:] = 24.0 + unit * torch.tensor([-4.0, 0.0, 1.0, 4.0])
+    graph = to_nir(layer, torch.zeros(1, 4), time_unit=1.0)
+    delays = [node.delay for node in graph.nodes.values() if isinstance(node, nir.Delay)]
+    assert all((delay == 24.0).all() for delay in delays) and delays
+    with torch.no_grad():
+        layer.delay[0, 0] = 24.0 + 5 * unit
+    with pytest.raises(ValueError, match="its delays are between steps"):
+        to_nir(layer, torch.zeros(1, 4))
+    for miss in (-5, -4, 4, 5):
+        graph = nir.NIRGraph.from_list(nir.Delay(np.float32([24.0 + miss * unit])))
+        if abs(miss) == 4:
+            (delay,) = from_nir(graph, STEP, time_unit=1.0).children()
+            assert delay.delay.item() == 24.0
+        else:
+            with pytest.raises(ValueError, match="between steps"):
+                from_nir(graph, STEP, time_unit=1.0)
+
+
+def test_delays_that_are_integers():
+    graph = nir.NIRGraph.from_list(nir.Delay(np.array([3, 0])))
+    (delay,) = from_nir(graph, 1.0, time_unit=1.0).children()
+    assert delay.delay.tolist() == [3.0, 0.0]
+
+
+BETWEEN = {
+    "min_delay": {"min_delay": 0.7},
+    "max_delay": {"delay": 1.9999996, "delay_init": init.constant(2.5)},
+}
+
+
+@pytest.mark.parametrize("bound", BETWEEN)
+@pytest.mark.parametrize("delays", ["connection", "input", "output", None])
+def test_bounds_between_steps_are_named(bound, delays):
+    """Where rounded delays lie at them; rounding works with a bound that is whole steps."""
+    options = {"dtype": torch.float64, "delay": 3.0, "delay_init": SMALL, **BETWEEN[bound]}
+    if delays is None:
+        model = Delay(4, STEP, **options)
+    else:
+        model = dense(delays=delays, whole=False, **options)
+    words = f"{bound} is {getattr(model, bound)}, .* set it to a multiple of 0.5"
+    with pytest.raises(ValueError, match=words):
+        to_nir(model, torch.zeros(1, 4), round_delays=True)
+    setattr(model, bound, 2.0)
+    x = sequence(4)
+    read = from_nir(to_nir(model, x[0], round_delays=True), STEP, dtype=torch.float64)
+    layers = [m for m in read.modules() if isinstance(m, (Delay, DelayedLinear))]
+    assert len(layers) == 1 and (layers[0].delay == 2.0).all()
+    model.round_delays_()
+    same(model, read, x)
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 REFUSED = {
-    "between steps": (lambda: dense(whole=False), "'connection' are between steps.*round_delays_"),
+    "between steps": (lambda: dense(whole=False), "its delays are between steps.*round_delays_"),
     "signal between steps": (
         lambda: Delay(4, STEP, delay=3.0, delay_init=SMALL), "its delays are between steps",
     ),
@@ -650,6 +714,10 @@ WRONG = {
     ),
     "edge": (lambda: damaged({}, [("input", "n0"), ("n0", "else")]), "edge of 'else'"),
     "no input": (lambda: damaged({}, [("n0", "output")]), "node 'n0' of the graph has no input"),
+    "past": (
+        lambda: chain(nir.Delay(np.array([0.0, -0.01]))), "Delay: delay must be at least 0.*-0.01",
+    ),
+    "delay": (lambda: chain(nir.Delay(np.array([0.0, math.nan]))), "Delay: delay must .*nan"),
     "outputs": (
         lambda: damaged({"more": nir.Output(np.array([2]))}, chain(li()).edges), "one Output",
     ),

@@ -389,8 +389,12 @@ def _ordered(before: dict[str, list[str]]) -> list[str]:
 
 def _times(node: nir.Delay, units: Units) -> tuple[Array, bool]:
     """The delays of a node, ms, and whether all are whole steps."""
-    times = node.delay.astype(np.float64) * units.time_unit
-    return units.rounded(times, np.finfo(node.delay.dtype).eps)
+    given = torch.from_numpy(node.delay)
+    if not (given >= 0).all():
+        raise ValueError(f"delay must be at least 0, but holds {given[~(given >= 0)][0]}")
+    dtype = given.dtype if given.is_floating_point() else torch.float64
+    times, whole = units.rounded(given.double() * units.time_unit, dtype)
+    return times, bool(whole.all())
 
 
 def _filling(values: Array) -> Callable[[Tensor], Tensor]:

@@ -1,11 +1,15 @@
 """What writing and reading share: times, and the fields of nodes."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from .. import checks
+from ..values import ReadRule, locate, record_size
 
 Array = npt.NDArray[np.floating]
 
@@ -23,20 +27,26 @@ class Units(NamedTuple):
             checks.step_time("step_time", step_time), checks.step_time("time_unit", time_unit)
         )
 
-    def rounded(self, delays: Array, epsilon: float) -> tuple[Array, bool]:
-        """Delays, ms, where they are whole steps up to rounding as just these; and if all are.
+    def rounded(
+        self, delays: Tensor, dtype: torch.dtype, tolerance: float = 0.0
+    ) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Delays, ms, of which those that reads take for whole steps are just these; and which.
 
-        As in the reads of records, they are where they miss by four units in the last place of the
-        dtype that they come from, of which this is the epsilon.
+        Args:
+            delays: float64.
+            dtype: in which they were given, and are read.
+            tolerance: of the reads.
         """
-        exact = np.round(delays / self.step) * self.step
-        whole = np.abs(exact - delays) <= 4 * epsilon * np.maximum(delays, self.step)
-        return np.where(whole, exact, delays), bool(whole.all())
+        rule = ReadRule("previous", self.step, math.inf, tolerance)
+        found = locate(delays.to(dtype), rule, slots=2**62)
+        whole = found.fraction == 0.0
+        times = torch.where(whole, found.older.double() * self.step, delays)
+        return times.numpy(), whole.numpy()
 
     def ceiling(self, delays: Array) -> float:
         """The whole steps that hold all of these delays, ms."""
-        steps: float = np.ceil(delays.max() / self.step - 1e-6).item()
-        return steps * self.step
+        observations = record_size(self.step, delays.max().item(), inclusive=True)
+        return (observations - 1) * self.step
 
 
 def neuron_of(node: Any) -> dict[str, Any]:

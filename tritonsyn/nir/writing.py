@@ -75,8 +75,8 @@ def to_nir(
             by class, as for ``nirtorch.torch_to_nir``. Parameters without axes are repeated for
             each neuron.
         round_delays: delays are rounded to whole steps, in the copy and as
-            :meth:`~tritonsyn.DelayedLinear.round_delays_` does it. Otherwise those that NIR cannot
-            express between steps are refused.
+            :meth:`~tritonsyn.DelayedLinear.round_delays_` does it; a bound between steps that stops
+            one there is refused. Otherwise delays that NIR cannot express between steps are.
         time_unit: the unit of time in the graph, ms: 1000, seconds, as most libraries have it. 1
             for milliseconds, the model's step for a library that counts in steps.
 
@@ -110,7 +110,7 @@ def to_nir(
             module.round_delays_()
     with torch.no_grad():
         _Shapes(traced).run(example)
-        return _Writer(traced, known, units).graph()
+        return _Writer(traced, known, units, round_delays).graph()
 
 
 def _traced(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
@@ -140,8 +140,11 @@ class _Shapes(fx.Interpreter):
 class _Writer:
     """Makes nodes and edges of the calls of a traced model, one after another."""
 
-    def __init__(self, traced: fx.GraphModule, known: ModuleMap, units: Units) -> None:
+    def __init__(
+        self, traced: fx.GraphModule, known: ModuleMap, units: Units, round_delays: bool
+    ) -> None:
         self.traced, self.known, self.units = traced, known, units
+        self.round_delays = round_delays
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.signals: dict[fx.Node, Names] = {}
@@ -321,30 +324,35 @@ def _write_delay(place: _Place, module: Delay) -> Names:
         raise ValueError(
             "a Gaussian blurs the signal, which no delay of NIR does: set interp to 'nearest'"
         )
-    times, whole = _times(place, module)
-    if not whole:
-        raise ValueError(f"its delays are between steps, where {_BETWEEN}")
-    times = np.broadcast_to(times, place.shape)
+    times = np.broadcast_to(_times(place, module), place.shape)
     return place.delay(times, _as_numpy(module.delay.dtype), place.sources, "")
 
 
-_BETWEEN = (
-    "NIR knows no interpolation: call round_delays_() and look at what it costs, or write with "
-    "round_delays=True"
-)
-
-
-def _times(place: _Place, module: Any) -> tuple[Array, bool]:
-    """The delays of a module as they count, ms, and whether all are whole steps."""
-    delays = module.delay.detach().double().clamp(module.min_delay, module.max_delay)
-    return place.units.rounded(delays.cpu().numpy(), torch.finfo(module.delay.dtype).eps)
+def _times(place: _Place, module: Any, between: bool = False) -> Array:
+    """The delays of a module as they count, ms: whole steps, or also between them."""
+    delays = module.delay.detach().cpu().double().clamp(module.min_delay, module.max_delay)
+    tolerance = 0.0 if isinstance(module, Delay) else module.synapse.delay_rule().tolerance
+    times, whole = place.units.rounded(delays, module.delay.dtype, tolerance)
+    round_delays = place.writer.round_delays
+    if whole.all() or (between and not round_delays):
+        return times
+    if not round_delays:
+        raise ValueError(
+            "its delays are between steps, where NIR knows no interpolation: call round_delays_() "
+            "and look at what it costs, or write with round_delays=True"
+        )
+    bounds = {name: getattr(module, name) for name in ("min_delay", "max_delay")}
+    name = min(bounds, key=lambda name: abs(bounds[name] - times[~whole][0]))
+    raise ValueError(
+        f"{name} is {bounds[name]}, and so delays that are rounded may still be between steps: set "
+        f"it to a multiple of {place.units.step}"
+    )
 
 
 def _write_layer(place: _Place, layer: Any) -> Names:
     _check_step(place, (1,) * (layer.step_axes - 1))
-    times, whole = _times(place, layer)
-    if not whole and (layer.delays == "connection" or not isinstance(layer, DelayedLinear)):
-        raise ValueError(f"delays={layer.delays!r} are between steps, where {_BETWEEN}")
+    one_node = isinstance(layer, DelayedLinear) and layer.delays != "connection"
+    times = _times(place, layer, between=one_node)
     weight, bias = _weights(layer)
     currents = place.synapse(layer.synapse, "_synapse")
     if layer.delays == "output":
