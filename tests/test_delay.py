@@ -336,8 +336,8 @@ def test_compiled_it_takes_another_width_without_another_graph(device):
         assert_close(torch.autograd.grad(y.square().sum(), compiled.delay), wanted)
         compiled.clear()
         eager.clear()
-    # The first takes the width for a constant, the second for any.
-    assert counters["stats"]["unique_graphs"] == 2
+    # The first takes the width for a constant, the second for any; in torch 2.11 each for its own.
+    assert counters["stats"]["unique_graphs"] == (4 if torch.__version__ < "2.12" else 2)
 
 
 def test_it_stands_in_a_sequential():

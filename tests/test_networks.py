@@ -26,6 +26,8 @@ from delays import PROVIDERS, Connections, Synapse
 from neurons import Neurons, spike
 from training import Outcome, Training
 
+from tritonsyn.system import package_version
+
 needs_dcls = pytest.mark.skipif(not importlib.util.find_spec("DCLS"), reason="needs DCLS")
 needs_aeon = pytest.mark.skipif(not importlib.util.find_spec("aeon"), reason="needs aeon")
 every_provider = pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_the_command_records_a_line_for_each_training(tmp_path, monkeypatch, cap
     assert (second["provider"], second["epochs"], second["examples"]) == ("loop", "4", "50")
     figures = [first[name] for name in ("seconds", "low", "high", "peak_mb")]
     assert figures == ["2", "1.25", "2.75", "41"]
-    assert second["package"] == f"torch {torch.__version__}"
+    assert second["package"] == f"torch {package_version('torch')}"
     path.write_text("something else\n")
     with pytest.raises(SystemExit, match="is not a file of results"):
         networks.main(options)

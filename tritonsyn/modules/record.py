@@ -167,12 +167,11 @@ class RecordTensor(Stateful):
         if position is None:
             if torch.compiler.is_compiling():
                 end_graph(
+                    "under torch.compile a module must be made with capturable=True: its pointer "
+                    "is a number, which a graph cannot move",
                     "torch.export takes a module with state if it is made with capturable=True, "
                     "and the program then keeps the state. Or export "
-                    "tritonsyn.export.ExplicitState(net), which takes the state and returns it"
-                    if torch.compiler.is_exporting()
-                    else "under torch.compile a module must be made with capturable=True: its "
-                    "pointer is a number, which a graph cannot move"
+                    "tritonsyn.export.ExplicitState(net), which takes the state and returns it",
                 )
             self._cursor = int(value)
         elif isinstance(value, Tensor):

@@ -39,13 +39,17 @@ def recorded_unless(inplace: bool) -> AbstractContextManager[object]:
     return without_graph() if checks.flag("inplace", inplace) else nullcontext()
 
 
-def end_graph(why: str) -> None:
-    """Ends a graph here; where it must be whole, with these words at the head of the error."""
+def end_graph(why: str, of_export: str | None = None) -> None:
+    """Ends a graph here; where it must be whole, with these words at the head of the error.
+
+    Others may be said in ``torch.export``.
+    """
     from torch._dynamo.exc import Unsupported
     from torch._guards import TracingContext
 
     if TracingContext.try_get() is not None:  # where the graph has ended, this runs once more
-        raise Unsupported(why)
+        # Asked here because torch 2.11 takes it for true where a graph asks.
+        raise Unsupported(of_export if of_export and torch.compiler.is_exporting() else why)
 
 
 def _refuse_to_be_compiled(why: str) -> None:
@@ -170,6 +174,7 @@ class Stateful(nn.Module):
             self.__dict__["_plans"] = {**self._plans, name: plan}
         return y
 
+    @traced_as(lambda module: None)
     def _drop_plans(self) -> None:
         self.__dict__.pop("_plans", None)
 
