@@ -401,9 +401,7 @@ class _Layer(_Part):
         self.constants = _Constants(dynamics, self.shape, self.axes)
         self.by_input = layer.delays == "input"
         if self.by_input:
-            delay, rates = layer.delay.unsqueeze(0), coefficients.rates
-            how = (rates, synapse.delay_rule(), slots, layer.min_delay)
-            taps = ops.taps(torch.ones_like(delay), delay, *how)
+            taps = layer._taps(torch.ones_like(layer.delay).unsqueeze(0), coefficients)
         else:
             taps = layer.taps(coefficients)
         self.names, self.kept = _names(synapse), [True] * dynamics.states
