@@ -11,9 +11,11 @@ from adapters import F64, build, drive
 from processes import KINDS
 from synapses import RECORDS
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.testing import assert_close
 
 from tritonsyn import Delay, DelayedLinear, SingleExponentialCurrent, parameter_groups
+from tritonsyn.functional import pack_spikes
 
 pytest.importorskip("rockpool")
 from rockpool.nn.combinators import Residual, Sequential
@@ -64,6 +66,12 @@ def test_what_it_refuses():
             adapt(module)
     with pytest.raises(ValueError, match="wrong neuron dimension"):
         adapted()(X[..., :2])
+    for wrong in (None, "x", [[1.0]], (X,), X.to(torch.complex64), pack_spikes(X != 0)):
+        with pytest.raises(TypeError, match=r"^x must be "):
+            adapted()(wrong)
+    for wrong in (X[0, 0, 0], X.unsqueeze(0), X[..., None, None, None]):
+        with pytest.raises(ValueError, match=r"^x has shape .* must have \(B, T, 3\), or \(T, 3\)"):
+            adapted()(wrong)
     with pytest.raises(NotImplementedError, match="graph"):
         adapted().as_graph()
 
@@ -162,6 +170,8 @@ def test_parameters_are_dictionaries_by_family():
     double = adapted("double")
     assert double.parameters("taus").keys() == {"tc_decay", "tc_rise"}
     assert double.parameters("charges").keys() == {"spike_charge"}
+    register_parametrization(double.module, "tc_rise", nn.Softplus(), unsafe=True)
+    assert double.parameters("taus").keys() == {"tc_decay", "parametrizations.tc_rise.original"}
 
 
 def test_parameter_groups_find_what_is_in_a_net():

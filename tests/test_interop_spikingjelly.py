@@ -11,6 +11,7 @@ pytest.importorskip("spikingjelly")
 from spikingjelly.activation_based import base, functional, layer, neuron
 from spikingjelly.activation_based.memopt.checkpointing import checkpoint_module
 
+from tritonsyn.functional import pack_spikes
 from tritonsyn.interop.spikingjelly import adapt
 
 
@@ -89,8 +90,9 @@ def test_a_mode_takes_its_own_axes(kind):
     """Where a step is meant, a sequence would run along the batch of the neurons after it."""
     adapter, x = adapt(build(kind)), drive(kind)
     before = snapshot(adapter)
-    with pytest.raises(ValueError, match=r'x has shape .* no axis of time in step_mode "s"'):
-        adapter(x)
+    for sequence in (x, pack_spikes(x != 0)):
+        with pytest.raises(ValueError, match=r'x has shape .* no axis of time in step_mode "s"'):
+            adapter(sequence)
     functional.set_step_mode(adapter, "m")
     with pytest.raises(ValueError, match=r"x has shape|but scan takes a sequence"):
         adapter(x[0])
@@ -246,6 +248,39 @@ def test_gradients_flow_through_the_functional_form():
     torch.stack(outputs).square().sum().backward()
     stepped(build("linear"), x).square().sum().backward()
     close(given.grad, x.grad)
+
+
+def test_online_training_that_tries_each_step_twice():
+    """FPTT keeps all memories before the second try and puts them back after it."""
+    from spikingjelly.activation_based.learning import online_learning as online
+
+    class Raw(base.MemoryModule):
+        """A memory of SpikingJelly's own, that is loaded before each step and taken after it."""
+
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+            self.register_memory("past", None)
+
+        def single_step_forward(self, x):
+            self.module.clear() if self.past is None else self.module.load_state(self.past)
+            y = self.module(x)
+            self.past = tuple(part.detach() for part in self.module.state())
+            return y
+
+    nets = [nn.Sequential(wrap(build("linear")), neuron.LIFNode()) for wrap in (adapt, Raw)]
+    x, target = drive("linear", steps=8), drive("linear", steps=8, seed=1)[..., :2]
+    learned = []
+    for net in nets:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+        averages = online.fptt_online_training_init_w_ra(optimizer)
+        how = {"f_loss_t": nn.functional.mse_loss, "alpha": 0.1, "w_ra": averages}
+        online.fptt_online_training(net, optimizer, x, target, **how)
+        learned.append(list(net.parameters()))
+    close(nets[0][0].state, nets[1][0].past)
+    close(*learned)
+    for parameter, before in zip(learned[0], build("linear").parameters(), strict=True):
+        assert not torch.equal(parameter, before)
 
 
 def test_checkpointing_is_refused():

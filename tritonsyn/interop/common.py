@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from .. import checks
+from torch import nn
+
+from .. import RecordTensor, checks
 from ..modules.delay import Delay
 from ..modules.projection import DelayedProjection
 from ..modules.synapse import ExponentialCurrent
@@ -29,3 +31,8 @@ def accepted(module: Any, batch_first: bool | None = None) -> Module:
             f"module must have batch_first={batch_first}: this library has {first} first"
         )
     return module
+
+
+def records(module: nn.Module) -> dict[str, RecordTensor]:
+    """The records of a module by their paths, in the order of its ``state()``."""
+    return {path: m for path, m in module.named_modules() if isinstance(m, RecordTensor)}

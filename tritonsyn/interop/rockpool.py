@@ -5,11 +5,11 @@ from typing import Any
 from rockpool.nn.modules.torch.torch_module import TorchModule, TorchModuleParameters
 from torch import Tensor, nn
 
-from .. import DelayedLinear, RecordTensor, checks
-from .common import Module, accepted
+from .. import DelayedLinear, checks
+from .common import Module, accepted, records
 
-_FAMILIES = {"weight": "weights", "bias": "biases", "delay": "delays", "spike_charge": "charges"}
-_FAMILIES |= dict.fromkeys(("time_constant", "tc_decay", "tc_rise"), "taus")
+_FAMILY = {"weight": "weights", "bias": "biases", "delay": "delays", "spike_charge": "charges"}
+_FAMILY |= dict.fromkeys(("time_constant", "tc_decay", "tc_rise"), "taus")
 
 
 class Evolving(TorchModule):
@@ -19,6 +19,8 @@ class Evolving(TorchModule):
     dt = property(lambda self: self.module.dt / 1000, doc="Length of a step in seconds.")
 
     def forward(self, x: Tensor) -> Tensor:
+        if checks.check_real("x", x).ndim not in (1, 2, 3):
+            raise checks.misshapen("x", x, f"(B, T, {self.size_in}), or (T, {self.size_in})")
         y = self.module.scan(self._auto_batch(x)[0])
         self.module.detach_state()  # as rockpool's own do
         return y
@@ -26,10 +28,9 @@ class Evolving(TorchModule):
     def _get_attribute_family(self, type_name: str, family: Any = None) -> TorchModuleParameters:
         found = dict(self.module.named_parameters()) if type_name == "Parameter" else {}
         if type_name == "State":
-            records = [n for n, m in self.module.named_modules() if isinstance(m, RecordTensor)]
-            found = dict(zip(records, self.module.state(), strict=True))
-        wanted = (family,) if isinstance(family, str) else family
-        kept = (n for n in found if not wanted or _FAMILIES.get(n.split(".")[-1]) in wanted)
+            found = dict(zip(records(self.module), self.module.state(), strict=True))
+        given = (family,) if isinstance(family, str) else family
+        kept = (n for n in found if not given or any(_FAMILY.get(p) in given for p in n.split(".")))
         return TorchModuleParameters({name: found[name] for name in kept})
 
     def set_attributes(self, new: dict[str, Any]) -> "Evolving":

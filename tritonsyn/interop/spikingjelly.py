@@ -1,13 +1,13 @@
 """SpikingJelly: a ``MemoryModule`` with step modes, for ``reset_net`` and ``detach_net``."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from spikingjelly.activation_based import base
 from torch import Tensor
 
-from .. import RecordTensor, checks
-from .common import Module, accepted
+from .. import checks
+from ..modules.sequences import is_sequence
+from .common import Module, accepted, records
 
 
 class Memory(base.MemoryModule):
@@ -18,27 +18,27 @@ class Memory(base.MemoryModule):
     def __init__(self, module: Module) -> None:
         super().__init__()
         self.module = module
-        self._memories["state"] = self._memories_rv["state"] = None  # the property has the value
+        self.set_reset_value("state", None)
 
     @property
     def state(self) -> tuple[Tensor, ...] | None:
         """The memory: what ``module.state()`` gives, or None at rest. It can be set."""
-        records = (part for part in self.module.modules() if isinstance(part, RecordTensor))
-        return None if all(record.at_rest for record in records) else self.module.state()
+        at_rest = all(record.at_rest for record in records(self.module).values())
+        return None if at_rest else self.module.state()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "state":
-            super().__setattr__(name, value)
-        elif value is None:
-            self.reset()
-        else:
-            self.module.load_state(value)
+    @state.setter
+    def state(self, value: tuple[Tensor, ...] | None) -> None:
+        self.reset() if value is None else self.module.load_state(value)
 
-    def named_memories(self) -> Iterator[tuple[str, Any]]:
-        yield "state", self.state
+    @property
+    def _memories(self) -> dict[str, Any]:
+        """Where SpikingJelly looks for memories, also to keep and to put back all at once."""
+        return {"state": self.state}
 
-    def memories(self) -> Iterator[Any]:
-        yield self.state
+    @_memories.setter
+    def _memories(self, values: dict[str, Any]) -> None:
+        for value in values.values():  # of which the base's constructor has none
+            self.state = value
 
     def reset(self) -> None:
         self.module.clear()
@@ -47,7 +47,7 @@ class Memory(base.MemoryModule):
         self.module.detach_state()
 
     def single_step_forward(self, x: Tensor) -> Tensor:
-        if getattr(x, "ndim", 0) > self.module.step_axes:
+        if is_sequence(x, self.module.step_axes + 1):
             raise checks.misshapen("x", x, 'no axis of time in step_mode "s"')
         return self.module(x)
 
