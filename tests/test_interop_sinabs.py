@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tritonsyn import RecordTensor, SingleExponentialCurrent
+from tritonsyn.functional import pack_spikes
 
 pytest.importorskip("sinabs")
 import sinabs
@@ -189,6 +190,9 @@ def test_batch_and_time_on_one_axis(kind):
         assert isinstance(adapter, sl.SqueezeMixin)
         expected = scanned(build(kind), x)
         equal(adapter(x.flatten(0, 1)), expected.flatten(0, 1))
+        for wrong in (None, "x", (x,), pack_spikes(x != 0)):
+            with pytest.raises(TypeError, match=r"^x must be a tensor"):
+                adapter(wrong)
     net = nn.Sequential(layer(kind, batch_size=2))
     sinabs.utils.set_batch_size(net, 1)
     assert sinabs.utils.get_batch_size(net) == 1

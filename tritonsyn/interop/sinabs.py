@@ -1,10 +1,9 @@
 """sinabs: a layer that ``reset_states`` puts to rest and whose state ``zero_grad`` detaches."""
 
-from typing import Any
-
 from sinabs.layers import SqueezeMixin, StatefulLayer
 from torch import Tensor, nn
 
+from .. import checks
 from .common import Module, accepted
 
 
@@ -18,7 +17,7 @@ class _State(StatefulLayer):
         super().__init__([])
         self.__dict__["module"] = module  # which is the layer's child, not this one's
 
-    def reset_states(self, randomize: bool = False, value_ranges: Any = None) -> None:
+    def reset_states(self, randomize: bool = False, value_ranges: object = None) -> None:
         if randomize:
             raise ValueError("randomize must be False: this layer can only be put to rest")
         self.module.clear()
@@ -43,7 +42,7 @@ class SqueezedLayer(Layer, SqueezeMixin):
     """The same with batch and time on one axis, ``[B * T, ...]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.squeeze_forward(x, super().forward)
+        return self.squeeze_forward(checks.check_real("x", x), super().forward)
 
 
 def adapt(module: Module, **squeezed: int) -> Layer:
