@@ -246,6 +246,8 @@ def refused() -> Found:
     x = spikes(3, 2, own).double()
     pruned = parallelize_module(layer(bias=True), processes, DelayedColwiseParallel())
     prune.identity(pruned, "bias")
+    own_weights = parallelize_module(layer(NEURONS), processes, style)
+    own_weights.weight = nn.Parameter(own_weights.weight.to_local().detach())
     square = init_device_mesh("cpu", (distributed.get_world_size(), 1), mesh_dim_names=("a", "b"))
     found = {
         "values": message(lambda: module(0.5 * x)),
@@ -256,6 +258,7 @@ def refused() -> Found:
         "time sharded": message(lambda: module(DTensor.from_local(x, processes, [Shard(0)]))),
         "pending": message(lambda: module(DTensor.from_local(x, processes, [Partial()]))),
         "pruned": message(lambda: pruned(spikes(3, 2, INPUTS))),
+        "own weights": message(lambda: own_weights(x)),
         "twice": message(lambda: parallelize_module(module, processes, style)),
         "axes": message(lambda: parallelize_module(layer(), square, style)),
         "odd": message(

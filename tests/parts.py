@@ -1,6 +1,7 @@
 """Modules of which each process runs its part of the input, and what the tests do with them."""
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,12 +16,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize, prune
 
 from tritonsyn import Delay, DelayedConv1d, DelayedLinear
 from tritonsyn.distributed import LocalParallel, without_records
+from tritonsyn.export import ExplicitState
 
 INPUTS, BATCH, LONGEST = 8, 7, 4.0
 DOUBLE: dict[str, Any] = {"dtype": torch.float64, "delay": LONGEST}
@@ -70,6 +74,7 @@ CASES = {
     "last axis": Case(lambda: synapse("double", GRID, MANY, FEW, GRID), 2, GRID),
     "first axis": Case(lambda: synapse("single", (8, 3), (3,), (8, 1)), 1, (8, 3)),
     "batch": Case(lambda: synapse("double", 8, MANY, ONE), 0, MANY),
+    "batch, fixed": Case(lambda: synapse("double", 8, MANY, ONE, learned=False), 0, MANY),
     "batch before time": Case(lambda: synapse("single", 8, MANY, batch_first=True), 0, MANY),
     "delay": Case(lambda: delay(8, min_delay=1.0), 1, MANY),
     "delays of rows": Case(lambda: delay(GRID, delay_shape=FEW), 2, GRID),
@@ -77,8 +82,11 @@ CASES = {
     "batch of a delay": Case(lambda: delay(8), 0, MANY),
     "layer": Case(lambda: layer(DelayedLinear, 8, 5), 0, MANY),
     "shared": Case(lambda: layer(DelayedLinear, 8, 5, delays="input", batch_first=True), 0, MANY),
+    "masked": Case(lambda: layer(DelayedLinear, 8, 5, fan_in=3), 0, MANY),
     "convolution": Case(lambda: layer(DelayedConv1d, 2, 3, 2), 0, (2, 8)),
 }
+BOTH = ("double", "last axis", "delay", "batch", "layer")
+"""Those on two axes of a mesh, of which FSDP2 has one, or DDP where parameters are whole."""
 Place = Callable[[Tensor, int], Any]
 """Where an input is kept that has its batch, and so the axis that is sharded, so much later."""
 
@@ -138,8 +146,8 @@ def learned_by_all(name: str) -> Found:
     module = case.make()
     if distributed.get_rank():  # what the first process has counts
         with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.add_(1.0)
+            for tensor in constants_of(module).values():
+                tensor.copy_(~tensor if tensor.dtype == torch.bool else tensor + 1.0)
     style = LocalParallel(Shard(case.axis if case.axis != 1 else -len(case.sizes)))
     parallelize_module(module, processes, style)
     turn = [0]
@@ -154,24 +162,103 @@ def learned_by_all(name: str) -> Found:
         return x.chunk(processes.size(), case.axis + later)[processes.get_local_rank()]
 
     found = learn(case, module, place, local)
-    twin = parallelize_module(case.make(), processes, style)
-    with torch.no_grad():
-        for tensor in constants_of(twin).values():
-            tensor.fill_(1.0)
-    state = without_records(get_model_state_dict(module))
-    set_model_state_dict(twin, state, options=StateDictOptions(strict=False))
-    return {**found, **{key: held(each) for key, each in (("held", module), ("loaded", twin))}}
+    found["held"], found["loaded"] = held(module), []
+    for full in (False, True):  # of parts, and put together
+        twin = parallelize_module(case.make(), processes, style)
+        with torch.no_grad():
+            for tensor in constants_of(twin).values():
+                tensor.fill_(1.0)
+        how = StateDictOptions(full_state_dict=full, strict=False)
+        state = without_records(get_model_state_dict(module, options=how))
+        set_model_state_dict(twin, state, options=how)
+        found["loaded"].append(held(twin))
+    return found
 
 
 def constants_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters, and constants that are tensors and are not learned."""
-    known = getattr(module, "_constants", ())
+    """Parameters, the mask, and constants that are tensors and are not learned."""
+    known = (*getattr(module, "_constants", ()), "mask")
     buffers = {name: each for name, each in module.named_buffers() if name in known}
     return {**dict(module.named_parameters()), **buffers}
 
 
 def held(module: nn.Module) -> Found:
     return {name: whole(tensor) for name, tensor in constants_of(module).items()}
+
+
+def both_axes(name: str) -> Found:
+    """Parts by LocalParallel on one axis of a mesh, and parts of the batch on the other."""
+    processes = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
+    outer, inner = processes["outer"], processes["inner"]
+    case = CASES[name]
+    module, rank = case.make(), outer.get_local_rank()
+    parallelize_module(module, inner, LocalParallel(Shard(case.axis)))
+    if case.axis:
+        fully_shard(module, mesh=outer)
+        net = fully_shard(nn.Sequential(module), mesh=outer)  # whose parts are sharded again
+    else:
+        net = DistributedDataParallel(module, process_group=outer.get_group())
+    x = spikes(6, BATCH - 1, *case.sizes).double().chunk(2, 1)[rank]
+    found: Found = {"y": []}
+    for part in x.chunk(2):
+        y = net(DTensor.from_local(part, inner, [Replicate()])).full_tensor()
+        found["y"].append(y.detach())
+        (2.0 * y.square().sum()).backward()  # of which both take the mean
+        module.detach_state()
+    found["gradients"] = {n: whole(p.grad) for n, p in module.named_parameters()}
+    if case.axis and hasattr(module, "current_at"):
+        with torch.no_grad():
+            net(DTensor.from_local(x, inner, [Replicate()]))
+        found["sharded"] = message(lambda: module.current_at(1.5))
+    return found
+
+
+def new_constants() -> dict[str, Any]:
+    """For a synapse: a number, one that is learned, and many."""
+    one, many = torch.tensor([7.0]).double(), 6.0 + uniform(8)
+    return {"number": 9.0, "one": nn.Parameter(one), "many": nn.Parameter(many), "fixed": many}
+
+
+def run_with(module: Any, x: Any) -> Found:
+    y = module(x)
+    y = y.full_tensor() if isinstance(y, DTensor) else y
+    y.square().sum().backward()
+    gradients = {n: whole(p.grad) for n, p in module.named_parameters()}
+    module.check_constants()
+    return {"y": y.detach(), "gradients": gradients}
+
+
+def set_later(axis: int) -> Found:
+    """Constants that are set when the synapses have been sharded."""
+    processes, x, found = mesh(), spikes(5, 8, 8).double(), {}
+    for case, value in new_constants().items():
+        module = parallelize_module(
+            synapse("double", 8, MANY), processes, LocalParallel(Shard(axis))
+        )
+        if axis and case in ("many", "fixed"):
+            made = distribute_tensor(value.detach(), processes, [Shard(0)])
+            value = nn.Parameter(made) if case == "many" else made
+        module.tc_decay = value
+        found[case] = run_with(module, DTensor.from_local(x, processes, [Replicate()]))
+    return found
+
+
+def without_graph() -> Found:
+    """Sharded in inference mode, which training has to come out of."""
+    processes, x = mesh(), spikes(5, 8, 8).double()
+    with torch.inference_mode():
+        module = parallelize_module(synapse("double", 8, MANY), processes, LocalParallel(Shard(1)))
+        module(DTensor.from_local(x, processes, [Replicate()]))
+    module.clear()
+    return run_with(module, DTensor.from_local(x, processes, [Replicate()]))
+
+
+def written() -> Found:
+    """What does not become a graph of NIR."""
+    from tritonsyn.nir import to_nir
+
+    module = parallelize_module(delay(8), mesh(), LocalParallel(Shard(1)))
+    return {"message": message(lambda: to_nir(module, torch.zeros(1, 8).double()))}
 
 
 def refused() -> Found:
@@ -191,12 +278,22 @@ def refused() -> Found:
     prune.identity(pruned, "delay")
     pruned_layer = parallelize_module(layer(DelayedLinear, 8, 5), processes, style(0))
     prune.identity(pruned_layer, "bias")
+    pruned_before = delay(8)
+    prune.identity(pruned_before, "delay")
+    batched = parallelize_module(synapse("single", 8, MANY), processes, style(0))
+    own_delays = parallelize_module(delay(8), processes, style(1))
+    own_delays.delay = nn.Parameter(own_delays.delay.to_local().detach())
+    exchanged = parallelize_module(synapse("single", 8, MANY), processes, style(1))
+    exchanged.spike_charge = nn.Parameter(uniform(8))  # as FSDP2 does, so it is refused in use
     squashed = delay(8)
     parametrize.register_parametrization(squashed, "delay", nn.ReLU())
-    x = spikes(3, 8).double()
+    x = spikes(4, 8).double()
     other = init_device_mesh("cpu", (processes.size(),), mesh_dim_names=("other",))
     elsewhere = DTensor.from_local(x, other, [Replicate()])
     on_all = DTensor.from_local(x, processes, [Replicate()])
+    own_size = 8 // processes.size()
+    of_synapses = distribute_tensor(1.0 + uniform(8), processes, [Shard(0)])
+    lengths = distribute_tensor(torch.tensor([1, 0, 1, 1]), processes, [Shard(0)])
     twin = copy.deepcopy(module)
     found = {
         "another kind": tried(nn.Linear(8, 8), 0),
@@ -213,6 +310,24 @@ def refused() -> Found:
         "mesh": message(lambda: module(elsewhere)),
         "axes": message(lambda: module(on_all[0])),
         "part": message(lambda: module(x)),
+        "synapses": message(lambda: module(on_all[:, :7])),
+        "few samples": message(lambda: batched(on_all[:1])),
+        "no samples": message(lambda: batched(on_all[:0])),
+        "own constant": message(lambda: setattr(module, "time_constant", uniform(own_size))),
+        "whole constant": message(lambda: setattr(module, "time_constant", uniform(8))),
+        "distributed constant": message(lambda: setattr(batched, "time_constant", of_synapses)),
+        "own delays": message(lambda: own_delays(on_all)),
+        "exchanged": message(lambda: exchanged(on_all)),
+        "lengths": message(lambda: batched.scan(on_all.unsqueeze(0), lengths=lengths)),
+        "pickled": message(lambda: pickle.dumps(module)),
+        "exported": message(lambda: ExplicitState(module)),
+        "pruned before": tried(pruned_before, 0),
+        "whole state": message(
+            lambda: module.load_state_dict(synapse("single", 8, MANY).state_dict())
+        ),
+        "state in parts": message(
+            lambda: synapse("single", 8, MANY).load_state_dict(module.state_dict())
+        ),
         "compiled": message(lambda: torch.compile(module, backend="eager")(x)),
     }
     own = x.chunk(processes.size(), 1)[processes.get_local_rank()]
@@ -223,4 +338,8 @@ def jobs() -> dict[Any, Callable[[], Found]]:
     made: dict[Any, Callable[[], Found]] = {
         ("local", name): partial(learned_by_all, name) for name in CASES
     }
-    return made | {"not local": refused}
+    made |= {("set later", axis): partial(set_later, axis) for axis in (0, 1)}
+    made |= {"without graph": without_graph, "written": written, "not local": refused}
+    if distributed.get_world_size() == 4:
+        made |= {("both axes", name): partial(both_axes, name) for name in BOTH}
+    return made

@@ -27,11 +27,12 @@ from parallel import (
     update,
     weighted,
 )
-from parts import BATCH, CASES, learned_by_one
+from parts import BATCH, BOTH, CASES, learned_by_one, new_constants, run_with, synapse
 from processes import KINDS, build, drive, of_job, records, together, train
 from synapses import spikes
 from torch.testing import assert_close
 
+from tritonsyn import DelayedConv1d, SingleExponentialCurrent
 from tritonsyn.distributed import without_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +126,10 @@ def test_distributed_tensors_go_from_layer_to_layer(size):
         ("time sharded", r"ValueError: x is S\(0\), but must be Replicate"),
         ("pending", r"ValueError: x is P\(sum\), but must be Replicate"),
         ("pruned", "the parameters of a sharded module must be weight, delay, bias, but are"),
+        (
+            "own weights",
+            "ValueError: weight of a ParallelDelayedLinear must be a DTensor .* but is",
+        ),
         ("twice", "ValueError: weight is distributed already"),
         ("axes", "ValueError: mesh must have one axis, but has 2"),
         ("odd", "ValueError: out_features=5 cannot be divided by"),
@@ -210,7 +215,7 @@ def test_a_module_learns_on_parts_of_its_input_as_one_process(name, size):
         records = {n: own_record(r, case, rank, size) for n, r in expected["records"].items()}
         assert_close(ours["records"], records)
         assert set(ours["layouts"]) == {f"(Shard(dim={case.axis}),)"}
-        assert_close(ours["loaded"], ours["held"])
+        assert_close(ours["loaded"], 2 * [ours["held"]])
 
 
 @pytest.mark.slow
@@ -231,7 +236,21 @@ def test_a_module_learns_on_parts_of_its_input_as_one_process(name, size):
         ("pruned layer", "ValueError: the parameters of a sharded module must be weight, delay"),
         ("mesh", "ValueError: x is on DeviceMesh.*, but the module is on"),
         ("axes", r"ValueError: x has shape \(8,\), but must have 2 axes in a step"),
-        ("part", r"ValueError: x has shape \(3, 8\), but must have"),
+        ("part", r"ValueError: x has shape \(4, 8\), but must have"),
+        ("synapses", r"ValueError: x has shape \(4, 7\), but must have 8 in the axis"),
+        ("few samples", "ValueError: x has a batch of 1, which in parts of 1 is not enough for"),
+        ("no samples", "ValueError: x has a batch of 0, which in parts of 0 is not enough for"),
+        ("own constant", r"ValueError: time_constant of .* must be a DTensor \(Shard\(dim=0\),\)"),
+        ("whole constant", "ValueError: time_constant of .* must be a DTensor .* is an ordinary"),
+        ("distributed constant", "ValueError: time_constant of .* must be an ordinary tensor, but"),
+        ("own delays", "ValueError: delay of a LocalDelay must be a DTensor .* ordinary tensor"),
+        ("exchanged", "ValueError: spike_charge of .* must be a DTensor .* is an ordinary tensor"),
+        ("lengths", "TypeError: lengths must be what this process has, but is a DTensor"),
+        ("pickled", "TypeError: a LocalSingleExponentialCurrent works together .* be pickled"),
+        ("exported", "TypeError: net is a Local.*, of which no program can be made"),
+        ("pruned before", "ValueError: the parameters of a sharded module must be delay, but are"),
+        ("whole state", "RuntimeError: spike_charge of the saved state is no DTensor, but this"),
+        ("state in parts", "RuntimeError: spike_charge of the saved state is a DTensor, but this"),
         ("compiled", "torch.compile does not take modules that LocalParallel has sharded"),
     ],
 )
@@ -239,6 +258,54 @@ def test_what_cannot_be_done_on_parts_is_refused_in_words(case, words, size):
     for ours in found(size, "not local"):
         assert re.search(words, ours["messages"][case]), ours["messages"][case]
         assert ours["same"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOTH)
+def test_modules_are_sharded_on_one_axis_and_the_batch_on_another(name):
+    """By LocalParallel, and by FSDP2 or DDP, on a mesh of two by two processes."""
+    case = CASES[name]
+    module, x = case.make(), spikes(6, BATCH - 1, *case.sizes).double()
+    expected = []
+    for part in x.chunk(2):
+        y = module(part)
+        expected.append(y.detach())
+        y.square().sum().backward()
+        module.detach_state()
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    for rank, ours in enumerate(found(4, ("both axes", name))):
+        assert_close(ours["y"], [y.chunk(2, 1)[rank // 2] for y in expected])
+        assert_close(ours["gradients"], gradients)
+        if "sharded" in ours:
+            assert "must be a DTensor" in ours["sharded"]
+
+
+@pytest.mark.slow
+@every_size
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("case", new_constants())
+def test_constants_are_set_when_synapses_have_been_sharded(case, axis, size):
+    module = synapse("double", 8, (8,))
+    module.tc_decay = new_constants()[case]
+    expected = run_with(module, spikes(5, 8, 8).double())
+    for ours in found(size, ("set later", axis)):
+        assert_close(ours[case], expected)
+
+
+@pytest.mark.slow
+@every_size
+def test_what_was_sharded_in_inference_mode_learns(size):
+    expected = run_with(synapse("double", 8, (8,)), spikes(5, 8, 8).double())
+    for ours in found(size, "without graph"):
+        assert_close(ours, expected)
+
+
+@pytest.mark.slow
+@every_size
+def test_parts_of_a_model_become_no_graph(size):
+    pytest.importorskip("nirtorch")
+    for ours in found(size, "written"):
+        assert "ValueError: delay is a DTensor, of which this process has a part" in ours["message"]
 
 
 # -- checkpoints and wrappers ---------------------------------------------------------------------
@@ -284,6 +351,16 @@ def test_a_state_without_records_has_all_else(kind):
     other.load_state_dict(state, strict=False)
     assert_close(dict(other.named_parameters()), dict(net.named_parameters()))
     assert not any(record.any() for record in records(other).values())
+
+
+def test_a_state_without_records_has_what_others_call_size():
+    """Of a convolution it belongs to the records."""
+    physics = SingleExponentialCurrent.partialconstructor(10.0, 5.0)
+    net = torch.nn.ModuleDict({"synapse": physics(3, 1.0, 0.0, 1)})
+    net.register_buffer("size", torch.tensor([2]))
+    net["layer"] = DelayedConv1d(2, 3, 2, 1.0, synapse=physics, delay=3.0)
+    state = without_records(net.state_dict())
+    assert "size" in state and "layer.size" not in state and "layer.weight" in state
 
 
 @pytest.mark.slow

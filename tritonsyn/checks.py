@@ -309,6 +309,7 @@ def check_lengths(lengths: object, steps: int, batch: int, device: torch.device)
         lengths = torch.tensor(given, dtype=torch.int64, device="cpu")
     elif not _is_dense(lengths) or lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths must be dense and integer, but is {_kind(lengths)}")
+    _check_own("lengths", lengths)
     if tuple(lengths.shape) != (batch,):
         raise misshapen("lengths", lengths, f"({batch},), one for each sample")
     if lengths.device.type != "cpu":
@@ -366,10 +367,20 @@ def check_saved_shapes(
     """Raises for a saved state with tensors of other shapes, before anything is loaded."""
     for name, tensor in present.items():
         saved = state_dict.get(prefix + name)
-        if tensor is not None and isinstance(saved, Tensor) and saved.shape != tensor.shape:
+        if tensor is None or not isinstance(saved, Tensor):
+            continue
+        if saved.shape != tensor.shape:
             raise RuntimeError(
                 f"{prefix}{name} of the saved state has shape {tuple(saved.shape)}, "
                 f"but this module has {tuple(tensor.shape)}"
+            )
+        if is_distributed(saved) != is_distributed(tensor):
+            given, own = (
+                "a DTensor" if is_distributed(t) else "no DTensor" for t in (saved, tensor)
+            )
+            raise RuntimeError(
+                f"{prefix}{name} of the saved state is {given}, but this module's is {own}: load "
+                "by set_model_state_dict of torch.distributed.checkpoint.state_dict"
             )
 
 

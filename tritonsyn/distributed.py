@@ -2,11 +2,11 @@
 
 ``torch.distributed`` starts the processes; a :class:`torch.distributed.device_mesh.DeviceMesh` says
 which of them work together. :class:`DelayedColwiseParallel` shards a layer over its outputs, and
-:func:`gather_spikes` gives every process the spikes of all. :class:`LocalParallel` shards any
-module over its batch, and synapses over themselves. ``docs/distributed.md`` has examples.
+:func:`gather_spikes` gives every process the spikes of all. :class:`LocalParallel` shards modules
+over their batch, and synapses over themselves. ``docs/distributed.md`` has examples.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -18,11 +18,12 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks
+from .checks import Constant
 from .modules.delay import Delay
 from .modules.linear import DelayedLinear
 from .modules.projection import DelayedProjection
 from .modules.sequences import TakesSequences
-from .modules.state import Stateful, check_not_compiled
+from .modules.state import Stateful, check_not_compiled, ordinary_tensors, saved_by_torch
 from .modules.synapse import Coefficients, ExponentialCurrent
 from .ops import as_distributed
 from .ops.common import first_order
@@ -113,24 +114,128 @@ class _Gather(torch.autograd.Function):
         return own, None, None
 
 
-# -- layers that are sharded over their outputs ---------------------------------------------------
+# -- what sharded modules share -------------------------------------------------------------------
 
 
 class _Style(ParallelStyle):
-    def _distributed(self, tensor: Tensor, mesh: DeviceMesh, layout: Placement) -> DTensor:
-        """The tensor as one process has it, laid out over all."""
-        return distribute_tensor(tensor, mesh, [layout], src_data_rank=self.src_data_rank)
+    def _distribute(self, module: nn.Module, mesh: DeviceMesh) -> None:
+        """Gives all processes what one has: ``DTensor`` where they have parts, else copies."""
+        with ordinary_tensors():
+            for part in module.modules():
+                for name, tensor in saved_by_torch(part).items():
+                    axis, own = _axis_of_parts(part, name, tensor), tensor.detach()
+                    layout = Replicate() if axis is None else Shard(axis)
+                    made = distribute_tensor(own, mesh, [layout], src_data_rank=self.src_data_rank)
+                    if axis is None:
+                        own.copy_(made.to_local())
+                    elif name in part._buffers:
+                        part._buffers[name] = made
+                    else:
+                        part._parameters[name] = nn.Parameter(made, tensor.requires_grad)
 
-    def _shard(self, part: nn.Module, name: str, mesh: DeviceMesh, axis: int | None) -> None:
-        """Shards a parameter over one of its axes; None: it is whole, and the same on all."""
-        parameter = part._parameters[name]
-        assert parameter is not None
-        if axis is not None:
-            made = self._distributed(parameter, mesh, Shard(axis))
-            part._parameters[name] = nn.Parameter(made, parameter.requires_grad)
-        else:
-            same = self._distributed(parameter.detach(), mesh, Replicate())
-            parameter.data.copy_(same.to_local())
+
+class _Sharded(TakesSequences):
+    """A module that several processes run together."""
+
+    _mesh: ClassVar[DeviceMesh]
+    _prefix: ClassVar[str]
+    """Of the names of such classes."""
+
+    def _axis_of_parts(self, name: str, sizes: Sequence[int]) -> int | None:
+        """Which axis of a saved tensor each process has a part of; None: it is whole on all."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"a {type(self).__name__} works together with other processes and cannot be pickled; "
+            "save its state_dict() by torch.distributed.checkpoint"
+        )
+
+
+def _become(module: nn.Module, kind: type[_Sharded], **own: Any) -> None:
+    """Makes the module one of this kind, with these attributes of its class."""
+    name = f"{kind._prefix}{type(module).__name__}"
+    module.__class__ = type(name, (kind, type(module)), own)
+
+
+def _axis_of_parts(module: nn.Module, name: str, tensor: Tensor) -> int | None:
+    """The same of any module: what is not sharded is whole."""
+    return module._axis_of_parts(name, tensor.shape) if isinstance(module, _Sharded) else None
+
+
+def _part_of(sizes: tuple[int, ...], axis: int | None, parts: int) -> tuple[int, ...]:
+    """The sizes of one of so many parts."""
+    return tuple([size // parts if i == axis else size for i, size in enumerate(sizes)])
+
+
+def _check_ordinary(module: Any) -> None:
+    """Raises where a module cannot be sharded, or is so already."""
+    module.check_at_home()
+    for part in module.modules():
+        if is_parametrized(part):
+            raise ValueError(f"a parametrized {type(part).__name__} cannot be sharded")
+        if isinstance(part, _Local):
+            raise ValueError(f"{type(part).__name__} is distributed already, by LocalParallel")
+        for name, tensor in part.named_parameters(recurse=False):
+            if isinstance(tensor, DTensor):
+                raise ValueError(f"{name} is distributed already, as {tensor.placements}")
+    if not isinstance(module, ExponentialCurrent):  # which has those that are learned
+        _check_present(module)
+
+
+def _check_present(module: Any) -> None:
+    """Raises where the parameters are not those that the module was made with."""
+    names = getattr(module, "_shapes", module._delay_names)
+    if module._parameters.keys() != {*names}:
+        raise ValueError(
+            f"the parameters of a sharded module must be {', '.join(names)}, but are "
+            f"{', '.join(module._parameters)}: parametrizations and pruning are not sharded, make "
+            "them permanent first"
+        )
+
+
+@contextmanager
+def _at_hand(module: nn.Module, mesh: DeviceMesh) -> Iterator[None]:
+    """Until the block ends, parameters are what this process computes with."""
+    homes: list[tuple[nn.Module, dict[str, Any]]] = []
+    for part in module.modules():
+        homes += [(part, part._parameters), (part, part._buffers)]
+    kept = [(*home, name, tensor) for home in homes for name, tensor in home[1].items()]
+    kept = [each for each in kept if isinstance(each[3], nn.Parameter | DTensor)]
+    try:
+        for part, home, name, tensor in kept:
+            home[name] = _own(part, name, tensor, mesh)
+        yield
+    finally:
+        for _, home, name, tensor in kept:
+            home[name] = tensor
+
+
+def _own(module: nn.Module, name: str, tensor: Tensor, mesh: DeviceMesh) -> Tensor:
+    """This process' part of a ``DTensor``; of any other all, with a gradient that is summed.
+
+    Raises:
+        ValueError: it is in parts, or whole, where the module has the other.
+    """
+    axis = _axis_of_parts(module, name, tensor)
+    if axis is None and not isinstance(tensor, DTensor):
+        return summed(tensor, mesh.get_group())
+    if axis is not None and isinstance(tensor, DTensor):
+        if tensor.device_mesh == mesh and tensor.placements == (Shard(axis),):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and tensor.requires_grad):
+                return tensor.to_local()
+    given = wanted = "an ordinary tensor"
+    if isinstance(tensor, DTensor):
+        given = f"a DTensor {tensor.placements} on {tensor.device_mesh}"
+    if axis is not None:
+        wanted = f"a DTensor {(Shard(axis),)} on {mesh}"
+    raise ValueError(
+        f"{name} of a {type(module).__name__} must be {wanted}, but is {given}: set it so, or "
+        "before the module is sharded"
+    )
+
+
+# -- layers that are sharded over their outputs ---------------------------------------------------
 
 
 class DelayedColwiseParallel(_Style):
@@ -173,20 +278,12 @@ class DelayedColwiseParallel(_Style):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         mesh = _only_axis(device_mesh)
         layer = _checked_layer(module, mesh)
-        for part in layer.modules():
-            for name, _ in part.named_parameters(recurse=False):
-                sharded = part is layer and _of_outputs(layer, name)
-                self._shard(part, name, mesh, 0 if sharded else None)
-        if layer.mask is not None:
-            layer._buffers["mask"] = self._distributed(layer.mask, mesh, Shard(0))
+        _become(layer, _Parallel, _mesh=mesh, _layout=self.input_layouts)
+        self._distribute(layer, mesh)
         layer._shapes = {
-            name: (size[0] // mesh.size(), *size[1:]) if _of_outputs(layer, name) else size
+            name: _part_of(size, layer._axis_of_parts(name, size), mesh.size())
             for name, size in layer._shapes.items()
         }
-        own_class = {"_mesh": mesh, "_layout": self.input_layouts}
-        layer.__class__ = type(
-            f"Parallel{type(layer).__name__}", (_Parallel, type(layer)), own_class
-        )
         layer._links()
         return layer
 
@@ -202,31 +299,7 @@ def _checked_layer(module: nn.Module, mesh: DeviceMesh) -> Any:
         raise ValueError(
             f"out_features={module.out_features} cannot be divided by {mesh.size()} processes"
         )
-    _check_present(module, module._shapes)
     return module
-
-
-def _check_ordinary(module: Any) -> None:
-    """Raises where a module cannot be sharded, or is so already."""
-    module.check_at_home()
-    for part in module.modules():
-        if is_parametrized(part):
-            raise ValueError(f"a parametrized {type(part).__name__} cannot be sharded")
-        if isinstance(part, _Local):
-            raise ValueError(f"{type(part).__name__} is distributed already, by LocalParallel")
-        for name, tensor in part.named_parameters(recurse=False):
-            if isinstance(tensor, DTensor):
-                raise ValueError(f"{name} is distributed already, as {tensor.placements}")
-
-
-def _check_present(module: nn.Module, names: Collection[str]) -> None:
-    """Raises where the parameters are not those that the module was made with."""
-    if module._parameters.keys() != {*names}:
-        raise ValueError(
-            f"the parameters of a sharded module must be {', '.join(names)}, but are "
-            f"{', '.join(module._parameters)}: parametrizations and pruning are not sharded, make "
-            "them permanent first"
-        )
 
 
 def _layout_of(x: DTensor, mesh: DeviceMesh) -> Placement:
@@ -243,40 +316,14 @@ def _layout_of(x: DTensor, mesh: DeviceMesh) -> Placement:
     return layout
 
 
-def _of_outputs(layer: DelayedLinear, name: str) -> bool:
-    """Whether a parameter of the layer has an axis of outputs, its first."""
-    return name != "delay" or layer.delays != "input"
-
-
-@contextmanager
-def _at_hand(module: nn.Module, mesh: DeviceMesh) -> Iterator[None]:
-    """Until the block ends, parameters are what this process computes with.
-
-    That is its part of a ``DTensor``; any other has a gradient that is summed over processes.
-    """
-    homes: list[dict[str, Any]] = []
-    for part in module.modules():
-        homes += [part._parameters, part._buffers]
-    kept = [(home, name, tensor) for home in homes for name, tensor in home.items()]
-    kept = [each for each in kept if isinstance(each[2], nn.Parameter | DTensor)]
-    for home, name, tensor in kept:
-        if isinstance(tensor, DTensor):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and tensor.requires_grad):
-                home[name] = tensor.to_local()
-        else:
-            home[name] = summed(tensor, mesh.get_group())
-    try:
-        yield
-    finally:
-        for home, name, tensor in kept:
-            home[name] = tensor
-
-
-class _Parallel(DelayedLinear):
+class _Parallel(_Sharded, DelayedLinear):
     """A layer of which this process computes a part of the outputs."""
 
-    _mesh: ClassVar[DeviceMesh]
+    _prefix = "Parallel"
     _layout: ClassVar[Placement]
+
+    def _axis_of_parts(self, name: str, sizes: Sequence[int]) -> int | None:
+        return None if name == "delay" and self.delays == "input" else 0
 
     def forward(self, x: Any, *, _run: Callable[[Any], Any] | None = None) -> Any:
         check_not_compiled("torch.compile does not take layers that are sharded over their outputs")
@@ -305,7 +352,7 @@ class _Parallel(DelayedLinear):
         return _Gather.apply(own, self._mesh, True)
 
     def _check_parameters(self) -> None:
-        _check_present(self, self._shapes)
+        _check_present(self)
         super()._check_parameters()
 
     @property
@@ -328,20 +375,22 @@ class _Parallel(DelayedLinear):
 class LocalParallel(_Style):
     """Shards a module over its batch, or synapses over themselves, for ``parallelize_module``.
 
-    No sample and no synapse depends on another one, so that each process runs the module on its
-    part of the input, and nothing travels forward. It has the records of its part.
+    No sample and no synapse depends on another one, so each process runs the module on its part of
+    the input, and keeps the records of that part.
 
     Args:
         layout: how the input ``[B, *shape]`` of a step is laid out; in sequences it has time
             besides. ``Shard(0)``, the default: over the batch. Parameters stay ordinary ones, with
             the gradient summed over the processes, so that they stay equal. ``Shard(i)``: synapses,
-            and :class:`tritonsyn.Delay`, over an axis of their ``shape``, which the module then has
-            in parts. The same parts of constants and delays that have this axis become ``DTensor``.
-            The state is cleared.
+            and :class:`tritonsyn.Delay`, over an axis of their ``shape``. Constants and delays that
+            have this axis become ``DTensor``. The module's ``shape`` is then that of a part, and
+            its state begins cleared.
 
-    Given a ``DTensor`` the module brings it into this layout, and returns one that is laid out so;
-    given a tensor it takes it for this process' part, and returns the same of the output.
-    Everything else that a module has, such as ``current_at``, is of this process' part.
+    Parameters, masks and constants that are tensors are those of the first process. Given a
+    ``DTensor`` the module brings it into this layout, and returns one that is laid out so; nothing
+    else travels forward. Given a tensor it takes it for this process' part, and returns that of the
+    output. Of this part are also other arguments, such as ``lengths``, and what else a module has,
+    such as ``current_at``.
 
     Raises:
         TypeError, ValueError: the module is not a synapse, a ``Delay`` or a delayed layer, it has
@@ -365,41 +414,25 @@ class LocalParallel(_Style):
         kind = _local_kind(module)
         _check_ordinary(module)
         axis = _checked_axis(module, self.layout, mesh)
-        if axis:
-            self._shard_group(module, axis, mesh)
-        else:
-            for part in module.modules():
-                for name, _ in part.named_parameters(recurse=False):
-                    self._shard(part, name, mesh, None)
-        _become(module, kind, mesh, axis)
+        _become(module, kind, _mesh=mesh, _axis=axis)
         if isinstance(module, DelayedProjection):  # of which reads may be asked for directly
-            _become(module.synapse, _LocalSynapse, mesh, axis)
+            _become(module.synapse, _LocalSynapse, _mesh=mesh, _axis=axis)
+        self._distribute(module, mesh)
+        if axis:
+            _take_part(module)
+        elif isinstance(module, DelayedProjection):
+            module._links()  # those of the mask that the first process has
         return module
 
-    def _shard_group(self, module: Any, axis: int, mesh: DeviceMesh) -> None:
-        """Shards what has this axis, with records of the part."""
-        back, parts = axis - module.step_axes, mesh.size()
 
-        def own_axis(sizes: Sequence[int]) -> int | None:
-            return len(sizes) + back if len(sizes) + back >= 0 and sizes[back] > 1 else None
-
-        for name, parameter in module.named_parameters(recurse=False):
-            self._shard(module, name, mesh, own_axis(parameter.shape))
-        for name, buffer in module.named_buffers(recurse=False):
-            if name in module._constants and (own := own_axis(buffer.shape)) is not None:
-                module._buffers[name] = self._distributed(buffer, mesh, Shard(own))
-        if isinstance(module, Delay):
-            module._delay_shape = _part_of(module._delay_shape, own_axis, parts)
-        module._sizes = _part_of(module.shape, own_axis, parts)
-        module._rebuild()
-
-
-def _part_of(
-    sizes: tuple[int, ...], own_axis: Callable[[Sequence[int]], int | None], parts: int
-) -> tuple[int, ...]:
-    """The sizes of one of so many parts."""
-    axis = own_axis(sizes)
-    return tuple([size // parts if i == axis else size for i, size in enumerate(sizes)])
+def _take_part(module: Any) -> None:
+    """Leaves of a group the part of this process, with records of it."""
+    axis_of, parts = module._axis_of_parts, module._mesh.size()
+    if isinstance(module, Delay):
+        size = module._delay_shape
+        module._delay_shape = _part_of(size, axis_of("delay", size), parts)
+    module._sizes = _part_of(module.shape, module._axis - 1, parts)
+    module._rebuild()
 
 
 def _local_kind(module: nn.Module) -> type["_Local"]:
@@ -432,18 +465,17 @@ def _checked_axis(module: Any, layout: Shard, mesh: DeviceMesh) -> int:
     return axis
 
 
-def _become(module: nn.Module, kind: type["_Local"], mesh: DeviceMesh, axis: int) -> None:
-    """Makes the module one of this kind, for these processes."""
-    name, bases = f"Local{type(module).__name__}", (kind, type(module))
-    module.__class__ = type(name, bases, {"_mesh": mesh, "_axis": axis})
-
-
-class _Local(TakesSequences):
+class _Local(_Sharded):
     """A module that each process runs on its part of the input."""
 
-    _mesh: ClassVar[DeviceMesh]
+    _prefix = "Local"
     _axis: ClassVar[int]
     """Which of a step's input is sharded."""
+
+    def _axis_of_parts(self, name: str, sizes: Sequence[int]) -> int | None:
+        module: Any = self
+        axis = len(sizes) - module.step_axes + self._axis
+        return axis if self._axis and axis >= 0 and sizes[axis] > 1 else None
 
     def forward(self, x: Any, **how: Any) -> Any:
         check_not_compiled("torch.compile does not take modules that LocalParallel has sharded")
@@ -467,7 +499,23 @@ class _Local(TakesSequences):
         if x.ndim not in (axes, axes + 1):
             raise checks.misshapen("x", x, f"{axes} axes in a step, and {axes + 1} in a sequence")
         after_time = x.ndim > axes and (self._axis > 0 or not self._batch_first)
-        return self._axis + after_time
+        axis = self._axis + after_time
+        self._check_parts(x, x.shape[axis])
+        return axis
+
+    def _check_parts(self, x: DTensor, size: int) -> None:
+        """Raises on all processes where one would: it alone would leave the others waiting."""
+        module: Any = self
+        parts = self._mesh.size()
+        if self._axis:
+            wanted = module.shape[self._axis - 1] * parts
+            if size != wanted:
+                raise checks.misshapen("x", x, f"{wanted} in the axis that is sharded")
+        elif (rows := -(-size // parts)) * (parts - 1) >= size:
+            raise ValueError(
+                f"x has a batch of {size}, which in parts of {rows} is not enough for {parts} "
+                "processes"
+            )
 
 
 class _LocalSynapse(_Local, ExponentialCurrent):
@@ -475,14 +523,16 @@ class _LocalSynapse(_Local, ExponentialCurrent):
         with _at_hand(self, self._mesh):
             return super().coefficients()
 
-    def check_constants(self) -> None:
-        with _at_hand(self, self._mesh):
-            super().check_constants()
+    def _checked_constant(self, name: str, value: Any) -> Constant:
+        with torch.no_grad(), _at_hand(self, self._mesh):
+            own = _own(self, name, value, self._mesh) if isinstance(value, Tensor) else value
+            checked = super()._checked_constant(name, own)
+        return checked if own is value else value
 
 
 class _LocalDelay(_Local, Delay):
     def _present_delay(self) -> Tensor:
-        _check_present(self, ("delay",))
+        _check_present(self)
         with _at_hand(self, self._mesh):
             return super()._present_delay()
 
@@ -493,7 +543,7 @@ class _LocalLayer(_Local, DelayedProjection):
             return super().forward(x, **how)
 
     def _check_parameters(self) -> None:
-        _check_present(self, self._shapes)
+        _check_present(self)
         super()._check_parameters()
 
 
@@ -524,8 +574,14 @@ def without_records(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         if key.endswith("_.times") and f"{key.removesuffix('times')}pointer" in state_dict
     }
     inner = "synapse.spike_."
-    # The positions that a convolution's records are of.
-    sizes = {f"{each.removesuffix(inner)}size" for each in records if each.endswith(inner)}
+    layers = {each.removesuffix(inner) for each in records if each.endswith(inner)}
+    # The positions that a convolution's records are of; other modules may call something size, too.
+    weights = ("weight", "parametrizations.weight.")
+    sizes = {
+        f"{layer}size"
+        for layer in layers
+        if any(key.startswith(layer + weight) for key in state_dict for weight in weights)
+    }
     return {
         key: value
         for key, value in state_dict.items()

@@ -257,7 +257,7 @@ class Stateful(nn.Module):
         self.check_at_home()
         if strict and not self._load_state_dict_pre_hooks:
             _check_keys(self, state_dict, prefix)
-        checks.check_saved_shapes(_saved_by_torch(self), state_dict, prefix)
+        checks.check_saved_shapes(saved_by_torch(self), state_dict, prefix)
 
     def _load_from_state_dict(
         self,
@@ -320,7 +320,7 @@ def _check_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> N
     for path, part in module.named_modules(prefix=prefix.rstrip("."), remove_duplicate=False):
         must, may = part.own_keys() if isinstance(part, Stateful) else (set(), set())
         place = f"{path}." if path else ""
-        must |= _saved_by_torch(part).keys()
+        must |= saved_by_torch(part).keys()
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             must.add("_extra_state")
         needed |= {place + key for key in must}
@@ -336,7 +336,7 @@ def _check_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> N
         raise RuntimeError("; ".join(found))
 
 
-def _saved_by_torch(module: nn.Module) -> dict[str, Tensor]:
+def saved_by_torch(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of a module that torch itself saves."""
     kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
     return {n: tensor for n, tensor in {**module._parameters, **kept}.items() if tensor is not None}

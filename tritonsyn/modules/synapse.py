@@ -12,7 +12,7 @@ from typing_extensions import Unpack  # which torch needs too; typing has it fro
 from .. import checks, ops, physics
 from ..checks import Constant, check_selector
 from ..ops.common import as_tensor, per_synapse
-from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype, is_distributed
+from ..values import Dynamics, PackedSpikes, ReadRule, Slot, compute_dtype
 from .group import REBUILDS, Group
 from .options import SynapseOptions, lists_options_of, partialconstructor_of, setting
 from .record import RecordTensor, cursors
@@ -47,10 +47,12 @@ def _newest(name: str, doc: str) -> Any:
 def _is_exchange(present: nn.Parameter | None, value: Any) -> bool:
     """Whether FSDP2 exchanges a parameter for its shard, or the reverse, as in every call.
 
-    A shard is of a class of its own, and its values are elsewhere.
+    A shard is on another mesh, or on one at all, and its values are elsewhere.
     """
-    both = isinstance(present, nn.Parameter) and isinstance(value, nn.Parameter)
-    return both and is_distributed(present) != is_distributed(value)
+    if not isinstance(present, nn.Parameter) or not isinstance(value, nn.Parameter):
+        return False
+    meshes = [getattr(each, "device_mesh", None) for each in (present, value)]
+    return present.shape == value.shape and meshes[0] != meshes[1]
 
 
 class ExponentialCurrent(Group):

@@ -23,7 +23,7 @@ from ..modules.synapse import (
     ExponentialCurrent,
     SingleExponentialCurrent,
 )
-from ..values import compute_dtype
+from ..values import compute_dtype, is_distributed
 from .units import Array, Units, neuron_of
 
 ModuleMap = Mapping[type[nn.Module], Callable[[Any], Any]]
@@ -89,6 +89,7 @@ def to_nir(
         raise TypeError(f"model must be a module, but is {checks.shown(model)}")
     checks.check_real("example", example)
     checks.flag("round_delays", round_delays)
+    _check_whole(model)
     try:
         model = copy.deepcopy(model).eval()
     except RuntimeError as error:
@@ -111,6 +112,16 @@ def to_nir(
     with torch.no_grad():
         _Shapes(traced).run(example)
         return _Writer(traced, known, units, round_delays).graph()
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Raises ``ValueError`` where this process has only parts of the model."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_distributed(tensor):
+            raise ValueError(
+                f"{name} is a DTensor, of which this process has a part: load the full state into "
+                "a model of one process, and write that"
+            )
 
 
 def _traced(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
