@@ -17,6 +17,7 @@ snn = pytest.importorskip("snntorch")
 from snntorch import functional, utils  # noqa: E402
 
 from tritonsyn import SingleExponentialCurrent  # noqa: E402
+from tritonsyn.export import ExplicitState  # noqa: E402
 from tritonsyn.interop.snntorch import adapt  # noqa: E402
 
 NEURONS = {
@@ -224,6 +225,23 @@ def test_copies_are_reset_and_detached_too():
         assert not other.module.state()[0].requires_grad
         utils.reset(nn.Sequential(neurons, nn.Sequential(other)))
         assert at_rest(other.module)
+
+
+def test_an_exported_net_is_left_out():
+    """A program takes its state as an argument; the net that it was made of goes on."""
+    net, x = nn.Sequential(adapt(build("linear"))), drive("linear")
+    program = ExplicitState(net)
+    state, outputs = program.initial_state(x[0]), []
+    for step in x:
+        y, *state = program(step, *state)
+        outputs.append(y)
+    for _ in range(2):
+        given = stepped(net, x.clone().requires_grad_())
+        torch.testing.assert_close(torch.stack(outputs), given.detach())
+        snn.Leaky.detach_hidden()
+        assert not net[0].module.state()[0].requires_grad
+        utils.reset(net)
+        assert at_rest(net[0].module)
 
 
 def test_a_state_that_was_loaded_is_reset():

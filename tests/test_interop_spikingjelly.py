@@ -11,6 +11,7 @@ pytest.importorskip("spikingjelly")
 from spikingjelly.activation_based import base, functional, layer, neuron
 from spikingjelly.activation_based.memopt.checkpointing import checkpoint_module
 
+from tritonsyn.export import ExplicitState
 from tritonsyn.functional import pack_spikes
 from tritonsyn.interop.spikingjelly import adapt
 
@@ -281,6 +282,20 @@ def test_online_training_that_tries_each_step_twice():
     close(*learned)
     for parameter, before in zip(learned[0], build("linear").parameters(), strict=True):
         assert not torch.equal(parameter, before)
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_an_exported_net(mode):
+    """It takes its state as an argument."""
+    net, x = nn.Sequential(adapt(build("linear"))), drive("linear", steps=6)
+    functional.set_step_mode(net, mode)
+    program, outputs = ExplicitState(net), []
+    parts = x if mode == "s" else x.split(3)
+    state = program.initial_state(parts[0])
+    for part in parts:
+        y, *state = program(part, *state)
+        outputs.append(y.view(-1, 2, 2))
+    close(torch.cat(outputs), stepped(build("linear"), x).detach())
 
 
 def test_checkpointing_is_refused():

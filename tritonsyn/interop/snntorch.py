@@ -15,6 +15,7 @@ class _Hidden(RLeaky, Leaky, Lapicque, Synaptic, Alpha, RSynaptic, SConv2dLSTM, 
 
     __init__, device = nn.Module.__init__, None
     mem = syn = syn_exc = syn_inh = spk = property(lambda self: self)
+    __torch_function__ = classmethod(lambda *_, **__: None)  # what torch.zeros_like makes of it
 
     def __setattr__(self, name: str, zeros: Any) -> None:
         for adapter in _ADAPTERS:
@@ -23,10 +24,6 @@ class _Hidden(RLeaky, Leaky, Lapicque, Synaptic, Alpha, RSynaptic, SConv2dLSTM, 
     def detach_(self) -> None:
         for adapter in _ADAPTERS:
             adapter.module.detach_state()
-
-    @classmethod
-    def __torch_function__(cls, *_: Any, **__: Any) -> None:
-        """What ``torch.zeros_like`` makes of it."""
 
 
 _ADAPTERS: "WeakSet[HiddenState]" = WeakSet()
@@ -44,7 +41,8 @@ class HiddenState(Lapicque):
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
         super().__setstate__(state)
-        _ADAPTERS.add(self)
+        if isinstance(self.module, Module):  # and no program of tritonsyn.export
+            _ADAPTERS.add(self)
         if _HIDDEN not in self.instances:
             self.instances.append(_HIDDEN)
 

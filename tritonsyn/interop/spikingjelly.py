@@ -17,7 +17,7 @@ class Memory(base.MemoryModule):
 
     def __init__(self, module: Module) -> None:
         super().__init__()
-        self.module = module
+        self.module, self._axes = module, module.step_axes + 1  # of a sequence
         self.set_reset_value("state", None)
 
     @property
@@ -47,7 +47,7 @@ class Memory(base.MemoryModule):
         self.module.detach_state()
 
     def single_step_forward(self, x: Tensor) -> Tensor:
-        if is_sequence(x, self.module.step_axes + 1):
+        if is_sequence(x, self._axes):
             raise checks.misshapen("x", x, 'no axis of time in step_mode "s"')
         return self.module(x)
 
