@@ -61,6 +61,7 @@ def check_adapter(
     expected = torch.stack([module(step) for step in x])
     module.clear()
     assert adapter.module is module
+    assert type(module).__name__ in repr(adapter)
     held = {name: id(parameter) for name, parameter in adapter.named_parameters()}
     assert held == {f"module.{name}": id(p) for name, p in module.named_parameters()}
     torch.testing.assert_close(call(adapter, x), expected, rtol=1e-12, atol=1e-12)

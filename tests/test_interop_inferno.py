@@ -69,8 +69,13 @@ def test_it_runs_as_the_module_does(kind):
     assert all(parameter.grad.any() for parameter in held.values())
     adapter.spike = ~twin.spike
     equal(module.spike, ~twin.spike)
+    adapter.clear(mask=torch.tensor([True, False]))
+    assert not adapter.spike[0].any()
+    equal(adapter.spike[1], ~twin.spike[1])
     adapter.clear(keep_adaptations=True)
     assert not adapter.current.any()
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        adapter.clear(other=True)
     with torch.no_grad():
         equal(adapter(x[0, :1]), build(kind)(x[0, :1]))
     assert adapter.batchsz == 1

@@ -200,6 +200,9 @@ def test_attributes_are_set_from_dictionaries(kind, tmp_path):
     other.load(tmp_path / "parameters.json")
     expected = [parameter.float().double() for parameter in adapter.parameters().astorch()]
     assert_close([p.double() for p in other.parameters().astorch()], expected)
+    assert all(parameter.dtype == torch.float32 for parameter in kept)
+    assert_close(other(X)[0].double(), adapter(X)[0], rtol=1e-5, atol=1e-5)
+    assert adapter.attributes_named(tuple(adapter.parameters())) == {}
     name, parameter = next(iter(adapter.parameters().items()))
     with pytest.raises(RuntimeError, match=name):
         adapter.set_attributes({name: torch.zeros(7)})
