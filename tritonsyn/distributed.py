@@ -420,8 +420,6 @@ class LocalParallel(_Style):
         self._distribute(module, mesh)
         if axis:
             _take_part(module)
-        elif isinstance(module, DelayedProjection):
-            module._links()  # those of the mask that the first process has
         return module
 
 
