@@ -127,6 +127,19 @@ def test_records_that_are_added_follow_the_synapse():
         adapter.add_batched("other_")
 
 
+def test_records_that_are_added_to_another_batch():
+    """The synapse has that of a saved state, or of an input past the adapter."""
+    saved = adapt(make("single", batch_size=5)).state_dict()
+    loaded, called = adapt(make("single")), adapt(make("single"))
+    loaded.load_state_dict(saved)
+    called.module(X[0, :1].expand(5, 3))
+    for adapter in (loaded, called):
+        inferno.RecordTensor.create(adapter, "trace_", 1.0, 0.0, torch.zeros(5, 3))
+        adapter.add_batched("trace_")
+        adapter.batchsz = 3
+        assert adapter.trace_.value.shape[1:] == (3, 3)
+
+
 def test_what_it_refuses():
     for kind in ("linear", "delay", "conv2d"):
         with pytest.raises(TypeError, match="must be a synapse for inferno"):

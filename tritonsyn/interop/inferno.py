@@ -15,7 +15,7 @@ from .common import accepted
 
 
 def _held(name: str, added: Any = None) -> Any:
-    """A property of the held synapse; ``added`` is that of the records added to the adapter."""
+    """What the held synapse has of this name; ``added`` is that of records added to the adapter."""
 
     def change(adapter: Any, value: Any) -> None:
         setattr(adapter.module, name, value)
@@ -31,20 +31,20 @@ class Synapse(InfernoSynapse):
     batchsz = _held("batchsz", BatchMixin.batchsz)
     dt, delay = _held("dt", DelayedMixin.dt), _held("delay", DelayedMixin.delay)
     current, spike, inplace = _held("current"), _held("spike"), _held("inplace")
+    current_at, spike_at, clear = _held("current_at"), _held("spike_at"), _held("clear")
 
-    def current_at(self, selector: Tensor) -> Tensor:
-        return self.module.current_at(selector)
-
-    def spike_at(self, selector: Tensor) -> Tensor:
-        return self.module.spike_at(selector)
-
-    def clear(self, **kwargs: Any) -> None:
-        self.module.clear(**kwargs)
+    def add_batched(self, *attr: str) -> None:
+        self._follow()
+        super().add_batched(*attr)
 
     def forward(self, *inputs: Tensor, **kwargs: Any) -> Tensor:
         current = self.module(*inputs, **kwargs)
-        BatchMixin.batchsz.fset(self, self.module.batchsz)  # which may have followed the input
+        self._follow()
         return current
+
+    def _follow(self) -> None:
+        """Makes the batch of what was added that of the synapse: of its input or a saved state."""
+        BatchMixin.batchsz.fset(self, self.module.batchsz)
 
 
 def adapt(module: ExponentialCurrent) -> Synapse:
