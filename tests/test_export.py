@@ -553,7 +553,10 @@ def test_an_exported_program(name, sequence):
 
 @pytest.mark.parametrize("name", ["double", "mask, double", "conv1d of inputs, alpha"])
 def test_compiled_once_for_all_batches(name):
-    """The second makes the size a symbol. A state of another batch is refused in words even so."""
+    """The second makes the size a symbol. A state of another batch is refused even so.
+
+    In words, but for torch 2.11, which says no more of an error in a graph than that there is one.
+    """
     torch._dynamo.reset()  # which remembers sizes
     module, size = build(name)
     program, graphs = ExplicitState(module), CompileCounter()
@@ -563,7 +566,10 @@ def test_compiled_once_for_all_batches(name):
         state = program.initial_state(x)
         assert_close(compiled(x, *state), program(x, *state), **exactly)
     assert graphs.frame_count == 2
-    with pytest.raises(Exception, match=r"has shape \(.*but must have \(.*for an input"):
+    words = r"has shape \(.*but must have \(.*for an input"
+    if torch.__version__ < "2.12":
+        words = "Observed exception"
+    with pytest.raises(Exception, match=words):
         compiled(x[:4], *state)
 
 
