@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from processes import Found, mesh, message, records, whole
+from processes import Found, full, mesh, message, records, whole
 from synapses import CLASSES, PHYSICS, spikes, uniform
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -26,8 +26,8 @@ from tritonsyn import Delay, DelayedConv1d, DelayedLinear
 from tritonsyn.distributed import LocalParallel, without_records
 from tritonsyn.export import ExplicitState
 
-INPUTS, BATCH, LONGEST = 8, 7, 4.0
-DOUBLE: dict[str, Any] = {"dtype": torch.float64, "delay": LONGEST}
+BATCH = 7
+DOUBLE: dict[str, Any] = {"dtype": torch.float64, "delay": 4.0}
 
 
 def constants(kind: str, *sizes: tuple[int, ...], learned: bool = True) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def learn(case: Case, module: Any, place: Place, local: Place) -> Found:
         found["layouts"] = [str(v.placements) for v in y if isinstance(v, DTensor)]
         reader = getattr(module, "synapse", module)
         read = reader.current_at(1.5) if hasattr(reader, "current_at") else x.new_zeros(())
-        y = torch.stack([v.full_tensor() if isinstance(v, DTensor) else v for v in y])
+        y = torch.stack([full(v) for v in y])
         (y.square().mean() + read.square().sum()).backward()
         found["y"].append(y.detach())
         found["x"].append(x.grad)
@@ -164,12 +164,12 @@ def learned_by_all(name: str) -> Found:
 
     found = learn(case, module, place, local)
     found["held"], found["loaded"] = held(module), []
-    for full in (False, True):  # of parts, and put together
+    for put_together in (False, True):
         twin = parallelize_module(case.make(), processes, style)
         with torch.no_grad():
             for tensor in constants_of(twin).values():
                 tensor.fill_(1.0)
-        how = StateDictOptions(full_state_dict=full, strict=False)
+        how = StateDictOptions(full_state_dict=put_together, strict=False)
         state = without_records(get_model_state_dict(module, options=how))
         set_model_state_dict(twin, state, options=how)
         found["loaded"].append(held(twin))
@@ -221,8 +221,7 @@ def new_constants() -> dict[str, Any]:
 
 
 def run_with(module: Any, x: Any) -> Found:
-    y = module(x)
-    y = y.full_tensor() if isinstance(y, DTensor) else y
+    y = full(module(x))
     y.square().sum().backward()
     gradients = {n: whole(p.grad) for n, p in module.named_parameters()}
     module.check_constants()

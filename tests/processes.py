@@ -77,10 +77,15 @@ def train(run: Any, module: nn.Module, x: Tensor, scale: float = 1.0) -> Found:
     return found
 
 
+def full(tensor: Any) -> Tensor:
+    """The tensor, put together where it is distributed."""
+    put_together: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return put_together
+
+
 def whole(tensor: Any) -> Tensor:
-    """A copy of the tensor, put together where it is distributed."""
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().clone()
+    """A copy of all of it, without its graph."""
+    return full(tensor).detach().clone()
 
 
 def records(module: nn.Module) -> dict[str, Tensor]:

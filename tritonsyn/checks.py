@@ -364,7 +364,10 @@ def check_graph(name: str, value: object) -> None:
 def check_saved_shapes(
     present: Mapping[str, Tensor | None], state_dict: Mapping[str, Any], prefix: str
 ) -> None:
-    """Raises for a saved state with tensors of other shapes, before anything is loaded."""
+    """Raises for saved tensors of other shapes, or distributed where those of the module are not.
+
+    It is raised before anything is loaded.
+    """
     for name, tensor in present.items():
         saved = state_dict.get(prefix + name)
         if tensor is None or not isinstance(saved, Tensor):

@@ -25,10 +25,9 @@ from .modules.projection import DelayedProjection
 from .modules.sequences import TakesSequences
 from .modules.state import Stateful, check_not_compiled, ordinary_tensors, saved_by_torch
 from .modules.synapse import Coefficients, ExponentialCurrent
-from .ops import as_distributed
 from .ops.common import first_order
 from .ops.scan import pack_rows
-from .ops.shards import summed
+from .ops.shards import as_distributed, summed
 from .values import PackedSpikes, readable, unpack_bits
 
 __all__ = ["DelayedColwiseParallel", "LocalParallel", "gather_spikes", "without_records"]

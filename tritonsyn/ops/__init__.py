@@ -17,7 +17,7 @@ from .record import PushPlan, blank, push, push_again, read, row_slots, write_ro
 from .replay import State, replayed
 from .ring import extend_ring
 from .scan import ScanPlan, pack_spikes, scan, scan_ring, scan_ring_again
-from .shards import Operand, any_distributed, as_distributed, broadcast_axes, on_shards
+from .shards import Operand, any_distributed, broadcast_axes, on_shards
 from .shared import Shared, product, project_shared, shared
 from .spread import Spread, SpreadSettings
 from .step import StepPlan, step, step_again
@@ -44,7 +44,6 @@ __all__ = [
     "Taps",
     "Windows",
     "any_distributed",
-    "as_distributed",
     "blank",
     "broadcast_axes",
     "choose",
