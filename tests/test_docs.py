@@ -1,18 +1,25 @@
 """The Python of the README and of docs/ runs, and their links lead somewhere."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IMPORT = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)
+PICTURE = re.compile(r"!\[([^\]]*)\]")
+LISTED = re.compile(r"^::: (\S+)\n((?: +.*\n)*)", re.MULTILINE)
+MEMBERS = re.compile(r" members:\s*(\[.*?\]|(?:\s+- \w+)+)", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
@@ -50,10 +57,54 @@ def test_the_links_of_a_page_lead_somewhere(page):
             continue
         path = (page.parent / target).resolve() if target else page
         assert path.exists(), f"{target} is missing"
-        if anchor:
+        if page.is_relative_to(DOCS):
+            assert path.is_relative_to(DOCS), f"the site has no {target}: name it in code font"
+        if anchor.startswith("tritonsyn."):  # which the strict build of the site checks
+            assert path.parent == REFERENCE, f"{target} is not a page of the reference"
+        elif anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, f"{named(path)} has no heading for #{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_pictures_say_what_is_seen(page):
+    for alt in PICTURE.findall(page.read_text(encoding="utf-8")):
+        assert len(alt.split()) >= 8, f"say what the picture shows, not only {alt!r}"
+
+
+def listed_in_the_reference():
+    """Full names of what the reference shows; of a module without a list, of all that is in it."""
+    for page in REFERENCE.glob("*.md"):
+        for name, options in LISTED.findall(page.read_text(encoding="utf-8")):
+            yield name
+            if found := MEMBERS.search(options):
+                yield from (f"{name}.{member}" for member in re.findall(r"\w+", found[1]))
+            elif "members:" not in options:
+                yield from (f"{name}.{each}" for each in getattr(locate(name), "__all__", ()))
+
+
+def test_the_reference_has_all_that_is_public_and_documented():
+    listed = {n for n in listed_in_the_reference() if not n.startswith("tritonsyn.interop.")}
+    for name in listed:
+        owner, _, member = name.rpartition(".")
+        if member not in vars(locate(owner)).get("__annotations__", {}):  # of instances only
+            assert inspect.getdoc(locate(name)), f"{name} is not there, or has no docstring"
+    shown = [locate(name) for name in listed]
+    for module in ("", ".functional", ".init", ".parametrizations", ".regularizers", ".distributed",
+                   ".export", ".nir", ".testing"):  # fmt: skip
+        module = locate(f"tritonsyn{module}")
+        for name in module.__all__:
+            assert any(getattr(module, name) is each for each in shown), f"{name} is not shown"
+
+
+def test_the_page_of_commands_has_their_help():
+    """Word by word: where argparse breaks lines depends on the version of Python."""
+    spec = importlib.util.spec_from_file_location("command_line", DOCS / "command_line.py")
+    command_line = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command_line)
+    written = command_line.PAGE.read_text(encoding="utf-8")
+    assert written.split() == command_line.page().split(), "run python docs/command_line.py"
 
 
 def test_the_readme_has_its_commands_on_lines_of_their_own():

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="compile every kernel without a GPU, and tell what came out",
-        description="Compiles every kernel in every configuration that tritonsyn launches by "
+        description="Compiles every kernel in every configuration that tritonsyn launches by\n"
         "itself, and reads the machine code. Needs no GPU.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

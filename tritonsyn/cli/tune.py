@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "tune",
         help="try launch settings of kernels, and keep the best",
-        description="Sweeps launch settings over kernels, shapes and dtypes. The timer 'device' "
+        description="Sweeps launch settings over kernels, shapes and dtypes. The timer 'device'\n"
         "measures on this machine's GPU; 'static' needs none, and ranks by the compiled code.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -357,9 +357,10 @@ class DelayedConv1d(_DelayedConv):
             position, with the constants of the channel.
         kernel_size, stride, padding, dilation, groups: as for ``torch.nn.Conv1d``; ``padding`` also
             ``"same"`` or ``"valid"``. :class:`DelayedConv2d` takes one number or two.
-        step_time, synapse, delay, min_delay, bias, batch_size, batch_first, weight_init, bias_init,
-            delay_init, spread, device, dtype, capturable, backend: as for :class:`DelayedLinear`.
-            Tensors of constants have one value per channel.
+        step_time, synapse, delay, min_delay, bias, batch_size, batch_first: as for
+            :class:`DelayedLinear`. Tensors of constants have one value per channel.
+        weight_init, bias_init, delay_init, spread, device, dtype, capturable, backend: as for
+            :class:`DelayedLinear`.
         padding_mode: ``"zeros"``; there is no other.
         delays: what has a delay of its own: each ``"connection"``, which is an element of the
             kernel, or each ``"input"`` channel.

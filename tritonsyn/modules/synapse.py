@@ -114,6 +114,13 @@ class ExponentialCurrent(Group):
         self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
 
     partialconstructor: ClassVar[Callable[..., SynapseConstructor]]
+    """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
+
+    It takes the constants, then ``spike_interp_mode``, ``interp_tol``, ``current_overbound``,
+    ``spike_overbound`` and ``inplace``. The function that it returns also takes ``device``,
+    ``dtype``, ``capturable`` and ``backend``. A parameter given here is shared by all that it
+    makes.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
