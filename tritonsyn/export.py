@@ -47,14 +47,12 @@ class ExplicitState(nn.Module):
     ``0.current``; :attr:`state_names` lists them in order. The batch is their first axis, and K
     observations (of delays up to K - 1 steps) are in the order of time, the oldest first:
 
-    ==========================  ===============================================================
-    synapse of ``shape``        ``current``; or ``pos_current, neg_current``; or ``rise,
-                                current``: ``[B, *shape]`` each
-    layer of N inputs           the same, ``[B, N, K]`` each; if all delays are whole steps only
-                                ``current`` has the K, and the others are ``[B, N]``
-    convolution of C channels   the same, ``[B, C, K, *size]``, or without the K
-    :class:`Delay` of N         ``signal [B, N, K]``
-    ==========================  ===============================================================
+    * Of a synapse of ``shape``: ``current``; or ``pos_current``, ``neg_current``; or ``rise``,
+      ``current``; ``[B, *shape]`` each.
+    * Of a layer of N inputs: the same, ``[B, N, K]`` each; if all delays are whole steps only
+      ``current`` has the K, and the others are ``[B, N]``.
+    * Of a convolution of C channels: the same, ``[B, C, K, *size]``, or without the K.
+    * Of a :class:`Delay` of N: ``signal``, ``[B, N, K]``.
 
     They are float64 for records in float64, and float32 otherwise.
 

@@ -22,8 +22,8 @@ class Docstrings(griffe.Extension):
         for each in objects:
             if each.is_attribute and not each.docstring:
                 _document_property(each)
-            elif each.is_function and each.name == "__init__":
-                _list_options(each)
+            elif each.is_function:
+                _show_parameters(each)
         for each in objects:
             if not each.docstring and each.parent.is_class and (text := _inherited(each)):
                 each.docstring = griffe.Docstring(text, parent=each)
@@ -59,15 +59,16 @@ def _text(value: str | griffe.Expr, module: griffe.Module) -> str | None:
         return None
 
 
-def _list_options(constructor: griffe.Function) -> None:
-    """The defaults of the base in place of ``**options``, as ``lists_options_of`` shows them."""
-    for decorator in constructor.decorators:
+def _show_parameters(function: griffe.Function) -> None:
+    """Parameters as callers see them: none private, and the base's in place of ``**options``."""
+    shown = [each for each in function.parameters if not each.name.startswith("_")]
+    for decorator in function.decorators:
         if decorator.callable_path.endswith(".lists_options_of"):
             (name,) = decorator.value.arguments
-            base = constructor.module.modules_collection[name.canonical_path]
-            named = [each for each in constructor.parameters if not each.name.startswith("*")]
+            base = function.module.modules_collection[name.canonical_path]
             defaults = [each for each in base["__init__"].parameters if each.default is not None]
-            constructor.parameters = griffe.Parameters(*named[:-1], *defaults)
+            shown = [*shown[:-1], *defaults]
+    function.parameters = griffe.Parameters(*shown)
 
 
 def _inherited(member: griffe.Object) -> str | None:

@@ -39,22 +39,18 @@ def from_nir(
 ) -> fx.GraphModule:
     r"""A graph of NIR as a module that takes steps ``[B, ...]`` and sequences ``[T, B, ...]``.
 
-    ====================================  =======================================================
-    nodes                                 module
-    ====================================  =======================================================
-    ``LI``                                ``SingleExponentialCurrent``
-    two ``LI`` in a row                   ``DoubleExponentialCurrent``, or ``AlphaCurrent`` where
-                                          their time constants are equal
-    ``LI``, as above, with ``Delay`` and  ``DelayedLinear``, with delays of connections; of inputs
-    ``Linear`` or ``Affine`` behind it,   if there is one such path, of outputs if the ``Delay``
-    in one path or several that add up    comes after the ``Linear``
-    the same with ``Conv1d``, ``Conv2d``  ``DelayedConv1d``, ``DelayedConv2d``
-    ``CubaLIF``                           ``SingleExponentialCurrent``, then the map's ``LIF``
-    any other ``Delay``                   ``Delay``
-    ``Linear``, ``Affine``, ``Conv1d``,   those of ``torch.nn``, of which convolutions take steps
-    ``Conv2d``, ``Flatten``               only
-    ``NIRGraph``                          the module of that graph
-    ====================================  =======================================================
+    * ``LI`` becomes a ``SingleExponentialCurrent``.
+    * Two ``LI`` in a row become a ``DoubleExponentialCurrent``, or an ``AlphaCurrent`` where their
+      time constants are equal.
+    * ``LI``, as above, with ``Delay`` and ``Linear`` or ``Affine`` behind it, in one path or in
+      several that add up, become a ``DelayedLinear``: with delays of connections; of inputs if there
+      is one such path, of outputs if the ``Delay`` comes after the ``Linear``.
+    * The same with ``Conv1d`` or ``Conv2d`` becomes a ``DelayedConv1d`` or ``DelayedConv2d``.
+    * ``CubaLIF`` becomes a ``SingleExponentialCurrent``, then the map's ``LIF``.
+    * Any other ``Delay`` becomes a ``Delay``.
+    * ``Linear``, ``Affine``, ``Conv1d``, ``Conv2d`` and ``Flatten`` become those of ``torch.nn``;
+      of these, convolutions take steps only.
+    * ``NIRGraph`` becomes the module of that graph.
 
     A synapse has the charge :math:`Q = R\,\Delta t`, of two ``LI`` the product of both :math:`R`;
     see :mod:`tritonsyn.nir`. Where a node reads the current of a synapse, it reads it at the steps.

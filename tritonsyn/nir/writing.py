@@ -44,21 +44,16 @@ def to_nir(
 ) -> nir.NIRGraph:
     r"""A model as a graph of NIR, which computes what the model computes.
 
-    ==============================  =============================================================
-    module                          nodes
-    ==============================  =============================================================
-    ``SingleExponentialCurrent``    ``LI``; with a neuron that is a ``LIF`` behind it, ``CubaLIF``
-    ``DoubleExponentialCurrent``    ``LI`` of the rise, then ``LI`` of the decay
-    ``AlphaCurrent``                two equal ``LI``, one after the other
-    ``Delay``                       ``Delay``
-    ``DelayedLinear``               the synapse; then for each length of the delays a ``Delay`` and
-                                    a ``Linear``, or ``Affine`` with the bias, which add up. Delays
-                                    of inputs: one ``Delay``, then ``Linear``. Of outputs:
-                                    ``Linear``, then ``Delay``
-    ``DelayedConv1d``, ``2d``       the same with ``Conv1d`` or ``Conv2d``
-    ``nn.Linear``, ``Conv1d``,      ``Linear`` or ``Affine``, ``Conv1d``, ``Conv2d``, ``Flatten``
-    ``Conv2d``, ``Flatten``
-    ==============================  =============================================================
+    * ``SingleExponentialCurrent``: ``LI``; with a neuron that is a ``LIF`` behind it, ``CubaLIF``.
+    * ``DoubleExponentialCurrent``: ``LI`` of the rise, then ``LI`` of the decay.
+    * ``AlphaCurrent``: two equal ``LI``, one after the other.
+    * ``Delay``: ``Delay``.
+    * ``DelayedLinear``: the synapse; then for each length of the delays a ``Delay`` and a
+      ``Linear``, or ``Affine`` with the bias, which add up. Delays of inputs: one ``Delay``, then
+      ``Linear``. Of outputs: ``Linear``, then ``Delay``.
+    * ``DelayedConv1d``, ``DelayedConv2d``: the same with ``Conv1d`` or ``Conv2d``.
+    * ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Flatten``: ``Linear`` or ``Affine``,
+      ``Conv1d``, ``Conv2d``, ``Flatten``.
 
     The first ``LI`` of a synapse has :math:`R = Q / \Delta t`, and the second :math:`R = 1`; see
     :mod:`tritonsyn.nir`. With ``time_unit`` as that of the graph, all is exact for impulses at the
