@@ -43,8 +43,8 @@ def from_nir(
     * Two ``LI`` in a row become a ``DoubleExponentialCurrent``, or an ``AlphaCurrent`` where their
       time constants are equal.
     * ``LI``, as above, with ``Delay`` and ``Linear`` or ``Affine`` behind it, in one path or in
-      several that add up, become a ``DelayedLinear``: with delays of connections; of inputs if there
-      is one such path, of outputs if the ``Delay`` comes after the ``Linear``.
+      several that add up, become a ``DelayedLinear``: with delays of connections; of inputs if
+      there is one such path, of outputs if the ``Delay`` comes after the ``Linear``.
     * The same with ``Conv1d`` or ``Conv2d`` becomes a ``DelayedConv1d`` or ``DelayedConv2d``.
     * ``CubaLIF`` becomes a ``SingleExponentialCurrent``, then the map's ``LIF``.
     * Any other ``Delay`` becomes a ``Delay``.
@@ -60,7 +60,7 @@ def from_nir(
         step_time: length of a step :math:`\Delta t`, ms.
         node_map: for other nodes, such as neurons, a function from the node to a module of one
             input and one result, by class, as for ``nirtorch.nir_to_torch``. Its entries come
-            before the table, except that ``CubaLIF`` needs one of its own or one for ``LIF``.
+            before this list, except that ``CubaLIF`` needs one of its own or one for ``LIF``.
         round_delays: delays are rounded to whole steps; otherwise a ``Delay`` of a signal that is
             no current, which between its steps is unknown, must be whole steps.
         time_unit: the unit of time in the graph, ms: 1000 for seconds, as for :func:`to_nir`.
