@@ -1,4 +1,4 @@
-"""Draws what ``examples/compare_digits.py`` has trained: ``docs/images/digits.png``."""
+"""Draws what ``bench/compare_digits.py`` has trained: ``docs/images/digits.png``."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-sys.path.insert(0, str(Path(__file__).parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 import compare_digits
 import digits
 

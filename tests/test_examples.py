@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path[:0] = [str(EXAMPLES), str(ROOT / "bench")]
 import compare_digits  # noqa: E402
 import digits  # noqa: E402
 

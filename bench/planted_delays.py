@@ -1,4 +1,4 @@
-"""Finds delays planted in a layer, from random ones: python docs/examples/planted_delays.py
+"""Finds delays planted in a layer, from random ones: python bench/planted_delays.py
 
 Learns delays (0 to 40 ms) and weights of a layer of 12 inputs and 2 outputs from what another layer
 makes of random spikes or numbers, by several gradients. A delay is found if it ends within a step.

@@ -1,27 +1,30 @@
-"""Trains the networks of ``digits.py`` with three seeds each, and writes the table of their page.
+"""Trains the networks of the example ``digits.py`` with three seeds each, and tells their accuracy.
 
-``python docs/examples/compare_digits.py`` keeps what is trained in ``digits-out/``, and goes on
-from there. It writes ``digits.csv`` and the table of ``digits.md``; ``python docs/draw_digits.py``
-draws the picture.
+``python bench/compare_digits.py`` keeps what is trained in ``digits-out/``, and goes on from there.
+It writes ``bench/results/digits.csv`` and the table of ``docs/examples/digits.md``;
+``python docs/draw_digits.py`` draws the picture.
 """
 
 import argparse
 import csv
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-import digits
 import torch
 
 from tritonsyn.system import write_whole
 
-HERE = Path(__file__).resolve().parent
-OUT = HERE.parent.parent / "digits-out"
-CSV, PAGE = HERE / "digits.csv", HERE / "digits.md"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs" / "examples"))
+import digits  # noqa: E402
+
+OUT = ROOT / "digits-out"
+CSV, PAGE = ROOT / "bench" / "results" / "digits.csv", ROOT / "docs" / "examples" / "digits.md"
 BEGIN, END = "<!-- begin: table by compare_digits.py -->", "<!-- end: table -->"
 KINDS = {"delayed": "learned delays", "undelayed": "no delays", "none": "no recurrence"}
 PIXELS = "in order", "permuted"
