@@ -49,7 +49,21 @@ __all__ = [
 def interp_previous(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
-    """The earlier observation: what was last known at the time of the sample."""
+    """The earlier observation: what was last known at the time of the sample.
+
+    Args:
+        prev_data: the earlier observation, of any real dtype.
+        next_data: the later one; not used.
+        sample_at: time from the earlier observation to the sample; not used.
+        step_time: time between both; not used.
+        kwargs: ignored.
+
+    Returns:
+        ``prev_data`` itself.
+
+    Raises:
+        TypeError: ``prev_data`` is not a real tensor.
+    """
     checks.check_real("prev_data", prev_data)
     return prev_data
 
@@ -57,7 +71,21 @@ def interp_previous(
 def interp_next(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
-    """The later observation."""
+    """The later observation.
+
+    Args:
+        prev_data: the earlier observation; not used.
+        next_data: the later one, of any real dtype.
+        sample_at: time from the earlier observation to the sample; not used.
+        step_time: time between both; not used.
+        kwargs: ignored.
+
+    Returns:
+        ``next_data`` itself.
+
+    Raises:
+        TypeError: ``next_data`` is not a real tensor.
+    """
     checks.check_real("next_data", next_data)
     return next_data
 
@@ -65,7 +93,21 @@ def interp_next(
 def interp_nearest(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
-    """The closer observation; the earlier one in the middle."""
+    """The closer observation; the earlier one in the middle.
+
+    Args:
+        prev_data: the earlier observation, of any real dtype.
+        next_data: the later one, likewise.
+        sample_at: time from the earlier observation to the sample, floating.
+        step_time: time between both, in the unit of ``sample_at``, > 0.
+        kwargs: ignored.
+
+    Returns:
+        One of both for each element. Times get no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, device, shape or range.
+    """
     _check_interpolated(sample_at, step_time=step_time, prev_data=prev_data, next_data=next_data)
     return torch.where(sample_at / step_time > 0.5, next_data, prev_data)
 
@@ -73,7 +115,22 @@ def interp_nearest(
 def interp_linear(
     prev_data: Tensor, next_data: Tensor, sample_at: Tensor, step_time: float, **kwargs: object
 ) -> Tensor:
-    """The straight line between them: ``prev + (next - prev) * sample_at / step_time``."""
+    """The straight line between both: ``prev + (next - prev) * sample_at / step_time``.
+
+    Args:
+        prev_data: the earlier observation, integer or floating.
+        next_data: the later one, likewise.
+        sample_at: time from the earlier observation to the sample, floating.
+        step_time: time between both, in the unit of ``sample_at``, > 0.
+        kwargs: ignored.
+
+    Returns:
+        The values. Differentiable to observations and times.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, device, shape or range, or an
+            observation is bool.
+    """
     _check_interpolated(sample_at, step_time=step_time, prev_data=prev_data, next_data=next_data)
     for name, value in (("prev_data", prev_data), ("next_data", next_data)):
         if value.dtype == torch.bool:
@@ -90,7 +147,24 @@ def interp_expdecay(
     time_constant: float | Tensor,
     **kwargs: object,
 ) -> Tensor:
-    """The earlier observation, decayed since: ``prev * exp(-sample_at / time_constant)``."""
+    """The earlier observation, decayed since: ``prev * exp(-sample_at / time_constant)``.
+
+    Args:
+        prev_data: the earlier observation, of any real dtype.
+        next_data: the later one; not used.
+        sample_at: time from the earlier observation to the sample, floating.
+        step_time: time between both, in the unit of ``sample_at``, > 0. It bounds the shortest time
+            constant.
+        time_constant: in the unit of ``sample_at``: a number > 0, or a tensor, whose values are not
+            checked. One below :math:`2^{-32}` steps (float64: :math:`2^{-256}`) counts as that.
+        kwargs: ignored.
+
+    Returns:
+        The values. Differentiable to ``prev_data``, times and time constant.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, device, shape or range.
+    """
     _check_interpolated(sample_at, prev_data=prev_data, time_constant=time_constant)
     step, dtype = checks.positive("step_time", step_time), compute_dtype(sample_at.dtype)
     return prev_data * torch.exp(-sample_at / usable_time_constant(time_constant, step, dtype))
@@ -105,7 +179,23 @@ def interp_expratedecay(
     rate_constant: float | Tensor,
     **kwargs: object,
 ) -> Tensor:
-    """The earlier observation, decayed since: ``prev * exp(-sample_at * rate_constant)``."""
+    """The earlier observation, decayed since: ``prev * exp(-sample_at * rate_constant)``.
+
+    Args:
+        prev_data: the earlier observation, of any real dtype.
+        next_data: the later one; not used.
+        sample_at: time from the earlier observation to the sample, floating.
+        step_time: time between both; not used.
+        rate_constant: one over the unit of ``sample_at``: a number > 0, or a tensor, whose values
+            are not checked.
+        kwargs: ignored.
+
+    Returns:
+        The values. Differentiable to ``prev_data``, times and rate.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, device, shape or range.
+    """
     _check_interpolated(sample_at, prev_data=prev_data, rate_constant=rate_constant)
     return prev_data * torch.exp(-sample_at * rate_constant)
 
@@ -140,7 +230,8 @@ def push(record: Tensor, value: Tensor, slot: Slot, *, backend: str | None = Non
     Args:
         record: ``[K, B, ...]``, contiguous; float64, float32, bfloat16, float16 or bool.
         value: ``[B, ...]`` of any real dtype, converted; a bool record holds ``value != 0``.
-        slot: a number, or a 0-d integer tensor on the record's device, which is not checked.
+        slot: a number in 0 to K - 1, or a 0-d integer tensor on the record's device, whose value is
+            not checked.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
@@ -160,10 +251,12 @@ def read(record: Tensor, slot: Slot) -> tuple[Tensor, Tensor]:
     """A copy of one slot of a record.
 
     Args:
-        record, slot: as for :func:`push`.
+        record: ``[K, B, ...]``, as for :func:`push`.
+        slot: a number in 0 to K - 1, or a 0-d integer tensor, as for :func:`push`.
 
     Returns:
-        ``(record, value)``, the record now carrying the read in its graph. Differentiable.
+        ``(record, value)``: the record, whose graph has the read from now on, and the observation
+        ``[B, ...]`` in its dtype. Differentiable (first order) to the record.
 
     Raises:
         TypeError, ValueError, IndexError: not a record, or no such slot.
@@ -187,24 +280,27 @@ def step(
 
     .. math:: C_c[t] = d_c\,C_c[t-1] + g\,x[t]
 
+    The current is :math:`C_1`, of two components :math:`C_1 - C_2`. Two *coupled* components share
+    :math:`d`: the first, :math:`A`, takes the input, and the second is the current
+
+    .. math:: I[t] = d\,(I[t-1] + r\,A[t-1])
+
     Args:
         x: the input ``[B, *shape]``, bool, integer or floating.
         ring: the records. That of spikes takes ``x != 0``. Pointers stay where they are, unless
-            the ring has ``arrivals``. In half precision a step that changes a state by less than
-            its rounding is lost, and a long time constant never decays: ``carries``, of each
-            component ``[B, *shape]`` float32 and contiguous, keep what the records round.
-        gain: factor :math:`g` of the input, a tensor, 0-d or ``[*shape]``.
-        decays: factor :math:`d_c` of each component in a step, as ``gain``.
-        coupling: of two components that share the one decay; the first then takes the input, and
-            the second, which is the current, is :math:`d\,(I + \mathrm{coupling}\,A)`. As ``gain``.
+            the ring has ``arrivals``.
+        gain: factor :math:`g` of the input, a tensor, 0-d or ``[*shape]``, in nA.
+        decays: factor :math:`d_c` of each component in a step, 0-d or ``[*shape]``; one for two
+            coupled components.
+        coupling: :math:`r` of two coupled components, 0-d or ``[*shape]``; None for others.
         graph: whether to record an autograd graph where gradients are enabled.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
-        ``(current, state)``: the first component, the first minus the second, or the second of two
-        coupled ones, ``[B, *shape]``; and the records of the components, followed by the carries if
-        there are any. Differentiable (first order) to x, factors, records and carries; with
-        carries a step does not see the newest slots of the records.
+        ``(current, state)``: the current ``[B, *shape]`` in the dtype of the records; and the
+        records of the components, followed by the carries if there are any. Differentiable (first
+        order) to x, factors, records and carries; with carries a step does not see the newest slots
+        of the records.
 
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
@@ -250,18 +346,19 @@ def select(
     """Values of a record, or of the first minus the second, at times before the present.
 
     Args:
-        records: one or two, as for :func:`push`.
+        records: one or two, ``[K, B, *shape]`` each, as for :func:`push`.
         sel: the times ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, in the unit of the rule; any
             axis of ``shape`` may be 1, and a number or a 0-d tensor is one time for all.
-        rates: step over time constant of each record, a tensor, 0-d or ``[*shape]``; the mode
-            ``"expdecay"`` needs them, others take None.
-        pointers: for each record the slot that is written next.
+        rates: step over time constant of each record, a tensor, 0-d or ``[*shape]``. The modes
+            ``"expdecay"`` and ``"alpha"`` need them, others take None.
+        pointers: for each record the slot that is written next; time 0 reads the one before it.
         rule: how a time becomes a value.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
-        ``(value, records)``: ``[B, *shape]`` or ``[B, *shape, D]``, and the records, which carry
-        the read in their graph. Differentiable (first order) to records, times and rates.
+        ``(value, records)``: ``[B, *shape]`` or ``[B, *shape, D]`` in the dtype of the records, and
+        the records, whose graph has the read from now on. Differentiable (first order) to records,
+        times and rates.
 
     Raises:
         TypeError, ValueError, IndexError: wrong kind, shape or device, or no such slot.
@@ -286,14 +383,16 @@ def select_scan(
     Args:
         sequences: one or two ``[K - 1 + steps, B, *shape]``, floating, oldest first; step t reads
             the K observations from row t on.
-        sel, rates, rule: as for :func:`select`, the same at every step.
+        sel: the times, as for :func:`select`, the same at every step.
+        rates: step over time constant of each sequence, or None, as for :func:`select`.
+        rule: how a time becomes a value.
         steps: how many.
         per_step: the times of step t are ``sel[t]``; so ``sel`` is a tensor ``[steps, ...]``.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
-        ``[steps, B, *shape]`` or ``[steps, B, *shape, D]``. Differentiable (first order) to
-        sequences, times and rates.
+        ``[steps, B, *shape]`` or ``[steps, B, *shape, D]``, in the dtype of the sequences.
+        Differentiable (first order) to sequences, times and rates.
 
     Raises:
         TypeError, ValueError: wrong kind, shape or device, or more steps than rows.
@@ -330,7 +429,7 @@ def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
     """Spikes as bits, 32 synapses per word.
 
     Args:
-        x: ``[T, B, *shape]``, dense; a spike is ``x != 0``.
+        x: ``[T, B, *shape]``, dense, of any real dtype; a spike is ``x != 0``.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
@@ -345,7 +444,13 @@ def pack_spikes(x: Tensor, *, backend: str | None = None) -> PackedSpikes:
 
 
 def unpack_spikes(packed: PackedSpikes) -> Tensor:
-    """Inverse of :func:`pack_spikes`: bool ``[T, B, *shape]``.
+    """Inverse of :func:`pack_spikes`.
+
+    Args:
+        packed: what that function returned.
+
+    Returns:
+        The spikes, bool ``[T, B, *shape]``.
 
     Raises:
         TypeError, ValueError: not packed spikes, or words that contradict the shape.
@@ -367,26 +472,37 @@ def exp_scan(
 
     .. math:: y[t] = d\,y[t-1] + g\,x[t], \qquad y[-1] = y_0
 
+    With :math:`d = e^{-\Delta t / \tau}` and :math:`g = Q / \tau` that is the current of
+    :class:`~tritonsyn.SingleExponentialCurrent`.
+
     Args:
         x: the input ``[T, ...]``, bool, integer or floating, or spikes packed by
             :func:`pack_spikes`. T may be 0.
-        decay: factor :math:`d` of a step; with ``gain`` a number or a tensor broadcastable to
-            ``x.shape[1:]``. Meant for :math:`|d| \le 1`: where a sequence is cut into chunks,
-            powers of a larger one may overflow to NaN before the sequence itself does.
-        gain: factor :math:`g` of the input.
-        initial: :math:`y_0`, of shape ``x.shape[1:]``; None at rest.
-        dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
+        decay: factor :math:`d` of a step, a number or a tensor broadcastable to ``x.shape[1:]``.
+            Meant for :math:`|d| \le 1`: where a sequence is cut into chunks, powers of a larger one
+            may overflow to NaN before the sequence itself does.
+        gain: factor :math:`g` of the input, as ``decay``, in the unit of the output.
+        initial: :math:`y_0`, of shape ``x.shape[1:]``, floating; None for zeros.
+        dtype: of the output. None: that of a floating ``x``, else of ``initial``, else torch's
+            default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
         ``(y, final)``: the sequence, shaped like ``x``, and its last value, which continues it:
-        ``final`` is float64 for a float64 output and float32 otherwise, as the recurrence itself.
-
-    Differentiable (first order) to ``x``, ``decay``, ``gain`` and ``initial``. For the gradient to
-    ``x`` alone nothing of the size of ``x`` is kept.
+        ``final`` is float64 for a float64 output and float32 otherwise, as the arithmetic.
+        Differentiable (first order) to ``x``, ``decay``, ``gain`` and ``initial``. For the gradient
+        to ``x`` alone nothing of the size of ``x`` is kept.
 
     Raises:
         TypeError, ValueError: wrong kind, shape or device.
+
+    Example:
+        >>> import torch
+        >>> from tritonsyn import functional
+        >>> functional.exp_scan(torch.tensor([[1.0], [0.0], [1.0]]), 0.5)
+        (tensor([[1.0000],
+                [0.5000],
+                [1.2500]]), tensor([1.2500]))
     """
     constants = {"gain": gain, "decay": decay}
     y, (final,) = _sequence_scan(x, constants, (initial,), dtype, backend)
@@ -408,8 +524,27 @@ def double_exp_scan(
     .. math::
         P[t] = d\,P[t-1] + g\,x[t], \quad M[t] = r\,M[t-1] + g\,x[t], \quad y[t] = P[t] - M[t]
 
-    ``initial`` is the pair :math:`(P[-1], M[-1])`; returns ``(y, (P[T-1], M[T-1]))``. Everything
-    else is as for :func:`exp_scan`.
+    With :math:`d = e^{-\Delta t / \tau_d}`, :math:`r = e^{-\Delta t / \tau_r}` and
+    :math:`g = Q / (\tau_d - \tau_r)` that is the current of
+    :class:`~tritonsyn.DoubleExponentialCurrent`.
+
+    Args:
+        x: the input ``[T, ...]``, or packed spikes, as for :func:`exp_scan`.
+        decay: factor :math:`d` of the first component in a step, a number or a tensor broadcastable
+            to ``x.shape[1:]``.
+        rise: factor :math:`r` of the second component, as ``decay``.
+        gain: factor :math:`g` of the input, as ``decay``, in the unit of the output.
+        initial: the pair :math:`(P[-1], M[-1])`, each of shape ``x.shape[1:]``; None for zeros.
+        dtype: of the output; None as for :func:`exp_scan`.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        ``(y, (P[T-1], M[T-1]))``: the sequence, shaped like ``x``, and the last values of both
+        components, which continue it, in the dtype of the arithmetic. Differentiable (first order)
+        to all that is floating.
+
+    Raises:
+        TypeError, ValueError: wrong kind, shape or device.
     """
     constants = {"gain": gain, "decay": decay, "rise": rise}
     return _sequence_scan(x, constants, initial, dtype, backend)
@@ -430,10 +565,27 @@ def alpha_scan(
     .. math::
         A[t] = d\,A[t-1] + g\,x[t], \quad I[t] = d\,(I[t-1] + r\,A[t-1]), \quad y[t] = I[t]
 
-    With :math:`r = \Delta t / \tau`, :math:`d = e^{-r}` and :math:`g = Q / \tau` a spike gives
-    :math:`Q\,s / \tau^2\,e^{-s / \tau}` a time :math:`s` after it. ``initial`` is the pair
-    :math:`(A[-1], I[-1])`; returns ``(y, (A[T-1], I[T-1]))``. Everything else is as for
-    :func:`exp_scan`.
+    With :math:`r = \Delta t / \tau`, :math:`d = e^{-r}` and :math:`g = Q / \tau` that is the
+    current of :class:`~tritonsyn.AlphaCurrent`: a spike gives
+    :math:`Q\,s / \tau^2\,e^{-s / \tau}` a time :math:`s` after it.
+
+    Args:
+        x: the input ``[T, ...]``, or packed spikes, as for :func:`exp_scan`.
+        decay: factor :math:`d` of both states in a step, a number or a tensor broadcastable to
+            ``x.shape[1:]``.
+        ratio: :math:`r`, the part of the first state that joins the second, as ``decay``.
+        gain: factor :math:`g` of the input, as ``decay``, in the unit of the output.
+        initial: the pair :math:`(A[-1], I[-1])`, each of shape ``x.shape[1:]``; None for zeros.
+        dtype: of the output; None as for :func:`exp_scan`.
+        backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
+
+    Returns:
+        ``(y, (A[T-1], I[T-1]))``: the sequence, shaped like ``x``, and the last values of both
+        states, which continue it, in the dtype of the arithmetic. Differentiable (first order) to
+        all that is floating.
+
+    Raises:
+        TypeError, ValueError: wrong kind, shape or device.
     """
     constants = {"gain": gain, "decay": decay, "ratio": ratio}
     return _sequence_scan(x, constants, initial, dtype, backend)
@@ -574,7 +726,7 @@ def delayed_linear(
     .. math:: y[t, b, o] = \mathrm{bias}_o + \sum_i w_{oi}\, I_{bi}(t\,\Delta t - d_{oi})
 
     where :math:`I` is what :func:`exp_scan`, with ``rise`` :func:`double_exp_scan`, or with
-    ``ratio`` :func:`alpha_scan` gives.
+    ``ratio`` :func:`alpha_scan` gives. Between steps it decays as there.
 
     Args:
         x: the input ``[T, B, in]``, bool, integer or floating, or packed spikes. T >= 1.
@@ -582,19 +734,24 @@ def delayed_linear(
         delay: ``[out, in]``, or where connections share them ``[1, in]`` or ``[out, 1]``, in the
             unit of ``step_time``; clamped to ``[0, max_delay]`` with zero gradient outside.
         bias: ``[out]`` or None.
-        decay, rise, ratio, gain: as for these scans, numbers or ``[in]``; not both of ``rise`` and
-            ``ratio``.
-        step_time, max_delay: length of a step, and the longest delay.
+        decay: factor of a step, a number > 0 or a tensor, 0-d or ``[in]``.
+        rise: factor of the second component, as ``decay``; None for one component.
+        ratio: coupling of an alpha function, as ``decay``; None for none. Not with ``rise``.
+        gain: factor of the input, a number or a tensor, 0-d or ``[in]``.
+        step_time: length of a step, > 0.
+        max_delay: longest delay, in the unit of ``step_time``, >= 0.
         initial: the last K values of each component, ``[K, B, in]`` oldest first, with
-            ``K = ceil(max_delay / step_time) + 1``; None at rest.
-        strategy: as for :class:`tritonsyn.DelayedLinear`.
-        dtype: of the output; that of a floating ``x``, else of ``initial``, else the default.
+            ``K = ceil(max_delay / step_time) + 1``; None for zeros.
+        strategy: ``"auto"``, ``"shift"``, ``"gemm"``, ``"bits"`` or ``"events"``, as for
+            :class:`tritonsyn.DelayedLinear`.
+        dtype: of the output. None: that of a floating ``x``, else of ``initial``, else torch's
+            default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
     Returns:
-        ``(y, final)``: ``[T, B, out]``, and what continues it as ``initial``.
-
-    Differentiable (first order) to everything floating.
+        ``(y, final)``: ``[T, B, out]``, and what continues it as ``initial``: a tuple of one tensor
+        ``[K, B, in]`` for each component, in the dtype of the output. Differentiable (first order)
+        to all that is floating.
 
     Raises:
         TypeError, ValueError: wrong kind, shape, device or strategy.

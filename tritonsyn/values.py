@@ -21,11 +21,22 @@ STRATEGIES = ("auto", "shift", "gemm", "bits", "events")
 
 
 class ReadRule(NamedTuple):
-    """How times before the present become values of a record.
+    r"""How times before the present become values of a record.
 
-    ``step`` (between observations), ``limit`` (of the times) and ``tolerance`` (to an
-    observation) are in the unit of the times; ``overbound`` replaces values outside of
-    ``[0, limit]``, None keeps the limit's value.
+    Let *older* and *newer* be the observations before and after the time, :math:`a` the time from
+    the older one to the time asked for, and :math:`\tau` the time constant of the record.
+
+    Attributes:
+        mode: the value between observations: ``"previous"`` (older), ``"next"`` (newer),
+            ``"nearest"`` (the closer one; older in the middle), ``"linear"`` (on the line between
+            both), ``"expdecay"`` (:math:`\mathrm{older}\,e^{-a / \tau}`), or ``"alpha"``, which
+            reads a pair, the rise and the current: :math:`(\mathrm{current} + (a /
+            \tau)\,\mathrm{rise})\,e^{-a / \tau}`.
+        step: time between observations, > 0, in the unit of the times.
+        limit: longest time, >= 0; times are bounded to ``[0, limit]``.
+        tolerance: a time this close to an observation reads it, >= 0; at least four units in the
+            last place of the time.
+        overbound: value outside of ``[0, limit]``; None for the value at the limit.
     """
 
     mode: str
@@ -152,21 +163,27 @@ class Dynamics(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """The records of a group of synapses, and the slot that each writes next."""
+    """The records of a group of synapses, and the slot that each writes next.
+
+    Attributes:
+        components: the record of each state: ``[K, B, *shape]``, floating.
+        pointers: for each of these records the slot that is written next.
+        spikes: the record of the spikes, ``[K, B, *shape]``, bool.
+        spike_pointer: its slot that is written next.
+        arrivals: an int32 zero, with which a step or a scan counts its programs to advance pointers
+            that are kept on the device; None leaves them, as numbers are left.
+        carries: the newest value of each state, ``[B, *shape]``, contiguous, in the dtype of the
+            arithmetic: a step starts from these and writes them. They keep what records in half
+            precision round: without them a step that changes a state by less than its rounding is
+            lost, and a long time constant never decays. None where the records hold all.
+    """
 
     components: Sequence[Tensor]
-    """The record of each state: ``[K, B, *shape]``, floating."""
     pointers: Sequence[Slot]
     spikes: Tensor
-    """``[K, B, *shape]``, bool."""
     spike_pointer: Slot
     arrivals: Tensor | None = None
-    """An int32 zero, with which a step or a scan counts its programs to advance pointers that are
-    kept on the device; None leaves them, as numbers are left."""
     carries: Sequence[Tensor] | None = None
-    """Of each state ``[B, *shape]`` its newest value in the dtype of the arithmetic, before it was
-    rounded into its record: a step starts from there, and writes them. None where the records hold
-    it as it is."""
 
 
 # A duration this close to a whole number of steps is that number (relative to one step).
@@ -198,12 +215,16 @@ WORD = 32
 
 
 class PackedSpikes(NamedTuple):
-    """Spikes ``[T, B, *shape]`` as bits; made by :func:`tritonsyn.functional.pack_spikes`."""
+    """Spikes ``[T, B, *shape]`` as bits; made by :func:`tritonsyn.functional.pack_spikes`.
+
+    Attributes:
+        words: ``[T, B, ceil(N / 32)]`` int32: bit ``n % 32`` of word ``n // 32`` is the spike of
+            synapse n.
+        shape: ``(T, B, *shape)``, of the spikes.
+    """
 
     words: Tensor
-    """``[T, B, ceil(N / 32)]`` int32: bit ``n % 32`` of word ``n // 32`` is synapse n's spike."""
     shape: tuple[int, ...]
-    """``(T, B, *shape)``."""
 
     @property
     def synapses(self) -> int:
@@ -212,16 +233,20 @@ class PackedSpikes(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the words are."""
+        """Device of the words."""
         return self.words.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What a spike is: bool."""
+        """Dtype of a spike: ``torch.bool``."""
         return torch.bool
 
     def dense(self) -> Tensor:
-        """The spikes, bool ``[T, B, *shape]``."""
+        """The spikes, one value for each step and synapse.
+
+        Returns:
+            Bool ``[T, B, *shape]``.
+        """
         return unpack_bits(self.words, self.synapses).view(self.shape)
 
 
