@@ -22,7 +22,7 @@ VARIABLE = "TRITONSYN_BACKEND"
 
 
 class BackendError(RuntimeError):
-    """The backend asked for is unknown or cannot run here."""
+    """The backend asked for is unknown or cannot run here; the message says why."""
 
 
 def check_backend(name: str, origin: str = "backend") -> str:
@@ -70,15 +70,26 @@ _default = os.environ.get(VARIABLE) or "auto"
 def get_backend() -> str:
     """The backend of calls and modules that name none.
 
-    Raises :class:`BackendError` where the environment variable names one that does not exist.
+    Returns:
+        ``"auto"``, ``"triton"`` or ``"reference"``.
+
+    Raises:
+        BackendError: the environment variable ``TRITONSYN_BACKEND`` names one that does not exist.
     """
     return check_backend(_default, f"environment variable {VARIABLE}")
 
 
 def set_backend(name: str) -> None:
-    """Sets the backend of calls and modules that name none: ``auto``, ``triton``, ``reference``.
+    """Sets the backend of calls and modules that name none.
 
     It holds for the process, for all of its threads.
+
+    Args:
+        name: ``"auto"`` (Triton where the tensors are on a GPU, plain PyTorch on a CPU),
+            ``"triton"`` or ``"reference"``; capitals do not matter.
+
+    Raises:
+        BackendError: there is no such backend. Whether it can run is found out by the first call.
     """
     global _default
     _default = check_backend(name)
@@ -87,7 +98,19 @@ def set_backend(name: str) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Like :func:`set_backend`, until the block ends; for all threads of the process."""
+    """Like :func:`set_backend`, until the block ends; for all threads of the process.
+
+    Args:
+        name: ``"auto"``, ``"triton"`` or ``"reference"``, as for :func:`set_backend`.
+
+    Raises:
+        BackendError: there is no such backend.
+
+    Example:
+        >>> synapse = SingleExponentialCurrent(2, 1.0, spike_charge=10.0, time_constant=5.0)
+        >>> with use_backend("reference"):
+        ...     current = synapse(torch.ones(1, 2))
+    """
     previous = get_backend()
     set_backend(name)
     try:

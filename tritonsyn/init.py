@@ -22,8 +22,14 @@ _Fill = Callable[[Tensor], Tensor]
 def constant(value: float) -> _Fill:
     """The same delay everywhere.
 
+    Args:
+        value: the delay, ms.
+
+    Returns:
+        A function that fills a tensor in place and returns it.
+
     Raises:
-        TypeError, ValueError: ``value`` is no finite number.
+        TypeError, ValueError: ``value`` is not a finite number.
     """
     return partial(nn.init.constant_, val=checks.finite("value", value))
 
@@ -31,8 +37,15 @@ def constant(value: float) -> _Fill:
 def uniform(low: float, high: float) -> _Fill:
     """Delays between two bounds, each as likely as any other; a layer's default.
 
+    Args:
+        low: shortest delay, ms.
+        high: longest delay, ms, > ``low``.
+
+    Returns:
+        A function that fills a tensor in place and returns it.
+
     Raises:
-        TypeError, ValueError: a bound is no finite number, or they are not in order.
+        TypeError, ValueError: a bound is not a finite number, or they are not in order.
     """
     low, high = checks.interval("low", low, "high", high)
     return partial(nn.init.uniform_, a=low, b=high)
@@ -44,11 +57,16 @@ def normal(mean: float, std: float, *, low: float = 0.0, high: float | None = No
     ``normal(0.0, std)`` leaves one half at 0, and the other is half-normal.
 
     Args:
-        mean, std: of the distribution; ``std > 0``.
-        low, high: bounds; ``high`` None for none.
+        mean: mean of the distribution, ms.
+        std: its standard deviation, ms, > 0.
+        low: shortest delay, ms.
+        high: longest delay, ms, > ``low``; None for no bound.
+
+    Returns:
+        A function that fills a tensor in place and returns it.
 
     Raises:
-        TypeError, ValueError: an argument is no finite number, or breaks its rule.
+        TypeError, ValueError: an argument is not a finite number, or breaks its rule.
     """
     mean, std, low = (
         checks.finite("mean", mean),
@@ -68,8 +86,15 @@ def normal(mean: float, std: float, *, low: float = 0.0, high: float | None = No
 def log_uniform(low: float, high: float) -> _Fill:
     """Delays whose logarithms are uniform: as many between 1 and 2 ms as between 10 and 20.
 
+    Args:
+        low: shortest delay, ms, > 0.
+        high: longest delay, ms, > ``low``.
+
+    Returns:
+        A function that fills a tensor in place and returns it.
+
     Raises:
-        TypeError, ValueError: a bound is no number above 0, or they are not in order.
+        TypeError, ValueError: a bound is not a number above 0, or they are not in order.
     """
     low, high = checks.interval("low", checks.positive("low", low), "high", high)
     a, b = math.log(low), math.log(high)

@@ -29,10 +29,11 @@ class Bounded(_Elementwise):
     inside. Assigned values outside count as the bound.
 
     Args:
-        low, high: the bounds, ms for delays; ``low < high``.
+        low: lower bound :math:`l`, ms for delays.
+        high: upper bound :math:`h`, > ``low``.
 
     Raises:
-        TypeError, ValueError: a bound is no finite number, or they are not in order.
+        TypeError, ValueError: a bound is not a finite number, or they are not in order.
 
     Example:
         >>> physics = SingleExponentialCurrent.partialconstructor(1.0, 5.0)
@@ -45,9 +46,28 @@ class Bounded(_Elementwise):
         self.low, self.high = checks.interval("low", low, "high", high)
 
     def forward(self, raw: Tensor) -> Tensor:
+        """The values of a parameter, as torch asks for them.
+
+        Args:
+            raw: the parameter, of any shape, floating.
+
+        Returns:
+            ``low + (high - low) * sigmoid(raw)``, shaped like ``raw``.
+        """
         return self.low + (self.high - self.low) * raw.sigmoid()
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        """The parameter that gives these values, as torch asks for it where they are assigned.
+
+        Args:
+            value: values of any shape, floating; those outside of the bounds count as the bound.
+
+        Returns:
+            The parameter, finite and shaped like ``value``.
+
+        Raises:
+            TypeError: ``value`` is not a floating tensor.
+        """
         value = checks.check_floating("value", value)
         part = (value - self.low) / (self.high - self.low)
         # Finite, and at a bound closer to it than a delay can tell.
@@ -72,7 +92,7 @@ class WholeSteps(_Elementwise):
         step_time: the step, ms, > 0.
 
     Raises:
-        TypeError, ValueError: ``step_time`` is no step.
+        TypeError, ValueError: ``step_time`` is not a positive number.
     """
 
     def __init__(self, step_time: float) -> None:
@@ -80,11 +100,30 @@ class WholeSteps(_Elementwise):
         self.step_time = checks.step_time("step_time", step_time)
 
     def forward(self, raw: Tensor) -> Tensor:
+        """The values of a parameter, as torch asks for them.
+
+        Args:
+            raw: the parameter, of any shape, ms.
+
+        Returns:
+            ``round(raw / step_time) * step_time``, with the gradient of ``raw``.
+        """
         whole = (raw.detach() / self.step_time).round() * self.step_time
         # Not raw + (whole - raw), which is rounded.
         return _PassGradient.apply(raw, whole)
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        """The parameter that gives these values, as torch asks for it where they are assigned.
+
+        Args:
+            value: values of any shape, floating, ms.
+
+        Returns:
+            ``value`` itself, so that fractions of steps are kept.
+
+        Raises:
+            TypeError: ``value`` is not a floating tensor.
+        """
         return checks.check_floating("value", value)
 
     def extra_repr(self) -> str:
@@ -114,10 +153,10 @@ class Positive(_Elementwise):
     its unit is. For time constants and charges, which have to be an ``nn.Parameter`` before.
 
     Args:
-        low: what the values stay above, >= 0.
+        low: lower bound :math:`l` that the values stay above, >= 0, in their unit.
 
     Raises:
-        TypeError, ValueError: ``low`` is no such number; on assignment, a value is not above it.
+        TypeError, ValueError: ``low`` is not such a number; on assignment, a value is not above it.
 
     Example:
         >>> tau = nn.Parameter(torch.tensor(5.0))
@@ -131,9 +170,29 @@ class Positive(_Elementwise):
         self.low = checks.nonnegative("low", low)
 
     def forward(self, raw: Tensor) -> Tensor:
+        """The values of a parameter, as torch asks for them.
+
+        Args:
+            raw: the parameter, of any shape, floating.
+
+        Returns:
+            ``low + exp(raw)``, shaped like ``raw``.
+        """
         return self.low + raw.exp()
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        """The parameter that gives these values, as torch asks for it where they are assigned.
+
+        Args:
+            value: values of any shape, floating, all above ``low``.
+
+        Returns:
+            ``log(value - low)``, shaped like ``value``.
+
+        Raises:
+            TypeError, ValueError: ``value`` is not a floating tensor, or a value is not above
+                ``low``.
+        """
         value = checks.check_floating("value", value)
         above = value - self.low
         if not value.is_meta and not (above > 0).all():

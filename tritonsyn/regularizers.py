@@ -16,24 +16,52 @@ __all__ = ["l1", "l2", "variance", "whole_steps"]
 
 
 def l1(delay: Tensor) -> Tensor:
-    """Mean absolute delay, ms: pulls all of them to 0 equally, and many of them onto it.
+    """Mean absolute delay: pulls all delays to 0 equally, and many of them onto it.
 
     Short delays need shorter buffers, and a delay of 0 none: Bouhadjar and Neftci, Sparse Axonal
     and Dendritic Delays Enable Competitive SNNs for Keyword Classification (2026),
     doi:10.48550/arXiv.2602.09746, keep the accuracy with a fifth of the delays.
+
+    Args:
+        delay: delays of any shape, ms, floating.
+
+    Returns:
+        The penalty, 0-d, ms. Differentiable.
+
+    Raises:
+        TypeError: ``delay`` is not a floating tensor.
     """
     return checks.check_floating("delay", delay).abs().mean()
 
 
 def l2(delay: Tensor) -> Tensor:
-    """Mean squared delay, ms²: pulls long delays the most, and none quite to 0."""
+    """Mean squared delay: pulls long delays the most, and none quite to 0.
+
+    Args:
+        delay: delays of any shape, ms, floating.
+
+    Returns:
+        The penalty, 0-d, ms². Differentiable.
+
+    Raises:
+        TypeError: ``delay`` is not a floating tensor.
+    """
     return checks.check_floating("delay", delay).square().mean()
 
 
 def variance(delay: Tensor) -> Tensor:
-    """Variance of the delays, ms²: makes them alike; its negative keeps them apart.
+    """Variance of the delays: makes them alike; its negative keeps them apart.
 
     Inputs of different times are told from each other by delays that differ.
+
+    Args:
+        delay: delays of any shape, ms, floating.
+
+    Returns:
+        The mean squared distance from the mean delay, 0-d, ms². Differentiable.
+
+    Raises:
+        TypeError: ``delay`` is not a floating tensor.
     """
     delay = checks.check_floating("delay", delay)
     return (delay - delay.mean()).square().mean()
@@ -47,11 +75,15 @@ def whole_steps(delay: Tensor, step_time: float) -> Tensor:
     Regularizers for Quantization of Neural Networks (2018), doi:10.48550/arXiv.1811.09862.
 
     Args:
-        delay: delays, ms.
-        step_time: the step, ms, > 0.
+        delay: delays :math:`d` of any shape, ms, floating.
+        step_time: the step :math:`\Delta t`, ms, > 0.
+
+    Returns:
+        The penalty, 0-d, in 0 to 1. Differentiable.
 
     Raises:
-        TypeError, ValueError: ``delay`` is no floating tensor, or ``step_time`` no step.
+        TypeError, ValueError: ``delay`` is not a floating tensor, or ``step_time`` not a positive
+            number.
     """
     angle = math.pi / checks.step_time("step_time", step_time)
     return (angle * checks.check_floating("delay", delay)).sin().square().mean()

@@ -27,7 +27,14 @@ _NORMS: dict[str, Callable[[Tensor], float]] = {
 
 
 def poison(tensor: Tensor) -> Tensor:
-    """Fills a tensor with garbage in place: NaN, integers with all bits set, no valid bool."""
+    """Fills a tensor with garbage: NaN, integers with all bits set, no valid bool.
+
+    Args:
+        tensor: any dense tensor; it is written in place.
+
+    Returns:
+        The tensor itself.
+    """
     _bits(tensor).fill_(_GARBAGE)
     return tensor
 
@@ -53,10 +60,19 @@ def poisoned_empty() -> Iterator[None]:
 
 @contextmanager
 def guarded(*tensors: Tensor, margin: int = 64) -> Iterator[list[Tensor]]:
-    """Contiguous copies of tensors, each with ``margin`` elements of garbage before and after it.
+    """Contiguous copies of tensors for a block, each with garbage before and after it.
 
-    At the end of the block an ``AssertionError`` names the tensor whose margins were written to.
-    ``margin`` is at least 1; an odd one makes copies that are not aligned to 16 bytes.
+    Args:
+        tensors: what is copied.
+        margin: elements of garbage on each side, at least 1; an odd number makes copies that are
+            not aligned to 16 bytes.
+
+    Yields:
+        The copies, in the order of ``tensors``.
+
+    Raises:
+        AssertionError: at the end of the block, the margin of a tensor was written to; the message
+            names the tensor.
     """
     buffers = [poison(t.new_empty(t.numel() + 2 * margin)) for t in tensors]
     inner = slice(margin, -margin)
@@ -69,7 +85,17 @@ def guarded(*tensors: Tensor, margin: int = 64) -> Iterator[list[Tensor]]:
 
 
 def assert_identical(actual: Tensor, expected: Tensor) -> None:
-    """Same dtype, shape and bits; a NaN equals every other, and 0.0 does not equal -0.0."""
+    """Requires two tensors to have the same dtype, shape and bits.
+
+    A NaN equals every other, and 0.0 does not equal -0.0.
+
+    Args:
+        actual: the result under test.
+        expected: what it has to be.
+
+    Raises:
+        AssertionError: they differ; the message names the first element that does.
+    """
     assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, expected {expected.dtype}"
     assert actual.shape == expected.shape, (
         f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
@@ -90,7 +116,10 @@ def assert_identical(actual: Tensor, expected: Tensor) -> None:
 def assert_close_as_torch(
     actual: Tensor, exact: Tensor, plain: Tensor, *, factor: float = 2.0, scale: float | None = None
 ) -> None:
-    """``actual`` errs at most ``factor`` times as much as ``plain``, in maximum and in mean square.
+    """Requires a result to err at most ``factor`` times as much as plain PyTorch.
+
+    Errors are judged in maximum and in root mean square. NaN and infinity must be where ``exact``
+    has them.
 
     Args:
         actual: the result under test.
@@ -100,7 +129,8 @@ def assert_close_as_torch(
         scale: size of the numbers that the result is made of, where they cancel; None: that of
             ``exact``. One unit of rounding at this size is allowed: ``plain`` may be exact.
 
-    NaN and infinity must be where ``exact`` has them.
+    Raises:
+        AssertionError: the error is larger, or dtype or shape differ.
     """
     assert actual.dtype == plain.dtype, f"dtype {actual.dtype}, expected {plain.dtype}"
     assert actual.shape == exact.shape == plain.shape, (
