@@ -164,18 +164,40 @@ class _DelayedConv(DelayedProjection):
             self._size = tuple(size)
 
     def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
-        """Resting state of the synapse; with a bool mask ``[B]``, of these samples only."""
+        """Resting state of the synapses: a past of zeros, no autograd graph.
+
+        Args:
+            mask: bool ``[B]``: only these samples rest; None for all.
+            keep_adaptations: as inferno's layers pass it on; there are none here.
+
+        Raises:
+            TypeError, ValueError: the mask is of another kind or shape, or on another device.
+            RuntimeError: this is a backward pass.
+        """
         if mask is not None:
             mask = checks.check_mask(mask, (self.batchsz,), self.weight.device)
             mask = mask.repeat_interleave(math.prod(self._size))
         super().clear(mask, keep_adaptations=keep_adaptations)
 
     def state(self) -> tuple[Tensor, ...]:
-        """The state of the synapse: of each record ``[K, B, *size, C]``, the channels last."""
+        """The state of the synapses, as :meth:`load_state` takes it.
+
+        Returns:
+            A tensor of each record, ``[K, B, *size, C]``, the oldest observation first and the
+            channels last. All are copies, differentiable where a graph is recorded.
+        """
         return tuple([part.unflatten(1, (-1, *self._size)) for part in super().state()])
 
     def load_state(self, state: tuple[Tensor, ...]) -> None:
-        """Goes on from a copy of what :meth:`state` gave, in its batch and its size."""
+        """Goes on from a copy of what :meth:`state` gave, in its batch and its size.
+
+        Args:
+            state: a tuple of a tensor for each record, ``[K, B, *size, C]``.
+
+        Raises:
+            TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
+            RuntimeError: this is a backward pass.
+        """
         parts = state if isinstance(state, tuple) else ()
         shapes = [tuple(getattr(part, "shape", ())) for part in parts]
         shape, slots = shapes[0] if shapes else (), self.synapse.spike_.recordsz
@@ -333,11 +355,19 @@ class _DelayedConv(DelayedProjection):
         return y.to(self.weight.dtype).contiguous()
 
     def unrolled(self, steps: int) -> AbstractContextManager[Any]:
-        """Refused with ``NotImplementedError``: give whole sequences, or single steps."""
+        """Refused: a convolution has no tape. Give it whole sequences, or single steps.
+
+        Raises:
+            NotImplementedError: always.
+        """
         raise NotImplementedError(_NO_TAPE)
 
     def ahead(self, z: Tensor) -> Tensor:
-        """Refused with ``NotImplementedError``, as :meth:`unrolled` is."""
+        """Refused, as :meth:`unrolled` is.
+
+        Raises:
+            NotImplementedError: always.
+        """
         raise NotImplementedError(_NO_TAPE)
 
 
@@ -352,21 +382,42 @@ class DelayedConv1d(_DelayedConv):
     with the currents :math:`I` of the synapse at each position, which is zero outside of the input.
     It equals ``current_at`` and a convolution; the windows of delayed currents are never made.
 
+    Inputs are ``[B, C, L]`` or, of a sequence, ``[T, B, C, L]``; packed spikes are unpacked. While
+    the state is at rest batch and size may be any.
+
     Args:
-        in_channels, out_channels: number of channels; each input channel has a synapse at each
-            position, with the constants of the channel.
-        kernel_size, stride, padding, dilation, groups: as for ``torch.nn.Conv1d``; ``padding`` also
-            ``"same"`` or ``"valid"``. :class:`DelayedConv2d` takes one number or two.
-        step_time, synapse, delay, min_delay, bias, batch_size, batch_first: as for
-            :class:`DelayedLinear`. Tensors of constants have one value per channel.
-        weight_init, bias_init, delay_init, spread, device, dtype, capturable, backend: as for
-            :class:`DelayedLinear`.
+        in_channels: number of input channels C; each has a synapse at each position.
+        out_channels: number of output channels.
+        kernel_size: positions of the kernel.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        synapse: what ``partialconstructor`` of a synapse returns, as for :class:`DelayedLinear`.
+            Tensors of constants have one value per input channel.
+        delay: longest delay, ms, >= 0; kept as ``max_delay``.
+        stride: positions between two outputs.
+        padding: zeros before and after the input; ``"same"`` or ``"valid"`` as for
+            ``torch.nn.Conv1d``.
+        dilation: positions between two elements of the kernel.
+        groups: parts that channels are divided into; outputs read the inputs of their part.
         padding_mode: ``"zeros"``; there is no other.
         delays: what has a delay of its own: each ``"connection"``, which is an element of the
             kernel, or each ``"input"`` channel.
+        min_delay: shortest delay, ms, in 0 to ``delay``.
+        bias: whether there is a bias.
+        batch_size: samples of the batch; while the state is at rest it follows the input.
+        batch_first: sequences, given and returned, have the batch before time, ``[B, T, C, L]``.
+        weight_init: function of the tensor to fill, as for :class:`DelayedLinear`; None: uniform
+            in :math:`\pm 1 / \sqrt{n}`, where an output reads :math:`n` elements.
+        bias_init: the same for the bias; None as for the weights.
+        delay_init: the same for the delays, ms; None: uniform between the shortest and the longest.
+        device: of parameters and records; None for torch's default.
+        dtype: of parameters and records, as for :class:`DelayedLinear`.
         strategy: with delays of connections, how a sequence is computed: ``"shift"`` (a cost that
             does not depend on the longest delay), ``"gemm"`` (a convolution over time, too, for
             short ones), or ``"auto"``: the one with the lower estimated cost.
+        spread: how far delays see when they learn, ms; 0 for the exact derivative. As for
+            :class:`DelayedLinear`; then single steps do not train.
+        capturable: keep the pointers on the device, for CUDA graphs and ``torch.compile``.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
 
     Attributes:
         weight: ``[out, in / groups, kernel]``.
@@ -374,9 +425,6 @@ class DelayedConv1d(_DelayedConv):
             counts as the bound, and its gradient is zero.
         bias: ``[out]`` or None.
         synapse: the synapses, with the state, a row for each sample and position.
-
-    Inputs are ``[B, C, L]`` or, of a sequence, ``[T, B, C, L]``; packed spikes are unpacked. While
-    the state is at rest batch and size may be any.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range; the message names
@@ -398,8 +446,48 @@ class DelayedConv2d(_DelayedConv):
     r"""A convolution over a plane of exponential synapses, each connection with a learned delay.
 
     All is as in :class:`DelayedConv1d`, over two axes: inputs are ``[B, C, H, W]`` or
-    ``[T, B, C, H, W]``, ``weight`` and with delays of connections ``delay`` are
-    ``[out, in / groups, *kernel]``, and sizes are one number or two, as for ``torch.nn.Conv2d``.
+    ``[T, B, C, H, W]``. Sizes are one number or two, as for ``torch.nn.Conv2d``.
+
+    Args:
+        in_channels: number of input channels C; each has a synapse at each position.
+        out_channels: number of output channels.
+        kernel_size: rows and columns of the kernel.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        synapse: what ``partialconstructor`` of a synapse returns, as for :class:`DelayedLinear`.
+            Tensors of constants have one value per input channel.
+        delay: longest delay, ms, >= 0; kept as ``max_delay``.
+        stride: positions between two outputs.
+        padding: zeros around the input; ``"same"`` or ``"valid"`` as for ``torch.nn.Conv2d``.
+        dilation: positions between two elements of the kernel.
+        groups: parts that channels are divided into; outputs read the inputs of their part.
+        padding_mode: ``"zeros"``; there is no other.
+        delays: what has a delay of its own: each ``"connection"``, which is an element of the
+            kernel, or each ``"input"`` channel.
+        min_delay: shortest delay, ms, in 0 to ``delay``.
+        bias: whether there is a bias.
+        batch_size: samples of the batch; while the state is at rest it follows the input.
+        batch_first: sequences, given and returned, have the batch before time,
+            ``[B, T, C, H, W]``.
+        weight_init: function of the tensor to fill, as for :class:`DelayedConv1d`.
+        bias_init: the same for the bias.
+        delay_init: the same for the delays, ms.
+        device: of parameters and records; None for torch's default.
+        dtype: of parameters and records, as for :class:`DelayedLinear`.
+        strategy: ``"shift"``, ``"gemm"`` or ``"auto"``, as for :class:`DelayedConv1d`.
+        spread: how far delays see when they learn, ms; 0 for the exact derivative.
+        capturable: keep the pointers on the device, for CUDA graphs and ``torch.compile``.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
+
+    Attributes:
+        weight: ``[out, in / groups, *kernel]``.
+        delay: ms, like ``weight``, or ``[in]``. Outside of ``[min_delay, max_delay]`` a delay
+            counts as the bound, and its gradient is zero.
+        bias: ``[out]`` or None.
+        synapse: the synapses, with the state, a row for each sample and position.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range; the message names
+            it, its value and the rule.
 
     Example:
         >>> import torch

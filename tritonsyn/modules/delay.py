@@ -42,6 +42,10 @@ class Delay(Group, LearnedDelays):
       :math:`\exp(-(k \Delta t - d_c)^2 / 2 \sigma^2)`. The gradient sees some :math:`\sigma` far;
       shrink :attr:`sigma` in training. At 0 this is ``"nearest"``.
 
+    Learned delays with a width that shrinks: Hammouamri, Khalfaoui-Hassani and Masquelier, Learning
+    Delays in Spiking Neural Networks using Dilated Convolutions with Learnable Spacings (2023),
+    doi:10.48550/arXiv.2306.17670.
+
     Args:
         shape: shape of the channels, an integer or a sequence of them.
         step_time: length of a step :math:`\Delta t`, ms, > 0.
@@ -56,9 +60,12 @@ class Delay(Group, LearnedDelays):
             or returns the values; by default uniform in :math:`[d_{\min}, d_{\max}]`.
         batch_size: rows of the batch; while the state is at rest it follows the input.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
-        device, dtype: of the parameter and the record; float64, float32, bfloat16 or float16.
-        capturable, backend: as for the synapses. A whole sequence under ``"gaussian"`` is made of
-            PyTorch's own operations on every backend.
+        device: of the parameter and the record; None for torch's default.
+        dtype: of the parameter and the record: float64, float32, bfloat16 or float16; None for
+            torch's default.
+        capturable: keep the pointer on the device, for CUDA graphs and ``torch.compile``.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default. A
+            whole sequence under ``"gaussian"`` is made of PyTorch's own operations on each.
 
     Attributes:
         delay: of ``delay_shape``, ms. Outside of ``[min_delay, max_delay]`` a delay counts as the
@@ -76,10 +83,6 @@ class Delay(Group, LearnedDelays):
         >>> layer.scan(x).squeeze(1).T
         tensor([[0.0000, 1.0000, 0.0000, 0.0000, 0.0000],
                 [0.0000, 0.0000, 0.5000, 0.5000, 0.0000]], grad_fn=<PermuteBackward0>)
-
-    Learned delays with a width that shrinks: Hammouamri, Khalfaoui-Hassani and Masquelier, Learning
-    Delays in Spiking Neural Networks using Dilated Convolutions with Learnable Spacings (2023),
-    doi:10.48550/arXiv.2306.17670.
     """
 
     signal_: RecordTensor
@@ -175,7 +178,8 @@ class Delay(Group, LearnedDelays):
                 the state is at rest the batch may be of any size.
 
         Returns:
-            The delayed signal, shaped like ``x``, in the dtype of the record.
+            The delayed signal, shaped like ``x``, in the dtype of the record. Differentiable (first
+            order) to the signal and, but for ``"previous"`` and ``"nearest"``, to the delays.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.

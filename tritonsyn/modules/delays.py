@@ -57,12 +57,21 @@ class LearnedDelays(Stateful):
         """Brings every delay into ``[min_delay, max_delay]``; call it after an optimiser's step.
 
         A delay outside has no gradient, so without this it would stay there.
+
+        Raises:
+            RuntimeError: delays are computed from another parameter, as by pruning.
         """
         self._set_delays(self.delay.clamp(self._min_delay, self.max_delay))
 
     @torch.no_grad()
     def round_delays_(self) -> None:
-        """Rounds every delay to whole steps, for hardware that supports no others."""
+        """Rounds every delay to whole steps, for hardware that supports no others.
+
+        Bounds come first: a delay at a bound between two steps stays at the bound.
+
+        Raises:
+            RuntimeError: delays are computed from another parameter, as by pruning.
+        """
         steps = (self.delay / self.dt).round_()
         steps.clamp_(0, whole_steps(self.dt, self.max_delay))
         self._set_delays((steps * self.dt).clamp_(self._min_delay, self.max_delay))

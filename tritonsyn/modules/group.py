@@ -144,11 +144,12 @@ class Group(TakesSequences):
 
         Args:
             mask: bool ``[B]``: only these samples rest, and their past reads 0 from then on. The
-                pointer stays, and so do graph and gradients of the others.
+                pointer stays, and so do graph and gradients of the others. None for all.
             keep_adaptations: as inferno's layers pass it on; there are none here.
 
         Raises:
             TypeError, ValueError: the mask is of another kind or shape, or on another device.
+            RuntimeError: the state is on a tape, or this is a backward pass.
         """
         self._check_run()
         if mask is not None:
@@ -166,10 +167,14 @@ class Group(TakesSequences):
     def state(self) -> tuple[Tensor, ...]:
         """The past of the elements, as :meth:`load_state` takes it, here or in a module like this.
 
-        A tensor of each record, ``[K, B, *shape]``, the oldest observation first: no pointer is
-        needed, and states of several samples are joined along the second axis. All are copies,
-        differentiable where a graph is recorded. Floating records in bfloat16 and float16 that
-        synapses go on from are given in float32, the newest observation before it was rounded.
+        Returns:
+            A tensor of each record, ``[K, B, *shape]``, the oldest observation first: no pointer is
+            needed, and states of several samples are joined along the second axis. All are copies,
+            differentiable where a graph is recorded. Floating records in bfloat16 and float16 that
+            synapses go on from are given in float32, the newest observation before it was rounded.
+
+        Raises:
+            RuntimeError: the state is on a tape.
         """
         self._check_read()
         return tuple(
@@ -180,6 +185,10 @@ class Group(TakesSequences):
         """Goes on from a copy of what :meth:`state` gave, bit for bit; the batch becomes its own.
 
         Gradients flow back to the tensors that have a graph.
+
+        Args:
+            state: a tuple of a tensor for each record, ``[K, B, *shape]``, the oldest observation
+                first.
 
         Raises:
             TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
@@ -194,7 +203,11 @@ class Group(TakesSequences):
         self._forget_arrivals()
 
     def detach_state(self) -> None:
-        """Truncates backpropagation here: the state keeps its values and drops its graph."""
+        """Truncates backpropagation here: the state keeps its values and drops its graph.
+
+        Raises:
+            RuntimeError: the state is on a tape.
+        """
         for record in self._records():
             record.detach_state()
 

@@ -52,6 +52,10 @@ class DelayedLinear(DelayedProjection):
     equals ``current_at`` and a weighted sum; the tensor ``[B, in, out]`` of delayed currents is
     never made.
 
+    Learned delays of connections: Hammouamri, Khalfaoui-Hassani and Masquelier, Learning Delays in
+    Spiking Neural Networks using Dilated Convolutions with Learnable Spacings (2023),
+    doi:10.48550/arXiv.2306.17670.
+
     Args:
         in_features: number of inputs, each with a synapse.
         out_features: number of outputs.
@@ -67,16 +71,19 @@ class DelayedLinear(DelayedProjection):
         bias: whether there is a bias.
         batch_size: rows of the batch; while the state is at rest it follows the input.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, in]``.
-        weight_init, bias_init, delay_init: functions of the tensor to fill, which fill it (as those
-            of ``torch.nn.init``) or return the values. By default weight and bias are uniform in
-            :math:`\pm 1 / \sqrt{n}`, where an output reads :math:`n` inputs, and delays uniform in
-            :math:`[d_{\min}, d_{\max}]`.
-        mask: bool ``[out, in]``: which connections there are; by default, all. The others count as
+        weight_init: function of the tensor to fill, which fills it (as those of ``torch.nn.init``)
+            or returns the values. None: uniform in :math:`\pm 1 / \sqrt{n}`, where an output reads
+            :math:`n` inputs.
+        bias_init: the same for the bias; None as for the weights.
+        delay_init: the same for the delays, ms, such as one of :mod:`tritonsyn.init`. None: uniform
+            in :math:`[d_{\min}, d_{\max}]`.
+        mask: bool ``[out, in]``: which connections there are; None for all. The others count as
             0, have no gradient, and cost nothing where connections are summed one by one. Kept as
             a buffer, which may be changed.
         fan_in: instead of a mask, so many inputs of each output, drawn at random.
-        device, dtype: of parameters and records, as in every torch module. In bfloat16 and float16
-            delays are coarse: eight and eleven bits.
+        device: of parameters and records; None for torch's default.
+        dtype: of parameters and records: float64, float32, bfloat16 or float16; None for torch's
+            default. In bfloat16 and float16 delays are coarse: eight and eleven bits.
         strategy: how a sequence is computed: ``"shift"`` (a cost that does not depend on the
             longest delay), ``"gemm"`` (a matrix product for each delay, for short ones),
             ``"bits"`` (a quicker sum of bool or packed input with one time constant), ``"events"``
@@ -87,7 +94,8 @@ class DelayedLinear(DelayedProjection):
             by a Gaussian of this standard deviation, which sees jumps from afar; all values, and
             all other gradients, stay exact. Then single steps do not train (sequences do, and steps
             inside of :meth:`unrolled`).
-        capturable, backend: as for the synapses.
+        capturable: keep the pointers on the device, for CUDA graphs and ``torch.compile``.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
 
     Attributes:
         weight: ``[out, in]``. With currents in nA and a dimensionless weight the output is in nA.
@@ -109,10 +117,6 @@ class DelayedLinear(DelayedProjection):
         >>> layer = DelayedLinear(3, 2, 1.0, synapse=physics, delay=10.0, batch_size=4)
         >>> layer.scan(torch.rand(20, 4, 3) < 0.1).shape
         torch.Size([20, 4, 2])
-
-    Learned delays of connections: Hammouamri, Khalfaoui-Hassani and Masquelier, Learning Delays in
-    Spiking Neural Networks using Dilated Convolutions with Learnable Spacings (2023),
-    doi:10.48550/arXiv.2306.17670.
     """
 
     @lists_options_of(DelayedProjection)

@@ -84,10 +84,14 @@ def partialconstructor_of(
     physics = inspect.Signature([*shown, *(options[n].replace(kind=kind) for n in PARTIAL)])
 
     def partialconstructor(cls: Any, *constants: Any, **options: Any) -> Callable[..., Any]:
-        """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
+        """Fixes the physics of a synapse, and leaves its size to a layer.
 
-        The function also takes ``device``, ``dtype``, ``capturable`` and ``backend``. A parameter
-        given here is shared by all that it makes.
+        The arguments are those of the synapse. A parameter given here is shared by all that is
+        made.
+
+        Returns:
+            A function ``f(shape, step_time, delay, batch_size)``, which also takes ``device``,
+            ``dtype``, ``capturable`` and ``backend`` and makes the synapse.
         """
         given = physics.bind(*constants, **options)
         given.apply_defaults()

@@ -243,22 +243,50 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         self.synapse.check_at_home()
 
     def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
-        """Resting state of the synapse; with a bool mask ``[B]``, of these samples only."""
+        """Resting state of the synapses: a past of zeros, no autograd graph.
+
+        Args:
+            mask: bool ``[B]``: only these samples rest; None for all.
+            keep_adaptations: as inferno's layers pass it on; there are none here.
+
+        Raises:
+            TypeError, ValueError: the mask is of another kind or shape, or on another device.
+            RuntimeError: the state is on a tape, or this is a backward pass.
+        """
         self.synapse.clear(mask, keep_adaptations=keep_adaptations)
 
     def state(self) -> tuple[Tensor, ...]:
-        """The state of the synapse: a tensor of each of its records, the last that of the spikes.
+        """The state of the synapses, as :meth:`load_state` takes it.
 
-        Without that, it is what :func:`tritonsyn.functional.delayed_linear` takes as ``initial``.
+        Returns:
+            A tensor of each record, ``[K, B, in]``, the oldest observation first; the last one is
+            that of the spikes. Without that, it is what :func:`tritonsyn.functional.delayed_linear`
+            takes as ``initial``. All are copies, differentiable where a graph is recorded.
+
+        Raises:
+            RuntimeError: the state is on a tape.
         """
         return self.synapse.state()
 
     def load_state(self, state: tuple[Tensor, ...]) -> None:
-        """Goes on from a copy of what :meth:`state` gave; as for the synapse."""
+        """Goes on from a copy of what :meth:`state` gave, bit for bit; the batch becomes its own.
+
+        Args:
+            state: a tuple of a tensor for each record, ``[K, B, in]``, the oldest observation
+                first.
+
+        Raises:
+            TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
+            RuntimeError: the state is on a tape, or this is a backward pass.
+        """
         self.synapse.load_state(state)
 
     def detach_state(self) -> None:
-        """Truncates backpropagation here; the state keeps its values."""
+        """Truncates backpropagation here; the state keeps its values.
+
+        Raises:
+            RuntimeError: the state is on a tape.
+        """
         self.synapse.detach_state()
 
     def check_state(self, state_dict: dict[str, Any], prefix: str, strict: bool) -> None:
@@ -280,7 +308,9 @@ class DelayedProjection(LearnedDelays, TakesSequences):
                 rest the batch may be of any size.
 
         Returns:
-            ``[B, out]`` or ``[T, B, out]`` in the dtype of the records.
+            ``[B, out]`` or ``[T, B, out]`` in the dtype of the records; in nA, where weights have
+            no unit. Differentiable (first order) to input, weights, delays, bias, constants and
+            state.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
@@ -394,6 +424,9 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         Args:
             steps: how many there will be, at most.
 
+        Returns:
+            A context manager, which gives the layer itself.
+
         Raises:
             TypeError, ValueError: ``steps`` is not a positive integer; in the block: an input does
                 not fit, or is one too many. The state is as before.
@@ -423,7 +456,10 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """Several steps at once within :meth:`unrolled`, as many as no connection is faster than.
 
         A recurrent step ``z[j] = f(i[j] + layer(z[j-1]))`` depends on what was emitted
-        ``min_delay`` before it, or earlier; so as many steps can be taken together.
+        ``min_delay`` before it, or earlier; so as many steps can be taken together. Morrison,
+        Mehring, Geisel, Aertsen and Diesmann, Advancing the Boundaries of High-Connectivity Network
+        Simulation with Distributed Computing (2005), doi:10.1162/0899766054026648, exchange spikes
+        in such blocks.
 
         Args:
             z: ``[m, B, in]``: the inputs of the last ``m`` steps, zeros before the first one; every
@@ -436,10 +472,6 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         Raises:
             TypeError, ValueError: ``z`` does not fit, or ``m`` is too large.
             RuntimeError: the call is not within a block of :meth:`unrolled`.
-
-        Morrison, Mehring, Geisel, Aertsen and Diesmann, Advancing the Boundaries of High-
-        Connectivity Network Simulation with Distributed Computing (2005),
-        doi:10.1162/0899766054026648, exchange spikes in such blocks.
         """
         return self(z, _run=self._ahead)
 

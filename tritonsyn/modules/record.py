@@ -38,7 +38,7 @@ def _named(interp: Interpolation | str) -> Interpolation | str:
 
 
 class RecordTensor(Stateful):
-    r"""Observations of the last ``duration``, one per ``step_time``, in a ring buffer.
+    """Observations of the last ``duration``, one per ``step_time``, in a ring buffer.
 
     The storage is ``[K, *shape]`` with ``K = ceil(duration / step_time)`` slots, plus one if
     ``inclusive``. ``pointer`` names the slot written next; offset ``o >= 1`` reads slot
@@ -51,10 +51,10 @@ class RecordTensor(Stateful):
     buffers, such as ``DistributedDataParallel``, writes to it; with ``capturable=True`` it is one.
 
     Args:
-        step_time: time between observations, in ms (or any unit that ``duration`` shares).
-        duration: time that the record spans.
+        step_time: time between observations, in ms (or any unit that ``duration`` shares), > 0.
+        duration: time that the record spans, >= 0.
         value: the first observation ``[B, ...]``, copied into every slot; float64, float32,
-            bfloat16, float16 or bool.
+            bfloat16, float16 or bool. The record has its dtype and device.
         inclusive: whether an observation exactly ``duration`` ago is kept.
         capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph
             and compiled without a new compilation for each of its values; pointer and storage are
@@ -65,6 +65,15 @@ class RecordTensor(Stateful):
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range; the message
             names it, its value and the rule.
+
+    Example:
+        >>> import torch
+        >>> from tritonsyn import RecordTensor
+        >>> record = RecordTensor(1.0, 3.0, torch.zeros(1, 2))
+        >>> for n in range(5):
+        ...     record.push(torch.full((1, 2), float(n)))
+        >>> record.peek(), record.select(0.5, "linear")
+        (tensor([[4., 4.]]), tensor([[3.5000, 3.5000]]))
     """
 
     storage: Tensor
@@ -222,20 +231,37 @@ class RecordTensor(Stateful):
         return value
 
     def read(self, offset: int = 1) -> Tensor:
-        """Observation ``offset`` steps before the pointer, a copy; 0 is the oldest."""
+        """Observation ``offset`` steps before the pointer; 0 is the oldest.
+
+        Args:
+            offset: steps before the pointer; 1 is the newest observation.
+
+        Returns:
+            A copy ``[*shape]`` in the dtype of the record. Differentiable.
+
+        Raises:
+            TypeError: ``offset`` is not an integer.
+        """
         self._check_read()
         storage, value = ops.read(self.storage, self._slot(checks.integer("offset", offset)))
         self.replace_storage(storage)
         return value
 
     def readrange(self, length: int, offset: int | Tensor = 1, forward: bool = False) -> Tensor:
-        """``length`` observations in order of time, stacked last: ``[*shape, length]``.
+        """Several observations in order of time, stacked last.
 
-        They end ``offset`` steps before the pointer, or begin there if ``forward``. A tensor
-        ``offset`` (integer, of an observation's shape) gives each element its own range.
+        Args:
+            length: how many, 1 to K.
+            offset: steps before the pointer at which they end; an integer tensor ``[*shape]`` gives
+                each element its own range.
+            forward: whether they begin at ``offset`` instead.
+
+        Returns:
+            ``[*shape, length]`` in the dtype of the record, a copy. Differentiable.
 
         Raises:
-            ValueError: ``length`` is not between 1 and K, or the offset's shape is wrong.
+            TypeError, ValueError: ``length`` is out of range, or ``offset`` of another dtype or
+                shape.
         """
         self._check_read()
         self._check_length(length, least=1)
@@ -316,7 +342,16 @@ class RecordTensor(Stateful):
     # -- writing ------------------------------------------------------------------------------
 
     def push(self, obs: Tensor, inplace: bool = False) -> None:
-        """Writes an observation at the pointer and advances it. See :meth:`write`."""
+        """Writes an observation at the pointer and advances it. See :meth:`write`.
+
+        Args:
+            obs: ``[*shape]`` of any real dtype, converted to the record's.
+            inplace: record no autograd graph, and drop the one there is.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device. The record is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
+        """
         if isinstance(inplace, bool) and self._again("push", obs, not inplace):
             return
         self.write(obs, 0, inplace)
@@ -334,9 +369,13 @@ class RecordTensor(Stateful):
         """Replaces the observation ``offset`` steps before the pointer; 0 is the oldest.
 
         Args:
-            obs: ``[*shape]``, converted to the record's dtype.
+            obs: ``[*shape]`` of any real dtype, converted to the record's.
             offset: steps before the pointer.
             inplace: record no autograd graph, and drop the one there is.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device. The record is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
         self._check_run()
         slot = self._slot(checks.integer("offset", offset))
@@ -350,12 +389,18 @@ class RecordTensor(Stateful):
     def writerange(
         self, obs: Tensor, offset: int | Tensor = 0, forward: bool = False, inplace: bool = False
     ) -> None:
-        """Replaces several observations, stacked last in order of time: ``[*shape, length]``.
+        """Replaces several observations, stacked last in order of time.
 
-        The range is that of :meth:`readrange`.
+        Args:
+            obs: ``[*shape, length]`` of any real dtype, converted; at most K observations.
+            offset: steps before the pointer at which the range ends, as for :meth:`readrange`; 0 is
+                the slot written next.
+            forward: whether the range begins at ``offset`` instead.
+            inplace: record no autograd graph, and drop the one there is.
 
         Raises:
-            ValueError: the shape is wrong, or there are more observations than slots.
+            TypeError, ValueError: wrong dtype, shape or device, or more observations than slots.
+                The record is as before.
         """
         self._check_run()
         if checks.check_real("obs", obs).ndim != len(self.shape) + 1:
@@ -374,13 +419,17 @@ class RecordTensor(Stateful):
         self._carry_on(inplace)
 
     def extend(self, rows: Tensor, steps: int | None = None, inplace: bool = False) -> None:
-        """Pushes several observations, stacked first in order of time: ``[L, *shape]``.
+        """Pushes several observations, stacked first in order of time.
 
         Args:
-            rows: at most K observations, converted to the record's dtype.
+            rows: ``[L, *shape]``, at most K observations, converted to the record's dtype.
             steps: how many were made, of which ``rows`` are the last; the pointer advances by as
                 many. None: ``L``.
             inplace: record no autograd graph, and drop the one there is.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device, or fewer steps than rows. The
+                record is as before.
         """
         self._check_run()
         length = checks.check_real("rows", rows).shape[:1]
@@ -399,7 +448,17 @@ class RecordTensor(Stateful):
                 self._carry(rows[-1])
 
     def history(self, length: int) -> Tensor:
-        """The newest observations in order of time, stacked first: ``[length, *shape]``."""
+        """The newest observations in order of time, stacked first.
+
+        Args:
+            length: how many, 0 to K.
+
+        Returns:
+            ``[length, *shape]`` in the dtype of the record, a copy. Differentiable.
+
+        Raises:
+            TypeError, ValueError: ``length`` is not an integer, or out of range.
+        """
         self.check_at_home()
         self._check_length(length, least=0)
         if isinstance(self.cursor, int):
@@ -407,18 +466,44 @@ class RecordTensor(Stateful):
         return self.storage.index_select(0, self._range_slots(length, 1))
 
     def incr(self, pos: int = 1) -> int:
-        """Moves the pointer forward; returns where it is."""
+        """Moves the pointer forward.
+
+        Args:
+            pos: steps to move by; negative ones move it back.
+
+        Returns:
+            The slot where it is then. If ``capturable``, reading it waits for the device.
+
+        Raises:
+            TypeError: ``pos`` is not an integer.
+        """
         self._check_run()
         self.advance(checks.integer("pos", pos))
         self._carry_on()
         return self.pointer
 
     def decr(self, pos: int = 1) -> int:
-        """Moves the pointer back; returns where it is."""
+        """Moves the pointer back.
+
+        Args:
+            pos: steps to move by.
+
+        Returns:
+            The slot where it is then. If ``capturable``, reading it waits for the device.
+
+        Raises:
+            TypeError: ``pos`` is not an integer.
+        """
         return self.incr(-checks.integer("pos", pos))
 
     def advance(self, steps: int = 1) -> None:
-        """Moves the pointer forward without asking the device where it is."""
+        """Moves the pointer forward without asking the device where it is.
+
+        For modules: a :attr:`carry` stays as it is.
+
+        Args:
+            steps: steps to move by.
+        """
         if self._buffers["position"] is None and not torch.compiler.is_compiling():
             # Bypasses nn.Module's __getattr__ and __setattr__, because every step comes here.
             self.__dict__["_cursor"] = (self._cursor + steps) % self.storage.shape[0]
@@ -435,7 +520,14 @@ class RecordTensor(Stateful):
             self.storage = storage
 
     def align(self, index: int = 0) -> None:
-        """Rolls the storage so that the oldest observation, and the pointer, are at ``index``."""
+        """Rolls the storage so that the oldest observation, and the pointer, are at ``index``.
+
+        Args:
+            index: a slot, 0 to K - 1.
+
+        Raises:
+            TypeError, IndexError: there is no such slot.
+        """
         self._check_run()
         if not 0 <= checks.integer("index", index) < self.recordsz:
             raise IndexError(f"index must be in 0 to {self.recordsz - 1}, but is {index}")
@@ -445,7 +537,11 @@ class RecordTensor(Stateful):
     def reset(self, fill: float | bool | None = 0) -> None:
         """Fills every slot, drops the autograd graph and puts the pointer at 0.
 
-        With ``fill=None`` the observations stay and are aligned to slot 0.
+        Args:
+            fill: the value of all observations. None: they stay, and are aligned to slot 0.
+
+        Raises:
+            TypeError, ValueError: ``fill`` is not a finite number that the record's dtype holds.
         """
         self._check_run()
         if fill is None:
@@ -459,7 +555,7 @@ class RecordTensor(Stateful):
             self._fill(fill)
 
     def rest(self) -> None:
-        """What ``reset(0)`` does, for callers that have checked that it may be done."""
+        """What ``reset(0)`` does; for modules that have checked that it may be done."""
         if not (self.at_rest and self._cursor == 0) or self._has_graph():
             self._fill(0)
             self._resting = self._stamp()
@@ -471,7 +567,7 @@ class RecordTensor(Stateful):
         self._carry_on()
 
     def blank(self, mask: Tensor) -> None:
-        """Makes all observations of some samples zero: ``mask [B]``, bool."""
+        """Makes the observations of samples ``mask [B]`` zero; for modules that clear."""
         if self.at_rest:
             return
         # A copy, because backward passes need it and the caller may change it.
@@ -481,7 +577,7 @@ class RecordTensor(Stateful):
             self._carry(self.carry.masked_fill(rows, 0.0))
 
     def restart(self, step_time: float, duration: float, storage: Tensor) -> None:
-        """Takes over other times, and zeros as storage: the record is at rest."""
+        """Takes over other times and a storage of zeros; for modules that rebuild records."""
         self._dt, self._duration = step_time, duration
         self.storage = storage
         self._carry(storage[0])
@@ -531,7 +627,7 @@ class RecordTensor(Stateful):
     # -- the carry ----------------------------------------------------------------------------
 
     def newest(self) -> Tensor:
-        """The newest observation as a step starts from it, a copy."""
+        """A copy of the newest observation as a step starts from it; the carry, if there is one."""
         self._check_read()
         return self.peek() if self.carry is None else self.carry.clone()
 
@@ -646,10 +742,12 @@ class RecordTensor(Stateful):
     # -- state --------------------------------------------------------------------------------
 
     def state(self) -> tuple[Tensor]:
-        """The observations ``[K, *shape]``, the oldest first, in a tuple.
+        """The observations, as :meth:`load_state` takes them.
 
-        They are copies, differentiable where a graph is recorded. A record with a :attr:`carry`
-        gives them in float32, the newest as it is carried.
+        Returns:
+            A tuple of one tensor ``[K, *shape]``, the oldest observation first. It is a copy,
+            differentiable where a graph is recorded. A record with a :attr:`carry` gives float32,
+            the newest observation as it is carried.
         """
         self._check_read()
         observations = self.history(self.recordsz)
@@ -663,6 +761,9 @@ class RecordTensor(Stateful):
 
         Gradients flow back to its tensor where a graph is recorded.
 
+        Args:
+            state: a tuple of one tensor ``[K, B, ...]``, the oldest observation first.
+
         Raises:
             TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
         """
@@ -671,12 +772,12 @@ class RecordTensor(Stateful):
         self.load(*state)
 
     def described(self, name: str) -> tuple[str, torch.Size, torch.dtype]:
-        """What an explicit state has of this record, under this name."""
+        """Name, shape and dtype of what :meth:`state` gives; for modules that check a state."""
         kept_in = self.storage if self.carry is None else self.carry
         return name, self.storage.shape, kept_in.dtype
 
     def load(self, observations: Tensor) -> None:
-        """What :meth:`load_state` does, for callers that have checked that it may be done."""
+        """What :meth:`load_state` does; for modules that have checked that it may be done."""
         self._move_to(0)
         present, kept = self.storage, observations.to(self.storage.dtype)
         linked = present.requires_grad or (kept.requires_grad and torch.is_grad_enabled())

@@ -114,12 +114,20 @@ class ExponentialCurrent(Group):
         self.register_buffer("arrivals", arrivals if capturable else None, persistent=False)
 
     partialconstructor: ClassVar[Callable[..., SynapseConstructor]]
-    """``f(shape, step_time, delay, batch_size)`` with the physics fixed; for layers.
+    """Fixes the physics of a synapse, and leaves its size to a layer.
 
-    It takes the constants, then ``spike_interp_mode``, ``interp_tol``, ``current_overbound``,
-    ``spike_overbound`` and ``inplace``. The function that it returns also takes ``device``,
-    ``dtype``, ``capturable`` and ``backend``. A parameter given here is shared by all that it
-    makes.
+    Args:
+        constants: those of the synapse in the order of its constructor: ``spike_charge``, pC, then
+            the time constants, ms. A parameter given here is shared by all that is made.
+        spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
+        interp_tol: a time this close to an observation, ms, reads it.
+        current_overbound: current, nA, for times outside of ``[0, delay]``; None for the limit's.
+        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
+        inplace: whether steps record no autograd graph.
+
+    Returns:
+        A function ``f(shape, step_time, delay, batch_size)``, which also takes ``device``,
+        ``dtype``, ``capturable`` and ``backend`` and makes the synapse.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -164,10 +172,14 @@ class ExponentialCurrent(Group):
         return compute_dtype(self.component_records()[0].storage.dtype)
 
     def check_constants(self) -> None:
-        """Raises ``ValueError`` where a constant has left its bounds, learned ones included.
+        """Requires the present constants to be in bounds, learned ones included.
 
         The values are read on the host, which waits for a GPU: call it once per epoch, for example,
         not in every step.
+
+        Raises:
+            ValueError: a charge is 0, a time constant is not above 0, ``tc_decay`` is not above
+                ``tc_rise``, or a value is not finite; the message names it.
         """
         for name in self._constants:
             self._checked_constant(name, getattr(self, name))
@@ -307,7 +319,7 @@ class ExponentialCurrent(Group):
         backend: str | None = None,
         _run: Callable[[Any], Any] | None = None,
     ) -> Any:
-        r"""Advances by one step, or, with one axis more, by a sequence, as :meth:`scan` does.
+        """Advances by one step, or, with one axis more, by a sequence, as :meth:`scan` does.
 
         Args:
             x: the input ``[B, *shape]``, or ``[T, B, *shape]``: bool, integer or floating. A value
@@ -317,7 +329,8 @@ class ExponentialCurrent(Group):
 
         Returns:
             The present current ``[B, *shape]`` in nA, in the records' dtype, or that after each
-            step, ``[T, B, *shape]``; never aliases state.
+            step, ``[T, B, *shape]``; never aliases state. Differentiable (first order) to the
+            input, learned constants and the state before.
 
         Raises:
             TypeError, ValueError: wrong dtype, shape or device. The state is as before.
@@ -453,7 +466,16 @@ class ExponentialCurrent(Group):
     def advance(
         self, x: Tensor | PackedSpikes, lengths: Tensor | Sequence[int] | None = None
     ) -> None:
-        """Advances as :meth:`scan` does, for the state alone: no currents are returned."""
+        """Advances as :meth:`scan` does, for the state alone: no currents are returned.
+
+        Args:
+            x: input ``[T, B, *shape]``, as for :meth:`scan`.
+            lengths: steps of each sample, integers ``[B]``, as for :meth:`scan`; None for T.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device. The state is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
+        """
         if lengths is not None:
             self.scan(x, lengths)
             return
@@ -485,15 +507,20 @@ class ExponentialCurrent(Group):
         """A scan, and what :meth:`current_at` would have read after each of its steps.
 
         Args:
-            x: as for :meth:`scan`.
+            x: input ``[T, B, *shape]``, as for :meth:`scan`.
             selector: times in ms, the same at each step, as for :meth:`current_at`.
             per_step: the times of step t are ``selector[t]``, of all those shapes; so the selector
                 is a tensor ``[T, ...]``, with ``batch_first`` too.
-            lengths: as for :meth:`scan`; what is read after the end is zero, too.
+            lengths: steps of each sample, as for :meth:`scan`; what is read after the end is zero,
+                too.
 
         Returns:
             ``(currents, delayed)``: ``[T, B, *shape]``, and ``[T, B, *shape]`` or
-            ``[T, B, *shape, D]``, both in nA.
+            ``[T, B, *shape, D]``, both in nA, in the records' dtype.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device. The state is as before.
+            RuntimeError: called in a backward pass, as by gradient checkpointing.
         """
         per_step = checks.flag("per_step", per_step)
         return self(x, _run=lambda x: self._scan_at(x, selector, per_step, lengths))
@@ -540,6 +567,9 @@ class ExponentialCurrent(Group):
         Args:
             steps: how many there will be, at most.
             selector: times in ms, as for :meth:`current_at`.
+
+        Returns:
+            A context manager, which gives the synapse itself.
 
         Raises:
             TypeError, ValueError: ``steps`` is not a positive integer; in the block: times or an
@@ -687,6 +717,9 @@ class ExponentialCurrent(Group):
             Bool ``[B, *shape]`` or ``[B, *shape, D]``: the spike before the time
             (``previous``) or the closer one (``nearest``), ``spike_overbound`` outside of
             ``[0, delay]``, False for a NaN time.
+
+        Raises:
+            TypeError, ValueError: the times are of the wrong dtype, shape or device.
         """
         if (spikes := self._again("spike_at", selector)) is not None:
             return spikes
@@ -704,11 +737,14 @@ class ExponentialCurrent(Group):
                 any axis of the group may be 1; or one time for all, a number or 0-d.
 
         Returns:
-            Currents in nA, ``[B, *shape]`` or ``[B, *shape, D]``; outside of ``[0, delay]`` the
-            overbound value, NaN for a NaN time. Differentiable to the recorded currents and to
-            the selector: the derivative to a delay is :math:`I / \tau` of each
-            exponential component, and :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)` of an alpha
-            function.
+            Currents in nA, ``[B, *shape]`` or ``[B, *shape, D]``, in the records' dtype; outside of
+            ``[0, delay]`` ``current_overbound``, NaN for a NaN time. Differentiable to the recorded
+            currents, to learned time constants and to the selector: the derivative to a delay is
+            :math:`I / \tau` of each exponential component, and
+            :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)` of an alpha function.
+
+        Raises:
+            TypeError, ValueError: the times are of the wrong dtype, shape or device.
         """
         if (currents := self._again("current_at", selector)) is not None:
             return currents
@@ -806,6 +842,9 @@ class SingleExponentialCurrent(_OneTimeConstant):
 
     A unit spike delivers the charge :math:`Q`: in its own step the current is :math:`Q / \tau`.
 
+    The model: Gerstner, Kistler, Naud and Paninski, Neuronal Dynamics (2014), section 3.1,
+    doi:10.1017/CBO9781107447615.
+
     Args:
         shape: shape of the group, an integer or a sequence of them.
         step_time: length of a step :math:`\Delta t`, ms, > 0.
@@ -820,32 +859,39 @@ class SingleExponentialCurrent(_OneTimeConstant):
         interp_tol: a time this close to an observation, ms, reads it; at least four units in the
             last place of the time.
         current_overbound: current, nA, for times outside of ``[0, delay]``; None for the limit's.
-        spike_overbound: the same for spikes.
-        batch_size: size of the batch B.
+        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
+        batch_size: size of the batch B; while the state is at rest it follows the input.
         inplace: streaming: steps record no autograd graph. False: differentiable whenever grad
             mode is on and anything involved requires grad.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
-        device, dtype: of the records of currents; float64, float32, bfloat16 or float16.
-            Arithmetic is float64 for float64 and float32 otherwise.
+        device: of the records; None for torch's default.
+        dtype: of the records of currents: float64, float32, bfloat16 or float16; None for torch's
+            default. Arithmetic is float64 for float64 and float32 otherwise.
         capturable: keep the pointer on the device, so that steps can be captured in a CUDA graph;
             needed under ``torch.compile``.
         backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
+
+    Attributes:
+        spike_charge: the charge, pC; can be set.
+        time_constant: the time constant, ms; can be set.
+        current_: record of the currents, nA, ``[K, B, *shape]``.
+        spike_: record of the spikes, bool ``[K, B, *shape]``.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or breaks its rule; the message
             names it, its value and the rule.
 
     Example:
-        >>> synapse = SingleExponentialCurrent(2, 1.0, spike_charge=10.0, time_constant=5.0, delay=3.0)
+        >>> import torch
+        >>> from tritonsyn import SingleExponentialCurrent
+        >>> physics = {"spike_charge": 10.0, "time_constant": 5.0}
+        >>> synapse = SingleExponentialCurrent(2, 1.0, **physics, delay=3.0)
         >>> synapse(torch.tensor([[1.0, 0.0]]))
         tensor([[2., 0.]])
         >>> _ = synapse(torch.zeros(1, 2))
         >>> synapse.current_at(torch.tensor([[1.0, 0.5]]))
         tensor([[2., 0.]])
-
-    The model: Gerstner, Kistler, Naud and Paninski, Neuronal Dynamics (2014), section 3.1,
-    doi:10.1017/CBO9781107447615.
-    """  # noqa: E501
+    """
 
     _components = (("current_", "time_constant"),)
 
@@ -861,23 +907,54 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     A unit spike delivers the charge :math:`Q`; the current peaks
     :math:`\frac{\tau_d \tau_r}{\tau_d - \tau_r} \ln\frac{\tau_d}{\tau_r}` after it.
 
-    Args:
-        shape: shape of the group, an integer or a sequence of them.
-        step_time: length of a step :math:`\Delta t`, ms, > 0.
-        spike_charge: charge of a spike :math:`Q`, pC, not 0.
-        tc_decay: time constant of the decay :math:`\tau_d`, ms, > ``tc_rise`` in the arithmetic's
-            dtype. Where both are meant to be equal, use :class:`AlphaCurrent`.
-        tc_rise: time constant of the rise :math:`\tau_r`, ms, > 0.
-
     Learned time constants may meet and cross: the larger one counts as :math:`\tau_d`, and closer
     than 3 % (float64: 4e-5) they are moved apart, smoothly and just enough that values and
     gradients stay finite and continuous. :meth:`check_constants` names them.
 
-    The other arguments, the errors and the kinds of value a constant takes are those of
-    :class:`SingleExponentialCurrent`.
-
     The model: Roth and van Rossum, Modeling Synapses, in De Schutter (ed.), Computational Modeling
     Methods for Neuroscientists (2009), doi:10.7551/mitpress/9780262013277.003.0007.
+
+    Args:
+        shape: shape of the group, an integer or a sequence of them.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        spike_charge: charge of a spike :math:`Q`, pC, not 0. The constants take a number, a tensor
+            or an ``nn.Parameter``, as for :class:`SingleExponentialCurrent`.
+        tc_decay: time constant of the decay :math:`\tau_d`, ms, > ``tc_rise`` in the arithmetic's
+            dtype. Where both are meant to be equal, use :class:`AlphaCurrent`.
+        tc_rise: time constant of the rise :math:`\tau_r`, ms, > 0.
+        delay: longest delay that reads support, ms, >= 0.
+        spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
+        interp_tol: a time this close to an observation, ms, reads it; at least four units in the
+            last place of the time.
+        current_overbound: current or component, nA, for times outside of ``[0, delay]``; None for
+            the limit's.
+        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
+        batch_size: size of the batch B; while the state is at rest it follows the input.
+        inplace: streaming: steps record no autograd graph.
+        batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
+        device: of the records; None for torch's default.
+        dtype: of the records of currents, as for :class:`SingleExponentialCurrent`.
+        capturable: keep the pointer on the device, for CUDA graphs and ``torch.compile``.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
+
+    Attributes:
+        spike_charge: the charge, pC; can be set.
+        tc_decay: the time constant of the decay, ms; can be set.
+        tc_rise: the time constant of the rise, ms; can be set.
+        pos_current_: record of the first component :math:`P`, nA, ``[K, B, *shape]``.
+        neg_current_: record of the second component :math:`M`, nA, ``[K, B, *shape]``.
+        spike_: record of the spikes, bool ``[K, B, *shape]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or breaks its rule; the message
+            names it, its value and the rule.
+
+    Example:
+        >>> import torch
+        >>> from tritonsyn import DoubleExponentialCurrent
+        >>> synapse = DoubleExponentialCurrent(1, 1.0, spike_charge=10.0, tc_decay=6.0, tc_rise=2.0)
+        >>> synapse.scan(torch.tensor([[[1.0]], [[0.0]], [[0.0]]])).flatten()
+        tensor([0.0000, 0.5999, 0.8716])
     """
 
     _constants = ("spike_charge", "tc_decay", "tc_rise")
@@ -937,11 +1014,33 @@ class DoubleExponentialCurrent(ExponentialCurrent):
     )
 
     def pos_current_at(self, selector: Tensor | float) -> Tensor:
-        """The positive component at times before the present."""
+        """The positive component :math:`P` at times before the present.
+
+        Args:
+            selector: times in ms, as for :meth:`current_at`.
+
+        Returns:
+            nA, ``[B, *shape]`` or ``[B, *shape, D]``; outside of ``[0, delay]``
+            ``current_overbound``. Differentiable as :meth:`current_at` is.
+
+        Raises:
+            TypeError, ValueError: the times are of the wrong dtype, shape or device.
+        """
         return self._component_at(selector, 0)
 
     def neg_current_at(self, selector: Tensor | float) -> Tensor:
-        """The negative component at times before the present."""
+        """The negative component :math:`M` at times before the present.
+
+        Args:
+            selector: times in ms, as for :meth:`current_at`.
+
+        Returns:
+            nA, ``[B, *shape]`` or ``[B, *shape, D]``; outside of ``[0, delay]``
+            ``current_overbound``. Differentiable as :meth:`current_at` is.
+
+        Raises:
+            TypeError, ValueError: the times are of the wrong dtype, shape or device.
+        """
         return self._component_at(selector, 1)
 
     def _component_at(self, selector: Tensor | float, component: int) -> Tensor:
@@ -964,16 +1063,46 @@ class AlphaCurrent(_OneTimeConstant):
     :math:`Q\,s / \tau^2\,\exp(-s / \tau)`, which peaks at :math:`s = \tau`. Between steps it is
     :math:`(I + (a / \tau) A) \exp(-a / \tau)`, a time :math:`a` after the earlier one.
 
-    The records are ``current_`` (:math:`I`), ``rise_`` (:math:`A`) and ``spike_``. The arguments
-    and the errors are those of :class:`SingleExponentialCurrent`.
+    The model: Rall, Distinguishing theoretical synaptic potentials computed for different soma-
+    dendritic distributions of synaptic input (1967), doi:10.1152/jn.1967.30.5.1138.
+
+    Args:
+        shape: shape of the group, an integer or a sequence of them.
+        step_time: length of a step :math:`\Delta t`, ms, > 0.
+        spike_charge: charge of a spike :math:`Q`, pC, not 0. The constants take a number, a tensor
+            or an ``nn.Parameter``, as for :class:`SingleExponentialCurrent`.
+        time_constant: :math:`\tau`, ms, > 0.
+        delay: longest delay that reads support, ms, >= 0.
+        spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
+        interp_tol: a time this close to an observation, ms, reads it; at least four units in the
+            last place of the time.
+        current_overbound: current, nA, for times outside of ``[0, delay]``; None for the limit's.
+        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
+        batch_size: size of the batch B; while the state is at rest it follows the input.
+        inplace: streaming: steps record no autograd graph.
+        batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
+        device: of the records; None for torch's default.
+        dtype: of the records of currents, as for :class:`SingleExponentialCurrent`.
+        capturable: keep the pointer on the device, for CUDA graphs and ``torch.compile``.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``; None for the package's default.
+
+    Attributes:
+        spike_charge: the charge, pC; can be set.
+        time_constant: the time constant, ms; can be set.
+        rise_: record of the first state :math:`A`, nA, ``[K, B, *shape]``.
+        current_: record of the currents :math:`I`, nA, ``[K, B, *shape]``.
+        spike_: record of the spikes, bool ``[K, B, *shape]``.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or breaks its rule; the message
+            names it, its value and the rule.
 
     Example:
+        >>> import torch
+        >>> from tritonsyn import AlphaCurrent
         >>> synapse = AlphaCurrent(1, 1.0, spike_charge=10.0, time_constant=2.0)
         >>> synapse.scan(torch.tensor([[[1.0]], [[0.0]], [[0.0]]])).flatten()
         tensor([0.0000, 1.5163, 1.8394])
-
-    The model: Rall, Distinguishing theoretical synaptic potentials computed for different soma-
-    dendritic distributions of synaptic input (1967), doi:10.1152/jn.1967.30.5.1138.
     """
 
     _components = (("rise_", "time_constant"), ("current_", "time_constant"))
