@@ -1,7 +1,6 @@
 """Reads scanned digits one pixel per millisecond, with recurrent connections that learn delays.
 
-The neurons see one pixel at a time and forget it within a few ms. Some ms after the last one they
-are asked which digit it was: all that they know of it must still be on its way between them.
+python docs/examples/digits.py  # needs scikit-learn, 20 s
 """
 
 import argparse

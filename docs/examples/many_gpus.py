@@ -1,9 +1,9 @@
-"""Trains a small delayed network on several processes: on GPUs by nccl, else on CPUs by gloo.
+"""Trains a small network with delays on two GPUs by nccl, or on CPU cores by gloo.
 
-torchrun --nproc_per_node 2 docs/examples/many_gpus.py ddp  # or tensor
+torchrun --nproc_per_node 2 docs/examples/many_gpus.py ddp  # needs two GPUs or cores, 10 s
 
-Each class is a pattern of spike times, from which its spikes differ by up to 2 ms. ``ddp`` splits
-the batch over the processes, ``tensor`` the neurons; both learn what one process learns.
+Each class is a pattern of spike times. ``ddp`` splits the batch over the processes, ``tensor``
+instead of it the neurons of the hidden layer; both learn what one process learns.
 """
 
 import os

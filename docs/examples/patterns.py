@@ -1,4 +1,4 @@
-"""What both framework examples learn: patterns of spikes that differ in their times only."""
+"""The data and the layer of the examples with Lightning and accelerate."""
 
 import torch
 from torch.nn.functional import one_hot

@@ -1,0 +1,52 @@
+"""Finds one delay from data: what went into a synapse, and what came out of it a while later.
+
+python docs/examples/learn_one_delay.py  # needs nothing else, 4 s
+
+One spike train goes through a synapse and arrives 13.4 ms later. The layer that learns starts at
+2 ms. It sees both signals and moves its delay until its own output fits.
+"""
+
+import torch
+from torch.nn.functional import mse_loss
+
+from tritonsyn import DelayedLinear, DoubleExponentialCurrent
+
+TRUE_DELAY, FIRST_GUESS, LONGEST = 13.4, 2.0, 20.0  # ms
+
+
+def connection(delay: float) -> DelayedLinear:
+    """One input, one output, a synapse between them, and this delay in ms."""
+    return DelayedLinear(
+        in_features=1,
+        out_features=1,
+        step_time=1.0,  # ms
+        synapse=DoubleExponentialCurrent.partialconstructor(5.0, 6.0, 2.0),  # pC, ms, ms
+        delay=LONGEST,
+        spread=5.0,  # ms; lets a delay see spikes that are a few ms away from it
+        weight_init=torch.ones_like,
+        delay_init=lambda empty: torch.full_like(empty, delay),
+    )
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    nature, model = connection(TRUE_DELAY), connection(FIRST_GUESS)
+    optimizer = torch.optim.Adam([model.delay], lr=0.3)
+    for update in range(1, 101):
+        spikes = (torch.rand(100, 16, 1) < 0.05).float()  # 100 steps, 16 samples, 1 input
+        nature.clear()  # both start each sequence from silence
+        model.clear()
+        with torch.no_grad():
+            wanted = nature(spikes)
+        loss = mse_loss(model(spikes), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.clamp_delays_()  # a step of the optimiser may lead out of 0 to 20 ms
+        if update % 10 == 0:
+            print(f"update {update:3d}: delay {model.delay.item():5.2f} ms, loss {loss.item():.5f}")
+    print(f"learned {model.delay.item():.2f} ms, planted {TRUE_DELAY} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Neurons of snnTorch behind a layer with learned delays hear from which side a sound comes.
+
+python docs/examples/snntorch_layer.py  # needs snntorch, 6 s
+
+Two ears spike once each, the nearer one about 12 ms before the other. Of two neurons, that of the
+right side shall spike more. Membranes and synapses forget within a few ms: a neuron can tell the
+sides apart only if the first spike waits for the second. Jeffress proposed such delays in 1948.
+"""
+
+import snntorch
+import torch
+from snntorch import surrogate, utils
+from torch import Tensor, nn
+
+from tritonsyn import DelayedLinear, SingleExponentialCurrent, parameter_groups
+from tritonsyn.interop.snntorch import adapt
+
+STEPS, LAG, LONGEST = 60, 12, 20.0  # steps of 1 ms, ms, ms
+
+
+def sounds(count: int) -> tuple[Tensor, Tensor]:
+    """Spikes ``[T, B, 2]`` of both ears, and which is nearer ``[B]``."""
+    side = torch.randint(2, (count,))
+    near = torch.randint(1, 21, (count,))
+    far = near + LAG + torch.randint(-1, 2, (count,))
+    times = torch.stack([torch.where(side == 0, near, far), torch.where(side == 0, far, near)], 1)
+    return nn.functional.one_hot(times, STEPS).permute(2, 0, 1).float(), side
+
+
+class Network(nn.Module):
+    """Two ears, two neurons, and between them delays of at most ``longest`` ms."""
+
+    def __init__(self, longest: float) -> None:
+        super().__init__()
+        synapse = SingleExponentialCurrent.partialconstructor(2.0, 2.0)  # pC, ms
+        self.layer = DelayedLinear(2, 2, step_time=1.0, synapse=synapse, delay=longest, spread=3.0)
+        nn.init.constant_(self.layer.weight, 0.8)  # one spike is too weak, two at once suffice
+        nn.init.constant_(self.layer.delay, longest / 2)
+        self.currents = adapt(self.layer)  # so that snnTorch resets it
+        self.neurons = snntorch.Leaky(0.5, init_hidden=True, spike_grad=surrogate.fast_sigmoid(5))
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """How often each neuron spikes, ``[B, 2]``."""
+        utils.reset(self)
+        # The layer takes the sequence in one call, snnTorch's neurons take step after step.
+        return torch.stack([self.neurons(current) for current in self.currents(spikes)]).sum(0)
+
+
+def train(longest: float) -> tuple[Network, float]:
+    """The trained network, and the part of new sounds whose side it tells."""
+    torch.manual_seed(0)
+    net = Network(longest)
+    optimizer = torch.optim.Adam(parameter_groups(net, 0.02, delay_lr=0.5))
+    for _ in range(100):
+        spikes, side = sounds(64)
+        loss = nn.functional.cross_entropy(net(spikes), side)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        net.layer.clamp_delays_()
+    spikes, side = sounds(1000)
+    with torch.no_grad():
+        return net, (net(spikes).argmax(1) == side).float().mean().item()
+
+
+if __name__ == "__main__":
+    print(f"without delays: {train(0.0)[1]:.1%} of the sides")
+    net, accuracy = train(LONGEST)
+    print(f"learned delays: {accuracy:.1%} of the sides")
+    for name, delay in zip(("left", "right"), net.layer.delay.tolist(), strict=True):
+        print(f"neuron {name}: left ear {delay[0]:.1f} ms, right ear {delay[1]:.1f} ms")
