@@ -87,4 +87,8 @@ def test_the_figures_and_the_picture_are_written(few, tmp_path, capsys):
     assert written["versions"]["torch"]
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.png", "metrics.json"]
-    assert "delays are worth" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    announced, results = printed.split("\n\n")
+    assert "1 epoch;" in announced and f"Results go to {tmp_path}" in announced
+    assert "about 1 s" in announced
+    assert "delays are worth" in results

@@ -1,4 +1,17 @@
-"""``tritonsyn demo``: trains a network of delayed synapses on scanned digits."""
+"""``tritonsyn demo``: trains a network of delayed synapses on scanned digits.
+
+Trains a small spiking network to read scanned digits, twice: once with a learned
+delay on every connection, once with all delays kept at zero.
+
+The network sees a digit as spikes, one row of pixels every 3 ms, and answers in the
+4 ms after the last row. Its neurons forget within a few ms. What an early row said
+can only arrive in time for the answer if a delay holds it back: the difference
+between the two accuracies is what delays are worth.
+
+It takes about 20 s on one CPU core and downloads nothing. It writes
+  metrics.json  accuracies and losses of each epoch, times, versions
+  demo.png      a digit, its spikes and currents, the delays before and after training
+"""
 
 import argparse
 import importlib.util
@@ -17,17 +30,33 @@ NEEDS = {
     "tqdm": "tqdm",
 }
 
+EXAMPLES = """\
+examples:
+  tritonsyn demo                      both trainings, results in demo-out/
+  tritonsyn demo --epochs 3           a first impression in a few seconds
+  tritonsyn demo --seed 1             other weights, delays and held-out digits
+  tritonsyn demo --device cuda        on a GPU, by the Triton kernels
+
+The network is in tritonsyn/demo/network.py, its training in tritonsyn/demo/train.py.
+"""
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Text as it is written, and options with their defaults."""
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="train a network of delayed synapses on scanned digits",
-        description="Trains a spiking network that reads 1,797 scanned digits row by row, with "
-        "learned delays and with delays frozen at zero; writes metrics.json and demo.png.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.partition("\n\n")[2],
+        epilog=EXAMPLES,
+        formatter_class=_Help,
     )
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training digits")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same figure")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of all that is drawn; one seed always gives one result"
+    )
     parser.add_argument(
         "--device", default="cpu", help="torch device to train on: cpu, cuda, cuda:1"
     )
