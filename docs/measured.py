@@ -1,7 +1,8 @@
-"""Writes what was measured and what is calculated into ``performance.md`` and ``comparison.md``.
+"""Writes what was measured and what is calculated into the README and two pages.
 
-``python docs/measured.py [CSV]`` writes the targets and the times of each machine, what nobody has
-measured on such a device yet, the table of gates, and that of trained networks. ``--gates`` first
+``python docs/measured.py [CSV]`` writes the README's table of what is faster than what; into
+``performance.md`` the targets and times of each machine, what nobody has measured on such a device
+yet, and the table of gates; into ``comparison.md`` the table of trained networks. ``--gates`` first
 calculates the gates anew, by arithmetic on the compiled code; ``--check`` writes nothing and fails
 where a page is old.
 """
@@ -14,8 +15,10 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
 PAGE, COMPARISON = HERE / "performance.md", HERE / "comparison.md"
 CSV = HERE.parent / "bench" / "results" / "synapses.csv"
 GATES = CSV.with_name("gates.csv")
@@ -175,6 +178,92 @@ def gates(lines: list[Line], found: list[Line]) -> list[str]:
     return ["", title, "", *table(*rows)]
 
 
+# -- the README -----------------------------------------------------------------------------------
+
+MACHINES = {"cpu": ("CPU", "tritonsyn reference"), "cuda": ("H100", "tritonsyn triton")}
+"""How the README calls a kind of device, and what runs there."""
+RIVALS = {"inferno-ai": "inferno-ai", "plain PyTorch": "a PyTorch loop"}
+_STATE, _SEQUENCE = "B=128, N=4096, K={}", "T=500, B=16, N=256, K={}"
+_GRADIENT = "sequence with gradient to input, single"
+_READ = "current_at, per synapse, single", _STATE.format(21)
+_TAU = "sequence with gradient to input and tau, single"
+_TRAINED = _LAYER[0].format(_WAYS[True])
+
+
+class Headline(NamedTuple):
+    """A row of the README's table, by rows of the benchmarks."""
+
+    label: str
+    cpu: tuple[str, str]
+    cuda: tuple[str, str]
+    others: tuple[tuple[str, str, str, tuple[str, str]], ...]
+    """More comparisons: in words, the kind of device, the provider, the row."""
+
+
+HEADLINES = (
+    Headline(
+        "one step",
+        ("step, default, single", _STATE.format(21)),
+        (_STEP[0], _STEP[1].format(26)),
+        (("the loop, compiled", "cuda", "torch.compile", (_STEP[0], _STEP[1].format(26))),),
+    ),
+    Headline(
+        "one delayed read",
+        _READ,
+        _READ,
+        (("the loop, compiled", "cuda", "torch.compile", _READ),),
+    ),
+    Headline(
+        "a sequence, forward and backward",
+        (_GRADIENT, _SEQUENCE.format(21)),
+        (_GRADIENT, _SEQUENCE.format(21)),
+        (
+            ("snnTorch", "cpu", "snntorch", (_GRADIENT, _SEQUENCE.format(1))),
+            ("accelerated-scan", "cuda", "accelerated-scan", (_TAU, _LONG)),
+        ),
+    ),
+    Headline(
+        "a delayed dense layer, forward and backward",
+        (_TRAINED, "T=50, B=32, I=140, O=128, K=26, spikes=0.05"),
+        (_TRAINED, _LAYER[1].format(26)),
+        (
+            ("DCLS, delays to 25 steps", "cuda", "DCLS", MEASURED["against DCLS, K=26, both ways"]),
+            ("to 251 steps", "cuda", "DCLS", MEASURED["against DCLS, K=252, both ways"]),
+        ),
+    ),
+)  # fmt: skip
+
+
+def headlines(lines: list[Line]) -> list[str]:
+    """How many times as fast tritonsyn is, by the newest measurements."""
+    newest: dict[tuple[str, ...], Line] = {}
+    for line in sorted(lines, key=lambda line: line["date"]):
+        if line["dtype"] == "float32":
+            newest[kind(line["device"]), line["provider"], line["workload"], line["size"]] = line
+
+    def ratio(device: str, rival: str, work: tuple[str, str]) -> str:
+        ours, theirs = (newest[(device, name, *work)] for name in (MACHINES[device][1], rival))
+        paired = dict(pair.rsplit(" ", 1) for pair in ours["ratios"].split(", ") if pair)
+        times = float(
+            paired.get(rival, float(theirs["milliseconds"]) / float(ours["milliseconds"]))
+        )
+        return f"{times:.0f}" if times >= 10 else f"{times:.2g}"
+
+    rows = []
+    for headline in HEADLINES:
+        works = {"cpu": headline.cpu, "cuda": headline.cuda}
+        ratios = [ratio(device, rival, work) for device, work in works.items() for rival in RIVALS]
+        others = [f"{words}: {ratio(*of)} ({MACHINES[of[0]][0]})" for words, *of in headline.others]
+        rows.append((headline.label, *ratios, "; ".join(others)))
+    heads = [f"{name}: {words}" for name, _ in MACHINES.values() for words in RIVALS.values()]
+    made = ["", *table(("times as fast as", *heads, "others"), *rows)]
+    for device, (name, ours) in MACHINES.items():
+        line = newest[(device, ours, *getattr(HEADLINES[0], device))]
+        told = ", ".join(line[field] for field in ("device", "date"))
+        made.append(f"{name}: {told}, torch {line['torch']}, commit {line['commit']}.")
+    return [*made, ""]
+
+
 # -- networks -------------------------------------------------------------------------------------
 
 HEAD = (
@@ -237,6 +326,11 @@ def rewritten(page: str, path: Path = CSV, gates_path: Path = GATES) -> str:
     return replaced(page, "times", ["", *written(lines), ""])
 
 
+def introduced(page: str) -> str:
+    """The README with its table."""
+    return replaced(page, "headlines", headlines(list(results.read(CSV).values())))
+
+
 def compared(page: str) -> str:
     """The page with the table of networks."""
     lines = results.read(results.NETWORKS_FILE, results.NETWORKS)
@@ -252,7 +346,8 @@ def main(arguments: list[str]) -> None:
     try:
         if given.gates:
             write_whole(GATES, calculated())
-        for path, write in {PAGE: partial(rewritten, path=given.csv), COMPARISON: compared}.items():
+        pages = {README: introduced, PAGE: partial(rewritten, path=given.csv), COMPARISON: compared}
+        for path, write in pages.items():
             page = path.read_text(encoding="utf-8")
             new = write(page)
             if given.check:
