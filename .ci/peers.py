@@ -7,23 +7,20 @@ those of the extra ``nir``, which some would replace by old ones.
 import argparse
 from importlib.metadata import requires
 
-import tomllib
 from packaging.requirements import Requirement
+from requirements import of_extra
 
 LEFT_OUT = {"torch", "torchvision", "torchaudio", "samna", "nir", "nirtorch"}
 
+
+def applies(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--wanted", action="store_true")
-wanted = parser.parse_args().wanted
-with open("pyproject.toml", "rb") as file:
-    peers = [
-        Requirement(line)
-        for line in tomllib.load(file)["project"]["optional-dependencies"]["interop"]
-    ]
-if wanted:
-    needed = [Requirement(line) for peer in peers for line in requires(peer.name) or ()]
-    peers = [n for n in needed if n.name.lower() not in LEFT_OUT]
-applicable = {
-    str(p).split(";")[0] for p in peers if p.marker is None or p.marker.evaluate({"extra": ""})
-}
-print(*sorted(applicable), sep="\n")
+found = list(filter(applies, of_extra("interop")))
+if parser.parse_args().wanted:
+    needed = [Requirement(line) for peer in found for line in requires(peer.name) or ()]
+    found = [n for n in needed if n.name.lower() not in LEFT_OUT and applies(n)]
+print(*sorted({str(requirement).split(";")[0] for requirement in found}), sep="\n")
