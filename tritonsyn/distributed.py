@@ -53,7 +53,7 @@ def gather_spikes(x: Tensor, mesh: DeviceMesh) -> Tensor:
 
     Args:
         x: the spikes of this process' neurons ``[..., n]``, as 0 and 1, of any real dtype.
-        mesh: of one axis: the processes.
+        mesh: of one axis: the P processes.
 
     Returns:
         ``[..., P n]`` in the dtype of ``x``, in the order of the processes.
@@ -246,15 +246,15 @@ class DelayedColwiseParallel(_Style):
     by all: the records of the synapses, their constants, delays of inputs. Parameters among these
     stay ordinary ones, with the gradient summed over the processes, so that they stay equal.
 
+    The layer then returns this process' outputs ``[..., out / P]``, or given a ``DTensor`` one that
+    is ``Shard`` over its last axis.
+
     Args:
         input_layouts: ``Replicate()``, the default: the input ``[..., in]`` is the same on all
             processes; its gradient is summed over them. ``Shard(-1)``: it is ``[..., in / P]``, the
             spikes of this process' neurons, which travel as bits (:func:`gather_spikes`); the sums
             of their gradients come back to the process that they belong to. A ``DTensor`` says
             itself how it is laid out.
-
-    The layer then returns this process' outputs ``[..., out / P]``, or given a ``DTensor`` one that
-    is ``Shard`` over its last axis.
 
     Raises:
         TypeError, ValueError: the module is not a ``DelayedLinear``, its outputs cannot be divided
@@ -377,6 +377,12 @@ class LocalParallel(_Style):
     No sample and no synapse depends on another one, so each process runs the module on its part of
     the input, and keeps the records of that part.
 
+    Parameters, masks and constants that are tensors are those of the first process. Given a
+    ``DTensor`` the module brings it into this layout, and returns one that is laid out so; nothing
+    else travels forward. Given a tensor it takes it for this process' part, and returns that of the
+    output. Of this part are also other arguments, such as ``lengths``, and what else a module has,
+    such as ``current_at``.
+
     Args:
         layout: how the input ``[B, *shape]`` of a step is laid out; in sequences it has time
             besides. ``Shard(0)``, the default: over the batch. Parameters stay ordinary ones, with
@@ -384,12 +390,6 @@ class LocalParallel(_Style):
             and :class:`tritonsyn.Delay`, over an axis of their ``shape``. Constants and delays that
             have this axis become ``DTensor``. The module's ``shape`` is then that of a part, and
             its state begins cleared.
-
-    Parameters, masks and constants that are tensors are those of the first process. Given a
-    ``DTensor`` the module brings it into this layout, and returns one that is laid out so; nothing
-    else travels forward. Given a tensor it takes it for this process' part, and returns that of the
-    output. Of this part are also other arguments, such as ``lengths``, and what else a module has,
-    such as ``current_at``.
 
     Raises:
         TypeError, ValueError: the module is not a synapse, a ``Delay`` or a delayed layer, it has
@@ -563,6 +563,9 @@ def without_records(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         state_dict: what ``module.state_dict()`` or ``get_model_state_dict(module)`` returns.
+
+    Returns:
+        A new dictionary of the other entries, with the same tensors.
     """
     # A record, and nothing else, has all of these.
     records = {

@@ -114,7 +114,17 @@ class ExplicitState(nn.Module):
         return self._called(tensors[:-count], tensors[-count:])
 
     def initial_state(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The resting state, zeros, for inputs like these: of their batch, and on their device."""
+        """The state at rest, for inputs like these.
+
+        Args:
+            inputs: inputs of the net, of a step or a sequence; their values do not matter.
+
+        Returns:
+            Zeros for each of :attr:`state_names`, of the batch and on the device of the inputs.
+
+        Raises:
+            TypeError, ValueError: an input does not fit.
+        """
         with torch.no_grad():
             found = self._called(inputs, None)
         return tuple([torch.zeros_like(part) for part in found[-len(self.state_names) :]])
@@ -515,6 +525,9 @@ def to_program(
 
     Returns:
         A program that takes and returns what :class:`ExplicitState` does.
+
+    Raises:
+        TypeError, ValueError: no program can be made of the net, or an input does not fit.
     """
     program = net if isinstance(net, ExplicitState) else ExplicitState(net)
     shapes = None
@@ -530,13 +543,20 @@ def to_program(
 
 
 def to_onnx(net: nn.Module, path: str | Path, *inputs: Tensor, batch_axis: int | None = 0) -> None:
-    """Writes the net with :class:`ExplicitState` as an ONNX file; the arguments of to_program.
+    """Writes the net with :class:`ExplicitState` as an ONNX file.
 
     The inputs have the names of the arguments of ``net.forward``, such as ``x``, and the state its
     own, such as ``0.current``. The outputs are ``y`` (``y.0``, ``y.1`` if there are more), and the
     next state, ``next.0.current``. The file appears when it is whole.
 
+    Args:
+        net: the net, or its :class:`ExplicitState`.
+        path: the file to write; one that exists is replaced.
+        inputs: examples, as for :func:`to_program`.
+        batch_axis: the batch's axis in all inputs and outputs, as for :func:`to_program`.
+
     Raises:
+        TypeError, ValueError: no program can be made of the net, or an input does not fit.
         ModuleNotFoundError: onnx and onnxscript are not installed (``pip install
             "tritonsyn[onnx]"``).
     """

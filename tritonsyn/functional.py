@@ -281,7 +281,7 @@ def step(
     .. math:: C_c[t] = d_c\,C_c[t-1] + g\,x[t]
 
     The current is :math:`C_1`, of two components :math:`C_1 - C_2`. Two *coupled* components share
-    :math:`d`: the first, :math:`A`, takes the input, and the second is the current
+    :math:`d`: the first, :math:`A`, takes the input, and the second is the current:
 
     .. math:: I[t] = d\,(I[t-1] + r\,A[t-1])
 

@@ -63,6 +63,9 @@ def raster(
         ax: axes to draw into; None for new ones.
         look: for ``Axes.plot``, such as ``color`` and ``markersize``.
 
+    Returns:
+        The axes.
+
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, shape or range.
     """
@@ -107,6 +110,9 @@ def currents(
         sample: which of the batch is drawn.
         ax: axes to draw into; None for new ones.
         look: for ``Axes.plot``, such as ``label``, one for each synapse, and ``color``.
+
+    Returns:
+        The axes.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, shape or range.
@@ -170,6 +176,9 @@ def delays(
         ax: axes to draw into; None for new ones.
         look: for ``Axes.hist`` of the present delays.
 
+    Returns:
+        The axes.
+
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or range.
     """
@@ -206,6 +215,9 @@ def delay_weight_map(layer: DelayedLinear, *, ax: Axes | None = None, **look: An
         layer: the layer.
         ax: axes to draw into; None for new ones.
         look: for the ``PolyCollection`` of the marks, such as ``cmap``.
+
+    Returns:
+        The axes.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -258,6 +270,9 @@ def read(
         index: which synapse, counted through a group of any shape.
         ax: axes to draw into; None for new ones.
         look: for ``Axes.plot`` of the line.
+
+    Returns:
+        The axes.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, shape or range.

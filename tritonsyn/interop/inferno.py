@@ -22,11 +22,19 @@ def _held(name: str, added: Any = None) -> Any:
         if added is not None:
             added.fset(adapter, value)
 
-    return property(lambda adapter: getattr(adapter.module, name), change)
+    doc = f"As of the held synapse: ``{name}``."
+    return property(lambda adapter: getattr(adapter.module, name), change, doc=doc)
 
 
 class Synapse(InfernoSynapse):
-    """A synapse of tritonsyn as one of inferno; made by :func:`adapt`, held as ``module``."""
+    """A synapse of tritonsyn as one of inferno; made by :func:`adapt`.
+
+    Its ``batchsz``, ``dt``, ``delay``, ``current``, ``spike``, ``inplace``, ``current_at``,
+    ``spike_at`` and ``clear`` are those of the held synapse.
+
+    Attributes:
+        module: the synapse of tritonsyn.
+    """
 
     batchsz = _held("batchsz", BatchMixin.batchsz)
     dt, delay = _held("dt", DelayedMixin.dt), _held("delay", DelayedMixin.delay)
@@ -34,10 +42,24 @@ class Synapse(InfernoSynapse):
     current_at, spike_at, clear = _held("current_at"), _held("spike_at"), _held("clear")
 
     def add_batched(self, *attr: str) -> None:
+        """Has attributes of the adapter resized with the batch, as inferno's method does.
+
+        Args:
+            attr: names of attributes.
+        """
         self._follow()
         super().add_batched(*attr)
 
     def forward(self, *inputs: Tensor, **kwargs: Any) -> Tensor:
+        """Advances the held synapse, as its ``forward`` does.
+
+        Args:
+            inputs: the input ``[B, *shape]``.
+            kwargs: for the ``forward`` of the held synapse.
+
+        Returns:
+            The present current ``[B, *shape]``, nA.
+        """
         current = self.module(*inputs, **kwargs)
         self._follow()
         return current
@@ -49,6 +71,12 @@ class Synapse(InfernoSynapse):
 
 def adapt(module: ExponentialCurrent) -> Synapse:
     """A synapse of inferno that holds one of tritonsyn, with ``add_delayed`` and ``add_batched``.
+
+    Args:
+        module: a synapse of tritonsyn; it stays the same object, kept as ``module``.
+
+    Returns:
+        The adapter.
 
     Raises:
         TypeError: the module is of another kind. inferno's connections have delays themselves.

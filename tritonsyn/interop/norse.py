@@ -8,8 +8,9 @@ from .common import Module, accepted
 class ExplicitState(nn.Module):
     """A module of tritonsyn as a cell of norse; made by :func:`adapt`.
 
-    Attributes:
-        module: the module of tritonsyn. What it keeps between two calls counts for nothing.
+    Args:
+        module: the module of tritonsyn, kept as ``module``. What it keeps between two calls counts
+            for nothing.
     """
 
     module: Module
@@ -22,11 +23,18 @@ class ExplicitState(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """A step ``[B, ...]`` or a sequence ``[T, B, ...]`` from ``state``, by default from rest.
+        """Runs a step or a sequence from a given state.
+
+        Args:
+            x: input of the module, of a step ``[B, ...]`` or of a sequence ``[T, B, ...]``.
+            state: what the last call returned; None for rest.
 
         Returns:
             What the module gives, and the state afterwards: a tuple of tensors, each a copy of one
             record (see ``state()`` of the module), with gradients to what made it.
+
+        Raises:
+            TypeError, ValueError: the input or the state does not fit the module.
         """
         if state is None:
             self.module.clear()
@@ -42,6 +50,12 @@ def adapt(module: Module) -> ExplicitState:
     It works in ``SequentialState``, ``RecurrentSequential`` and ``Lift``. Each call copies the
     records in and out, ``K`` observations each; so run a sequence in one call where that is
     possible, without ``Lift``.
+
+    Args:
+        module: the module of tritonsyn; it stays the same object, kept as ``module``.
+
+    Returns:
+        The adapter.
 
     Raises:
         TypeError, ValueError: the module is of another kind, or has ``batch_first=True``.

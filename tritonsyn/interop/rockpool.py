@@ -13,12 +13,27 @@ _FAMILY |= dict.fromkeys(("time_constant", "tc_decay", "tc_rise"), "taus")
 
 
 class Evolving(TorchModule):
-    """A module of tritonsyn as one of rockpool; made by :func:`adapt`, held as ``module``."""
+    """A module of tritonsyn as one of rockpool; made by :func:`adapt`.
 
-    class_name = property(lambda self: type(self.module).__name__)
+    Attributes:
+        module: the module of tritonsyn.
+    """
+
+    class_name = property(lambda self: type(self.module).__name__, doc="Class of the module.")
     dt = property(lambda self: self.module.dt / 1000, doc="Length of a step in seconds.")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs a sequence on from the present state; its graph ends with the call.
+
+        Args:
+            x: input ``[B, T, N]``, or ``[T, N]`` of one sample.
+
+        Returns:
+            ``[B, T, out]``, what ``scan`` of the module gives.
+
+        Raises:
+            TypeError, ValueError: the input does not fit.
+        """
         if checks.check_real("x", x).ndim not in (1, 2, 3):
             raise checks.misshapen("x", x, f"(B, T, {self.size_in}), or (T, {self.size_in})")
         y = self.module.scan(self._auto_batch(x)[0])
@@ -34,6 +49,14 @@ class Evolving(TorchModule):
         return TorchModuleParameters({name: found[name] for name in kept})
 
     def set_attributes(self, new: dict[str, Any]) -> "Evolving":
+        """Replaces parameters and state, as rockpool's functional calls do.
+
+        Args:
+            new: values by name, as ``parameters()`` and ``state()`` give them.
+
+        Returns:
+            The adapter itself.
+        """
         state = self.state()
         self.module.load_state_dict({n: new[n] for n in new.keys() - state.keys()}, strict=False)
         if state.keys() & new.keys():
@@ -41,12 +64,24 @@ class Evolving(TorchModule):
         return self
 
     def reset_state(self) -> "Evolving":
+        """Puts the module to rest.
+
+        Returns:
+            The adapter itself.
+        """
         self.module.clear()
         return self
 
 
 def adapt(module: Module) -> Evolving:
     """A module of rockpool that holds a synapse, a ``DelayedLinear`` or a ``Delay``.
+
+    Args:
+        module: the module of tritonsyn, with ``batch_first=True`` and one axis of inputs; it stays
+            the same object, kept as ``module``.
+
+    Returns:
+        The adapter.
 
     Raises:
         TypeError, ValueError: the module is of another kind, or has time first or several axes.

@@ -18,37 +18,88 @@ class _State(StatefulLayer):
         self.__dict__["module"] = module  # which is the layer's child, not this one's
 
     def reset_states(self, randomize: bool = False, value_ranges: object = None) -> None:
+        """Puts the module to rest.
+
+        Args:
+            randomize: False; a random state is refused.
+            value_ranges: ignored.
+
+        Raises:
+            ValueError: ``randomize`` is True.
+        """
         if randomize:
             raise ValueError("randomize must be False: this layer can only be put to rest")
         self.module.clear()
 
     def zero_grad(self, set_to_none: bool = False) -> None:
+        """Drops the gradients of the parameters and the graph of the state.
+
+        Args:
+            set_to_none: whether gradients become None instead of zeros.
+        """
         self.module.zero_grad(set_to_none)
         self.module.detach_state()
 
 
 class Layer(_State):
-    """A module of tritonsyn as a layer of sinabs; made by :func:`adapt`, held as ``module``."""
+    """A module of tritonsyn as a layer of sinabs; made by :func:`adapt`.
+
+    Args:
+        module: the module of tritonsyn, kept as ``module``.
+    """
 
     def __init__(self, module: Module) -> None:
         StatefulLayer.__init__(self, [])
         self.module, self.state = module, _State(module)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs a sequence on from the present state.
+
+        Args:
+            x: input ``[B, T, ...]`` of the module.
+
+        Returns:
+            ``[B, T, ...]``, what ``scan`` of the module gives.
+
+        Raises:
+            TypeError, ValueError: the input does not fit.
+        """
         return self.module.scan(x)
 
 
 class SqueezedLayer(Layer, SqueezeMixin):
-    """The same with batch and time on one axis, ``[B * T, ...]``."""
+    """The same with batch and time on one axis, ``[B * T, ...]``.
+
+    Args:
+        module: the module of tritonsyn, kept as ``module``.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs a sequence on from the present state.
+
+        Args:
+            x: input ``[B * T, ...]`` of the module, all steps of a sample after each other.
+
+        Returns:
+            ``[B * T, ...]``, what ``scan`` of the module gives.
+
+        Raises:
+            TypeError, ValueError: the input does not fit.
+        """
         return self.squeeze_forward(checks.check_real("x", x), super().forward)
 
 
 def adapt(module: Module, **squeezed: int) -> Layer:
-    """A layer that holds a synapse, a delayed layer or a ``Delay``, with ``batch_first=True``.
+    """A layer that holds a synapse, a delayed layer or a ``Delay``.
 
-    With ``batch_size`` or ``num_timesteps`` it takes ``[B * T, ...]``, as others in sinabs do.
+    Args:
+        module: the module of tritonsyn, with ``batch_first=True``; it stays the same object, kept
+            as ``module``.
+        squeezed: ``batch_size`` or ``num_timesteps``, with which the layer takes ``[B * T, ...]``,
+            as others in sinabs do; none for ``[B, T, ...]``.
+
+    Returns:
+        The adapter, a :class:`SqueezedLayer` if it is squeezed.
 
     Raises:
         TypeError, ValueError: the module is of another kind, or has time first.

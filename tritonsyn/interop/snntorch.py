@@ -32,7 +32,11 @@ _HIDDEN = _Hidden()
 
 # snnTorch acts on kinds among a net's children; TBPTT on the last of them, and this is the first.
 class HiddenState(Lapicque):
-    """A module of tritonsyn, kept as ``module``, in a net of snnTorch; made by :func:`adapt`."""
+    """A module of tritonsyn in a net of snnTorch; made by :func:`adapt`.
+
+    Args:
+        module: the module of tritonsyn, kept as ``module``.
+    """
 
     def __init__(self, module: Module) -> None:
         nn.Module.__init__(self)
@@ -47,12 +51,34 @@ class HiddenState(Lapicque):
             self.instances.append(_HIDDEN)
 
     def reset_mem(self) -> None:
+        """Puts the module to rest, as ``snntorch.utils.reset`` asks for it."""
         self.module.clear()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs a step, or a sequence, on from the present state.
+
+        Args:
+            x: input of the module, ``[B, ...]`` or ``[T, B, ...]``.
+
+        Returns:
+            What the module gives.
+
+        Raises:
+            TypeError, ValueError: the input does not fit.
+        """
         return self.module(x)
 
 
 def adapt(module: Module) -> HiddenState:
-    """A module for nets of snnTorch that holds a synapse, a delayed layer or a ``Delay``."""
+    """A module for nets of snnTorch that holds a synapse, a delayed layer or a ``Delay``.
+
+    Args:
+        module: the module of tritonsyn; it stays the same object, kept as ``module``.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        TypeError: the module is of another kind.
+    """
     return HiddenState(accepted(module))

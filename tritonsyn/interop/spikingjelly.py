@@ -11,7 +11,11 @@ from .common import Module, accepted, records
 
 
 class Memory(base.MemoryModule):
-    """A module of tritonsyn, kept as ``module``, as one of SpikingJelly; made by :func:`adapt`."""
+    """A module of tritonsyn as one of SpikingJelly; made by :func:`adapt`.
+
+    Args:
+        module: the module of tritonsyn, kept as ``module``.
+    """
 
     module: Module
 
@@ -41,20 +45,55 @@ class Memory(base.MemoryModule):
             self.state = value
 
     def reset(self) -> None:
+        """Puts the module to rest."""
         self.module.clear()
 
     def detach(self) -> None:
+        """Truncates backpropagation here: the state keeps its values and drops its graph."""
         self.module.detach_state()
 
     def single_step_forward(self, x: Tensor) -> Tensor:
+        """Runs a step, in step mode "s".
+
+        Args:
+            x: input ``[B, ...]`` of the module.
+
+        Returns:
+            What the module gives.
+
+        Raises:
+            TypeError, ValueError: the input does not fit, or is a sequence.
+        """
         if is_sequence(x, self._axes):
             raise checks.misshapen("x", x, 'no axis of time in step_mode "s"')
         return self.module(x)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Runs a sequence, in step mode "m".
+
+        Args:
+            x_seq: input ``[T, B, ...]`` of the module.
+
+        Returns:
+            ``[T, B, ...]``, what ``scan`` of the module gives.
+
+        Raises:
+            TypeError, ValueError: the input does not fit.
+        """
         return self.module.scan(x_seq)
 
 
 def adapt(module: Module) -> Memory:
-    """A ``MemoryModule`` that holds a synapse, a delayed layer or a ``Delay``, in step mode "s"."""
+    """A ``MemoryModule`` that holds a synapse, a delayed layer or a ``Delay``, in step mode "s".
+
+    Args:
+        module: the module of tritonsyn, with time first; it stays the same object, kept as
+            ``module``.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        TypeError, ValueError: the module is of another kind, or has ``batch_first=True``.
+    """
     return Memory(accepted(module, batch_first=False))

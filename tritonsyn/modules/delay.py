@@ -80,9 +80,9 @@ class Delay(Group, LearnedDelays):
         >>> layer = Delay(2, 1.0, delay=5.0, delay_init=lambda delay: torch.tensor([1.0, 2.5]))
         >>> x = torch.zeros(5, 1, 2)
         >>> x[0] = 1.0
-        >>> layer.scan(x).squeeze(1).T
+        >>> layer.scan(x).detach().squeeze(1).T
         tensor([[0.0000, 1.0000, 0.0000, 0.0000, 0.0000],
-                [0.0000, 0.0000, 0.5000, 0.5000, 0.0000]], grad_fn=<PermuteBackward0>)
+                [0.0000, 0.0000, 0.5000, 0.5000, 0.0000]])
     """
 
     signal_: RecordTensor

@@ -66,6 +66,10 @@ def from_nir(
         time_unit: the unit of time in the graph, ms: 1000 for seconds, as for :func:`to_nir`.
         dtype: of the modules; by default torch's.
 
+    Returns:
+        A module of PyTorch's that computes what the graph does, and can be trained further. Each
+        member has the name of the first node that it was made of.
+
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, the file is none of NIR, the graph
             is damaged or has a cycle, or a node has no counterpart; the message names it.

@@ -75,6 +75,9 @@ def to_nir(
         time_unit: the unit of time in the graph, ms: 1000, seconds, as most libraries have it. 1
             for milliseconds, the model's step for a library that counts in steps.
 
+    Returns:
+        The graph, with nodes named after the modules; ``nir.write`` writes it to a file.
+
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, or something in the model has no
             counterpart in NIR; the message names the module and the reason.
