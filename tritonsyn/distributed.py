@@ -53,7 +53,7 @@ def gather_spikes(x: Tensor, mesh: DeviceMesh) -> Tensor:
 
     Args:
         x: the spikes of this process' neurons ``[..., n]``, as 0 and 1, of any real dtype.
-        mesh: of one axis: the P processes.
+        mesh: the P processes, on one axis.
 
     Returns:
         ``[..., P n]`` in the dtype of ``x``, in the order of the processes.
@@ -377,11 +377,11 @@ class LocalParallel(_Style):
     No sample and no synapse depends on another one, so each process runs the module on its part of
     the input, and keeps the records of that part.
 
-    Parameters, masks and constants that are tensors are those of the first process. Given a
-    ``DTensor`` the module brings it into this layout, and returns one that is laid out so; nothing
-    else travels forward. Given a tensor it takes it for this process' part, and returns that of the
-    output. Of this part are also other arguments, such as ``lengths``, and what else a module has,
-    such as ``current_at``.
+    Parameters, masks and constants that are tensors are those of the first process. The
+    module brings a ``DTensor`` into this layout, and returns one of this layout; nothing else
+    travels forward. It takes an ordinary tensor for this process' part, and returns this part of
+    the output. Other arguments, such as ``lengths``, and other methods, such as ``current_at``, are
+    of this part, too.
 
     Args:
         layout: how the input ``[B, *shape]`` of a step is laid out; in sequences it has time

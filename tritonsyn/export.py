@@ -33,12 +33,12 @@ Size = tuple[int, ...]
 
 
 class ExplicitState(nn.Module):
-    """A net of which the state is given and returned: ``(x, *state) -> (y, *state)``.
+    """A net that takes its state and returns it: ``(x, *state) -> (y, *state)``.
 
-    The net is a module of tritonsyn, or any module that calls some and keeps no other state. Given
-    is a copy of it: parameters and constants are frozen at their present values, and the past is
-    not taken along. It computes forward only, from PyTorch's own operators, and so it can be
-    exported and compiled; where an exported program runs tritonsyn is not needed.
+    The net is a module of tritonsyn, or any module that calls some and keeps no other state. It is
+    copied: parameters and constants are frozen at their present values, and the past is left
+    behind. The copy computes forward only, from PyTorch's own operators. It can be exported and
+    compiled, and the exported program runs without tritonsyn.
 
     A module of tritonsyn may be called with a step or with a sequence, as always. A graph is for
     one number of steps: longer sequences go through it in parts, each with the state of the last.
@@ -114,7 +114,7 @@ class ExplicitState(nn.Module):
         return self._called(tensors[:-count], tensors[-count:])
 
     def initial_state(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The state at rest, for inputs like these.
+        """The cleared state, for inputs like these.
 
         Args:
             inputs: inputs of the net, of a step or a sequence; their values do not matter.
@@ -298,7 +298,8 @@ class _Taps(nn.Module):
     """Weighted sums, each over J observations of rows ``[B, C, K - 1 + T, ...]``.
 
     Args:
-        inputs, back: ``[O, J]``: which input each observation is of, and how many steps back.
+        inputs: ``[O, J]``: which input each observation is of.
+        back: ``[O, J]``: how many steps back it is.
         weights: the same, for each of the rows that are summed.
         slots: K.
         axes: how many follow time.

@@ -483,7 +483,7 @@ def exp_scan(
             may overflow to NaN before the sequence itself does.
         gain: factor :math:`g` of the input, as ``decay``, in the unit of the output.
         initial: :math:`y_0`, of shape ``x.shape[1:]``, floating; None for zeros.
-        dtype: of the output. None: that of a floating ``x``, else of ``initial``, else torch's
+        dtype: of the output. None: the dtype of a floating ``x``, else of ``initial``, else torch's
             default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 
@@ -744,7 +744,7 @@ def delayed_linear(
             ``K = ceil(max_delay / step_time) + 1``; None for zeros.
         strategy: ``"auto"``, ``"shift"``, ``"gemm"``, ``"bits"`` or ``"events"``, as for
             :class:`tritonsyn.DelayedLinear`.
-        dtype: of the output. None: that of a floating ``x``, else of ``initial``, else torch's
+        dtype: of the output. None: the dtype of a floating ``x``, else of ``initial``, else torch's
             default.
         backend: ``"auto"``, ``"triton"``, ``"reference"``; None for the package's default.
 

@@ -59,9 +59,9 @@ def raster(
         spikes: ``[T, N]``, ``[T, B, *shape]``, packed spikes, or ``[T]`` of one neuron; whatever is
             not 0 is a spike.
         dt: length of a step, ms.
-        sample: which of the batch is drawn.
+        sample: which sample of the batch is drawn.
         ax: axes to draw into; None for new ones.
-        look: for ``Axes.plot``, such as ``color`` and ``markersize``.
+        look: keywords for ``Axes.plot``, such as ``color`` and ``markersize``.
 
     Returns:
         The axes.
@@ -107,9 +107,9 @@ def currents(
         currents: ``[T, N]``, ``[T, B, *shape]``, or ``[T]`` of one synapse, nA.
         spikes: those that the synapses received, of as many steps and synapses; None to draw none.
         dt: length of a step, ms.
-        sample: which of the batch is drawn.
+        sample: which sample of the batch is drawn.
         ax: axes to draw into; None for new ones.
-        look: for ``Axes.plot``, such as ``label``, one for each synapse, and ``color``.
+        look: keywords for ``Axes.plot``, such as ``label``, one for each synapse, and ``color``.
 
     Returns:
         The axes.
@@ -171,10 +171,10 @@ def delays(
     Args:
         delays: a layer or any module that learns delays, or delays of any shape, ms.
         before: the same at another time, such as a copy from before training.
-        bins: how many.
+        bins: number of bins.
         density: whether each histogram has the area 1, instead of counts.
         ax: axes to draw into; None for new ones.
-        look: for ``Axes.hist`` of the present delays.
+        look: keywords for ``Axes.hist`` of the present delays.
 
     Returns:
         The axes.
@@ -214,7 +214,7 @@ def delay_weight_map(layer: DelayedLinear, *, ax: Axes | None = None, **look: An
     Args:
         layer: the layer.
         ax: axes to draw into; None for new ones.
-        look: for the ``PolyCollection`` of the marks, such as ``cmap``.
+        look: keywords for the ``PolyCollection`` of the marks, such as ``cmap``.
 
     Returns:
         The axes.
@@ -266,10 +266,10 @@ def read(
     Args:
         synapse: the synapses.
         times: ms before the present, one or any number.
-        sample: which of the batch is drawn.
+        sample: which sample of the batch is drawn.
         index: which synapse, counted through a group of any shape.
         ax: axes to draw into; None for new ones.
-        look: for ``Axes.plot`` of the line.
+        look: keywords for ``Axes.plot`` of the line.
 
     Returns:
         The axes.

@@ -27,7 +27,7 @@ class ExplicitState(nn.Module):
 
         Args:
             x: input of the module, of a step ``[B, ...]`` or of a sequence ``[T, B, ...]``.
-            state: what the last call returned; None for rest.
+            state: what the last call returned; None for a cleared state.
 
         Returns:
             What the module gives, and the state afterwards: a tuple of tensors, each a copy of one

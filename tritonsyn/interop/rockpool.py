@@ -64,7 +64,7 @@ class Evolving(TorchModule):
         return self
 
     def reset_state(self) -> "Evolving":
-        """Puts the module to rest.
+        """Clears the state of the module.
 
         Returns:
             The adapter itself.

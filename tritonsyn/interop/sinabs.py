@@ -18,7 +18,7 @@ class _State(StatefulLayer):
         self.__dict__["module"] = module  # which is the layer's child, not this one's
 
     def reset_states(self, randomize: bool = False, value_ranges: object = None) -> None:
-        """Puts the module to rest.
+        """Clears the state of the module.
 
         Args:
             randomize: False; a random state is refused.

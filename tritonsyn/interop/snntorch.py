@@ -51,7 +51,7 @@ class HiddenState(Lapicque):
             self.instances.append(_HIDDEN)
 
     def reset_mem(self) -> None:
-        """Puts the module to rest, as ``snntorch.utils.reset`` asks for it."""
+        """Clears the state of the module, as ``snntorch.utils.reset`` asks for it."""
         self.module.clear()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Memory(base.MemoryModule):
 
     @property
     def state(self) -> tuple[Tensor, ...] | None:
-        """The memory: what ``module.state()`` gives, or None at rest. It can be set."""
+        """The memory: what ``module.state()`` gives, or None when it is cleared. It can be set."""
         at_rest = all(record.at_rest for record in records(self.module).values())
         return None if at_rest else self.module.state()
 
@@ -45,7 +45,7 @@ class Memory(base.MemoryModule):
             self.state = value
 
     def reset(self) -> None:
-        """Puts the module to rest."""
+        """Clears the state of the module."""
         self.module.clear()
 
     def detach(self) -> None:

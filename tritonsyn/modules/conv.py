@@ -118,7 +118,9 @@ class _DelayedConv(DelayedProjection):
             f"bias={self.bias is not None}, strategy={self.strategy}"
         )
 
-    strategy: str = setting("strategy", "How a sequence is computed.", _known_strategy)
+    strategy: str = setting(
+        "strategy", "How a sequence is computed; see the class.", _known_strategy
+    )
 
     # -- batch and size -----------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class _DelayedConv(DelayedProjection):
     def size(self) -> tuple[int, ...]:
         """Size of the input's axes after the channels, which the state has; ones in a new layer.
 
-        Setting it rebuilds the records and clears; at rest it follows the input.
+        Setting it rebuilds the records and clears. A new or cleared layer takes that of its input.
         """
         return self._size
 
@@ -136,7 +138,10 @@ class _DelayedConv(DelayedProjection):
 
     @property
     def batchsz(self) -> int:
-        """Batch size. Setting it rebuilds the records and clears; at rest it follows the input."""
+        """Batch size. Setting it rebuilds the records and clears.
+
+        A new or cleared layer takes that of its input.
+        """
         return self.synapse.batchsz // math.prod(self._size)
 
     @batchsz.setter
@@ -164,15 +169,15 @@ class _DelayedConv(DelayedProjection):
             self._size = tuple(size)
 
     def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
-        """Resting state of the synapses: a past of zeros, no autograd graph.
+        """Clears the state of the synapses: a past of zeros, no autograd graph.
 
         Args:
-            mask: bool ``[B]``: only these samples rest; None for all.
+            mask: bool ``[B]``: only these samples are cleared; None for all.
             keep_adaptations: as inferno's layers pass it on; there are none here.
 
         Raises:
             TypeError, ValueError: the mask is of another kind or shape, or on another device.
-            RuntimeError: this is a backward pass.
+            RuntimeError: in a backward pass.
         """
         if mask is not None:
             mask = checks.check_mask(mask, (self.batchsz,), self.weight.device)
@@ -196,7 +201,7 @@ class _DelayedConv(DelayedProjection):
 
         Raises:
             TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
-            RuntimeError: this is a backward pass.
+            RuntimeError: in a backward pass.
         """
         parts = state if isinstance(state, tuple) else ()
         shapes = [tuple(getattr(part, "shape", ())) for part in parts]
@@ -382,8 +387,8 @@ class DelayedConv1d(_DelayedConv):
     with the currents :math:`I` of the synapse at each position, which is zero outside of the input.
     It equals ``current_at`` and a convolution; the windows of delayed currents are never made.
 
-    Inputs are ``[B, C, L]`` or, of a sequence, ``[T, B, C, L]``; packed spikes are unpacked. While
-    the state is at rest batch and size may be any.
+    Inputs are ``[B, C, L]`` or, of a sequence, ``[T, B, C, L]``; packed spikes are unpacked. A new
+    or cleared layer takes any batch and size.
 
     Args:
         in_channels: number of input channels C; each has a synapse at each position.
@@ -403,7 +408,7 @@ class DelayedConv1d(_DelayedConv):
             kernel, or each ``"input"`` channel.
         min_delay: shortest delay, ms, in 0 to ``delay``.
         bias: whether there is a bias.
-        batch_size: samples of the batch; while the state is at rest it follows the input.
+        batch_size: samples of the batch; a new or cleared module takes that of its input.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, C, L]``.
         weight_init: function of the tensor to fill, as for :class:`DelayedLinear`; None: uniform
             in :math:`\pm 1 / \sqrt{n}`, where an output reads :math:`n` elements.
@@ -465,7 +470,7 @@ class DelayedConv2d(_DelayedConv):
             kernel, or each ``"input"`` channel.
         min_delay: shortest delay, ms, in 0 to ``delay``.
         bias: whether there is a bias.
-        batch_size: samples of the batch; while the state is at rest it follows the input.
+        batch_size: samples of the batch; a new or cleared module takes that of its input.
         batch_first: sequences, given and returned, have the batch before time,
             ``[B, T, C, H, W]``.
         weight_init: function of the tensor to fill, as for :class:`DelayedConv1d`.

@@ -58,7 +58,7 @@ class Delay(Group, LearnedDelays):
             channel, 1 for one of all, ``(C, 1, 1)`` for one of each map of a picture.
         delay_init: function of the tensor to fill, which fills it (as those of ``torch.nn.init``)
             or returns the values; by default uniform in :math:`[d_{\min}, d_{\max}]`.
-        batch_size: rows of the batch; while the state is at rest it follows the input.
+        batch_size: rows of the batch; a new or cleared module takes that of its input.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
         device: of the parameter and the record; None for torch's default.
         dtype: of the parameter and the record: float64, float32, bfloat16 or float16; None for
@@ -124,7 +124,7 @@ class Delay(Group, LearnedDelays):
 
     # -- properties ---------------------------------------------------------------------------
 
-    interp: str = setting("interp", "The value between steps.", _known_interpolation)
+    interp: str = setting("interp", "The value between steps; see the class.", _known_interpolation)
     sigma: float = setting("sigma", "Width of ``gaussian``, ms.", checks.nonnegative)
 
     @property
@@ -174,8 +174,8 @@ class Delay(Group, LearnedDelays):
         """Advances by one step, or, with one axis more, by a sequence, as :meth:`scan` does.
 
         Args:
-            x: the signal ``[B, *shape]``, or ``[T, B, *shape]``: bool, integer or floating. While
-                the state is at rest the batch may be of any size.
+            x: the signal ``[B, *shape]``, or ``[T, B, *shape]``: bool, integer or floating. In a
+                new or cleared module the batch may be of any size.
 
         Returns:
             The delayed signal, shaped like ``x``, in the dtype of the record. Differentiable (first

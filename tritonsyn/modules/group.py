@@ -90,7 +90,7 @@ class Group(TakesSequences):
     def batchsz(self) -> int:
         """Batch size. Setting it rebuilds the records and clears.
 
-        While the state is at rest, as when new or cleared, it follows the input.
+        A new or cleared module takes the batch of its input.
         """
         return self._storage.shape[1]
 
@@ -140,16 +140,16 @@ class Group(TakesSequences):
     # -- state --------------------------------------------------------------------------------
 
     def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
-        """Resting state: a past of zeros, pointer 0, no autograd graph.
+        """Clears the state: a past of zeros, pointer 0, no autograd graph.
 
         Args:
-            mask: bool ``[B]``: only these samples rest, and their past reads 0 from then on. The
+            mask: bool ``[B]``: only these samples are cleared; their past reads 0 from then on. The
                 pointer stays, and so do graph and gradients of the others. None for all.
             keep_adaptations: as inferno's layers pass it on; there are none here.
 
         Raises:
             TypeError, ValueError: the mask is of another kind or shape, or on another device.
-            RuntimeError: the state is on a tape, or this is a backward pass.
+            RuntimeError: within a block of ``unrolled``, or in a backward pass.
         """
         self._check_run()
         if mask is not None:
@@ -174,7 +174,7 @@ class Group(TakesSequences):
             synapses go on from are given in float32, the newest observation before it was rounded.
 
         Raises:
-            RuntimeError: the state is on a tape.
+            RuntimeError: within a block of ``unrolled``.
         """
         self._check_read()
         return tuple(
@@ -192,7 +192,7 @@ class Group(TakesSequences):
 
         Raises:
             TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
-            RuntimeError: the state is on a tape, or this is a backward pass.
+            RuntimeError: within a block of ``unrolled``, or in a backward pass.
         """
         self._check_run()
         described = zip(self._record_names(), self._records(), strict=True)
@@ -206,7 +206,7 @@ class Group(TakesSequences):
         """Truncates backpropagation here: the state keeps its values and drops its graph.
 
         Raises:
-            RuntimeError: the state is on a tape.
+            RuntimeError: within a block of ``unrolled``.
         """
         for record in self._records():
             record.detach_state()

@@ -69,7 +69,7 @@ class DelayedLinear(DelayedProjection):
         min_delay: shortest delay :math:`d_{\min}`, ms, in 0 to ``delay``; with it, recurrent
             networks run in blocks (:meth:`ahead`).
         bias: whether there is a bias.
-        batch_size: rows of the batch; while the state is at rest it follows the input.
+        batch_size: rows of the batch; a new or cleared module takes that of its input.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, in]``.
         weight_init: function of the tensor to fill, which fills it (as those of ``torch.nn.init``)
             or returns the values. None: uniform in :math:`\pm 1 / \sqrt{n}`, where an output reads

@@ -26,11 +26,12 @@ def parameter_groups(
     Args:
         model: any module; those of tritonsyn in it are found at any depth, parametrized or pruned
             ones too, and a parameter that is shared is taken once.
-        lr: learning rate of all that has none of its own; None for the optimiser's.
-        delay_lr: of delays, in ms where the optimiser's steps are of the size of the rate.
-        constant_lr: of time constants and charges.
-        weight_decay: of weights, which are all other parameters with two axes or more; None for
-            the optimiser's.
+        lr: learning rate of all parameters without one of their own; None for the optimiser's.
+        delay_lr: learning rate of delays; None for ``lr``. It is in ms for optimisers whose steps
+            are about as large as the rate, such as Adam.
+        constant_lr: learning rate of time constants and charges; None for ``lr``.
+        weight_decay: weight decay of weights, which are all other parameters with two axes or
+            more; None for the optimiser's.
 
     Returns:
         At most four groups, those without parameters left out; each has a ``"name"``:
@@ -38,7 +39,7 @@ def parameter_groups(
         since they may be thawed later: optimisers pass over what has no gradient.
 
     Raises:
-        TypeError, ValueError: ``model`` is no module, or a number is negative or not finite.
+        TypeError, ValueError: ``model`` is not a module, or a number is negative or not finite.
 
     Example:
         >>> physics = SingleExponentialCurrent.partialconstructor(1.0, 5.0)

@@ -39,10 +39,11 @@ class DelayedProjection(LearnedDelays, TakesSequences):
     the rows ``[B, I]`` of the synapses it turns them into these by :meth:`_lowered`, and the rows
     ``[B, O]`` that the projection gives into outputs by :meth:`_raised`.
 
+    The other arguments are those of :class:`tritonsyn.DelayedLinear`.
+
     Args:
         size: of the weights, outputs first; the other axes are an output's inputs.
         inputs: number of synapses.
-        step_time, synapse, ...: as for :class:`tritonsyn.DelayedLinear`.
     """
 
     kinds_of_delays: ClassVar[tuple[str, ...]] = ("connection", "input", "output")
@@ -152,11 +153,17 @@ class DelayedProjection(LearnedDelays, TakesSequences):
     )
     batchsz: int = _of_the_synapse(
         "batchsz",
-        "Batch size. Setting it rebuilds the records and clears; at rest it follows the input.",
+        "Batch size. Setting it rebuilds the records and clears. A new layer takes its input's.",
     )
-    backend: str | None = _of_the_synapse("backend", "As for the synapses.")
-    delays: str = setting("delays", "What has a delay of its own.")
-    strategy: str = setting("strategy", "How a sequence is computed.", _known_strategy)
+    backend: str | None = _of_the_synapse(
+        "backend", '``"auto"``, ``"triton"``, ``"reference"``; None for the package\'s default.'
+    )
+    delays: str = setting(
+        "delays", 'What has a delay: ``"connection"``, ``"input"`` or ``"output"``.'
+    )
+    strategy: str = setting(
+        "strategy", "How a sequence is computed; see the class.", _known_strategy
+    )
     spread: float = setting(
         "spread",
         "How far delays see when they learn, ms; 0 for the exact derivative. Can be set any time.",
@@ -243,15 +250,15 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         self.synapse.check_at_home()
 
     def clear(self, mask: Tensor | None = None, *, keep_adaptations: bool = False) -> None:
-        """Resting state of the synapses: a past of zeros, no autograd graph.
+        """Clears the state of the synapses: a past of zeros, no autograd graph.
 
         Args:
-            mask: bool ``[B]``: only these samples rest; None for all.
+            mask: bool ``[B]``: only these samples are cleared; None for all.
             keep_adaptations: as inferno's layers pass it on; there are none here.
 
         Raises:
             TypeError, ValueError: the mask is of another kind or shape, or on another device.
-            RuntimeError: the state is on a tape, or this is a backward pass.
+            RuntimeError: within a block of :meth:`unrolled`, or in a backward pass.
         """
         self.synapse.clear(mask, keep_adaptations=keep_adaptations)
 
@@ -264,7 +271,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
             takes as ``initial``. All are copies, differentiable where a graph is recorded.
 
         Raises:
-            RuntimeError: the state is on a tape.
+            RuntimeError: within a block of :meth:`unrolled`.
         """
         return self.synapse.state()
 
@@ -277,7 +284,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
 
         Raises:
             TypeError, ValueError: it is not of this kind, shape, dtype or device; nothing changes.
-            RuntimeError: the state is on a tape, or this is a backward pass.
+            RuntimeError: within a block of :meth:`unrolled`, or in a backward pass.
         """
         self.synapse.load_state(state)
 
@@ -285,7 +292,7 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         """Truncates backpropagation here; the state keeps its values.
 
         Raises:
-            RuntimeError: the state is on a tape.
+            RuntimeError: within a block of :meth:`unrolled`.
         """
         self.synapse.detach_state()
 
@@ -304,8 +311,8 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         a whole sequence, or where that depends on the outputs, :meth:`unrolled`.
 
         Args:
-            x: input ``[B, in]`` or ``[T, B, in]``, bool, integer or floating. While the state is at
-                rest the batch may be of any size.
+            x: input ``[B, in]`` or ``[T, B, in]``, bool, integer or floating. In a new or cleared
+                layer the batch may be of any size.
 
         Returns:
             ``[B, out]`` or ``[T, B, out]`` in the dtype of the records; in nA, where weights have
@@ -412,14 +419,16 @@ class DelayedProjection(LearnedDelays, TakesSequences):
         return self(x, _run=lambda x: self._scan(x, lengths))
 
     def unrolled(self, steps: int) -> AbstractContextManager["DelayedProjection"]:
-        """Within the block each call of the layer is a step on a tape: for recurrent networks.
+        """Within the block the layer takes single steps that train fast, for recurrent networks.
 
         A step gives what it gives outside, values and gradients, but trains many times faster: the
-        connections are prepared once, and get their gradient once, at the end. Kept for backward
-        are a row of the currents for each step, and in it one of the gradients of the outputs,
-        whatever the longest delay is. Weights, delays and constants count as they are in the first
-        step, and again in the first after grad mode has changed. The state is on the tape until the
-        block ends, early or by an exception too; then it is that of the steps taken.
+        connections are prepared once, and get their gradient once, at the end. For the backward
+        pass a step keeps one row of the currents, and that pass one row of the gradients of the
+        outputs, whatever the longest delay is. Weights, delays and constants count as they are in
+        the first step, and again in the first after grad mode has changed.
+
+        Until the block ends only such steps can be taken, and :meth:`ahead` be called. Then, after
+        an exception too, the state is that of the steps taken.
 
         Args:
             steps: how many there will be, at most.

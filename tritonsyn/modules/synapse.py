@@ -121,8 +121,8 @@ class ExponentialCurrent(Group):
             the time constants, ms. A parameter given here is shared by all that is made.
         spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
         interp_tol: a time this close to an observation, ms, reads it.
-        current_overbound: current, nA, for times outside of ``[0, delay]``; None for the limit's.
-        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
+        current_overbound: current, nA, for times outside of ``[0, delay]``; None reads the bound.
+        spike_overbound: spike for times outside of ``[0, delay]``; None reads the bound.
         inplace: whether steps record no autograd graph.
 
     Returns:
@@ -323,8 +323,8 @@ class ExponentialCurrent(Group):
 
         Args:
             x: the input ``[B, *shape]``, or ``[T, B, *shape]``: bool, integer or floating. A value
-                multiplies the charge of a spike; the recorded spike is ``x != 0``. While the state
-                is at rest the batch may be of any size.
+                multiplies the charge of a spike; the recorded spike is ``x != 0``. In a new or
+                cleared module the batch may be of any size.
             backend: overrides the module's for this call.
 
         Returns:
@@ -559,10 +559,10 @@ class ExponentialCurrent(Group):
         """Within the block a call is a step that also reads the past, at times given once.
 
         ``synapse(x)`` returns what ``scan_at`` gives of a step, ``(current, delayed)``: the present
-        current, and what :meth:`current_at` would read at the times. For loops in which the next
-        input depends on what was read: where the times lie is found once, and times and constants
-        get their gradient once, at the end. They count as they are in the first step. The state is
-        on a tape, with all that this means in :meth:`tritonsyn.DelayedLinear.unrolled`.
+        current, and what :meth:`current_at` would read at the times. Use it for loops in which the
+        next input depends on what was read: the times are located once, and times and constants
+        get their gradient once, at the end. They count as they are in the first step. Until the
+        block ends only such steps are allowed, as in :meth:`tritonsyn.DelayedLinear.unrolled`.
 
         Args:
             steps: how many there will be, at most.
@@ -574,8 +574,8 @@ class ExponentialCurrent(Group):
         Raises:
             TypeError, ValueError: ``steps`` is not a positive integer; in the block: times or an
                 input do not fit, or it is one too many. The state is as before.
-            RuntimeError: the state is on a tape already, or the function is compiled; in the block:
-                anything else is done with the state.
+            RuntimeError: the block is inside of another one, or of a compiled function; in the
+                block: anything else is done with the state.
 
         Example:
             >>> physics = {"spike_charge": 1.0, "time_constant": 5.0}
@@ -858,9 +858,9 @@ class SingleExponentialCurrent(_OneTimeConstant):
         spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
         interp_tol: a time this close to an observation, ms, reads it; at least four units in the
             last place of the time.
-        current_overbound: current, nA, for times outside of ``[0, delay]``; None for the limit's.
-        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
-        batch_size: size of the batch B; while the state is at rest it follows the input.
+        current_overbound: current, nA, for times outside of ``[0, delay]``; None reads the bound.
+        spike_overbound: spike for times outside of ``[0, delay]``; None reads the bound.
+        batch_size: size of the batch B; a new or cleared module takes that of its input.
         inplace: streaming: steps record no autograd graph. False: differentiable whenever grad
             mode is on and anything involved requires grad.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
@@ -926,10 +926,10 @@ class DoubleExponentialCurrent(ExponentialCurrent):
         spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
         interp_tol: a time this close to an observation, ms, reads it; at least four units in the
             last place of the time.
-        current_overbound: current or component, nA, for times outside of ``[0, delay]``; None for
-            the limit's.
-        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
-        batch_size: size of the batch B; while the state is at rest it follows the input.
+        current_overbound: current or component, nA, for times outside of ``[0, delay]``; None reads
+            the bound.
+        spike_overbound: spike for times outside of ``[0, delay]``; None reads the bound.
+        batch_size: size of the batch B; a new or cleared module takes that of its input.
         inplace: streaming: steps record no autograd graph.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
         device: of the records; None for torch's default.
@@ -1076,9 +1076,9 @@ class AlphaCurrent(_OneTimeConstant):
         spike_interp_mode: ``"previous"`` or ``"nearest"``: what ``spike_at`` reads between steps.
         interp_tol: a time this close to an observation, ms, reads it; at least four units in the
             last place of the time.
-        current_overbound: current, nA, for times outside of ``[0, delay]``; None for the limit's.
-        spike_overbound: spike for times outside of ``[0, delay]``; None for the limit's.
-        batch_size: size of the batch B; while the state is at rest it follows the input.
+        current_overbound: current, nA, for times outside of ``[0, delay]``; None reads the bound.
+        spike_overbound: spike for times outside of ``[0, delay]``; None reads the bound.
+        batch_size: size of the batch B; a new or cleared module takes that of its input.
         inplace: streaming: steps record no autograd graph.
         batch_first: sequences, given and returned, have the batch before time, ``[B, T, *shape]``.
         device: of the records; None for torch's default.

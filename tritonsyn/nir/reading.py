@@ -61,8 +61,8 @@ def from_nir(
         node_map: for other nodes, such as neurons, a function from the node to a module of one
             input and one result, by class, as for ``nirtorch.nir_to_torch``. Its entries come
             before this list, except that ``CubaLIF`` needs one of its own or one for ``LIF``.
-        round_delays: delays are rounded to whole steps; otherwise a ``Delay`` of a signal that is
-            no current, which between its steps is unknown, must be whole steps.
+        round_delays: delays are rounded to whole steps. Otherwise a ``Delay`` of a signal other
+            than a current must be whole steps, because that is unknown between steps.
         time_unit: the unit of time in the graph, ms: 1000 for seconds, as for :func:`to_nir`.
         dtype: of the modules; by default torch's.
 
@@ -71,8 +71,8 @@ def from_nir(
         member has the name of the first node that it was made of.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, the file is none of NIR, the graph
-            is damaged or has a cycle, or a node has no counterpart; the message names it.
+        TypeError, ValueError: an argument is of the wrong kind, the file is not one of NIR, the
+            graph is damaged or has a cycle, or a node has no counterpart; the message names it.
     """
     if isinstance(graph, str | Path):
         graph = _read(graph)
