@@ -2,10 +2,10 @@
 
 python docs/examples/cuda_graph.py  # needs a GPU to capture, 3 s
 
-A step of a small network is many short kernels, and the host is busy with launching them. A graph
-launches all of them by one call. It reads and writes the same memory each time: inputs are copied
-into ``x``, and the outputs of the step are in ``z``. A CPU has no graphs: there the step runs
-without one. The rest of the code is the same, so you can write and test it anywhere.
+A step of a small network runs many short kernels. A graph launches all of them by one call. It uses
+the same memory each time: copy the inputs of a step into ``x``, replay, and read its outputs in
+``z``. A CPU has no graphs, so there the step runs without one. The rest of the code is the same, so
+you can write and test it anywhere.
 """
 
 import time
@@ -36,7 +36,7 @@ class Network:
 
 
 def captured(step: Step) -> Step:
-    """What replays the step; on a CPU the step itself."""
+    """A function that replays the step; on a CPU the step itself."""
     if DEVICE == "cpu":
         return step
     graph = torch.cuda.CUDAGraph()

@@ -2,8 +2,9 @@
 
 python docs/examples/export_nir.py  # needs nir and nirtorch, 3 s
 
-NIR files hold spiking networks as equations, which other libraries and chips read. NIR knows delays
-of whole steps here, so the delays are rounded first; after that nothing is lost.
+NIR is a file format for spiking networks that many libraries and chips read. Its nodes here have
+delays of whole steps, so the delays are rounded first. The layer read from the file then gives the
+same currents.
 """
 
 import tempfile

@@ -1,9 +1,9 @@
-"""Finds one delay from data: what went into a synapse, and what came out of it a while later.
+"""Learns one delay from data: from the spikes into a synapse, and the current that comes out.
 
-python docs/examples/learn_one_delay.py  # needs nothing else, 4 s
+python docs/examples/learn_one_delay.py  # needs only tritonsyn, 4 s
 
-One spike train goes through a synapse and arrives 13.4 ms later. The layer that learns starts at
-2 ms. It sees both signals and moves its delay until its own output fits.
+The current of the target arrives 13.4 ms after the spikes. The model starts with a delay of 2 ms. It
+gets the same spikes, and learns until its current is the same.
 """
 
 import torch
@@ -22,7 +22,6 @@ def connection(delay: float) -> DelayedLinear:
         step_time=1.0,  # ms
         synapse=DoubleExponentialCurrent.partialconstructor(5.0, 6.0, 2.0),  # pC, ms, ms
         delay=LONGEST,
-        spread=5.0,  # ms; lets a delay see spikes that are a few ms away from it
         weight_init=torch.ones_like,
         delay_init=lambda empty: torch.full_like(empty, delay),
     )
@@ -30,14 +29,14 @@ def connection(delay: float) -> DelayedLinear:
 
 def main() -> None:
     torch.manual_seed(0)
-    nature, model = connection(TRUE_DELAY), connection(FIRST_GUESS)
+    target, model = connection(TRUE_DELAY), connection(FIRST_GUESS)
     optimizer = torch.optim.Adam([model.delay], lr=0.3)
     for update in range(1, 101):
         spikes = (torch.rand(100, 16, 1) < 0.05).float()  # 100 steps, 16 samples, 1 input
-        nature.clear()  # both start each sequence from silence
+        target.clear()  # both start each sequence without a past
         model.clear()
         with torch.no_grad():
-            wanted = nature(spikes)
+            wanted = target(spikes)
         loss = mse_loss(model(spikes), wanted)
         optimizer.zero_grad()
         loss.backward()

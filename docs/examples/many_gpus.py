@@ -2,8 +2,8 @@
 
 torchrun --nproc_per_node 2 docs/examples/many_gpus.py ddp  # needs two GPUs or cores, 10 s
 
-Each class is a pattern of spike times. ``ddp`` splits the batch over the processes, ``tensor``
-instead of it the neurons of the hidden layer; both learn what one process learns.
+The network learns to tell patterns of spike times apart. With ``ddp`` each process has a part of
+the batch, with ``tensor`` a part of the hidden neurons. Both learn what one process learns.
 """
 
 import os

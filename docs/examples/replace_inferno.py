@@ -2,8 +2,8 @@
 
 python docs/examples/replace_inferno.py  # needs inferno-ai and Python 3.11, 4 s
 
-A dense connection with delays feeds neurons, and spike-timing dependent plasticity (STDP) changes
-its weights. Only the constructor of the synapses differs between the runs: see ``SYNAPSES``.
+The network is a dense connection with delays, and the neurons behind it. Spike-timing dependent
+plasticity (STDP) changes the weights. The two runs differ only in the synapses: see ``SYNAPSES``.
 """
 
 import inferno

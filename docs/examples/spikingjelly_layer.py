@@ -1,10 +1,11 @@
-"""Neurons of SpikingJelly behind a layer with learned delays hear from which side a sound comes.
+"""Learned delays before neurons of SpikingJelly: they tell from which side a sound comes.
 
 python docs/examples/spikingjelly_layer.py  # needs spikingjelly, 6 s
 
-Two ears spike once each, the nearer one about 12 ms before the other. Of two neurons, that of the
-right side shall spike more. Membranes and synapses forget within a few ms: a neuron can tell the
-sides apart only if the first spike waits for the second. Jeffress proposed such delays in 1948.
+Each of two ears spikes once, the nearer ear about 12 ms before the other. There is one neuron for
+each side; the neuron that spikes more often is the answer. Neurons and synapses forget within a few
+ms. So a neuron can only tell the sides apart if a delay lets the first spike wait for the second.
+The training runs twice: without delays, where it fails, and with them.
 """
 
 import torch

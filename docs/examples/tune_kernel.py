@@ -1,10 +1,11 @@
-"""Ranks the launch settings of a kernel: by its compiled code, or by time where there is a GPU.
+"""Ranks launch settings of a kernel: by their times on a GPU, else by the compiled code.
 
 python docs/examples/tune_kernel.py  # needs triton, so Linux, 20 s
 
-``exp_scan_kernel`` computes currents of whole sequences. How it is launched changes its speed, not
-its results. Without a GPU the ranking is an estimate for an H100: it rules out bad settings, but a
-few percent tell nothing. ``tritonsyn tune`` does the same for all kernels, and keeps the winners.
+``exp_scan_kernel`` computes the currents of whole sequences. Its launch settings change its speed,
+not its results. Without a GPU the ranking is an estimate for an H100: it finds bad settings, but
+differences of a few percent mean nothing. ``tritonsyn tune`` ranks the settings of all kernels, and
+can install the winners.
 """
 
 from contextlib import nullcontext
