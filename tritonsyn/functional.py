@@ -347,7 +347,7 @@ def select(
 
     Args:
         records: one or two, ``[K, B, *shape]`` each, as for :func:`push`.
-        sel: the times ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, in the unit of the rule; any
+        sel: the times ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, in the unit of ``rule``; any
             axis of ``shape`` may be 1, and a number or a 0-d tensor is one time for all.
         rates: step over time constant of each record, a tensor, 0-d or ``[*shape]``. The modes
             ``"expdecay"`` and ``"alpha"`` need them, others take None.

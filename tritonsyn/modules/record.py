@@ -285,7 +285,7 @@ class RecordTensor(Stateful):
         r"""Values at times before the observation ``offset`` steps before the pointer.
 
         Args:
-            time: one time for all, a number or 0-d; or a floating tensor ``[1 or B, ...]`` or
+            time: one time for all, a number or 0-d; or a real tensor ``[1 or B, ...]`` or
                 ``[1 or B, ..., D]``, where any axis but the last of D may be 1; in the unit of
                 ``dt``. Tensor times outside of ``[0, dt * (K - 1)]`` read the limit; reading the
                 values on the host to refuse them would stall a GPU.
@@ -293,17 +293,19 @@ class RecordTensor(Stateful):
                 ``"next"``, ``"linear"``, ``"expdecay"``, ``"expratedecay"``, the function of
                 that name in :mod:`tritonsyn.functional`, or any function of the same signature
                 ``f(older, newer, sample_at, step_time, **interp_kwargs)``.
-            tolerance: a time this close to an observation reads it.
-            offset: where time 0 lies.
+            tolerance: a time this close to an observation reads it, in the unit of ``dt``.
+            offset: the observation at time 0, in steps before the pointer; 1 is the newest.
             interp_kwargs: ``time_constant`` for ``expdecay``, ``rate_constant`` for
                 ``expratedecay``, any for your own function. A number must be above zero;
                 tensors are not checked, because reading them would stall a GPU.
 
         Returns:
-            ``[*shape]`` or ``[*shape, D]``. Differentiable to the observations and the times.
+            ``[*shape]`` or ``[*shape, D]``, in the dtype of the record or of what your own function
+            gives. Differentiable to the observations and the times.
 
         Raises:
-            ValueError: a single time outside of the record, or a tensor of the wrong shape.
+            TypeError, ValueError: a number outside of the record, a tensor of the wrong shape,
+                dtype or device, or another argument of the wrong kind.
         """
         self._check_read()
         limit = self._dt * (self.recordsz - 1)

@@ -710,16 +710,17 @@ class ExponentialCurrent(Group):
         """Spikes at times before the present.
 
         Args:
-            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating, where
-                any axis of the group may be 1; or one time for all, a number or 0-d.
+            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating or
+                integer, where any axis of the group may be 1; or one time for all, a number or 0-d.
 
         Returns:
             Bool ``[B, *shape]`` or ``[B, *shape, D]``: the spike before the time
             (``previous``) or the closer one (``nearest``), ``spike_overbound`` outside of
-            ``[0, delay]``, False for a NaN time.
+            ``[0, delay]``, False for a NaN in a tensor.
 
         Raises:
-            TypeError, ValueError: the times are of the wrong dtype, shape or device.
+            TypeError, ValueError: the times are of the wrong dtype, shape or device, or a number
+                that is not finite.
         """
         if (spikes := self._again("spike_at", selector)) is not None:
             return spikes
@@ -733,18 +734,19 @@ class ExponentialCurrent(Group):
         time constant, and an alpha function is :math:`(I + (a / \tau) A) \exp(-a / \tau)`.
 
         Args:
-            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating, where
-                any axis of the group may be 1; or one time for all, a number or 0-d.
+            selector: times in ms, ``[1 or B, *shape]`` or ``[1 or B, *shape, D]``, floating or
+                integer, where any axis of the group may be 1; or one time for all, a number or 0-d.
 
         Returns:
             Currents in nA, ``[B, *shape]`` or ``[B, *shape, D]``, in the records' dtype; outside of
-            ``[0, delay]`` ``current_overbound``, NaN for a NaN time. Differentiable to the recorded
-            currents, to learned time constants and to the selector: the derivative to a delay is
-            :math:`I / \tau` of each exponential component, and
+            ``[0, delay]`` ``current_overbound``, NaN for a NaN in a tensor. Differentiable to the
+            recorded currents, to learned time constants and to the selector: the derivative to a
+            delay is :math:`I / \tau` of each exponential component, and
             :math:`I(t) / \tau - (A / \tau) \exp(-a / \tau)` of an alpha function.
 
         Raises:
-            TypeError, ValueError: the times are of the wrong dtype, shape or device.
+            TypeError, ValueError: the times are of the wrong dtype, shape or device, or a number
+                that is not finite.
         """
         if (currents := self._again("current_at", selector)) is not None:
             return currents
@@ -1024,7 +1026,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
             ``current_overbound``. Differentiable as :meth:`current_at` is.
 
         Raises:
-            TypeError, ValueError: the times are of the wrong dtype, shape or device.
+            TypeError, ValueError: the times are of the wrong dtype, shape or device, or a number
+                that is not finite.
         """
         return self._component_at(selector, 0)
 
@@ -1039,7 +1042,8 @@ class DoubleExponentialCurrent(ExponentialCurrent):
             ``current_overbound``. Differentiable as :meth:`current_at` is.
 
         Raises:
-            TypeError, ValueError: the times are of the wrong dtype, shape or device.
+            TypeError, ValueError: the times are of the wrong dtype, shape or device, or a number
+                that is not finite.
         """
         return self._component_at(selector, 1)
 
