@@ -2,8 +2,8 @@
 
 python docs/examples/learn_one_delay.py  # needs only tritonsyn, 4 s
 
-The current of the target arrives 13.4 ms after the spikes. The model starts with a delay of 2 ms. It
-gets the same spikes, and learns until its current is the same.
+The current of the target arrives 13.4 ms after the spikes. The model gets the same spikes, starts
+with a delay of 2 ms, and learns until its current is the same.
 """
 
 import torch
