@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import oracle
 import peers
+import planted_delays
 
 try:
     import probes
@@ -446,3 +447,12 @@ def test_a_tape_keeps_as_much_whatever_the_longest_delay_is(capsys):
     lines = capsys.readouterr().out.splitlines()
     kept = [float(line.split("|")[3]) for line in lines if "unrolled" in line]
     assert len(kept) == 2 and max(kept) < 1.5 and kept[0] == kept[1]
+
+
+@pytest.mark.slow
+def test_planted_delays_are_found_with_a_spread_that_shrinks_and_not_without():
+    ways = {"exact derivative": (0.0, 0.2), "spread 20 to 1 ms": (0.9, 1.0)}
+    for way, (least, most) in ways.items():
+        found, error = planted_delays.learn("single", way, 0, last=False, drive="spikes")
+        assert least <= found <= most
+        assert (error < 0.05) == (found > 0.5)

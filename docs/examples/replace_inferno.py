@@ -6,6 +6,8 @@ The network is a dense connection with delays, and the neurons behind it. Spike-
 plasticity (STDP) changes the weights. The two runs differ only in the synapses: see ``SYNAPSES``.
 """
 
+from collections.abc import Callable
+
 import inferno
 import torch
 from inferno import learn, neural
@@ -20,7 +22,7 @@ SYNAPSES = {
 }
 
 
-def network(synapse) -> neural.Serial:
+def network(synapse: Callable) -> neural.Serial:
     """A connection with delays up to 8 ms and weights from 0 to 0.3, and the neurons behind it."""
     dense = neural.LinearDense(
         INPUTS, NEURONS, 1.0, synapse=synapse, delay=8.0,
@@ -35,7 +37,7 @@ def network(synapse) -> neural.Serial:
     return neural.Serial(dense, neurons)
 
 
-def run(synapse) -> tuple[Tensor, Tensor, Tensor]:
+def run(synapse: Callable) -> tuple[Tensor, Tensor, Tensor]:
     """The spikes ``[T, 1, neurons]``, and the weights before and after STDP."""
     torch.manual_seed(0)  # the same start and the same inputs for both
     layer = network(synapse)
