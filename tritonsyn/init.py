@@ -16,10 +16,8 @@ from . import checks
 
 __all__ = ["constant", "log_uniform", "normal", "uniform"]
 
-_Fill = Callable[[Tensor], Tensor]
 
-
-def constant(value: float) -> _Fill:
+def constant(value: float) -> Callable[[Tensor], Tensor]:
     """The same delay everywhere.
 
     Args:
@@ -34,7 +32,7 @@ def constant(value: float) -> _Fill:
     return partial(nn.init.constant_, val=checks.finite("value", value))
 
 
-def uniform(low: float, high: float) -> _Fill:
+def uniform(low: float, high: float) -> Callable[[Tensor], Tensor]:
     """Delays between two bounds, each as likely as any other; a layer's default.
 
     Args:
@@ -51,7 +49,9 @@ def uniform(low: float, high: float) -> _Fill:
     return partial(nn.init.uniform_, a=low, b=high)
 
 
-def normal(mean: float, std: float, *, low: float = 0.0, high: float | None = None) -> _Fill:
+def normal(
+    mean: float, std: float, *, low: float = 0.0, high: float | None = None
+) -> Callable[[Tensor], Tensor]:
     """Normally distributed delays; those outside of ``[low, high]`` are put on the bound.
 
     ``normal(0.0, std)`` leaves one half at 0, and the other is half-normal.
@@ -83,7 +83,7 @@ def normal(mean: float, std: float, *, low: float = 0.0, high: float | None = No
     return fill
 
 
-def log_uniform(low: float, high: float) -> _Fill:
+def log_uniform(low: float, high: float) -> Callable[[Tensor], Tensor]:
     """Delays whose logarithms are uniform: as many between 1 and 2 ms as between 10 and 20.
 
     Args:
