@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_recurrent import imitated
+
+import tritonsyn
 
 pytest.importorskip("sklearn")
 
@@ -19,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
 sys.path[:0] = [str(EXAMPLES), str(ROOT / "bench")]
 import compare_digits  # noqa: E402
+import cuda_graph  # noqa: E402
 import digits  # noqa: E402
 
 SOURCE = (EXAMPLES / "digits.py").read_text(encoding="utf-8")
@@ -270,6 +274,16 @@ def test_cuda_graph():
     out = called("cuda_graph").stdout
     assert ("CUDA graph:" in out) == torch.cuda.is_available()
     assert len(re.findall(r": \d+ us each", out)) == 2
+    assert numbers(r"largest difference of an output: (\S+)", out)[0] < 1e-5
+
+
+def test_the_step_of_the_cuda_graph_can_be_captured(monkeypatch, capsys):
+    """By what stands for a graph: it raises where a replay could not do the same."""
+    for name, value in {"NEURONS": 5, "BATCH": 2, "STEPS": 6, "captured": imitated}.items():
+        monkeypatch.setattr(cuda_graph, name, value)
+    with tritonsyn.use_backend("triton"):
+        cuda_graph.main()
+    out = capsys.readouterr().out
     assert numbers(r"largest difference of an output: (\S+)", out)[0] < 1e-5
 
 
