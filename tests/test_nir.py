@@ -758,3 +758,50 @@ def test_damaged_and_foreign_files(tmp_path):
         file.create_dataset("weights", data=np.ones(3))
     with pytest.raises(ValueError, match="can read"):
         from_nir(path, STEP)
+
+
+class Named(nn.Module):
+    """A product and a synapse with the names of nodes that a trace and a graph add themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = synapses.make("single", 4, STEP, spike_charge=10.0, dtype=torch.float64)
+        self.input = nn.Linear(4, 3, dtype=torch.float64)
+        self.output = synapses.make("single", 3, STEP, spike_charge=10.0, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.output(self.input(self.x(x)))
+
+
+def test_modules_may_have_the_names_of_nodes_that_are_added():
+    model, x = Named(), sequence(4)
+    graph = to_nir(model, x[0])
+    assert len(graph.inputs) == len(graph.outputs) == 1 and len(graph.nodes) == 5
+    same(model, from_nir(graph, STEP, dtype=torch.float64), x)
+
+
+def test_nodes_whose_names_are_one_attribute_are_told_apart():
+    parts = li(0.01), nir.Linear(3 * np.eye(2)), li(0.02)
+    graph, names = chain(*parts), {"n0": "a.b", "n2": "a_b"}
+    graph.nodes = {names.get(name, name): node for name, node in graph.nodes.items()}
+    graph.edges = [tuple(names.get(name, name) for name in edge) for edge in graph.edges]
+    x = 10 * sequence(2, dtype=torch.float32)
+    same(from_nir(chain(*parts), STEP), from_nir(graph, STEP), x)
+
+
+def test_models_that_are_no_function_of_one_tensor_are_refused():
+    class Two(nn.Module):
+        def forward(self, x, gain=1.0):
+            return x * gain
+
+    with pytest.raises(ValueError, match="model must have one input, but also takes gain"):
+        to_nir(Two(), torch.zeros(1, 4))
+    with pytest.raises(TypeError, match="0 must return a tensor, but returns"):
+        to_nir(nn.Sequential(nn.GRU(4, 4)), torch.zeros(1, 4))
+
+
+def test_padding_may_be_a_word():
+    for word, size in (("valid", 0), ("same", 1)):
+        graph = to_nir(nn.Conv1d(2, 2, 3, padding=word), torch.zeros(1, 2, 6))
+        (node,) = [each for each in graph.nodes.values() if type(each) is nir.Conv1d]
+        assert tuple(np.ravel(node.padding)) == (size,)

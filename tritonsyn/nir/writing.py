@@ -196,7 +196,8 @@ class _Writer:
 
     def _module(self, call: fx.Node, sources: list[str]) -> Names:
         module = self.traced.get_submodule(str(call.target))
-        calls = sum(other.target == call.target for other in self.traced.graph.nodes)
+        same = (call.op, call.target)  # a trace ends in a node whose target is "output"
+        calls = sum((other.op, other.target) == same for other in self.traced.graph.nodes)
         if calls > 1 and not type(module).__module__.startswith("torch.nn"):
             raise ValueError(f"{call.target} is called {calls} times, but nodes share no state")
         shape, name = call.all_input_nodes[0].meta["shape"], call.name.lstrip("_")
