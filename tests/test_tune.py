@@ -1,6 +1,8 @@
 """Launch settings as data: which are chosen, how they are swept, cached and installed."""
 
+import contextlib
 import errno
+import importlib.util
 import json
 import os
 import subprocess
@@ -330,6 +332,7 @@ DAMAGE = [
     (b'"cost": 8.0', b'"cost": NaN'),
     (b'"cost": 8.0', b'"cost": 1' + 400 * b"0"),
     (b'"details": {', b'"details": [{'),
+    (b'"details": {"note": 1}', b'"details": ["note", 1]'),
     (b'"timer": "small_blocks"', b'"timer": 3'),
     (b'"shape": "12x2x64"', b'"shape": null'),
     (b'"BLOCK": 32', b'"BLOCK": 33'),
@@ -649,3 +652,31 @@ def test_settings_are_chosen_without_triton_or_what_only_sweeps_need():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tune_says_where_nothing_works_and_where_it_cannot_draw(capsys, tmp_path, monkeypatch):
+
+    class Timer(contextlib.nullcontext):
+        device = "a test"
+
+        def __enter__(self):
+            return self
+
+        def __call__(self, trial):
+            return small_blocks(trial)
+
+    monkeypatch.setattr(cli.tune, "StaticTimer", lambda target: Timer())
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n: None if n in ("matplotlib", "tqdm") else find(n)
+    )
+    space = tmp_path / "space.json"
+    for blocks, code in (("[64]", 2), ("[32, 64, 128]", 0)):
+        space.write_text(f'{{"BLOCK": {blocks}, "num_warps": [4]}}')
+        arguments = "--kernel", PUSH, "--shape", "1x64x1024", "--space", str(space)
+        assert tune(tmp_path / str(code), *arguments) == code
+        told = capsys.readouterr()
+        assert "configurations failed, such as: RuntimeError: no such luck" in told.out
+        assert ("no configuration worked" in told.err) == (code == 2)
+        assert ("no heat map: pip install 'tritonsyn[tune]'" in told.out) == (code == 0)
+    assert f"{PUSH:<26} {'1x64x1024':<14} float32   32, 4 warps" in told.out

@@ -655,3 +655,13 @@ def test_a_subclass_may_have_members_of_its_own():
     layer = Recurrent(2, 2, 1.0, synapse=CLASSES["single"].partialconstructor(1.0, 2.0), delay=2.0)
     with layer.unrolled(2):
         assert layer(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_blocks_of_one_layer_are_not_nested():
+    layer, x = layer_of(), inputs(3)
+    twin = copy.deepcopy(layer)
+    with layer.unrolled(3):
+        with pytest.raises(RuntimeError, match="within another unrolled"), layer.unrolled(2):
+            pass
+        found = [layer(i) for i in x]
+    assert_equal(found, [twin(i) for i in x])
