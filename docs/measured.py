@@ -178,90 +178,103 @@ def gates(lines: list[Line], found: list[Line]) -> list[str]:
     return ["", title, "", *table(*rows)]
 
 
-# -- the README -----------------------------------------------------------------------------------
+# -- in short -------------------------------------------------------------------------------------
 
 MACHINES = {"cpu": ("CPU", "tritonsyn reference"), "cuda": ("H100", "tritonsyn triton")}
-"""How the README calls a kind of device, and what runs there."""
-RIVALS = {"inferno-ai": "inferno-ai", "plain PyTorch": "a PyTorch loop"}
-_STATE, _SEQUENCE = "B=128, N=4096, K={}", "T=500, B=16, N=256, K={}"
-_GRADIENT = "sequence with gradient to input, single"
-_READ = "current_at, per synapse, single", _STATE.format(21)
-_TAU = "sequence with gradient to input and tau, single"
-_TRAINED = _LAYER[0].format(_WAYS[True])
+"""What a kind of device is called, and what of tritonsyn runs there."""
+IN_COLUMNS = {"inferno-ai": "inferno-ai", "plain PyTorch": "a PyTorch loop"}
+OTHERS = {
+    "torch.compile": "the loop compiled",
+    "snntorch": "snnTorch",
+    "snnTorch's delay, in steps": "snnTorch in steps",
+    "snnTorch's delay, a sequence": "snnTorch at once",
+    "accelerated-scan": "accelerated-scan",
+    "DCLS": "DCLS",
+}
+"""The providers that tritonsyn is compared with, and what they are called."""
 
 
 class Headline(NamedTuple):
-    """A row of the README's table, by rows of the benchmarks."""
+    """Work that tritonsyn and others were timed on: its rows of the benchmarks, by device."""
 
     label: str
-    cpu: tuple[str, str]
-    cuda: tuple[str, str]
-    others: tuple[tuple[str, str, str, tuple[str, str]], ...]
-    """More comparisons: in words, the kind of device, the provider, the row."""
+    cpu: tuple[str, str] | None = None
+    cuda: tuple[str, str] | None = None
 
 
+_TRAINED, _TAU = _LAYER[0].format(_WAYS[True]), "sequence with gradient to input and tau, single"
+_READ = "current_at, per synapse, single", "B=128, N=4096, K=21"
+_SEQUENCE = "sequence with gradient to input, single", "T=500, B=16, N=256, K={}"
 HEADLINES = (
     Headline(
         "one step",
-        ("step, default, single", _STATE.format(21)),
+        ("step, default, single", "B=128, N=4096, K=21"),
         (_STEP[0], _STEP[1].format(26)),
-        (("the loop, compiled", "cuda", "torch.compile", (_STEP[0], _STEP[1].format(26))),),
     ),
-    Headline(
-        "one delayed read",
-        _READ,
-        _READ,
-        (("the loop, compiled", "cuda", "torch.compile", _READ),),
-    ),
-    Headline(
-        "a sequence, forward and backward",
-        (_GRADIENT, _SEQUENCE.format(21)),
-        (_GRADIENT, _SEQUENCE.format(21)),
-        (
-            ("snnTorch", "cpu", "snntorch", (_GRADIENT, _SEQUENCE.format(1))),
-            ("accelerated-scan", "cuda", "accelerated-scan", (_TAU, _LONG)),
-        ),
-    ),
+    Headline("one delayed read", _READ, _READ),
+    Headline("a sequence, forward and backward", *[(_SEQUENCE[0], _SEQUENCE[1].format(21))] * 2),
+    Headline("the same without a record", *[(_SEQUENCE[0], _SEQUENCE[1].format(1))] * 2),
+    Headline("the same, gradient to tau too", None, (_TAU, _LONG)),
     Headline(
         "a delayed dense layer, forward and backward",
         (_TRAINED, "T=50, B=32, I=140, O=128, K=26, spikes=0.05"),
         (_TRAINED, _LAYER[1].format(26)),
-        (
-            ("DCLS, delays to 25 steps", "cuda", "DCLS", MEASURED["against DCLS, K=26, both ways"]),
-            ("to 251 steps", "cuda", "DCLS", MEASURED["against DCLS, K=252, both ways"]),
-        ),
     ),
-)  # fmt: skip
+    Headline("the same at whole steps up to 25", None, MEASURED["against DCLS, K=26, both ways"]),
+    Headline("the same at whole steps up to 251", None, MEASURED["against DCLS, K=252, both ways"]),
+    Headline(
+        "a delay of a signal, forward and backward",
+        ("delayed signal, linear, forward and backward", "T=250, B=64, N=256, K=26"),
+    ),
+)
 
 
-def headlines(lines: list[Line]) -> list[str]:
-    """How many times as fast tritonsyn is, by the newest measurements."""
-    newest: dict[tuple[str, ...], Line] = {}
-    for line in sorted(lines, key=lambda line: line["date"]):
-        if line["dtype"] == "float32":
-            newest[kind(line["device"]), line["provider"], line["workload"], line["size"]] = line
+class Comparison(NamedTuple):
+    """tritonsyn and another provider at the same work on the same machine."""
 
-    def ratio(device: str, rival: str, work: tuple[str, str]) -> str:
-        ours, theirs = (newest[(device, name, *work)] for name in (MACHINES[device][1], rival))
-        paired = dict(pair.rsplit(" ", 1) for pair in ours["ratios"].split(", ") if pair)
-        times = float(
-            paired.get(rival, float(theirs["milliseconds"]) / float(ours["milliseconds"]))
-        )
+    ours: Line
+    theirs: Line
+
+    @property
+    def times_as_fast(self) -> str:
+        """The median over pairs of rounds where they were timed in turn, else of the medians."""
+        paired = dict(p.rsplit(" ", 1) for p in self.ours["ratios"].split(", ") if p)
+        medians = float(self.theirs["milliseconds"]) / float(self.ours["milliseconds"])
+        times = float(paired.get(self.theirs["provider"], medians))
         return f"{times:.0f}" if times >= 10 else f"{times:.2g}"
 
-    rows = []
-    for headline in HEADLINES:
-        works = {"cpu": headline.cpu, "cuda": headline.cuda}
-        ratios = [ratio(device, rival, work) for device, work in works.items() for rival in RIVALS]
-        others = [f"{words}: {ratio(*of)} ({MACHINES[of[0]][0]})" for words, *of in headline.others]
-        rows.append((headline.label, *ratios, "; ".join(others)))
-    heads = [f"{name}: {words}" for name, _ in MACHINES.values() for words in RIVALS.values()]
-    made = ["", *table(("times as fast as", *heads, "others"), *rows)]
-    for device, (name, ours) in MACHINES.items():
-        line = newest[(device, ours, *getattr(HEADLINES[0], device))]
-        told = ", ".join(line[field] for field in ("device", "date"))
-        made.append(f"{name}: {told}, torch {line['torch']}, commit {line['commit']}.")
-    return [*made, ""]
+
+def compare(lines: list[Line], device: str, work: tuple[str, str] | None) -> dict[str, Comparison]:
+    """With each provider that was timed there, by the newest measurements."""
+    there = [
+        line
+        for line in sorted(lines, key=lambda line: line["date"])
+        if (line["workload"], line["size"]) == work
+        and (line["dtype"], kind(line["device"])) == ("float32", device)
+    ]
+    newest = {line["provider"]: line for line in there}
+    ours = newest.get(MACHINES[device][1])
+    return {name: Comparison(ours, line) for name, line in newest.items() if ours}
+
+
+def headlines(lines: list[Line], at_length: bool) -> list[str]:
+    """How many times as fast tritonsyn is; ``at_length`` with sizes and its times."""
+    head = ("size", "tritonsyn, ms") if at_length else ()
+    rows: list[tuple[object, ...]] = [("on", "work", *head, *IN_COLUMNS.values(), "others")]
+    machines = []
+    for device, (name, _) in MACHINES.items():
+        for headline in HEADLINES:
+            found = compare(lines, device, getattr(headline, device))
+            if not found:
+                continue
+            ours = next(iter(found.values())).ours
+            ratios = [found[n].times_as_fast if n in found else "" for n in IN_COLUMNS]
+            others = [f"{w} {found[n].times_as_fast}" for n, w in OTHERS.items() if n in found]
+            sizes = (ours["size"], ours["milliseconds"]) if at_length else ()
+            rows.append((name, headline.label, *sizes, *ratios, ", ".join(others)))
+        versions = f"torch {ours['torch']}, commit {ours['commit']}"
+        machines.append(f"{name}: {ours['device']}, {ours['date']}, {versions}.")
+    return ["", *table(*rows), *machines, ""]
 
 
 # -- networks -------------------------------------------------------------------------------------
@@ -322,13 +335,14 @@ def rewritten(page: str, path: Path = CSV, gates_path: Path = GATES) -> str:
     lines = list(results.read(path).values())
     with gates_path.open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
+    page = replaced(page, "comparisons", headlines(lines, at_length=True))
     page = replaced(page, "gates", gates(lines, found))
     return replaced(page, "times", ["", *written(lines), ""])
 
 
 def introduced(page: str) -> str:
     """The README with its table."""
-    return replaced(page, "headlines", headlines(list(results.read(CSV).values())))
+    return replaced(page, "headlines", headlines(list(results.read(CSV).values()), at_length=False))
 
 
 def compared(page: str) -> str:
