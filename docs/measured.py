@@ -214,14 +214,18 @@ HEADLINES = (
     Headline("one delayed read", _READ, _READ),
     Headline("a sequence, forward and backward", *[(_SEQUENCE[0], _SEQUENCE[1].format(21))] * 2),
     Headline("the same without a record", *[(_SEQUENCE[0], _SEQUENCE[1].format(1))] * 2),
-    Headline("the same, gradient to tau too", None, (_TAU, _LONG)),
+    Headline("a longer sequence, gradient to tau too", None, (_TAU, _LONG)),
     Headline(
         "a delayed dense layer, forward and backward",
         (_TRAINED, "T=50, B=32, I=140, O=128, K=26, spikes=0.05"),
         (_TRAINED, _LAYER[1].format(26)),
     ),
-    Headline("the same at whole steps up to 25", None, MEASURED["against DCLS, K=26, both ways"]),
-    Headline("the same at whole steps up to 251", None, MEASURED["against DCLS, K=252, both ways"]),
+    Headline(
+        "a longer one at whole steps up to 25", None, MEASURED["against DCLS, K=26, both ways"]
+    ),
+    Headline(
+        "a longer one at whole steps up to 251", None, MEASURED["against DCLS, K=252, both ways"]
+    ),
     Headline(
         "a delay of a signal, forward and backward",
         ("delayed signal, linear, forward and backward", "T=250, B=64, N=256, K=26"),
