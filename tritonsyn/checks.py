@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,7 +135,10 @@ def integer(name: str, value: Any) -> int:
         number = cast(int, value)
     else:
         try:
-            if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+            # NumPy before 2.3 takes its own truth values for integers, and only warns.
+            if isinstance(value, bool | np.bool_) or (
+                isinstance(value, Tensor) and value.dtype == torch.bool
+            ):
                 raise TypeError
             number = operator.index(value)
         except (TypeError, RuntimeError):
