@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
 DOTFILES = [*sorted((ROOT / ".github").rglob("*.*")), ROOT / ".pre-commit-config.yaml"]
 
 
@@ -53,6 +55,21 @@ def test_a_release_is_refused_where_files_disagree(notes, tag, changelog, messag
 def test_a_release_is_told_by_its_own_section(notes):
     changelog = "## [1.0.0] - 2026-01-02\n\n- new\n\n## [0.9.0] - 2025-01-02\n- old\n"
     assert notes("v1.0.0", 'version = "1.0.0"\n', changelog) == "- new"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_ask_for_little_and_end(path):
+    workflow = yaml.safe_load(path.read_text("utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        assert job["timeout-minutes"] <= 90, name
+        for used in filter(None, (step.get("uses") for step in job["steps"])):
+            assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", used), used
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda p: p.stem)
+def test_dotfiles_parse(path):
+    assert isinstance(yaml.safe_load(path.read_text("utf-8")), dict)
 
 
 def test_scripts_that_workflows_and_guides_name_exist():
