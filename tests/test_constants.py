@@ -380,7 +380,7 @@ def test_signatures_list_every_option(kind):
     assert list(partial) == [*constants, *options[1:5], "inplace"]
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in partial.values())
     assert partial["spike_overbound"].default is False
-    assert "with the physics fixed" in cls.partialconstructor.__doc__
+    assert "Fixes the physics of a synapse" in cls.partialconstructor.__doc__
     with pytest.raises(TypeError, match="missing a required argument"):
         cls.partialconstructor(10.0)
     with pytest.raises(TypeError, match="unexpected keyword argument"):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from synapses import CLASSES, make, spikes, uniform
+from synapses import CLASSES, make, same, snapshot, spikes, uniform
 from torch import nn
 
 from tritonsyn import Delay, DelayedConv1d, DelayedConv2d, DelayedLinear, functional
@@ -153,3 +153,11 @@ def test_a_sequence_runs_through_a_container_as_its_steps_do():
     torch.testing.assert_close(whole, parts)
     whole.sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_sequences_with_the_batch_first_have_two_axes():
+    synapse = make("single", 3, batch_first=True)
+    before = snapshot(synapse)
+    with pytest.raises(ValueError, match=r"x has shape \(3,\), .*with batch_first=True"):
+        synapse.scan(torch.ones(3))
+    assert same(snapshot(synapse), before)

@@ -557,6 +557,7 @@ def test_rest_is_known_until_something_writes(device):
         ({"batch_size": 0}, "batch_size must be a positive integer"),
         ({"synapse": 3}, "synapse must be what a synapse's partialconstructor returns"),
         ({"synapse": lambda *a, **k: torch.nn.Identity()}, "synapse must make a synapse"),
+        ({"mask": torch.ones(3, 4) > 0, "fan_in": 2}, "mask and fan_in=2 were both given"),
         ({"strategy": "fast"}, "strategy must be one of auto, shift, gemm, bits, events"),
         ({"dtype": torch.int32}, "dtype must be one of"),
         ({"weight_init": 1.0}, "weight_init must be a function of a tensor"),

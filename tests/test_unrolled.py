@@ -10,7 +10,7 @@ import pytest
 import torch
 from synapses import CLASSES, every_kind, snapshot, uniform
 
-from tritonsyn import DelayedLinear
+from tritonsyn import DelayedLinear, functional
 from tritonsyn.launch.launcher import recording
 from tritonsyn.ops import tape as tapes
 from tritonsyn.reference import tape as reference
@@ -665,3 +665,14 @@ def test_blocks_of_one_layer_are_not_nested():
             pass
         found = [layer(i) for i in x]
     assert_equal(found, [twin(i) for i in x])
+
+
+def test_blocks_of_steps_are_tensors():
+    layer, x = layer_of(min_delay=STEP), inputs(3)
+    twin = copy.deepcopy(layer)
+    with layer.unrolled(2):
+        with pytest.raises(TypeError, match="z must be a tensor, but is PackedSpikes"):
+            layer.ahead(functional.pack_spikes(x[:2] > 0))
+        found = layer.ahead(x[:2])
+    with twin.unrolled(2):
+        assert_equal([found], [twin.ahead(x[:2])])
