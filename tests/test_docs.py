@@ -78,13 +78,15 @@ def listed_in_the_reference():
     """Full names of what the reference shows; of a module, of all that is in it."""
     for page in REFERENCE.glob("*.md"):
         for name, options in LISTED.findall(page.read_text(encoding="utf-8")):
+            if name.startswith("tritonsyn.interop."):  # its library may not be here
+                continue
             yield name
             if "members: false" not in options:
                 yield from (f"{name}.{each}" for each in getattr(locate(name), "__all__", ()))
 
 
 def test_the_reference_has_all_that_is_public_and_documented():
-    listed = {n for n in listed_in_the_reference() if not n.startswith("tritonsyn.interop.")}
+    listed = set(listed_in_the_reference())
     for name in listed:
         owner, _, member = name.rpartition(".")
         if member not in vars(locate(owner)).get("__annotations__", {}):  # of instances only
