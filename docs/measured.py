@@ -207,24 +207,27 @@ _READ = "current_at, per synapse, single", "B=128, N=4096, K=21"
 _SEQUENCE = "sequence with gradient to input, single", "T=500, B=16, N=256, K={}"
 HEADLINES = (
     Headline(
-        "one step",
-        ("step, default, single", "B=128, N=4096, K=21"),
-        (_STEP[0], _STEP[1].format(26)),
+        "one step, `inplace=True`", (_STEP[0], _STEP[1].format(21)), (_STEP[0], _STEP[1].format(26))
     ),
+    Headline("one step", ("step, default, single", _STEP[1].format(21))),
     Headline("one delayed read", _READ, _READ),
     Headline("a sequence, forward and backward", *[(_SEQUENCE[0], _SEQUENCE[1].format(21))] * 2),
-    Headline("the same without a record", *[(_SEQUENCE[0], _SEQUENCE[1].format(1))] * 2),
-    Headline("a longer sequence, gradient to tau too", None, (_TAU, _LONG)),
+    Headline("the same without a past to read", *[(_SEQUENCE[0], _SEQUENCE[1].format(1))] * 2),
+    Headline("a longer sequence, gradient to the time constant too", None, (_TAU, _LONG)),
     Headline(
         "a delayed dense layer, forward and backward",
         (_TRAINED, "T=50, B=32, I=140, O=128, K=26, spikes=0.05"),
         (_TRAINED, _LAYER[1].format(26)),
     ),
     Headline(
-        "a longer one at whole steps up to 25", None, MEASURED["against DCLS, K=26, both ways"]
+        "a delayed dense layer, longer sequences, whole steps up to 25",
+        None,
+        MEASURED["against DCLS, K=26, both ways"],
     ),
     Headline(
-        "a longer one at whole steps up to 251", None, MEASURED["against DCLS, K=252, both ways"]
+        "a delayed dense layer, longer sequences, whole steps up to 251",
+        None,
+        MEASURED["against DCLS, K=252, both ways"],
     ),
     Headline(
         "a delay of a signal, forward and backward",
