@@ -1,4 +1,4 @@
-"""Stateless functions: interpolations between two observations, and the operations on records.
+"""Stateless functions: sequences, delayed layers, steps, reads of records, and interpolations.
 
 The interpolations have the signature that :meth:`tritonsyn.RecordTensor.select` calls,
 ``f(prev_data, next_data, sample_at, step_time, **kwargs)``: ``prev_data`` is the observation
