@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +168,12 @@ def host_table(results: list[Result]) -> list[str]:
 
 def _ratios(result: Result) -> str:
     return ", ".join(f"{name} {ratio:.3g}" for name, ratio in result.ratios.items())
+
+
+def ratios_of(line: dict[str, str]) -> dict[str, float]:
+    """The ratios of a line of the file, by provider, whose name may have a comma."""
+    found = re.findall(r"(.+?) ([\d.e+-]+)(?:, |$)", line["ratios"])
+    return {name: float(ratio) for name, ratio in found}
 
 
 # -- the file -------------------------------------------------------------------------------------

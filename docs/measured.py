@@ -245,30 +245,30 @@ class Comparison(NamedTuple):
     @property
     def times_as_fast(self) -> str:
         """The median over pairs of rounds where they were timed in turn, else of the medians."""
-        paired = dict(p.rsplit(" ", 1) for p in self.ours["ratios"].split(", ") if p)
         medians = float(self.theirs["milliseconds"]) / float(self.ours["milliseconds"])
-        times = float(paired.get(self.theirs["provider"], medians))
+        times = results.ratios_of(self.ours).get(self.theirs["provider"], medians)
         return f"{times:.0f}" if times >= 10 else f"{times:.2g}"
 
 
 def compare(lines: list[Line], device: str, work: tuple[str, str] | None) -> dict[str, Comparison]:
-    """With each provider that was timed there, by the newest measurements."""
+    """With each provider that was timed there, by the newest measurements on one machine."""
     there = [
         line
-        for line in sorted(lines, key=lambda line: line["date"])
+        for line in lines
         if (line["workload"], line["size"]) == work
         and (line["dtype"], kind(line["device"])) == ("float32", device)
     ]
-    newest = {line["provider"]: line for line in there}
-    ours = newest.get(MACHINES[device][1])
-    return {name: Comparison(ours, line) for name, line in newest.items() if ours}
+    mine = [line for line in there if line["provider"] == MACHINES[device][1]]
+    ours = max(reversed(mine), key=lambda line: line["date"], default={})
+    beside = [line for line in there if all(line[name] == ours.get(name) for name in MACHINE)]
+    return {line["provider"]: Comparison(ours, line) for line in beside}
 
 
 def headlines(lines: list[Line], at_length: bool) -> list[str]:
     """How many times as fast tritonsyn is; ``at_length`` with sizes and its times."""
     head = ("size", "tritonsyn, ms") if at_length else ()
     rows: list[tuple[object, ...]] = [("on", "work", *head, *IN_COLUMNS.values(), "others")]
-    machines = []
+    machines: dict[str, None] = {}  # each once, in the order of the rows
     for device, (name, _) in MACHINES.items():
         for headline in HEADLINES:
             found = compare(lines, device, getattr(headline, device))
@@ -279,8 +279,8 @@ def headlines(lines: list[Line], at_length: bool) -> list[str]:
             others = [f"{w} {found[n].times_as_fast}" for n, w in OTHERS.items() if n in found]
             sizes = (ours["size"], ours["milliseconds"]) if at_length else ()
             rows.append((name, headline.label, *sizes, *ratios, ", ".join(others)))
-        versions = f"torch {ours['torch']}, commit {ours['commit']}"
-        machines.append(f"{name}: {ours['device']}, {ours['date']}, {versions}.")
+            versions = f"torch {ours['torch']}, commit {ours['commit']}"
+            machines[f"{name}: {ours['device']}, {ours['date']}, {versions}."] = None
     return ["", *table(*rows), *machines, ""]
 
 

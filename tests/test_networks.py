@@ -257,3 +257,23 @@ def test_seeds_are_one_row_of_the_page():
         "| rows | learned | by hand | 80.0 (75.0 to 85.0) | 3 | 60 | 50% | 5 of all |",
         "| rows | none | by hand | 75.0 | 2 |  | 2% | 5 of 64 |",
     ]
+
+
+def test_headlines_compare_on_one_machine_and_name_each():
+    lines = list(results.read(results.FILE).values())
+    before = measured.headlines(lines, at_length=False)
+    (headline,) = (each for each in measured.HEADLINES if each.label == "one delayed read")
+    newest = measured.compare(lines, "cpu", headline.cpu)
+    later = {"date": "2099-01-01", "commit": "later"}
+    assert measured.headlines([*lines, newest["inferno-ai"].theirs | later], False) == before
+    after = measured.headlines([*lines, newest["tritonsyn reference"].ours | later], False)
+    assert [row for row in after if row not in before][1].startswith("CPU: ")
+    assert "| CPU | one delayed read |  |  |  |" in after
+    assert measured.headlines([], at_length=False)[-1] == ""
+
+
+def test_ratios_are_read_as_they_were_written():
+    ratios = {"snnTorch's delay, in steps": 8.13, "DCLS": 0.72, "inferno-ai": 1.2e3}
+    text = ", ".join(f"{name} {ratio:.3g}" for name, ratio in ratios.items())
+    assert results.ratios_of({"ratios": text}) == ratios
+    assert results.ratios_of({"ratios": ""}) == {}
