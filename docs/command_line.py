@@ -3,13 +3,14 @@
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
+from unittest.mock import patch
 
 from tritonsyn.cli import main
 from tritonsyn.system import write_whole
 
 PAGE = Path(__file__).parent / "reference" / "command-line.md"
-COMMANDS = ("info", "demo", "check", "tune", "configs")
 START = """# Command line
 
 `tritonsyn` and each of its commands explain themselves with `--help`. The exit status is 0 after
@@ -25,9 +26,11 @@ def help_of(*command: str) -> str:
     return said.getvalue().rstrip()
 
 
+@patch.dict(os.environ, COLUMNS="90")  # argparse wraps at two less
 def page() -> str:
-    os.environ["COLUMNS"] = "90"  # argparse wraps at two less
-    parts = [("tritonsyn", help_of()), *((f"tritonsyn {c}", help_of(c)) for c in COMMANDS)]
+    whole = help_of()
+    commands = re.findall(r"^    (\w+) ", whole, re.MULTILINE)
+    parts = [("tritonsyn", whole), *((f"tritonsyn {c}", help_of(c)) for c in commands)]
     return START + "".join(f"\n## {title}\n\n```text\n{said}\n```\n" for title, said in parts)
 
 

@@ -1,17 +1,4 @@
-"""``tritonsyn demo``: trains a network of delayed synapses on scanned digits.
-
-Trains a small spiking network to read scanned digits, twice: once with a learned
-delay on every connection, once with all delays kept at zero.
-
-The network sees a digit as spikes, one row of pixels every 3 ms, and answers in the
-4 ms after the last row. Its neurons forget within a few ms. What an early row said
-can only arrive in time for the answer if a delay holds it back: the difference
-between the two accuracies is what delays are worth.
-
-It takes about 20 s on one CPU core and downloads nothing. It writes
-  metrics.json  accuracies and losses of each epoch, times, versions
-  demo.png      a digit, its spikes and currents, the delays before and after training
-"""
+"""``tritonsyn demo``: trains a network of delayed synapses on scanned digits."""
 
 import argparse
 import importlib.util
@@ -29,6 +16,20 @@ NEEDS = {
     "matplotlib": "matplotlib",
     "tqdm": "tqdm",
 }
+
+DESCRIPTION = """\
+Trains a small spiking network to read scanned digits, twice: once with a learned
+delay on every connection, once with all delays kept at zero.
+
+The network sees a digit as spikes, one row of pixels every 3 ms, and answers in the
+4 ms after the last row. Its neurons forget within a few ms. What an early row said
+can only arrive in time for the answer if a delay holds it back: the difference
+between the two accuracies is what delays are worth.
+
+It takes about 20 s on one CPU core and downloads nothing. It writes
+  metrics.json  accuracies and losses of each epoch, times, versions
+  demo.png      a digit, its spikes and currents, the delays before and after training
+"""
 
 EXAMPLES = """\
 examples:
@@ -49,13 +50,13 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="train a network of delayed synapses on scanned digits",
-        description=__doc__.partition("\n\n")[2],
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=_Help,
     )
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training digits")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of all that is drawn; one seed always gives one result"
+        "--seed", type=int, default=0, help="of all random numbers; the same seed, the same result"
     )
     parser.add_argument(
         "--device", default="cpu", help="torch device to train on: cpu, cuda, cuda:1"
