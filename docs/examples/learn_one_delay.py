@@ -2,8 +2,8 @@
 
 python docs/examples/learn_one_delay.py  # needs only tritonsyn, 4 s
 
-The current of the target arrives 13.4 ms after the spikes. The model gets the same spikes, starts
-with a delay of 2 ms, and learns until its current is the same.
+The current of the target arrives 13.4 ms after the spikes. The model gets the same spikes. Its
+delay is 2 ms at first, and learns for 100 updates from the difference between the two currents.
 """
 
 import torch
