@@ -82,8 +82,8 @@ def test_step(device, backend, count, per_synapse, slots):
 
 
 @cases(
-    mode=["previous", "nearest", "next", "linear", "expdecay"], count=[1, 2], rows=[1, 2],
-    overbound=[None, 0.5],
+    mode=["previous", "nearest", "next", "linear", "expdecay"],
+    count=[1, 2], rows=[1, 2], overbound=[None, 0.5],
     kernels=[("nearest", 1, 2, None), ("linear", 1, 2, 0.5), ("expdecay", 2, 1, 0.5)],
 )  # fmt: skip
 def test_select(device, backend, mode, count, rows, overbound):
@@ -702,7 +702,7 @@ def transformed():
                 yield pytest.param(call, transform, id=f"{kind} of {name}")
 
 
-@pytest.mark.parametrize(("call", "transform"), transformed())
+@pytest.mark.parametrize(("call", "transform"), list(transformed()))
 @pytest.mark.parametrize("inplace", [False, True])
 def test_transforms_are_refused_before_anything_is_written(call, transform, inplace):
     synapse = make("single", delay=2.0, inplace=inplace)

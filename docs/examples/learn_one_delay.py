@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 
 from tritonsyn import DelayedLinear, DoubleExponentialCurrent
 
-TRUE_DELAY, FIRST_GUESS, LONGEST = 13.4, 2.0, 20.0  # ms
+TRUE_DELAY, FIRST_GUESS, LONGEST = 13.4, 2.0, 20.0  # ms; the longest bounds the other two
 
 
 def connection(delay: float) -> DelayedLinear:

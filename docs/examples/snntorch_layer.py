@@ -52,21 +52,25 @@ def train(longest: float) -> tuple[Network, float]:
     torch.manual_seed(0)
     net = Network(longest)
     optimizer = torch.optim.Adam(parameter_groups(net, 0.02, delay_lr=0.5))
-    for _ in range(100):
+    for update in range(1, 101):
         spikes, side = sounds(64)
         loss = nn.functional.cross_entropy(net(spikes), side)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         net.layer.clamp_delays_()
+        if update % 25 == 0:
+            print(f"  update {update:3d}: loss {loss.item():.3f}")
     spikes, side = sounds(1000)
     with torch.no_grad():
         return net, (net(spikes).argmax(1) == side).float().mean().item()
 
 
 if __name__ == "__main__":
+    print("training without delays, then with delays")
     print(f"without delays: {train(0.0)[1]:.1%} of the sides")
     net, accuracy = train(LONGEST)
     print(f"learned delays: {accuracy:.1%} of the sides")
     for name, delay in zip(("left", "right"), net.layer.delay.tolist(), strict=True):
         print(f"neuron {name}: left ear {delay[0]:.1f} ms, right ear {delay[1]:.1f} ms")
+    print(f"the two delays of a neuron differ by about the lag, {LAG} ms: both spikes meet there")

@@ -81,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not os.access(arguments.out, os.W_OK):
         raise UserError(f"--out {arguments.out} cannot be written to")
 
+    print("Loading snnTorch and the digits, which takes some seconds ...", flush=True)
     from ..demo.main import run as train
 
     train(arguments.epochs, arguments.seed, device, arguments.out)

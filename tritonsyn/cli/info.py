@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     for topic, entries in found.items():
         print(topic)
         for name, value in entries.items():
-            print(f"  {name:<20} {value}")
+            print(f"  {name:<20} {'not set' if value is None else value}")
 
 
 def facts() -> dict[str, dict[str, Any]]:

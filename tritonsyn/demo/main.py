@@ -32,9 +32,10 @@ def run(epochs: int, seed: int, device: torch.device, out: Path) -> dict[str, An
     metrics = _metrics(learned, frozen, seed, device, time.perf_counter() - started)
     write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     picture.draw(learned, frozen, data.load(seed)[1], out / "demo.png")
-    gain = 100 * (learned.test_accuracy - frozen.test_accuracy)
-    print(f"learned delays: {learned.test_accuracy:.1%} of the held-out digits")
-    print(f"delays frozen at zero: {frozen.test_accuracy:.1%}; delays are worth {gain:.1f} points")
+    percent = [round(100 * each.test_accuracy, 1) for each in (learned, frozen)]
+    print(f"learned delays: {percent[0]}% of the held-out digits")
+    gain = percent[0] - percent[1]
+    print(f"delays frozen at zero: {percent[1]}%; delays are worth {gain:.1f} points")
     print(f"wrote {out / 'metrics.json'} and {out / 'demo.png'}")
     return metrics
 
@@ -46,7 +47,7 @@ def _announce(epochs: int, seed: int, device: torch.device, out: Path) -> None:
     print("once with learned delays, once with all delays kept at zero.")
     print(f"Each training takes {passes}; {test} other digits test it after every one.")
     if device.type == "cpu":
-        print(f"One CPU core takes about {2 * epochs * _EPOCH_SECONDS:.0f} s for both.")
+        print(f"One CPU core takes about {2 * epochs * _EPOCH_SECONDS:.0f} s to train both.")
     print(f"Results go to {out}/.\n", flush=True)
 
 
