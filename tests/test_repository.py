@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,15 @@ def test_scripts_that_workflows_and_guides_name_exist():
 @pytest.mark.parametrize("form", ["bug", "speed"])
 def test_reports_come_with_versions_and_devices(form):
     assert "`tritonsyn info --json`" in read(f".github/ISSUE_TEMPLATE/{form}.yml")
+
+
+def test_the_top_level_stays_as_small_as_it_is():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    top = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} == {
+        "LICENSE", "README.md", "bench", "docs", "kernels", "pyproject.toml", "tests", "tritonsyn",
+    }  # fmt: skip
