@@ -1,5 +1,6 @@
 """The command line: what it tells and how it refuses."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -92,3 +93,24 @@ def test_an_unknown_backend_in_the_environment_is_told_in_one_line():
     assert (
         "environment variable TRITONSYN_BACKEND is 'bogus', but must be one of auto" in done.stderr
     )
+
+
+def test_info_without_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert info.facts()["caches"]["compiled kernels"] is None
+
+
+def test_what_compiles_kernels_asks_for_triton(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == "triton" else found(name)
+    )
+    assert cli.main(["check"]) == 2
+    assert "the package triton is not installed" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_does_not_fail_it():
+    command = [sys.executable, "-c", "import sys; from tritonsyn import cli; sys.exit(cli.main())"]
+    with subprocess.Popen([*command, "info", "--json"], stdout=subprocess.PIPE) as run:
+        run.stdout.close()
+    assert run.returncode == 0

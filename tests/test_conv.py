@@ -437,3 +437,15 @@ def test_refuses_inputs_that_do_not_fit(shape, message):
     with pytest.raises(ValueError, match="sequence"):
         layer.scan(torch.ones(2, 4, 8))
     assert same(before, snapshot(layer)) and layer.size == (1,)
+
+
+def test_valid_padding_pads_nothing(device):
+    layers = []
+    for padding in ("valid", 0):
+        torch.manual_seed(0)
+        how = {"synapse": physics("single"), "delay": 3.0, "padding": padding, "device": device}
+        layers.append(DelayedConv1d(2, 3, 4, 1.0, **how))
+    x = torch.rand(5, 1, 2, 9, device=device)
+    assert layers[0](x).shape == (5, 1, 3, 6)
+    layers[0].clear()
+    assert torch.equal(layers[0](x), layers[1](x))

@@ -1,12 +1,14 @@
 """The demonstration: its data, its network, what it writes, and that it repeats itself."""
 
 import json
+import os
 
 import pytest
 import torch
 
 pytest.importorskip("snntorch")
 
+from tritonsyn import cli
 from tritonsyn.demo import data, main, train
 from tritonsyn.demo.network import Network
 
@@ -92,3 +94,15 @@ def test_the_figures_and_the_picture_are_written(few, tmp_path, capsys):
     assert "1 epoch;" in announced and f"Results go to {tmp_path}" in announced
     assert "about 1 s" in announced
     assert "delays are worth" in results
+
+
+def test_the_command_trains_into_its_folder(few, tmp_path, capsys):
+    assert cli.main(["demo", "--epochs", "1", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "demo.png").exists()
+    assert capsys.readouterr().out.startswith("Loading")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} cannot be written to" in capsys.readouterr().err

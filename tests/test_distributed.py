@@ -30,10 +30,11 @@ from parallel import (
 from parts import BATCH, BOTH, CASES, learned_by_one, new_constants, run_with, synapse
 from processes import KINDS, build, drive, of_job, records, together, train
 from synapses import spikes
+from torch.distributed.tensor import Shard
 from torch.testing import assert_close
 
 from tritonsyn import DelayedConv1d, SingleExponentialCurrent
-from tritonsyn.distributed import without_records
+from tritonsyn.distributed import DelayedColwiseParallel, gather_spikes, without_records
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
@@ -432,3 +433,12 @@ def test_the_example_learns_on_two_processes(way):
 
 def test_the_example_is_short():
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_what_one_process_can_refuse_is_refused():
+    with pytest.raises(TypeError, match="mesh must be a DeviceMesh, but is 'mesh'"):
+        gather_spikes(torch.zeros(2, dtype=torch.bool), "mesh")
+    with pytest.raises(ValueError, match=r"x has shape \(\), but must have \(\.\.\., n\)"):
+        gather_spikes(torch.tensor(True), "mesh")
+    with pytest.raises(ValueError, match=r"input_layouts must be Replicate\(\) or Shard\(-1\)"):
+        DelayedColwiseParallel(input_layouts=Shard(0))

@@ -909,3 +909,21 @@ def test_the_carry_follows_the_newest_observation(dtype, device):
     record.write(values[4], 2)
     record.align(1)
     assert torch.equal(record.carry, values[2])
+
+
+def test_more_rows_than_the_record_holds_are_refused(device):
+    record = RecordTensor(1.0, 3.0, torch.zeros(2, device=device), inclusive=True)
+    with pytest.raises(ValueError, match=r"rows has shape \(5, 2\), but must have .*L in 0 to 4"):
+        record.extend(torch.ones(5, 2, device=device))
+    assert record.pointer == 0 and not record.value.any()
+
+
+def test_a_saved_carry_of_another_shape_is_refused(device):
+    value = torch.zeros(2, dtype=torch.bfloat16, device=device)
+    record = RecordTensor(1.0, 3.0, value, inclusive=True, carried=True)
+    record.push(value + 1)
+    state = record.state_dict()
+    state["carry"] = torch.zeros(3)
+    with pytest.raises(RuntimeError, match=r"carry.* \(3,\), but must be one observation"):
+        record.load_state_dict(state)
+    assert (record.peek() == 1).all()

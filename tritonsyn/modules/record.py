@@ -165,10 +165,6 @@ class RecordTensor(Stateful):
         position = self._buffers["position"]
         return self._cursor if position is None else _as_kept(position)
 
-    @cursor.setter
-    def cursor(self, value: Slot) -> None:
-        self._move_to(value)
-
     def _move_to(self, value: Slot) -> None:
         # Called by name where it may be compiled: torch 2.11 does not trace a property's setter,
         # but calls it after the graph, where it could refuse nothing.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..launch import tables
-from ..launch.config import HEURISTICS, LaunchConfig, Work, check_names, forget
+from ..launch.config import HEURISTICS, LaunchConfig, check_names, forget
 from ..system import parse_json, write_whole
 from .calls import CALLS, Shape
 from .record import main_launch
@@ -35,11 +35,6 @@ class Trial:
     def launch(self) -> "Launch":
         """The launch that does the main part of the work, on tensors without values."""
         return main_launch(self.kernel, self.shape, self.dtype, self.config)
-
-    @property
-    def work(self) -> Work:
-        """The sizes by which the configuration is looked up."""
-        return self.launch.work
 
     @property
     def programs(self) -> int:
