@@ -408,7 +408,7 @@ def _constant(values: Array) -> float | Tensor:
 
 
 def _is_identity(weight: Array) -> bool:
-    return np.array_equal(weight, np.eye(*weight.shape[:1]))
+    return np.array_equal(weight, np.eye(len(weight)))
 
 
 def _of_channels(values: Array) -> Array:

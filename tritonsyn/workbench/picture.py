@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     measured = "ranked by the compiled code, not measured" if "static" in timers else "measured"
     figure.suptitle(f"{timers}: {measured}", color=INK, fontsize=11)
     bar = figure.colorbar(image, ax=axes, label="cost, times the best", shrink=0.8)
-    bar.outline.set_visible(False)
+    bar.ax.spines["outline"].set_visible(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # layouts that a small figure cannot hold
         with written_whole(path) as beside:
